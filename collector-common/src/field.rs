@@ -1,0 +1,70 @@
+//! Kernel structure fields that programs read, by name.
+//!
+//! Rust's BPF target emits no CO-RE relocations. A program that reads `task->cgroups` contains one
+//! load whose offset is a *placeholder*, [`PLACEHOLDER`] plus the field's number here; before the
+//! object is loaded the agent looks the name up in the running kernel's BTF and writes the real
+//! offset into the instruction. The result is what a C program with CO-RE would run: one
+//! instruction a field. A field that this kernel lacks makes the programs that read it
+//! unavailable, by name; the others load.
+
+/// First placeholder. No offset that programs use otherwise (stack, map values, context) comes near.
+pub const PLACEHOLDER: i16 = 0x5A00;
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
+        #[repr(i16)]
+        #[allow(clippy::upper_case_acronyms, non_camel_case_types)]
+        enum Number { $($name,)* }
+        $(
+            $(#[$doc])*
+            #[doc = concat!("`", $path, "`")]
+            pub const $name: i16 = PLACEHOLDER + Number::$name as i16;
+        )*
+        /// Path of each field, in the order of its placeholder: `struct.member.member`, where a
+        /// member may be an array element named by an enumerator (`subsys[cpu_cgrp_id]`), and
+        /// alternatives for other kernel versions are separated by `|`.
+        pub const PATHS: &[&str] = &[$($path,)*];
+    };
+}
+
+fields! {
+    TASK_PID = "task_struct.pid";
+    TASK_TGID = "task_struct.tgid";
+    TASK_FLAGS = "task_struct.flags";
+    TASK_CGROUPS = "task_struct.cgroups";
+    TASK_GROUP_LEADER = "task_struct.group_leader";
+    TASK_SIGNAL = "task_struct.signal";
+    TASK_START_TIME = "task_struct.start_time";
+    TASK_EXIT_CODE = "task_struct.exit_code";
+    TASK_NVCSW = "task_struct.nvcsw";
+    TASK_NIVCSW = "task_struct.nivcsw";
+    TASK_RUNTIME = "task_struct.se.sum_exec_runtime";
+    TASK_MIGRATIONS = "task_struct.se.nr_migrations";
+    TASK_RUN_DELAY = "task_struct.sched_info.run_delay";
+    TASK_PCOUNT = "task_struct.sched_info.pcount";
+    SIGNAL_LIVE = "signal_struct.live.counter";
+    CSS_SET_CGROUP = "css_set.dfl_cgrp";
+    CGROUP_KN = "cgroup.kn";
+    CGROUP_ROOT = "cgroup.root";
+    CGROUP_PARENT_CSS = "cgroup.self.parent";
+    CGROUP_FLAGS = "cgroup.self.flags";
+    CGROUP_SERIAL = "cgroup.self.serial_nr";
+    CGROUP_UTIME = "cgroup.bstat.cputime.utime";
+    CGROUP_STIME = "cgroup.bstat.cputime.stime";
+    CGROUP_RUNTIME = "cgroup.bstat.cputime.sum_exec_runtime";
+    CGROUP_PREV_UTIME = "cgroup.prev_cputime.utime";
+    CGROUP_PREV_STIME = "cgroup.prev_cputime.stime";
+    CGROUP_CPU = "cgroup.subsys[cpu_cgrp_id]";
+    CSS_CGROUP = "cgroup_subsys_state.cgroup";
+    CGROUP_ROOT_HIERARCHY = "cgroup_root.hierarchy_id";
+    KERNFS_ID = "kernfs_node.id";
+    KERNFS_NAME = "kernfs_node.name";
+    TG_SHARES = "task_group.shares";
+    TG_QUOTA = "task_group.cfs_bandwidth.quota";
+    TG_PERIOD = "task_group.cfs_bandwidth.period";
+    TG_NR_PERIODS = "task_group.cfs_bandwidth.nr_periods";
+    TG_NR_THROTTLED = "task_group.cfs_bandwidth.nr_throttled";
+    TG_THROTTLED_TIME = "task_group.cfs_bandwidth.throttled_time";
+    TG_NR_BURST = "task_group.cfs_bandwidth.nr_burst";
+    TG_BURST_TIME = "task_group.cfs_bandwidth.burst_time";
+}

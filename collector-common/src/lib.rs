@@ -1,0 +1,16 @@
+//! What both sides of cgmeter share, and nothing else: the layout of map values, histogram
+//! buckets, lifecycle events, and the list of kernel structure fields that programs read.
+//!
+//! Invariant: `no_std`, no dependency, every shared type is `repr(C)` with a size that a
+//! `const` assertion pins, so that both sides agree by construction.
+#![cfg_attr(not(test), no_std)]
+#![deny(missing_docs)]
+
+pub mod cell;
+pub mod event;
+pub mod field;
+pub mod histogram;
+pub mod pass;
+pub mod process;
+pub mod sched;
+pub mod stat;

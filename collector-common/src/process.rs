@@ -1,0 +1,21 @@
+//! Values of the process source.
+
+/// Process counters of one slot; one lane, atomic adds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ProcessCell {
+    /// Cgroup id of the slot's owner, 0 while untouched.
+    pub owner: u64,
+    /// Processes (thread groups) started.
+    pub started: u64,
+    /// Programs executed.
+    pub executed: u64,
+    /// Processes that ended by exit(2).
+    pub exited: u64,
+    /// Processes that a signal ended.
+    pub signaled: u64,
+    /// Keeps cells within a cache line.
+    pub reserved: [u64; 3],
+}
+
+const _: () = assert!(size_of::<ProcessCell>() == 64);

@@ -1,0 +1,74 @@
+//! Values of the scheduler source, and what it remembers of a task.
+
+use crate::histogram::BUCKETS;
+
+/// Scheduler counters of one slot on one CPU. One writer: the CPU itself, at switch-out.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct SchedCell {
+    /// Cgroup id of the slot's owner, 0 while untouched.
+    pub owner: u64,
+    /// CPU time, ns (`se.sum_exec_runtime`).
+    pub run_ns: u64,
+    /// Time runnable but not running, ns (`sched_info.run_delay`).
+    pub wait_ns: u64,
+    /// Switches in which the task gave the CPU up (`nvcsw`).
+    pub voluntary: u64,
+    /// Switches in which the CPU was taken by a task of the same cgroup (part of `nivcsw`).
+    pub preempted_by_self: u64,
+    /// … by a task of another cgroup.
+    pub preempted_by_other: u64,
+    /// … by a kernel thread, or by nobody because a quota had run out.
+    pub preempted_by_system: u64,
+    /// Moves to another CPU (`se.nr_migrations`).
+    pub migrations: u64,
+    /// Run periods by the wait before each, see [`crate::histogram`]; their sum is the number of
+    /// run periods (`sched_info.pcount`).
+    pub wait_histogram: [u64; BUCKETS],
+}
+
+const _: () = assert!(size_of::<SchedCell>() == 256);
+
+/// A task's books when they were last taken over into a cell (task storage).
+///
+/// The `*_mark` fields are written only by whoever moves the task to another cgroup; all the
+/// others only by the CPU that switches the task out. `css_set` is the exception: a mover sets it
+/// to 0 to have the slot resolved again.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TaskBooks {
+    /// `task->cgroups` when the slot was resolved: as long as it is the same, so is the slot.
+    /// 0: not resolved yet, or moved since.
+    pub css_set: u64,
+    /// Cgroup id for which the slot was resolved, 0 before the first time.
+    pub owner: u64,
+    /// The slot.
+    pub slot: u32,
+    /// The slot's cell of CPU 0 (`slot * lanes`).
+    pub first_cell: u32,
+    /// `se.sum_exec_runtime`, ns.
+    pub run_ns: u64,
+    /// `sched_info.run_delay`, ns.
+    pub wait_ns: u64,
+    /// `sched_info.pcount`.
+    pub periods: u64,
+    /// `nvcsw`.
+    pub voluntary: u64,
+    /// `nivcsw`.
+    pub involuntary: u64,
+    /// `se.nr_migrations`.
+    pub migrations: u64,
+    /// `se.sum_exec_runtime` when the task left the cgroup `owner`.
+    pub run_mark: u64,
+    /// `se.sum_exec_runtime` when it entered the cgroup that it is in now: later than `run_mark`
+    /// if it passed through others without being switched out there.
+    pub run_enter_mark: u64,
+    /// `sched_info.run_delay` when the task left the cgroup `owner`.
+    pub wait_mark: u64,
+    /// `sched_info.pcount` at that moment.
+    pub periods_mark: u64,
+    /// Not 0 once the process that this task leads has been counted as ended.
+    pub ended: u64,
+}
+
+const _: () = assert!(size_of::<TaskBooks>() == 112);

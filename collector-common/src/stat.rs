@@ -1,0 +1,27 @@
+//! Counters of the kernel side about itself (a per-CPU array, indexed by [`Stat`]).
+
+/// What kernel programs count about their own work.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    /// Events charged to the overflow slot.
+    Overflow = 0,
+    /// Lifecycle events lost because the ring buffer was full.
+    LostEvents = 1,
+    /// Tasks that had no storage when they were switched out; their time before that is lost
+    /// if they are older than the agent.
+    NoTaskStorage = 2,
+    /// Runs of `sched_process_fork`.
+    Forks = 3,
+    /// Runs of `sched_process_exec`.
+    Execs = 4,
+    /// Runs of `sched_process_exit`.
+    Exits = 5,
+    /// Runs of `cgroup_move_task`.
+    Moves = 6,
+    /// Runs of the cgroup lifecycle programs.
+    Lifecycle = 7,
+}
+
+/// Entries of the array.
+pub const STATS: u32 = 8;

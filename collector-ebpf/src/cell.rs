@@ -1,0 +1,93 @@
+//! Cells: looking one up, and adding to it.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, ArrayOfMaps},
+    macros::btf_map,
+};
+use collector_common::{
+    cell::{CELLS_PER_CHUNK, CHUNK_SHIFT},
+    process::ProcessCell,
+    sched::SchedCell,
+};
+
+/// BPF_F_MMAPABLE: the agent reads cells without a system call.
+const MMAPABLE: usize = 1 << 10;
+
+/// Chunks of a source. `max_entries` of the outer map is set by the loader from the highest
+/// number of slots and the source's lanes.
+pub type Cells<T> = ArrayOfMaps<Array<T, { CELLS_PER_CHUNK as usize }, MMAPABLE>, 1>;
+
+/// Scheduler cells, one lane a CPU.
+#[btf_map]
+pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
+
+/// Process cells, one lane.
+#[btf_map]
+pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
+
+/// Lanes of a per-CPU source: the number of possible CPUs.
+#[unsafe(no_mangle)]
+static LANES: Global<u32> = Global::new(1);
+
+/// The cell of lane 0 of a slot in a per-CPU source.
+#[inline(always)]
+pub fn first_cell(slot: u32) -> u32 {
+    slot * LANES.load()
+}
+
+/// A cell by its number; `None` if its chunk is not there (a slot that the agent never gave out).
+macro_rules! cell {
+    ($map:expr, $number:expr) => {{
+        let number: u32 = $number;
+        $map.get_value_ptr_mut(
+            number >> collector_common::cell::CHUNK_SHIFT,
+            &(number & (collector_common::cell::CELLS_PER_CHUNK - 1)),
+        )
+    }};
+}
+pub(crate) use cell;
+
+const _: () = assert!(CELLS_PER_CHUNK == 1 << CHUNK_SHIFT);
+
+/// Adds to a counter that other CPUs, or other contexts on this CPU, may add to as well.
+///
+/// Assembly, because core has no atomics for this target.
+///
+/// # Safety
+///
+/// `counter` points to an aligned counter of a map value.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, n: u64) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({counter} + 0) += {n}",
+            counter = in(reg) counter,
+            n = in(reg) n,
+            options(nostack),
+        );
+    }
+}
+
+/// Replaces a value atomically and returns what it was.
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub unsafe fn swap(value: *mut u64, new: u64) -> u64 {
+    let mut old = new;
+    // SAFETY: by the caller.
+    unsafe {
+        asm!(
+            "{old} = xchg_64({value} + 0, {old})",
+            value = in(reg) value,
+            old = inout(reg) old,
+            options(nostack),
+        );
+    }
+    old
+}

@@ -1,0 +1,256 @@
+//! Kernel structures as programs see them: typed pointers whose fields are read by one load each.
+//!
+//! The offset in each load is a placeholder that the agent replaces before it loads the object
+//! (see `collector_common::field`). Loads go through BTF pointers, so that the verifier checks
+//! them against the running kernel's types and the JIT makes one instruction of each.
+
+use core::{arch::asm, ffi::c_void};
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use collector_common::field;
+
+/// Reads a field of 8 bytes (or a pointer).
+///
+/// SAFETY of the expansion: the verifier proves that the base is a pointer to a structure which
+/// has such a field at the offset that the loader wrote into the instruction.
+macro_rules! load64 {
+    ($base:expr, $field:expr) => {{
+        let value: u64;
+        // SAFETY: see above; the load has no other effect.
+        unsafe {
+            asm!(
+                "{value} = *(u64 *)({base} + {offset})",
+                value = lateout(reg) value,
+                base = in(reg) $base,
+                offset = const $field,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        value
+    }};
+}
+
+/// Reads a field of 4 bytes, zero-extended.
+macro_rules! load32 {
+    ($base:expr, $field:expr) => {{
+        let value: u64;
+        // SAFETY: as in `load64`.
+        unsafe {
+            asm!(
+                "{value} = *(u32 *)({base} + {offset})",
+                value = lateout(reg) value,
+                base = in(reg) $base,
+                offset = const $field,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        value as u32
+    }};
+}
+
+/// The address of a field beyond what BTF lets a program load directly (a structure that embeds
+/// the one pointed to). `r += imm` with the placeholder as immediate; to be read by
+/// `bpf_probe_read_kernel`.
+macro_rules! address {
+    ($base:expr, $field:expr) => {{
+        let mut address: *const c_void = $base;
+        // SAFETY: pure arithmetic.
+        unsafe {
+            asm!(
+                "{address} += {offset}",
+                address = inout(reg) address,
+                offset = const $field,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        address
+    }};
+}
+
+/// `struct task_struct`
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Task(pub *const c_void);
+
+/// `struct cgroup`
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Cgroup(pub *const c_void);
+
+/// `struct cgroup_subsys_state` of the cpu controller, the first member of `struct task_group`.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct TaskGroup(pub *const c_void);
+
+/// `PF_KTHREAD` (include/linux/sched.h): kernel threads, and the idle tasks since 5.16.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Task {
+    /// `task->cgroups`, compared but never followed by those who cache it.
+    #[inline(always)]
+    pub fn css_set(self) -> u64 {
+        load64!(self.0, field::TASK_CGROUPS)
+    }
+    /// The cgroup2 cgroup: `task->cgroups->dfl_cgrp`.
+    #[inline(always)]
+    pub fn cgroup(self) -> Cgroup {
+        let css_set = load64!(self.0, field::TASK_CGROUPS) as *const c_void;
+        Cgroup(load64!(css_set, field::CSS_SET_CGROUP) as *const c_void)
+    }
+    #[inline(always)]
+    pub fn run_ns(self) -> u64 {
+        load64!(self.0, field::TASK_RUNTIME)
+    }
+    #[inline(always)]
+    pub fn wait_ns(self) -> u64 {
+        load64!(self.0, field::TASK_RUN_DELAY)
+    }
+    #[inline(always)]
+    pub fn periods(self) -> u64 {
+        load64!(self.0, field::TASK_PCOUNT)
+    }
+    #[inline(always)]
+    pub fn voluntary(self) -> u64 {
+        load64!(self.0, field::TASK_NVCSW)
+    }
+    #[inline(always)]
+    pub fn involuntary(self) -> u64 {
+        load64!(self.0, field::TASK_NIVCSW)
+    }
+    #[inline(always)]
+    pub fn migrations(self) -> u64 {
+        load64!(self.0, field::TASK_MIGRATIONS)
+    }
+    /// CLOCK_MONOTONIC of birth, ns.
+    #[inline(always)]
+    pub fn start_time(self) -> u64 {
+        load64!(self.0, field::TASK_START_TIME)
+    }
+    /// The idle task of a CPU: the only one with pid 0.
+    #[inline(always)]
+    pub fn is_idle(self) -> bool {
+        load32!(self.0, field::TASK_PID) == 0
+    }
+    /// A kernel thread, the idle task included.
+    #[inline(always)]
+    pub fn is_kernel(self) -> bool {
+        load32!(self.0, field::TASK_FLAGS) & PF_KTHREAD != 0 || self.is_idle()
+    }
+    #[inline(always)]
+    pub fn is_thread_group_leader(self) -> bool {
+        load32!(self.0, field::TASK_PID) == load32!(self.0, field::TASK_TGID)
+    }
+    #[inline(always)]
+    pub fn group_leader(self) -> Task {
+        Task(load64!(self.0, field::TASK_GROUP_LEADER) as *const c_void)
+    }
+    /// Threads of the process that are not on their way out (`signal->live`).
+    #[inline(always)]
+    pub fn live_threads(self) -> u32 {
+        let signal = load64!(self.0, field::TASK_SIGNAL) as *const c_void;
+        load32!(signal, field::SIGNAL_LIVE)
+    }
+    #[inline(always)]
+    pub fn exit_code(self) -> u32 {
+        load32!(self.0, field::TASK_EXIT_CODE)
+    }
+}
+
+impl Cgroup {
+    /// Cgroup id: the inode number of its directory (`cgroup->kn->id`).
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        load64!(self.kernfs_node(), field::KERNFS_ID)
+    }
+    #[inline(always)]
+    fn kernfs_node(self) -> *const c_void {
+        load64!(self.0, field::CGROUP_KN) as *const c_void
+    }
+    /// Address of the directory's name, for `bpf_probe_read_kernel_str`.
+    #[inline(always)]
+    pub fn name(self) -> *const u8 {
+        load64!(self.kernfs_node(), field::KERNFS_NAME) as *const u8
+    }
+    /// `None` for the root of a hierarchy.
+    #[inline(always)]
+    pub fn parent(self) -> Option<Cgroup> {
+        let css = load64!(self.0, field::CGROUP_PARENT_CSS) as *const c_void;
+        if css.is_null() {
+            return None;
+        }
+        Some(Cgroup(load64!(css, field::CSS_CGROUP) as *const c_void))
+    }
+    /// 0 for cgroup2.
+    #[inline(always)]
+    pub fn hierarchy(self) -> u32 {
+        let root = load64!(self.0, field::CGROUP_ROOT) as *const c_void;
+        load32!(root, field::CGROUP_ROOT_HIERARCHY)
+    }
+    /// `CSS_ONLINE` of `cgroup->self` (include/linux/cgroup-defs.h): cleared by rmdir.
+    #[inline(always)]
+    pub fn is_online(self) -> bool {
+        const CSS_ONLINE: u32 = 1 << 1;
+        load32!(self.0, field::CGROUP_FLAGS) & CSS_ONLINE != 0
+    }
+    #[inline(always)]
+    pub fn serial(self) -> u64 {
+        load64!(self.0, field::CGROUP_SERIAL)
+    }
+    /// (user, system, total) CPU time as far as the kernel has folded it, ns.
+    #[inline(always)]
+    pub fn cpu_time(self) -> (u64, u64, u64) {
+        (
+            load64!(self.0, field::CGROUP_UTIME),
+            load64!(self.0, field::CGROUP_STIME),
+            load64!(self.0, field::CGROUP_RUNTIME),
+        )
+    }
+    /// (user, system) CPU time that cpu.stat last showed, ns.
+    #[inline(always)]
+    pub fn shown_cpu_time(self) -> (u64, u64) {
+        (
+            load64!(self.0, field::CGROUP_PREV_UTIME),
+            load64!(self.0, field::CGROUP_PREV_STIME),
+        )
+    }
+    /// The cpu controller's state, `None` where the controller is not enabled.
+    #[inline(always)]
+    pub fn task_group(self) -> Option<TaskGroup> {
+        let css = load64!(self.0, field::CGROUP_CPU) as *const c_void;
+        if css.is_null() { None } else { Some(TaskGroup(css)) }
+    }
+}
+
+impl TaskGroup {
+    pub fn shares(self) -> u64 {
+        read(address!(self.0, field::TG_SHARES))
+    }
+    pub fn quota_ns(self) -> u64 {
+        read(address!(self.0, field::TG_QUOTA))
+    }
+    pub fn period_ns(self) -> u64 {
+        read(address!(self.0, field::TG_PERIOD))
+    }
+    pub fn throttled_ns(self) -> u64 {
+        read(address!(self.0, field::TG_THROTTLED_TIME))
+    }
+    pub fn burst_ns(self) -> u64 {
+        read(address!(self.0, field::TG_BURST_TIME))
+    }
+    pub fn periods(self) -> u32 {
+        read(address!(self.0, field::TG_NR_PERIODS))
+    }
+    pub fn throttled_periods(self) -> u32 {
+        read(address!(self.0, field::TG_NR_THROTTLED))
+    }
+    pub fn burst_periods(self) -> u32 {
+        read(address!(self.0, field::TG_NR_BURST))
+    }
+}
+
+/// A value at a kernel address, 0 if it can't be read (it can: the address is a field's).
+#[inline(always)]
+fn read<T: Default>(address: *const c_void) -> T {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address.cast::<T>()) }.unwrap_or_default()
+}

@@ -1,0 +1,129 @@
+//! Processes: born, executed, ended, and why.
+//!
+//! Hooks: `tp_btf/sched_process_fork` (kernel/fork.c, `kernel_clone`, after the child has its
+//! cgroup and before it runs), `sched_process_exec` (fs/exec.c), `sched_process_exit`
+//! (kernel/exit.c, `do_exit`).
+//! Metrics: collector/src/source/process.rs. Oracle: tests/process.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_log_ebpf::warn;
+use collector_common::{process::ProcessCell, sched::TaskBooks, stat::Stat};
+
+use crate::{
+    cell::{self, PROCESS_CELLS, cell},
+    kernel::Task,
+    slot::{self, Slot},
+    stat, task,
+};
+
+/// Gives the child its books, with everything at 0, and counts it if it is a process.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // TP_PROTO(struct task_struct *parent, struct task_struct *child)
+    let child = Task(ctx.arg::<*const c_void>(1));
+    stat::count(Stat::Forks);
+    let Some(books) = task::books_or_new(child) else {
+        stat::count(Stat::NoTaskStorage);
+        warn!(&ctx, "no task storage: the kernel is short of memory");
+        return 0;
+    };
+    resolve(child, books);
+    if child.is_thread_group_leader()
+        && let Some(cell) = process_cell(books)
+    {
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).started, 1) };
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    // TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
+    stat::count(Stat::Execs);
+    if let Some(cell) = cell_of(Task(ctx.arg::<*const c_void>(0))) {
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).executed, 1) };
+    }
+    0
+}
+
+/// Counts a process when its last thread goes. `signal->live` has been decremented by then, and
+/// two threads that end together may both find it 0: the leader's books say who was first. The
+/// leader's task_struct is there until the process has been reaped.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg::<*const c_void>(0));
+    stat::count(Stat::Exits);
+    if task.live_threads() != 0 {
+        return 0;
+    }
+    let leader = task.group_leader();
+    let Some(leader_books) = task::books_or_new(leader) else {
+        return 0;
+    };
+    // SAFETY: a field of the map value.
+    if unsafe { cell::swap(&raw mut leader_books.ended, 1) } != 0 {
+        return 0;
+    }
+    let Some(cell) = cell_of(task) else {
+        return 0;
+    };
+    // The low seven bits are the signal's number (wait(2)); a fatal signal sets the code of
+    // every thread of the group.
+    const SIGNAL: u32 = 0x7f;
+    // SAFETY: fields of a map value.
+    unsafe {
+        if task.exit_code() & SIGNAL == 0 {
+            cell::add(&raw mut (*cell).exited, 1);
+        } else {
+            cell::add(&raw mut (*cell).signaled, 1);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn cell_of(task: Task) -> Option<*mut ProcessCell> {
+    let books = task::books_or_new(task)?;
+    if books.css_set == task.css_set() {
+        return process_cell(books);
+    }
+    // Not the books' business: the scheduler settles them at the next switch-out.
+    let slot = slot::resolve(task.cgroup().id());
+    claimed(slot.owner, slot.number)
+}
+
+/// Resolves the slot of a task that has just been born.
+#[inline(always)]
+fn resolve(task: Task, books: &mut TaskBooks) {
+    let slot = slot::resolve(task.cgroup().id());
+    books.slot = slot.number;
+    books.first_cell = cell::first_cell(slot.number);
+    books.owner = slot.owner;
+    books.css_set = if slot.is_overflow() { 0 } else { task.css_set() };
+}
+
+#[inline(always)]
+fn process_cell(books: &TaskBooks) -> Option<*mut ProcessCell> {
+    claimed(books.owner, books.slot)
+}
+
+/// The slot's cell if it is `owner`'s or nobody's yet, else the overflow cell.
+#[inline(always)]
+fn claimed(owner: u64, slot: u32) -> Option<*mut ProcessCell> {
+    let cell = cell!(PROCESS_CELLS, slot)?;
+    // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
+    unsafe {
+        if (*cell).owner == 0 {
+            (*cell).owner = owner;
+        }
+        if (*cell).owner == owner {
+            return Some(cell);
+        }
+    }
+    stat::count(Stat::Overflow);
+    cell!(PROCESS_CELLS, Slot::OVERFLOW.number)
+}

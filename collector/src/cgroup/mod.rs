@@ -1,0 +1,17 @@
+//! The cgroup tree: which cgroups there are, what they are called, which have gone.
+//!
+//! Invariant: this module knows cgroupfs and lifecycle events; it knows nothing of BPF maps,
+//! metrics or HTTP. A node's number stays the same from the cgroup's birth until it has been
+//! reaped, so that sources can keep their values in vectors by node.
+
+mod filter;
+mod label;
+mod mounts;
+mod tree;
+mod walk;
+
+pub use filter::Filter;
+pub use label::printable;
+pub use mounts::{Hierarchies, Mount, MountError};
+pub use tree::{Event, Node, NodeId, Tree};
+pub use walk::{Found, walk};

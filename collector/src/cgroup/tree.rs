@@ -1,0 +1,374 @@
+//! The tree of cgroups, live and lately dead.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
+
+use super::{Filter, Found, label::printable};
+use crate::exposition::LabelSet;
+
+/// Number of a node: an index into sources' vectors.
+pub type NodeId = usize;
+
+/// A lifecycle event of the unified hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A cgroup was made.
+    Made {
+        /// Its id.
+        id: u64,
+        /// Its parent's.
+        parent: u64,
+        /// Directory name.
+        name: Vec<u8>,
+        /// When.
+        at: SystemTime,
+    },
+    /// A cgroup was removed.
+    Removed {
+        /// Its id.
+        id: u64,
+        /// When.
+        at: SystemTime,
+    },
+}
+
+/// One cgroup.
+#[derive(Debug)]
+pub struct Node {
+    /// Cgroup id of the present (or last) cgroup of this path.
+    pub id: u64,
+    /// The parent's node; `None` for the root.
+    pub parent: Option<NodeId>,
+    /// Path below the root of the hierarchy, any bytes.
+    pub path: Vec<u8>,
+    /// Labels of its series.
+    pub labels: LabelSet,
+    /// When it was removed; `None` while it lives.
+    pub died: Option<SystemTime>,
+    /// When it was made, if that was seen.
+    pub created: Option<SystemTime>,
+    /// Whether its series are exported.
+    pub exported: bool,
+    depth: u32,
+    children: usize,
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Option<Node>>,
+    vacant: Vec<NodeId>,
+    by_id: HashMap<u64, NodeId>,
+    by_path: HashMap<Vec<u8>, NodeId>,
+    /// Nodes, parents before children.
+    order: Vec<NodeId>,
+    filter: Filter,
+    /// Whether the root is the hierarchy's own, so that what nobody knows belongs below it.
+    whole: bool,
+}
+
+/// The root's node.
+pub const ROOT: NodeId = 0;
+/// Node of what could not get a slot of its own.
+pub const OVERFLOW: NodeId = 1;
+/// Label `id` of [`OVERFLOW`].
+pub const OVERFLOW_PATH: &str = "(overflow)";
+/// Id of the root of a cgroup2 hierarchy (kernel/cgroup/cgroup.c: the root's kernfs node is the
+/// first).
+const ROOT_CGROUP_ID: u64 = 1;
+
+/// A path and a name below it.
+pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut joined = if path == b"/" { Vec::new() } else { path.to_vec() };
+    joined.push(b'/');
+    joined.extend_from_slice(name);
+    joined
+}
+
+impl Tree {
+    /// The tree of what a walk found; its first entry is the root.
+    pub fn new(found: &[Found], filter: Filter) -> Self {
+        let mut tree = Self {
+            nodes: Vec::new(),
+            vacant: Vec::new(),
+            by_id: HashMap::new(),
+            by_path: HashMap::new(),
+            order: Vec::new(),
+            whole: found.first().is_some_and(|root| root.id == ROOT_CGROUP_ID),
+            filter,
+        };
+        let root = found.first().map_or(ROOT_CGROUP_ID, |root| root.id);
+        tree.add(root, None, b"/".to_vec(), None);
+        tree.add(u64::MAX, Some(ROOT), OVERFLOW_PATH.into(), None);
+        tree.merge(found, SystemTime::now());
+        tree
+    }
+
+    /// Brings the tree in line with a walk: adds what is new, ends what is gone.
+    pub fn merge(&mut self, found: &[Found], now: SystemTime) {
+        for cgroup in found.iter().skip(1) {
+            self.made(cgroup.id, cgroup.parent, &cgroup.name, None);
+        }
+        let alive: std::collections::HashSet<u64> = found.iter().map(|found| found.id).collect();
+        let gone: Vec<u64> = self
+            .iter()
+            .filter(|(number, node)| {
+                *number != OVERFLOW && node.died.is_none() && !alive.contains(&node.id)
+            })
+            .map(|(_, node)| node.id)
+            .collect();
+        for id in gone {
+            self.removed(id, now);
+        }
+    }
+
+    /// Applies an event. Returns the node it concerned, and whether that node had been dead and
+    /// was made again.
+    pub fn apply(&mut self, event: &Event) -> Option<(NodeId, bool)> {
+        match event {
+            Event::Made { id, parent, name, at } => self.made(*id, *parent, name, Some(*at)),
+            Event::Removed { id, at } => Some((self.removed(*id, *at)?, false)),
+        }
+    }
+
+    fn made(
+        &mut self,
+        id: u64,
+        parent: u64,
+        name: &[u8],
+        at: Option<SystemTime>,
+    ) -> Option<(NodeId, bool)> {
+        if self.by_id.contains_key(&id) {
+            return None;
+        }
+        // Outside the root that the agent was given.
+        let parent = *self.by_id.get(&parent)?;
+        let path = join(&self.node(parent)?.path, name);
+        if let Some(&number) = self.by_path.get(&path) {
+            // The same path again: its series go on where the predecessor's stopped.
+            let node = self.nodes.get_mut(number)?.as_mut()?;
+            node.id = id;
+            node.died = None;
+            node.created = at;
+            self.by_id.insert(id, number);
+            return Some((number, true));
+        }
+        Some((self.add(id, Some(parent), path, at), false))
+    }
+
+    fn add(
+        &mut self,
+        id: u64,
+        parent: Option<NodeId>,
+        path: Vec<u8>,
+        created: Option<SystemTime>,
+    ) -> NodeId {
+        let text = printable(&path);
+        let depth = parent.and_then(|parent| self.node(parent)).map_or(0, |node| node.depth + 1);
+        let node = Node {
+            id,
+            parent,
+            labels: LabelSet::new(&[("id", &text)]),
+            exported: self.filter.admits(&text),
+            path: path.clone(),
+            died: None,
+            created,
+            depth,
+            children: 0,
+        };
+        let number = self.vacant.pop().unwrap_or(self.nodes.len());
+        if number == self.nodes.len() {
+            self.nodes.push(Some(node));
+        } else {
+            self.nodes[number] = Some(node);
+        }
+        if let Some(parent) = parent.and_then(|parent| self.nodes.get_mut(parent)?.as_mut()) {
+            parent.children += 1;
+        }
+        self.by_id.insert(id, number);
+        self.by_path.insert(path, number);
+        // A child comes after its parent wherever it is appended.
+        self.order.push(number);
+        number
+    }
+
+    fn removed(&mut self, id: u64, at: SystemTime) -> Option<NodeId> {
+        let number = *self.by_id.get(&id)?;
+        let node = self.nodes.get_mut(number)?.as_mut()?;
+        // An event that is older than the cgroup which has the path now.
+        if node.id == id && node.died.is_none() {
+            node.died = Some(at);
+        }
+        Some(number)
+    }
+
+    /// Removes dead nodes whose time to linger is over, children before parents, and hands each
+    /// one's parent to `fold`, to which its numbers now belong.
+    pub fn reap(
+        &mut self,
+        now: SystemTime,
+        linger: Duration,
+        mut fold: impl FnMut(NodeId, NodeId),
+    ) {
+        let mut reaped = false;
+        for at in (0..self.order.len()).rev() {
+            let number = self.order[at];
+            let Some(Some(node)) = self.nodes.get(number) else {
+                continue;
+            };
+            let (Some(died), Some(parent)) = (node.died, node.parent) else {
+                continue;
+            };
+            let over = now.duration_since(died).is_ok_and(|dead| dead >= linger);
+            if !over || node.children > 0 {
+                continue;
+            }
+            fold(number, parent);
+            self.by_path.remove(&node.path);
+            self.nodes[number] = None;
+            self.vacant.push(number);
+            if let Some(Some(parent)) = self.nodes.get_mut(parent) {
+                parent.children -= 1;
+            }
+            reaped = true;
+        }
+        if reaped {
+            let nodes = &self.nodes;
+            let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);
+            self.order.retain(alive);
+            self.by_id.retain(|_, number| alive(number));
+        }
+    }
+
+    /// When the next dead node's time will be over.
+    pub fn next_reaping(&self, linger: Duration) -> Option<SystemTime> {
+        self.iter().filter_map(|(_, node)| Some(node.died? + linger)).min()
+    }
+
+    /// A node.
+    pub fn node(&self, number: NodeId) -> Option<&Node> {
+        self.nodes.get(number)?.as_ref()
+    }
+
+    /// The node of a cgroup id: a predecessor's id leads to the node that continues it. What nobody
+    /// knows belongs to the root, if that is the host's.
+    pub fn by_id(&self, id: u64) -> Option<NodeId> {
+        self.by_id.get(&id).copied().or(self.whole.then_some(ROOT))
+    }
+
+    /// Whether a cgroup is known.
+    pub fn knows(&self, id: u64) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    /// The node of a path.
+    pub fn by_path(&self, path: &[u8]) -> Option<NodeId> {
+        self.by_path.get(path).copied()
+    }
+
+    /// Nodes with their numbers, parents before children.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> + '_ {
+        self.order.iter().filter_map(|&number| Some((number, self.node(number)?)))
+    }
+
+    /// One more than the highest node number: the length of a vector by node.
+    pub fn capacity(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// (live, dead) cgroups.
+    pub fn counts(&self) -> (usize, usize) {
+        let dead = self.iter().filter(|(_, node)| node.died.is_some()).count();
+        // The overflow node is not a cgroup.
+        (self.order.len() - 1 - dead, dead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found { id, parent, name: name.into(), path: Vec::new() }
+    }
+
+    fn tree() -> Tree {
+        let found = [found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")];
+        Tree::new(&found, Filter::default())
+    }
+
+    fn made(id: u64, parent: u64, name: &str) -> Event {
+        Event::Made { id, parent, name: name.into(), at: SystemTime::now() }
+    }
+
+    fn path(tree: &Tree, id: u64) -> Option<String> {
+        Some(String::from_utf8_lossy(&tree.node(tree.by_id(id)?)?.path).into_owned())
+    }
+
+    #[test]
+    fn paths_follow_parents() {
+        let mut tree = tree();
+        tree.apply(&made(4, 3, "c"));
+        assert_eq!(path(&tree, 4).as_deref(), Some("/a/b/c"));
+        assert_eq!(path(&tree, 1).as_deref(), Some("/"));
+        assert_eq!(tree.counts(), (4, 0));
+    }
+
+    #[test]
+    fn parents_come_first_even_when_numbers_are_used_again() {
+        let mut tree = tree();
+        tree.apply(&Event::Removed { id: 3, at: SystemTime::UNIX_EPOCH });
+        tree.reap(SystemTime::now(), Duration::ZERO, |_, _| {});
+        tree.apply(&made(4, 2, "d"));
+        tree.apply(&made(5, 4, "e"));
+        let order: Vec<u64> = tree.iter().map(|(_, node)| node.id).collect();
+        assert_eq!(order, [1, u64::MAX, 2, 4, 5]);
+    }
+
+    #[test]
+    fn the_dead_linger_then_fold_into_their_parent_deepest_first() {
+        let mut tree = tree();
+        let now = SystemTime::now();
+        tree.apply(&Event::Removed { id: 3, at: now });
+        tree.apply(&Event::Removed { id: 2, at: now });
+        let mut folds = Vec::new();
+        let linger = Duration::from_secs(300);
+        tree.reap(now + Duration::from_secs(299), linger, |from, to| folds.push((from, to)));
+        assert!(folds.is_empty());
+        assert_eq!(tree.next_reaping(linger), Some(now + linger));
+        tree.reap(now + linger, linger, |from, to| folds.push((from, to)));
+        assert_eq!(folds, [(3, 2), (2, ROOT)]);
+        assert_eq!(tree.counts(), (1, 0));
+        assert_eq!(tree.by_id(3), Some(ROOT), "a straggler counts at the root");
+    }
+
+    #[test]
+    fn a_path_made_again_is_the_same_node() {
+        let mut tree = tree();
+        tree.apply(&Event::Removed { id: 3, at: SystemTime::now() });
+        let again = tree.apply(&made(9, 2, "b"));
+        assert_eq!(again, Some((tree.by_id(3).unwrap(), true)));
+        assert_eq!(tree.by_id(9), tree.by_id(3));
+        assert_eq!(tree.counts(), (3, 0));
+        // The predecessor's removal, told late, doesn't end the successor.
+        tree.apply(&Event::Removed { id: 3, at: SystemTime::now() });
+        assert_eq!(tree.counts(), (3, 0));
+    }
+
+    #[test]
+    fn a_walk_repairs_what_lost_events_left() {
+        let mut tree = tree();
+        tree.merge(&[found(1, 0, ""), found(2, 1, "a"), found(7, 1, "new")], SystemTime::now());
+        assert_eq!(tree.counts(), (3, 1));
+        assert_eq!(path(&tree, 7).as_deref(), Some("/new"));
+    }
+
+    #[test]
+    fn cgroups_outside_the_root_are_nobody_s() {
+        let mut tree = Tree::new(&[found(500, 0, "")], Filter::default());
+        assert_eq!(tree.apply(&made(4, 3, "c")), None);
+        assert_eq!(tree.by_id(4), None);
+    }
+}

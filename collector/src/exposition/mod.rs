@@ -1,0 +1,13 @@
+//! Metric families and their encoding: text 0.0.4 and OpenMetrics 1.0.
+//!
+//! Invariant: this module knows nothing of kernels, cgroups or HTTP servers. A source describes
+//! its families as [`Family`] constants and hands samples to a [`Writer`] in family order; the
+//! writer alone knows formats. No allocation is made for a sample.
+
+mod family;
+mod labels;
+mod writer;
+
+pub use family::{Family, Kind, Unit};
+pub use labels::LabelSet;
+pub use writer::{Format, Histogram, Value, Writer};

@@ -1,0 +1,253 @@
+//! bpf(2) calls that aya has no interface for.
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// The map can be mapped into the agent's memory.
+pub const BPF_F_MMAPABLE: u32 = 1 << 10;
+const BPF_TRACE_ITER: u32 = 28;
+const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+
+/// Calls bpf(2) with the attributes given, zero-padded as the kernel wants them.
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attributes` is a `repr(C)` structure without padding that outlives the call; the
+    // kernel reads and writes within its size.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *mut T, mem::size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an mmapable array, to be put into an array of maps.
+///
+/// # Errors
+///
+/// The kernel's (EPERM without CAP_BPF, ENOMEM).
+pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+        inner_map_fd: u32,
+        numa_node: u32,
+        map_name: [u8; 16],
+    }
+    let mut attributes = Attributes {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: entries,
+        map_flags: BPF_F_MMAPABLE,
+        ..Default::default()
+    };
+    // BPF_OBJ_NAME_LEN with the terminating 0.
+    for (to, from) in attributes.map_name[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    owned(bpf(BPF_MAP_CREATE, &mut attributes)?)
+}
+
+/// Sets an entry of an array of maps. Waits for programs that still use the entry's old map.
+///
+/// # Errors
+///
+/// The kernel's (E2BIG for an index beyond the array, EINVAL for a map of another shape).
+pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: &OwnedFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let value = inner.as_raw_fd();
+    let mut attributes = Attributes {
+        map_fd: outer.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const index) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Reads a whole hash map in as few calls as its size allows. Entries that come or go meanwhile may
+/// be missed; none is returned twice.
+///
+/// # Errors
+///
+/// The kernel's (EINVAL before 5.6, where hash maps can't be read in batches).
+pub fn lookup_all<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+    max_entries: u32,
+    keys: &mut Vec<K>,
+    values: &mut Vec<V>,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    keys.clear();
+    values.clear();
+    // The cursor is a bucket number for hash maps (kernel/bpf/hashtab.c).
+    let mut cursor = 0u32;
+    let mut first = true;
+    let mut room = 1024usize;
+    loop {
+        let have = keys.len();
+        keys.resize(have + room, K::default());
+        values.resize(have + room, V::default());
+        let mut next = 0u32;
+        let mut attributes = Attributes {
+            in_batch: if first { 0 } else { (&raw const cursor) as u64 },
+            out_batch: (&raw mut next) as u64,
+            keys: keys[have..].as_mut_ptr() as u64,
+            values: values[have..].as_mut_ptr() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        let got = attributes.count as usize;
+        match result {
+            Ok(_) => {
+                keys.truncate(have + got);
+                values.truncate(have + got);
+                first = false;
+                cursor = next;
+            }
+            // The end; what was read last is valid.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                keys.truncate(have + got);
+                values.truncate(have + got);
+                return Ok(());
+            }
+            // One bucket holds more than there is room for.
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOSPC) && room < max_entries as usize =>
+            {
+                keys.truncate(have);
+                values.truncate(have);
+                room *= 2;
+            }
+            Err(error) => {
+                keys.clear();
+                values.clear();
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Attaches a loaded `iter/cgroup` program to a cgroup directory, pre-order over its descendants.
+///
+/// # Errors
+///
+/// The kernel's (EINVAL before 6.1, where there is no cgroup iterator).
+pub fn link_cgroup_iterator(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    // union bpf_iter_link_info, its cgroup member.
+    #[repr(C)]
+    struct IterInfo {
+        order: u32,
+        cgroup_fd: u32,
+        cgroup_id: u64,
+    }
+    #[repr(C)]
+    struct Attributes {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
+        iter_info: u64,
+        iter_info_len: u32,
+        pad: u32,
+    }
+    let info = IterInfo {
+        order: BPF_CGROUP_ITER_DESCENDANTS_PRE,
+        cgroup_fd: cgroup.as_raw_fd() as u32,
+        cgroup_id: 0,
+    };
+    let mut attributes = Attributes {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        iter_info: (&raw const info) as u64,
+        iter_info_len: mem::size_of::<IterInfo>() as u32,
+        pad: 0,
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut attributes)?)
+}
+
+/// Runs an iterator once, from start to end.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        link_fd: u32,
+        flags: u32,
+    }
+    let mut attributes = Attributes { link_fd: link.as_raw_fd() as u32, flags: 0 };
+    let file = owned(bpf(BPF_ITER_CREATE, &mut attributes)?)?;
+    let mut buffer = [0u8; 64];
+    loop {
+        // SAFETY: the buffer is as long as said.
+        let n = unsafe { libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        match n {
+            0 => return Ok(()),
+            n if n > 0 => {}
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Kernel memory of a map in bytes, as `/proc/self/fdinfo` tells it (exact since 6.4, a lower
+/// bound before).
+///
+/// # Errors
+///
+/// When the file can't be read or has no `memlock` line.
+pub fn map_memory(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("no memlock line in fdinfo"))
+}

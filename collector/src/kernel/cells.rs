@@ -1,0 +1,122 @@
+//! Cells of one source: chunks made as slots need them, read through memory.
+
+use std::{
+    io,
+    ops::AddAssign,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use collector_common::cell::CELLS_PER_CHUNK;
+
+use super::{bpf, mapping::Mapping};
+
+/// A cell as it is in the kernel: its first word is the owner's cgroup id.
+///
+/// # Safety
+///
+/// `repr(C)`, made of 64-bit words only, valid for every bit pattern, the owner first.
+pub unsafe trait Cell: Copy + Send {
+    /// Name of the array of maps in the kernel object.
+    const MAP: &'static str;
+}
+
+// SAFETY: words only, the owner first.
+unsafe impl Cell for collector_common::sched::SchedCell {
+    const MAP: &'static str = "SCHED_CELLS";
+}
+
+// SAFETY: words only, the owner first.
+unsafe impl Cell for collector_common::process::ProcessCell {
+    const MAP: &'static str = "PROCESS_CELLS";
+}
+
+/// The cells of a source.
+#[derive(Debug)]
+pub struct Cells<T> {
+    outer: OwnedFd,
+    lanes: u32,
+    chunks: Vec<Mapping<T>>,
+}
+
+/// What the slot pool and the reaper need of a source's cells, whatever their type.
+pub trait SlotMemory {
+    /// Makes the chunks that `slots` slots need, those of 0 to `slots - 1`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, ENOMEM mostly.
+    fn provide(&mut self, slots: u32) -> io::Result<()>;
+    /// Takes a slot's cells from their owner: whoever writes next resolves the slot again.
+    fn disown(&self, slot: u32);
+    /// Zeroes a slot's cells.
+    fn clear(&self, slot: u32);
+    /// Kernel memory of the chunks, bytes.
+    fn bytes(&self) -> u64;
+}
+
+impl<T: Cell> Cells<T> {
+    /// Cells with `lanes` lanes in the array of maps `outer`.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor can't be duplicated.
+    pub fn new(outer: impl AsFd, lanes: u32) -> io::Result<Self> {
+        Ok(Self { outer: outer.as_fd().try_clone_to_owned()?, lanes, chunks: Vec::new() })
+    }
+
+    fn position(&self, slot: u32, lane: u32) -> (usize, usize) {
+        let number = slot * self.lanes + lane;
+        ((number / CELLS_PER_CHUNK) as usize, (number % CELLS_PER_CHUNK) as usize)
+    }
+
+    /// Adds a slot's lanes to `sum`. Lanes that nobody has written cost one load each.
+    pub fn add_to<S: for<'a> AddAssign<&'a T>>(&self, slot: u32, sum: &mut S) {
+        for lane in 0..self.lanes {
+            let (chunk, entry) = self.position(slot, lane);
+            let Some(chunk) = self.chunks.get(chunk) else {
+                continue;
+            };
+            // A disowned cell still counts: owner 0 and counters above.
+            if chunk.load(entry, 0) != 0 || chunk.load(entry, 1) != 0 || self.lanes == 1 {
+                *sum += &chunk.read(entry);
+            }
+        }
+    }
+}
+
+impl<T: Cell> SlotMemory for Cells<T> {
+    fn provide(&mut self, slots: u32) -> io::Result<()> {
+        let cells = u64::from(slots) * u64::from(self.lanes);
+        let chunks = cells.div_ceil(u64::from(CELLS_PER_CHUNK)) as usize;
+        while self.chunks.len() < chunks {
+            let size = size_of::<T>() as u32;
+            let inner = bpf::create_mmapable_array(T::MAP, size, CELLS_PER_CHUNK)?;
+            let mapping = Mapping::new(inner.as_fd(), CELLS_PER_CHUNK as usize)?;
+            bpf::set_inner_map(self.outer.as_fd(), self.chunks.len() as u32, &inner)?;
+            self.chunks.push(mapping);
+        }
+        Ok(())
+    }
+
+    fn disown(&self, slot: u32) {
+        for lane in 0..self.lanes {
+            let (chunk, entry) = self.position(slot, lane);
+            if let Some(chunk) = self.chunks.get(chunk) {
+                chunk.store(entry, 0, 0);
+            }
+        }
+    }
+
+    fn clear(&self, slot: u32) {
+        for lane in 0..self.lanes {
+            let (chunk, entry) = self.position(slot, lane);
+            if let Some(chunk) = self.chunks.get(chunk) {
+                chunk.clear(entry);
+            }
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.bytes() as u64).sum()
+    }
+}

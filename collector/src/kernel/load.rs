@@ -1,0 +1,359 @@
+//! Loading and attaching.
+
+use std::{collections::HashMap, os::fd::AsFd, path::Path};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Map, MapData, PerCpuArray, RingBuf},
+    programs::{Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun},
+};
+use collector_common::{
+    cell::CELLS_PER_CHUNK,
+    pass::RECORDS_PER_CHUNK,
+    stat::{STATS, Stat},
+};
+
+use super::{
+    OBJECT, bpf,
+    cells::{Cell, Cells},
+    fields,
+    pass::Pass,
+    programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
+    slots::SlotPool,
+};
+
+/// Where the running kernel describes its types.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// What the loader needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of the programs to load.
+    pub programs: Vec<&'static str>,
+    /// Most slots (`--cgroup.max`).
+    pub max_slots: u32,
+    /// Possible CPUs.
+    pub lanes: u32,
+    /// Kernel-side log level, as aya-log counts them; 0 is off.
+    pub log_level: u8,
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+    lanes: u32,
+    max_slots: u32,
+    /// Why a program is not there; absent means loaded.
+    failures: HashMap<&'static str, String>,
+    wanted: Vec<&'static str>,
+}
+
+impl Kernel {
+    /// Loads the programs asked for. One that this kernel can't have is left out and remembered.
+    ///
+    /// # Errors
+    ///
+    /// Without the privilege or without BTF, and when maps can't be made.
+    pub fn load(options: &Options) -> Result<Self> {
+        let raw = read_btf()?;
+        let types = btf_rs::Btf::from_bytes(&raw)
+            .map_err(|error| anyhow!("{BTF_PATH} can't be understood: {error}"))?;
+        let patched = fields::patch(OBJECT, &types)?;
+        let btf = Btf::parse(&raw, aya::Endianness::default())
+            .with_context(|| format!("{BTF_PATH} can't be understood"))?;
+        let cells = options.max_slots.saturating_add(1);
+        let per_cpu_chunks =
+            u64::from(cells) * u64::from(options.lanes) / u64::from(CELLS_PER_CHUNK) + 1;
+        let loaded_at = monotonic_ns();
+        let ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .allow_unsupported_maps()
+            .override_global("LANES", &options.lanes, true)
+            .override_global("LOADED_AT", &loaded_at, true)
+            .override_global(aya_log::LEVEL, &options.log_level, false)
+            .map_max_entries("SLOTS", options.max_slots)
+            .map_max_entries("FREE_SLOTS", cells)
+            .map_max_entries("SCHED_CELLS", u32::try_from(per_cpu_chunks)?)
+            .map_max_entries("PROCESS_CELLS", cells / CELLS_PER_CHUNK + 1)
+            // More cgroups than slots are possible; 4 million is beyond any host.
+            .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
+            .load(&patched.bytes)
+            .map_err(|error| not_loaded(&error))?;
+        let mut kernel = Self {
+            ebpf,
+            lanes: options.lanes,
+            max_slots: options.max_slots,
+            failures: HashMap::new(),
+            wanted: options.programs.clone(),
+        };
+        for program in PROGRAMS.iter().filter(|program| options.programs.contains(&program.name)) {
+            let missing = patched.missing.get(&program.section()).into_iter().flatten();
+            let shared = patched.missing.get(".text").into_iter().flatten();
+            let missing: Vec<&str> = missing.chain(shared).copied().collect();
+            let result = if missing.is_empty() {
+                kernel.load_program(program, &btf, &types)
+            } else {
+                Err(anyhow!("this kernel has no {}", missing.join(", ")))
+            };
+            if let Err(error) = result {
+                kernel.failures.insert(program.name, format!("{error:#}"));
+            }
+        }
+        Ok(kernel)
+    }
+
+    fn load_program(&mut self, program: &Program, btf: &Btf, types: &btf_rs::Btf) -> Result<()> {
+        match (program.hook, self.program_mut(program.name)?) {
+            (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => loaded.load(name, btf)?,
+            (Hook::FunctionEntry(name), AyaProgram::FEntry(loaded)) => {
+                if !fields::has_function(types, name) {
+                    bail!("this kernel has no function {name} to attach to");
+                }
+                loaded.load(name, btf)?;
+            }
+            (Hook::TaskIterator, AyaProgram::Iter(loaded)) => loaded.load("task", btf)?,
+            (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
+            (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
+            (hook, _) => bail!("{} is not a {hook:?} program", program.name),
+        }
+        Ok(())
+    }
+
+    fn program_mut(&mut self, name: &str) -> Result<&mut AyaProgram> {
+        self.ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))
+    }
+
+    /// Attaches those of `names` that are loaded, in the order of [`PROGRAMS`]. The baseline is
+    /// run instead of attached.
+    pub fn attach(&mut self, names: &[&'static str]) {
+        for program in PROGRAMS.iter().filter(|program| names.contains(&program.name)) {
+            if self.failures.contains_key(program.name) || !self.wanted.contains(&program.name) {
+                continue;
+            }
+            if let Err(error) = self.attach_program(program) {
+                self.failures.insert(program.name, format!("{error:#}"));
+            }
+        }
+    }
+
+    fn attach_program(&mut self, program: &Program) -> Result<()> {
+        match self.program_mut(program.name)? {
+            AyaProgram::BtfTracePoint(loaded) => loaded.attach().map(drop)?,
+            AyaProgram::FEntry(loaded) => loaded.attach().map(drop)?,
+            AyaProgram::Iter(loaded) if program.hook == Hook::TaskIterator => {
+                let link = loaded.attach()?;
+                let link = loaded.take_link(link)?;
+                let mut output = Vec::new();
+                std::io::Read::read_to_end(&mut link.into_file()?, &mut output)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a source can run, by the programs it needs.
+    pub fn availability(&self, requirement: &Requirement) -> Availability {
+        let failed = |name: &&str| self.failures.get(*name).map(|why| format!("{name}: {why}"));
+        let fatal: Vec<String> = requirement.required.iter().filter_map(failed).collect();
+        let lesser: Vec<String> = requirement
+            .optional
+            .iter()
+            .filter_map(|(name, effect)| Some(format!("{} ({effect})", failed(name)?)))
+            .collect();
+        let up = fatal.is_empty();
+        let reasons = if up { lesser } else { fatal };
+        Availability {
+            source: requirement.source,
+            up,
+            reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+        }
+    }
+
+    /// Programs that lifecycle tracking needs, or why there can be no agent here.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is missing.
+    pub fn require_lifecycle(&self) -> Result<()> {
+        let availability = self.availability(&LIFECYCLE);
+        match availability.reason {
+            Some(reason) if !availability.up => bail!("cgroups can't be followed: {reason}"),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_map(&mut self, name: &str) -> Result<Map> {
+        self.ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// The slot pool.
+    ///
+    /// # Errors
+    ///
+    /// Called twice.
+    pub fn slots(&mut self) -> Result<SlotPool> {
+        let slots = self.take_map("SLOTS")?.try_into()?;
+        let queue = self.take_map("FREE_SLOTS")?.try_into()?;
+        Ok(SlotPool::new(slots, queue, self.max_slots))
+    }
+
+    /// The cells of a source.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks the map.
+    pub fn cells<T: Cell>(&mut self, per_cpu: bool) -> Result<Cells<T>> {
+        let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
+        Ok(Cells::new(map.fd().as_fd(), if per_cpu { self.lanes } else { 1 })?)
+    }
+
+    /// The one pass.
+    ///
+    /// # Errors
+    ///
+    /// When its maps can't be mapped.
+    pub fn pass(&mut self) -> Result<Pass> {
+        let AyaProgram::Iter(program) = self.program_mut("pass")? else {
+            bail!("pass is not an iterator");
+        };
+        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+        let control = map_data(self.ebpf.map("PASS").context("PASS")?)?.fd().as_fd();
+        let records = map_data(self.ebpf.map("RECORDS").context("RECORDS")?)?.fd().as_fd();
+        Pass::new(program, control, records)
+    }
+
+    /// Lifecycle events.
+    ///
+    /// # Errors
+    ///
+    /// Called twice.
+    pub fn events(&mut self) -> Result<RingBuf<MapData>> {
+        Ok(self.take_map("CGROUP_EVENTS")?.try_into()?)
+    }
+
+    /// Kernel-side log records, to be handed to the agent's own log.
+    ///
+    /// # Errors
+    ///
+    /// When the object was built without any.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
+    }
+
+    /// Brings the running task of every CPU up to date in its cell.
+    pub fn take_in_flight(&self) -> Result<()> {
+        let Some(AyaProgram::RawTracePoint(program)) = self.ebpf.program("in_flight") else {
+            bail!("the object has no program in_flight");
+        };
+        let cpus = aya::util::online_cpus()
+            .map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
+        for cpu in cpus {
+            run_on(program, cpu);
+        }
+        Ok(())
+    }
+
+    /// What the kernel side counted of its own work.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn stats(&self) -> Result<KernelStats> {
+        let map = self.ebpf.map("STATS_MAP").context("STATS_MAP")?;
+        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        let mut values = [0; STATS as usize];
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = map.get(&(index as u32), 0)?.iter().sum();
+        }
+        Ok(KernelStats(values))
+    }
+
+    /// (name, runs, run time) of each loaded program; both 0 unless `kernel.bpf_stats_enabled`.
+    pub fn run_times(&self) -> Vec<(&str, u64, std::time::Duration)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name, info.run_count(), info.run_time()))
+            })
+            .collect()
+    }
+
+    /// Kernel memory of the maps that belong to the object, chunks excluded.
+    pub fn map_memory(&self) -> u64 {
+        self.ebpf
+            .maps()
+            .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
+            .sum()
+    }
+}
+
+fn run_on(program: &RawTracePoint, cpu: u32) {
+    let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
+    // A CPU that went offline meanwhile has no running task.
+    if let Err(error) = program.test_run(options) {
+        tracing::debug!(cpu, %error, "running task not taken in");
+    }
+}
+
+/// What the kernel side counted of its own work.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelStats([u64; STATS as usize]);
+
+impl KernelStats {
+    /// One counter.
+    pub fn get(&self, stat: Stat) -> u64 {
+        self.0[stat as usize]
+    }
+}
+
+fn map_data(map: &Map) -> Result<&MapData> {
+    match map {
+        Map::Array(map)
+        | Map::ArrayOfMaps(map)
+        | Map::HashMap(map)
+        | Map::PerCpuArray(map)
+        | Map::Queue(map)
+        | Map::RingBuf(map)
+        | Map::Unsupported(map) => Ok(map),
+        other => bail!("unexpected kind of map: {other:?}"),
+    }
+}
+
+fn read_btf() -> Result<Vec<u8>> {
+    std::fs::read(Path::new(BTF_PATH)).map_err(|error| {
+        anyhow!(
+            "this kernel does not describe its types: cannot read {BTF_PATH}: {error}; cgmeter \
+             needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's is)"
+        )
+    })
+}
+
+/// The loader's error as one line that says what to do.
+fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    if text.contains("Operation not permitted") || text.contains("os error 1)") {
+        return anyhow!(
+            "not privileged: loading BPF maps and programs was refused ({text}); run cgmeter as \
+             root, or with the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        );
+    }
+    anyhow!("the kernel programs could not be loaded: {text}")
+}
+
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -1,0 +1,42 @@
+//! The kernel side as the agent sees it: loading, attaching, reading maps.
+//!
+//! Invariant: this module knows programs, maps and cells; it knows nothing of paths, containers,
+//! metric names or HTTP. All `unsafe` of the agent is in here, behind safe types.
+
+pub mod bpf;
+pub mod cells;
+pub mod fields;
+pub mod load;
+pub mod mapping;
+pub mod pass;
+pub mod programs;
+pub mod slots;
+
+/// Kernel object, built by build.rs; aligned, because it is parsed in place.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgmeter.bpf.o"));
+
+/// CPUs that this host may ever have: the lanes of a per-CPU source.
+///
+/// # Errors
+///
+/// When /sys/devices/system/cpu/possible can't be read.
+pub fn possible_cpus() -> anyhow::Result<u32> {
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;
+    Ok(u32::try_from(cpus)?)
+}
+
+/// The type of the file system that a path is on (`f_type` of statfs(2)).
+///
+/// # Errors
+///
+/// statfs(2)'s.
+pub fn filesystem_type(path: &std::ffi::CStr) -> std::io::Result<i64> {
+    let mut info = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is terminated, `info` writable.
+    if unsafe { libc::statfs(path.as_ptr(), info.as_mut_ptr()) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: statfs has filled it.
+    Ok(unsafe { info.assume_init() }.f_type)
+}

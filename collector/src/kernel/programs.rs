@@ -1,0 +1,116 @@
+//! Which programs there are, what they attach to, and which source needs them.
+//!
+//! A program that this kernel can't have turns off the sources that require it and nothing else;
+//! [`Availability`] says so in one sentence, for the log, `cgmeter check` and
+//! `cgmeter_source_up` alike.
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// BTF tracepoint of that name.
+    Tracepoint(&'static str),
+    /// Entry of a kernel function.
+    FunctionEntry(&'static str),
+    /// Iterator over tasks, run by the agent.
+    TaskIterator,
+    /// Iterator over cgroups, run by the agent.
+    CgroupIterator,
+    /// Not attached: run by the agent on a CPU of its choice.
+    OnDemand,
+}
+
+/// One program of the kernel object.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Name of the function in the object.
+    pub name: &'static str,
+    /// Where it runs.
+    pub hook: Hook,
+    /// What it is for, for people.
+    pub purpose: &'static str,
+}
+
+impl Program {
+    /// The object's section that holds it.
+    pub fn section(&self) -> String {
+        match self.hook {
+            Hook::Tracepoint(name) => format!("tp_btf/{name}"),
+            Hook::FunctionEntry(name) => format!("fentry/{name}"),
+            Hook::TaskIterator => "iter/task".to_owned(),
+            Hook::CgroupIterator => "iter/cgroup".to_owned(),
+            Hook::OnDemand => "raw_tp/sched_switch".to_owned(),
+        }
+    }
+}
+
+const fn tracepoint(name: &'static str, purpose: &'static str) -> Program {
+    Program { name, hook: Hook::Tracepoint(name), purpose }
+}
+
+/// Every program. Attached in this order: lifecycle first, so that no cgroup is missed between the
+/// walk of the hierarchy and the first event; births before the baseline, and the baseline before
+/// `sched_switch`, so that every task has books when it is first switched out.
+pub const PROGRAMS: &[Program] = &[
+    tracepoint("cgroup_mkdir", "a cgroup is made"),
+    tracepoint("cgroup_rmdir", "a cgroup is removed"),
+    tracepoint("cgroup_rename", "a cgroup is renamed (v1)"),
+    Program {
+        name: "cgroup_move_task",
+        hook: Hook::FunctionEntry("cgroup_move_task"),
+        purpose: "a task changes cgroup",
+    },
+    tracepoint("sched_process_fork", "a task is born"),
+    tracepoint("sched_process_exec", "a program is executed"),
+    tracepoint("sched_process_exit", "a task ends"),
+    Program { name: "baseline", hook: Hook::TaskIterator, purpose: "clocks of the tasks there are" },
+    tracepoint("sched_switch", "a task is switched out"),
+    Program { name: "in_flight", hook: Hook::OnDemand, purpose: "what running tasks have done" },
+    Program { name: "pass", hook: Hook::CgroupIterator, purpose: "the cgroups' own books" },
+];
+
+/// What a source needs of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Requirement {
+    /// The source's name, as in `--collector.NAME`.
+    pub source: &'static str,
+    /// Programs without which it is off.
+    pub required: &'static [&'static str],
+    /// Programs without which it is less exact, and what then happens.
+    pub optional: &'static [(&'static str, &'static str)],
+}
+
+/// The cgroup tree itself; without it there is no agent.
+pub const LIFECYCLE: Requirement = Requirement {
+    source: "cgroups",
+    required: &["cgroup_mkdir", "cgroup_rmdir"],
+    optional: &[("cgroup_rename", "a renamed v1 cgroup keeps its old path")],
+};
+
+/// The sources.
+pub const REQUIREMENTS: &[Requirement] = &[
+    Requirement {
+        source: "sched",
+        required: &["sched_process_fork", "baseline", "sched_switch", "in_flight"],
+        optional: &[(
+            "cgroup_move_task",
+            "the time slice in which a running task changes cgroup is charged to the one it leaves",
+        )],
+    },
+    Requirement { source: "cpu", required: &["pass"], optional: &[] },
+    Requirement {
+        source: "process",
+        required: &["sched_process_fork", "sched_process_exec", "sched_process_exit"],
+        optional: &[],
+    },
+];
+
+/// Whether a source can run here, and if not, why not.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Availability {
+    /// The source's name.
+    pub source: &'static str,
+    /// Whether it runs.
+    pub up: bool,
+    /// Why it is off, or what is less exact.
+    pub reason: Option<String>,
+}

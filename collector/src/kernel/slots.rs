@@ -1,0 +1,140 @@
+//! The slot pool: which slots are whose, which are free, which are being recycled.
+//!
+//! Kernel programs take slots from a queue that the pool keeps filled. A slot comes back in two
+//! steps: [`SlotPool::disown`] takes it from its dead owner, so that a straggler resolves a new one,
+//! and [`SlotPool::recycle`], at least a grace period later, makes it free once its last numbers
+//! have been read.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    io,
+    os::fd::AsFd,
+};
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap as BpfHashMap, MapData, Queue};
+use collector_common::cell::OVERFLOW_SLOT;
+
+use super::{bpf, cells::SlotMemory};
+
+/// The pool.
+#[derive(Debug)]
+pub struct SlotPool {
+    slots: BpfHashMap<MapData, u64, u32>,
+    queue: Queue<MapData, u32>,
+    max: u32,
+    /// Slots that exist: 0 to made - 1, the overflow slot included.
+    made: u32,
+    spare: BTreeSet<u32>,
+    queued: HashSet<u32>,
+    quarantined: usize,
+    used: HashMap<u64, u32>,
+    keys: Vec<u64>,
+    values: Vec<u32>,
+}
+
+impl SlotPool {
+    /// A pool of at most `max` slots over the object's maps.
+    pub fn new(slots: BpfHashMap<MapData, u64, u32>, queue: Queue<MapData, u32>, max: u32) -> Self {
+        Self {
+            slots,
+            queue,
+            max,
+            made: OVERFLOW_SLOT + 1,
+            spare: BTreeSet::new(),
+            queued: HashSet::new(),
+            quarantined: 0,
+            used: HashMap::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+
+    /// Learns which cgroups have taken slots: one batched read of the whole map.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn refresh(&mut self) -> io::Result<()> {
+        bpf::lookup_all(
+            self.slots_fd(),
+            self.max,
+            &mut self.keys,
+            &mut self.values,
+        )?;
+        self.used.clear();
+        for (&id, &slot) in self.keys.iter().zip(&self.values) {
+            self.queued.remove(&slot);
+            self.used.insert(id, slot);
+        }
+        Ok(())
+    }
+
+    fn slots_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.slots.map_data().fd().as_fd()
+    }
+
+    /// Cgroup ids and their slots, as of the last refresh.
+    pub fn used(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.keys.iter().copied().zip(self.values.iter().copied())
+    }
+
+    /// A cgroup's slot, as of the last refresh.
+    pub fn slot_of(&self, id: u64) -> Option<u32> {
+        self.used.get(&id).copied()
+    }
+
+    /// Puts slots into the queue until `free` are there or the maximum is reached, making their
+    /// memory first.
+    ///
+    /// # Errors
+    ///
+    /// When a chunk can't be made (ENOMEM): fewer slots are free than wanted.
+    pub fn top_up(&mut self, free: usize, memory: &mut [&mut dyn SlotMemory]) -> Result<()> {
+        while self.queued.len() < free {
+            let slot = match self.spare.pop_first() {
+                Some(slot) => slot,
+                None if self.made <= self.max => {
+                    for source in memory.iter_mut() {
+                        source.provide(self.made + 1).context("no memory for more slots")?;
+                    }
+                    self.made += 1;
+                    self.made - 1
+                }
+                None => return Ok(()),
+            };
+            self.queue.push(slot, 0).context("the queue of free slots refuses a slot")?;
+            self.queued.insert(slot);
+        }
+        Ok(())
+    }
+
+    /// Takes a dead cgroup's slot from it. Its numbers stay until [`recycle`](Self::recycle).
+    pub fn disown(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
+        let slot = self.used.remove(&id)?;
+        // Gone already would mean that somebody else edits the map; there is nobody.
+        if let Err(error) = self.slots.remove(&id) {
+            tracing::warn!(cgroup_id = id, %error, "a slot could not be taken from a dead cgroup");
+            return None;
+        }
+        for source in memory {
+            source.disown(slot);
+        }
+        self.quarantined += 1;
+        Some(slot)
+    }
+
+    /// Makes a disowned slot, whose numbers have been read, free for the next cgroup.
+    pub fn recycle(&mut self, slot: u32, memory: &mut [&mut dyn SlotMemory]) {
+        for source in memory {
+            source.clear(slot);
+        }
+        self.quarantined -= 1;
+        self.spare.insert(slot);
+    }
+
+    /// (used, free, quarantined) as of the last refresh. Free are those that exist.
+    pub fn states(&self) -> (usize, usize, usize) {
+        (self.used.len(), self.queued.len() + self.spare.len(), self.quarantined)
+    }
+}
