@@ -18,7 +18,7 @@ pub enum CgroupEventKind {
 /// One lifecycle event. The path is the parent's and `name`: the tracepoint's own path argument
 /// is cut at 1,024 bytes (kernel/cgroup/cgroup.c, TRACE_CGROUP_PATH_LEN).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CgroupEvent {
     /// A [`CgroupEventKind`].
     pub kind: u32,

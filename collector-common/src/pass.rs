@@ -14,7 +14,7 @@ pub const DYING: u64 = 1 << 2;
 
 /// What one pass reads of one cgroup. Plain copies: scaling and units are userspace's work.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CgroupRecord {
     /// Cgroup id in the hierarchy walked.
     pub id: u64,
@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<CgroupRecord>() == 128);
 
 /// Control block of a pass.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct PassControl {
     /// Records written so far.
     pub next: u64,

@@ -2,7 +2,7 @@
 
 /// Process counters of one slot; one lane, atomic adds.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct ProcessCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,

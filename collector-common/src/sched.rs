@@ -4,7 +4,7 @@ use crate::histogram::BUCKETS;
 
 /// Scheduler counters of one slot on one CPU. One writer: the CPU itself, at switch-out.
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SchedCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
@@ -35,7 +35,7 @@ const _: () = assert!(size_of::<SchedCell>() == 256);
 /// others only by the CPU that switches the task out. `css_set` is the exception: a mover sets it
 /// to 0 to have the slot resolved again.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct TaskBooks {
     /// `task->cgroups` when the slot was resolved: as long as it is the same, so is the slot.
     /// 0: not resolved yet, or moved since.

@@ -19,9 +19,13 @@ pub enum Stat {
     Exits = 5,
     /// Runs of `cgroup_move_task`.
     Moves = 6,
-    /// Runs of the cgroup lifecycle programs.
-    Lifecycle = 7,
+    /// Runs of `cgroup_mkdir`.
+    Made = 7,
+    /// Runs of `cgroup_rmdir`.
+    Removed = 8,
+    /// Runs of `cgroup_rename`.
+    Renamed = 9,
 }
 
 /// Entries of the array.
-pub const STATS: u32 = 8;
+pub const STATS: u32 = 10;

@@ -41,7 +41,11 @@ pub fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
 /// TP_PROTO(struct cgroup *cgrp, const char *path) of all three.
 #[inline(always)]
 fn report(ctx: &BtfTracePointContext, kind: CgroupEventKind) -> i32 {
-    stat::count(Stat::Lifecycle);
+    stat::count(match kind {
+        CgroupEventKind::Made => Stat::Made,
+        CgroupEventKind::Removed => Stat::Removed,
+        CgroupEventKind::Renamed => Stat::Renamed,
+    });
     let cgroup = Cgroup(ctx.arg::<*const c_void>(0));
     let Some(mut entry) = CGROUP_EVENTS.reserve(0) else {
         // The agent sees the counter and walks the hierarchy again.

@@ -13,5 +13,6 @@ mod walk;
 pub use filter::Filter;
 pub use label::printable;
 pub use mounts::{Hierarchies, Mount, MountError};
-pub use tree::{Event, Node, NodeId, Tree};
+pub(crate) use tree::join;
+pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree};
 pub use walk::{Found, walk};

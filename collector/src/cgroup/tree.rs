@@ -80,7 +80,7 @@ pub const OVERFLOW_PATH: &str = "(overflow)";
 const ROOT_CGROUP_ID: u64 = 1;
 
 /// A path and a name below it.
-pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     let mut joined = if path == b"/" { Vec::new() } else { path.to_vec() };
     joined.push(b'/');
     joined.extend_from_slice(name);
@@ -106,8 +106,9 @@ impl Tree {
         tree
     }
 
-    /// Brings the tree in line with a walk: adds what is new, ends what is gone.
-    pub fn merge(&mut self, found: &[Found], now: SystemTime) {
+    /// Brings the tree in line with a walk: adds what is new, ends what is gone, and returns the ids
+    /// of the latter.
+    pub fn merge(&mut self, found: &[Found], now: SystemTime) -> Vec<u64> {
         for cgroup in found.iter().skip(1) {
             self.made(cgroup.id, cgroup.parent, &cgroup.name, None);
         }
@@ -119,8 +120,16 @@ impl Tree {
             })
             .map(|(_, node)| node.id)
             .collect();
-        for id in gone {
+        for &id in &gone {
             self.removed(id, now);
+        }
+        gone
+    }
+
+    /// Switches the export of a node on or off.
+    pub fn set_exported(&mut self, number: NodeId, exported: bool) {
+        if let Some(Some(node)) = self.nodes.get_mut(number) {
+            node.exported = exported;
         }
     }
 

@@ -5,9 +5,13 @@
 //! writer alone knows formats. No allocation is made for a sample.
 
 mod family;
+mod format;
 mod labels;
+mod number;
 mod writer;
 
 pub use family::{Family, Kind, Unit};
+pub use format::Format;
 pub use labels::LabelSet;
-pub use writer::{Format, Histogram, Value, Writer};
+pub use number::Value;
+pub use writer::{Histogram, Writer};

@@ -1,7 +1,7 @@
 //! bpf(2) calls that aya has no interface for.
 
 use std::{
-    io, mem,
+    io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
@@ -22,7 +22,7 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long>
     // SAFETY: `attributes` is a `repr(C)` structure without padding that outlives the call; the
     // kernel reads and writes within its size.
     let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *mut T, mem::size_of::<T>()) };
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *mut T, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -203,7 +203,7 @@ pub fn link_cgroup_iterator(
         attach_type: BPF_TRACE_ITER,
         flags: 0,
         iter_info: (&raw const info) as u64,
-        iter_info_len: mem::size_of::<IterInfo>() as u32,
+        iter_info_len: size_of::<IterInfo>() as u32,
         pad: 0,
     };
     owned(bpf(BPF_LINK_CREATE, &mut attributes)?)

@@ -30,12 +30,19 @@ pub fn patch(object: &[u8], btf: &Btf) -> Result<Patched> {
     let mut bytes = object.to_vec();
     let mut missing: HashMap<String, Vec<&'static str>> = HashMap::new();
     let file = object::File::parse(object).context("the embedded kernel object is damaged")?;
-    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
+    for section in file.sections() {
         let name = section.name()?.to_owned();
         let Some((start, size)) = section.file_range() else {
             continue;
         };
         let range = start as usize..(start + size) as usize;
+        if name == ".BTF" {
+            super::names::make_valid(&mut bytes[range])?;
+            continue;
+        }
+        if section.kind() != SectionKind::Text {
+            continue;
+        }
         for field in patch_section(&mut bytes, range, &offsets)? {
             let fields = missing.entry(name.clone()).or_default();
             if !fields.contains(&field) {

@@ -194,9 +194,11 @@ impl Kernel {
     ///
     /// Called twice.
     pub fn slots(&mut self) -> Result<SlotPool> {
-        let slots = self.take_map("SLOTS")?.try_into()?;
+        let map = self.take_map("SLOTS")?;
+        let descriptor = map_data(&map)?.fd().as_fd().try_clone_to_owned()?;
+        let slots = map.try_into()?;
         let queue = self.take_map("FREE_SLOTS")?.try_into()?;
-        Ok(SlotPool::new(slots, queue, self.max_slots))
+        Ok(SlotPool::new(descriptor, slots, queue, self.max_slots))
     }
 
     /// The cells of a source.
@@ -348,10 +350,18 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
              root, or with the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN"
         );
     }
+    // The verifier may have said a lot; its last lines say what was wrong.
+    let text: Vec<char> = text.chars().collect();
+    let text: String = if text.len() > 800 {
+        text[..300].iter().chain(&[' ', '…', ' ']).chain(&text[text.len() - 400..]).collect()
+    } else {
+        text.into_iter().collect()
+    };
     anyhow!("the kernel programs could not be loaded: {text}")
 }
 
-fn monotonic_ns() -> u64 {
+/// CLOCK_MONOTONIC, ns: the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is writable.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };

@@ -32,9 +32,9 @@ impl<T: Copy> Mapping<T> {
     ///
     /// mmap(2)'s.
     pub fn new(map: BorrowedFd<'_>, entries: usize) -> io::Result<Self> {
-        const { assert!(mem::size_of::<T>() % 8 == 0) };
+        const { assert!(size_of::<T>() % 8 == 0) };
         let page = 4096;
-        let bytes = (entries * mem::size_of::<T>()).next_multiple_of(page);
+        let bytes = (entries * size_of::<T>()).next_multiple_of(page);
         // SAFETY: a new mapping of the array's own pages, at an address of the kernel's choice.
         let address = unsafe {
             libc::mmap(
@@ -55,7 +55,7 @@ impl<T: Copy> Mapping<T> {
     }
 
     fn word(&self, entry: usize, word: usize) -> *mut u64 {
-        assert!(entry < self.entries && word < mem::size_of::<T>() / 8);
+        assert!(entry < self.entries && word < size_of::<T>() / 8);
         // SAFETY: within the mapping, by the assertion.
         unsafe { self.base.as_ptr().add(entry).cast::<u64>().add(word) }
     }
@@ -76,7 +76,7 @@ impl<T: Copy> Mapping<T> {
     pub fn read(&self, entry: usize) -> T {
         let mut value = mem::MaybeUninit::<T>::uninit();
         let to = value.as_mut_ptr().cast::<u64>();
-        for word in 0..mem::size_of::<T>() / 8 {
+        for word in 0..size_of::<T>() / 8 {
             // SAFETY: `value` has room for this word.
             unsafe { to.add(word).write(self.load(entry, word)) };
         }
@@ -86,7 +86,7 @@ impl<T: Copy> Mapping<T> {
 
     /// Zeroes an entry.
     pub fn clear(&self, entry: usize) {
-        for word in 0..mem::size_of::<T>() / 8 {
+        for word in 0..size_of::<T>() / 8 {
             self.store(entry, word, 0);
         }
     }
@@ -102,4 +102,34 @@ impl<T> Drop for Mapping<T> {
         // SAFETY: our own mapping, which nobody uses any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
+}
+
+/// A value at the start of `bytes`, `None` if they are too few.
+pub fn read_value<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: long enough, and every bit pattern is a value, by `Plain`.
+    Some(unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Types of which every bit pattern is a value.
+///
+/// # Safety
+///
+/// That they are such types.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: integers and an array of bytes.
+unsafe impl Plain for collector_common::event::CgroupEvent {}
+
+/// Sleeps until one of the descriptors is readable or the time is over.
+pub fn wait_readable(descriptors: &[std::os::fd::RawFd], timeout: std::time::Duration) {
+    let mut polled: Vec<libc::pollfd> = descriptors
+        .iter()
+        .map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+        .collect();
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the array is as long as said. An error (EINTR) only ends the sleep early.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
 }

@@ -8,6 +8,7 @@ pub mod cells;
 pub mod fields;
 pub mod load;
 pub mod mapping;
+mod names;
 pub mod pass;
 pub mod programs;
 pub mod slots;

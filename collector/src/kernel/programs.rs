@@ -86,24 +86,6 @@ pub const LIFECYCLE: Requirement = Requirement {
     optional: &[("cgroup_rename", "a renamed v1 cgroup keeps its old path")],
 };
 
-/// The sources.
-pub const REQUIREMENTS: &[Requirement] = &[
-    Requirement {
-        source: "sched",
-        required: &["sched_process_fork", "baseline", "sched_switch", "in_flight"],
-        optional: &[(
-            "cgroup_move_task",
-            "the time slice in which a running task changes cgroup is charged to the one it leaves",
-        )],
-    },
-    Requirement { source: "cpu", required: &["pass"], optional: &[] },
-    Requirement {
-        source: "process",
-        required: &["sched_process_fork", "sched_process_exec", "sched_process_exit"],
-        optional: &[],
-    },
-];
-
 /// Whether a source can run here, and if not, why not.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Availability {

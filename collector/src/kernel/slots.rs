@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use anyhow::{Context, Result};
@@ -18,8 +18,9 @@ use collector_common::cell::OVERFLOW_SLOT;
 use super::{bpf, cells::SlotMemory};
 
 /// The pool.
-#[derive(Debug)]
 pub struct SlotPool {
+    /// The hash map's descriptor, for batched reads.
+    map: OwnedFd,
     slots: BpfHashMap<MapData, u64, u32>,
     queue: Queue<MapData, u32>,
     max: u32,
@@ -35,8 +36,14 @@ pub struct SlotPool {
 
 impl SlotPool {
     /// A pool of at most `max` slots over the object's maps.
-    pub fn new(slots: BpfHashMap<MapData, u64, u32>, queue: Queue<MapData, u32>, max: u32) -> Self {
+    pub fn new(
+        map: OwnedFd,
+        slots: BpfHashMap<MapData, u64, u32>,
+        queue: Queue<MapData, u32>,
+        max: u32,
+    ) -> Self {
         Self {
+            map,
             slots,
             queue,
             max,
@@ -56,12 +63,7 @@ impl SlotPool {
     ///
     /// The kernel's.
     pub fn refresh(&mut self) -> io::Result<()> {
-        bpf::lookup_all(
-            self.slots_fd(),
-            self.max,
-            &mut self.keys,
-            &mut self.values,
-        )?;
+        bpf::lookup_all(self.map.as_fd(), self.max, &mut self.keys, &mut self.values)?;
         self.used.clear();
         for (&id, &slot) in self.keys.iter().zip(&self.values) {
             self.queued.remove(&slot);
@@ -70,18 +72,9 @@ impl SlotPool {
         Ok(())
     }
 
-    fn slots_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.slots.map_data().fd().as_fd()
-    }
-
     /// Cgroup ids and their slots, as of the last refresh.
     pub fn used(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
         self.keys.iter().copied().zip(self.values.iter().copied())
-    }
-
-    /// A cgroup's slot, as of the last refresh.
-    pub fn slot_of(&self, id: u64) -> Option<u32> {
-        self.used.get(&id).copied()
     }
 
     /// Puts slots into the queue until `free` are there or the maximum is reached, making their

@@ -1,0 +1,172 @@
+//! The agent: loads the kernel side, follows cgroups, takes snapshots, encodes them.
+//!
+//! Nothing runs between scrapes but the housekeeping that lifecycle events ask for: a thread that
+//! sleeps until one comes, or until a dead cgroup's time is over.
+
+mod housekeeping;
+mod start;
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use aya::maps::{MapData, RingBuf};
+use bytes::{Bytes, BytesMut};
+use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
+
+pub use start::{Options, StartError};
+pub(crate) use start::probe;
+
+use crate::{
+    cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},
+    exposition::{Format, Writer},
+    kernel::{
+        load::{Kernel, KernelStats},
+        programs::Availability,
+        slots::SlotPool,
+    },
+    source::{Lifecycle, Report, SelfMetrics, Snapshot, Source},
+};
+
+/// The running agent.
+pub struct Agent {
+    core: Mutex<Core>,
+    min_interval: Duration,
+}
+
+/// Everything behind the agent's lock.
+struct Core {
+    kernel: Kernel,
+    hierarchies: Hierarchies,
+    events: RingBuf<MapData>,
+    kernel_log: Option<aya_log::EbpfLogger<&'static dyn ::log::Log>>,
+    tree: Tree,
+    slots: SlotPool,
+    /// Slots to keep free beyond one for each live cgroup.
+    reserve: usize,
+    linger: Duration,
+    lifecycle: Lifecycle,
+    sources: Vec<Box<dyn Source>>,
+    self_metrics: SelfMetrics,
+    availability: Vec<Availability>,
+    errors: Vec<(&'static str, u64)>,
+    /// Dead cgroups whose slot is still theirs.
+    departed: Vec<(u64, Instant)>,
+    /// Slots taken from dead cgroups, not yet recycled.
+    disowned: Vec<(NodeId, u32, Instant)>,
+    lost_events: u64,
+    snapshot: Option<Instant>,
+    failed: bool,
+    stats: KernelStats,
+    stages: Vec<(&'static str, Duration)>,
+    size: usize,
+}
+
+impl Agent {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        // A panic in one scrape must not end all later ones.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One exposition, of a new snapshot unless the last one is younger than the minimum interval.
+    ///
+    /// # Errors
+    ///
+    /// When the slots can't be read; sources that fail keep their last values instead.
+    pub fn scrape(&self, format: Format) -> anyhow::Result<Bytes> {
+        let mut core = self.core();
+        if core.snapshot.is_none_or(|taken| taken.elapsed() >= self.min_interval) {
+            core.take_snapshot()?;
+        }
+        Ok(core.encode(format))
+    }
+
+    /// Every source with its state.
+    pub fn availability(&self) -> Vec<Availability> {
+        self.core().availability.clone()
+    }
+}
+
+impl Core {
+    fn take_snapshot(&mut self) -> anyhow::Result<()> {
+        let mut clock = Instant::now();
+        let mut stages = Vec::with_capacity(8);
+        let mut lap = |stages: &mut Vec<_>, stage| {
+            let now = Instant::now();
+            stages.push((stage, now - clock));
+            clock = now;
+        };
+        self.housekeeping();
+        lap(&mut stages, "lifecycle");
+        if self.sources.iter().any(|source| source.name() == "sched") {
+            self.kernel.take_in_flight()?;
+        }
+        lap(&mut stages, "in_flight");
+        self.slots.refresh()?;
+        let mut slots: Vec<(NodeId, u32)> = self
+            .slots
+            .used()
+            .filter_map(|(id, slot)| Some((self.tree.by_id(id)?, slot)))
+            .chain(self.disowned.iter().map(|&(node, slot, _)| (node, slot)))
+            .collect();
+        slots.push((OVERFLOW, OVERFLOW_SLOT));
+        lap(&mut stages, "slots");
+        let snapshot = Snapshot { tree: &self.tree, slots: &slots, time: SystemTime::now() };
+        self.failed = false;
+        self.lifecycle.collect(&snapshot)?;
+        for source in &mut self.sources {
+            let result = source.collect(&snapshot);
+            if let Err(error) = result {
+                self.failed = true;
+                let name = source.name();
+                if let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == name) {
+                    // Once on a change of state; the counter tells of the rest.
+                    if *errors == 0 {
+                        tracing::error!(source = name, error = format!("{error:#}"), "reading failed");
+                    }
+                    *errors += 1;
+                }
+            }
+            lap(&mut stages, source.name());
+        }
+        self.stats = self.kernel.stats()?;
+        self.tree.set_exported(OVERFLOW, self.stats.get(Stat::Overflow) > 0);
+        self.provide_slots();
+        lap(&mut stages, "kernel");
+        self.stages = stages;
+        self.snapshot = Some(Instant::now());
+        Ok(())
+    }
+
+    fn encode(&mut self, format: Format) -> Bytes {
+        let begin = Instant::now();
+        let mut writer = Writer::new(format, BytesMut::with_capacity(self.size + self.size / 8));
+        for source in &self.sources {
+            source.encode(&self.tree, &mut writer);
+        }
+        self.lifecycle.encode(&self.tree, &mut writer);
+        let report = Report {
+            sources: &self.availability,
+            errors: &self.errors,
+            stats: self.stats,
+            runs: self.sources.iter().filter_map(|source| source.runs()).collect(),
+            run_times: self.kernel.run_times(),
+            cgroups: self.tree.counts(),
+            slots: self.slots.states(),
+            kernel_memory: self.kernel_memory(),
+            stages: &self.stages,
+        };
+        self.self_metrics.encode(&report, self.failed, &mut writer);
+        let text = writer.finish();
+        self.size = text.len();
+        self.stages.retain(|(stage, _)| *stage != "encode");
+        self.stages.push(("encode", begin.elapsed()));
+        text
+    }
+
+    fn kernel_memory(&self) -> u64 {
+        self.kernel.map_memory()
+            + self.sources.iter().map(|source| source.kernel_memory()).sum::<u64>()
+    }
+}

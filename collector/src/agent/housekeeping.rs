@@ -1,0 +1,209 @@
+//! Between scrapes: cgroups that come and go, slots that come back.
+
+use std::{
+    os::fd::AsRawFd,
+    sync::{Arc, Weak},
+    time::{Duration, Instant, SystemTime},
+};
+
+use collector_common::{
+    event::{CgroupEvent, CgroupEventKind},
+    stat::Stat,
+};
+
+use super::{Agent, Core};
+use crate::{
+    cgroup::{Event, walk},
+    kernel::{cells::SlotMemory, load::monotonic_ns, mapping},
+    source::{ForeignEvent, Source},
+};
+
+/// How long a dead cgroup keeps its slot: the last of its tasks may still be on their way out.
+const QUARANTINE: Duration = Duration::from_secs(2);
+/// How long a disowned slot's numbers are still read before it is recycled: far longer than a
+/// program runs.
+const GRACE: Duration = Duration::from_millis(500);
+
+impl Agent {
+    /// Starts the thread that follows lifecycle events. It ends with the agent.
+    ///
+    /// # Errors
+    ///
+    /// When there can't be another thread.
+    pub fn follow(self: &Arc<Self>) -> std::io::Result<()> {
+        let agent = Arc::downgrade(self);
+        let events = {
+            let core = self.core();
+            let mut descriptors = vec![core.events.as_raw_fd()];
+            descriptors.extend(core.kernel_log.as_ref().map(AsRawFd::as_raw_fd));
+            descriptors
+        };
+        let run = move || {
+            while let Some(timeout) = tidy(&agent) {
+                mapping::wait_readable(&events, timeout);
+            }
+        };
+        std::thread::Builder::new().name("cgmeter-events".to_owned()).spawn(run).map(drop)
+    }
+}
+
+/// One round; `None` once the agent is gone, else how long there is nothing to do.
+fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
+    let agent = agent.upgrade()?;
+    let mut core = agent.core();
+    let came = core.housekeeping();
+    if came > 0
+        && let Err(error) = core.slots.refresh()
+    {
+        tracing::warn!(%error, "slots could not be read");
+    }
+    core.provide_slots();
+    Some(core.next_round())
+}
+
+impl Core {
+    /// Takes in lifecycle events, retires slots, reaps dead cgroups. Returns the number of events.
+    pub(super) fn housekeeping(&mut self) -> usize {
+        if let Some(log) = &mut self.kernel_log {
+            log.flush();
+        }
+        let events = self.drain();
+        self.walk_if_events_were_lost();
+        self.retire(Instant::now());
+        let sources = &mut self.sources;
+        self.tree.reap(SystemTime::now(), self.linger, |from, into| {
+            for source in sources.iter_mut() {
+                source.fold(from, into);
+            }
+            // A slot of a node that is reaped counts for the node that takes it over.
+            for (node, _, _) in &mut self.disowned {
+                if *node == from {
+                    *node = into;
+                }
+            }
+        });
+        events
+    }
+
+    fn drain(&mut self) -> usize {
+        // Events carry the monotonic clock; the tree has wall-clock times.
+        let (monotonic, wall) = (monotonic_ns(), SystemTime::now());
+        let mut events = 0;
+        while let Some(item) = self.events.next() {
+            events += 1;
+            let Some(event) = mapping::read_value::<CgroupEvent>(&item) else {
+                continue;
+            };
+            drop(item);
+            let age = Duration::from_nanos(monotonic.saturating_sub(event.time_ns));
+            let at = wall.checked_sub(age).unwrap_or(wall);
+            let name = event.name.get(..event.name_len as usize).unwrap_or_default().to_vec();
+            let made = event.kind == CgroupEventKind::Made as u32;
+            let renamed = event.kind == CgroupEventKind::Renamed as u32;
+            if event.hierarchy != self.hierarchies.unified.hierarchy {
+                let made = (made || renamed).then_some((event.parent, name));
+                let event = ForeignEvent { hierarchy: event.hierarchy, id: event.id, made };
+                for source in &mut self.sources {
+                    source.foreign(&event);
+                }
+            } else if made {
+                let made = Event::Made { id: event.id, parent: event.parent, name, at };
+                if let Some((node, true)) = self.tree.apply(&made) {
+                    for source in &mut self.sources {
+                        source.revive(node);
+                    }
+                }
+            } else if self.tree.knows(event.id) {
+                self.tree.apply(&Event::Removed { id: event.id, at });
+                self.departed.push((event.id, Instant::now()));
+            }
+        }
+        events
+    }
+
+    fn walk_if_events_were_lost(&mut self) {
+        let Ok(stats) = self.kernel.stats() else {
+            return;
+        };
+        let lost = stats.get(Stat::LostEvents);
+        if lost == self.lost_events {
+            return;
+        }
+        tracing::warn!(lost = lost - self.lost_events, "cgroup events were lost; walking the hierarchy");
+        self.lost_events = lost;
+        match walk(&self.hierarchies.unified.path) {
+            Ok(found) => {
+                for id in self.tree.merge(&found, SystemTime::now()) {
+                    self.departed.push((id, Instant::now()));
+                }
+            }
+            Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
+        }
+    }
+
+    /// Takes slots from cgroups that are long enough dead, and recycles those taken before.
+    fn retire(&mut self, now: Instant) {
+        let due = |since: &Instant, delay| now.duration_since(*since) >= delay;
+        if self.departed.iter().any(|(_, since)| due(since, QUARANTINE)) {
+            if self.slots.refresh().is_err() {
+                return;
+            }
+            let (over, waiting): (Vec<_>, Vec<_>) =
+                self.departed.drain(..).partition(|(_, since)| due(since, QUARANTINE));
+            self.departed = waiting;
+            for (id, _) in over {
+                let node = self.tree.by_id(id);
+                let slot = self.slots.disown(id, &mut memories(&mut self.sources));
+                if let (Some(node), Some(slot)) = (node, slot) {
+                    self.disowned.push((node, slot, now));
+                }
+            }
+        }
+        let (over, waiting): (Vec<_>, Vec<_>) =
+            self.disowned.drain(..).partition(|(_, _, since)| due(since, GRACE));
+        self.disowned = waiting;
+        for (node, slot, _) in over {
+            for source in &mut self.sources {
+                source.keep(slot, node);
+            }
+            self.slots.recycle(slot, &mut memories(&mut self.sources));
+        }
+    }
+
+    /// Keeps a slot free for each live cgroup that has none, and some more.
+    pub(super) fn provide_slots(&mut self) {
+        let (used, _, _) = self.slots.states();
+        let (live, _) = self.tree.counts();
+        let free = live.saturating_sub(used) + self.reserve;
+        if let Err(error) = self.slots.top_up(free, &mut memories(&mut self.sources)) {
+            tracing::warn!(error = format!("{error:#}"), "fewer slots are free than wanted");
+        }
+    }
+
+    /// Makes the cells of the overflow slot.
+    pub(super) fn provide_overflow(&mut self) -> anyhow::Result<()> {
+        for memory in memories(&mut self.sources) {
+            memory.provide(1)?;
+        }
+        Ok(())
+    }
+
+    fn next_round(&self) -> Duration {
+        let mut next = Duration::from_secs(3600);
+        if let Some((_, since)) = self.departed.first() {
+            next = next.min(QUARANTINE.saturating_sub(since.elapsed()));
+        }
+        if let Some((_, _, since)) = self.disowned.first() {
+            next = next.min(GRACE.saturating_sub(since.elapsed()));
+        }
+        if let Some(at) = self.tree.next_reaping(self.linger) {
+            next = next.min(at.duration_since(SystemTime::now()).unwrap_or_default());
+        }
+        // Not more often than this, whatever is due: a node may wait for its children.
+        next.max(Duration::from_millis(100))
+    }
+}
+
+fn memories(sources: &mut [Box<dyn Source>]) -> Vec<&mut dyn SlotMemory> {
+    sources.iter_mut().filter_map(|source| source.memory()).collect()
+}

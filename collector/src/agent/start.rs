@@ -1,0 +1,231 @@
+//! Starting: in an order that loses neither a cgroup nor a nanosecond.
+//!
+//! Lifecycle programs are attached, then the hierarchy is walked: a cgroup made in between is in
+//! both. Slots are there before the first program that takes one. Births are seen before the
+//! baseline, and the baseline before `sched_switch`. Last, the kernel's own books tell how much
+//! CPU time each cgroup had used before all that.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use prometheus::Registry;
+
+use super::{Agent, Core};
+use crate::{
+    cgroup::{Filter, Hierarchies, Tree, walk},
+    kernel::{
+        self,
+        load::{self, Kernel},
+        programs::{Availability, LIFECYCLE, PROGRAMS},
+    },
+    source::{Builder, Lifecycle, SOURCES, SelfMetrics, Source},
+};
+
+/// What the agent is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sources that are switched on.
+    pub sources: Vec<&'static str>,
+    /// `--cgroup.root`
+    pub root: Option<PathBuf>,
+    /// Which cgroups are exported.
+    pub filter: Filter,
+    /// `--cgroup.max`
+    pub max_slots: u32,
+    /// `--cgroup.linger`
+    pub linger: Duration,
+    /// `--web.min-interval`
+    pub min_interval: Duration,
+    /// Kernel-side log level, 0 is off.
+    pub kernel_log_level: u8,
+    /// Where the agent's parts register metrics of their own.
+    pub registry: Registry,
+}
+
+/// Why the agent could not start.
+pub type StartError = anyhow::Error;
+
+/// Slots kept free for cgroups that come between two looks: many where they are cheap, few on a
+/// host with many CPUs.
+fn reserve(cpus: u32) -> usize {
+    (65_536 / cpus.max(1)).clamp(64, 512) as usize
+}
+
+/// Programs that the sources need which are switched on, and those of the tree itself.
+fn programs_for(sources: &[&str]) -> Vec<&'static str> {
+    let needed: Vec<&str> = SOURCES
+        .iter()
+        .map(|source| &source.requirement)
+        .filter(|requirement| sources.contains(&requirement.source))
+        .chain([&LIFECYCLE])
+        .flat_map(|requirement| {
+            let optional = requirement.optional.iter().map(|(name, _)| name);
+            requirement.required.iter().chain(optional).copied()
+        })
+        .collect();
+    PROGRAMS.iter().map(|program| program.name).filter(|name| needed.contains(name)).collect()
+}
+
+/// Loads the kernel side and says of each source whether it can run, without attaching anything.
+///
+/// # Errors
+///
+/// As [`Agent::start`].
+pub(crate) fn probe(sources: &[&'static str], max_slots: u32) -> Result<(Kernel, Vec<Availability>)> {
+    let kernel = Kernel::load(&load::Options {
+        programs: programs_for(sources),
+        max_slots,
+        lanes: kernel::possible_cpus()?,
+        log_level: 0,
+    })?;
+    let availability = availability(&kernel, sources);
+    Ok((kernel, availability))
+}
+
+fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
+    let mut states = vec![kernel.availability(&LIFECYCLE)];
+    for source in SOURCES {
+        let requirement = &source.requirement;
+        states.push(if sources.contains(&requirement.source) {
+            kernel.availability(requirement)
+        } else {
+            let reason = Some("switched off".to_owned());
+            Availability { source: requirement.source, up: false, reason }
+        });
+    }
+    states
+}
+
+impl Agent {
+    /// Starts metering.
+    ///
+    /// # Errors
+    ///
+    /// Without privilege, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
+    pub fn start(options: Options) -> Result<Arc<Self>, StartError> {
+        let hierarchies = Hierarchies::find(options.root.as_deref())?;
+        let root = hierarchies.unified.path.clone();
+        let lanes = kernel::possible_cpus()?;
+        let mut kernel = Kernel::load(&load::Options {
+            programs: programs_for(&options.sources),
+            max_slots: options.max_slots,
+            lanes,
+            log_level: options.kernel_log_level,
+        })?;
+        let lifecycle_programs: Vec<&str> = programs_for(&[]);
+        kernel.attach(&lifecycle_programs);
+        kernel.require_lifecycle()?;
+
+        let found = walk(&root).with_context(|| format!("cannot read {}", root.display()))?;
+        let cpu_v1 = match &hierarchies.cpu_v1 {
+            Some(mount) => Some((
+                mount.clone(),
+                walk(&mount.path).with_context(|| format!("cannot read {}", mount.path.display()))?,
+            )),
+            None => None,
+        };
+        let mut availability = availability(&kernel, &options.sources);
+        let mut builder = Builder { kernel: &mut kernel, root: &root, cpu_v1 };
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for source in SOURCES {
+            let state = availability
+                .iter_mut()
+                .find(|state| state.source == source.requirement.source && state.up);
+            let Some(state) = state else {
+                continue;
+            };
+            match (source.build)(&mut builder) {
+                Ok(built) => sources.push(built),
+                Err(error) => {
+                    state.up = false;
+                    state.reason = Some(format!("{error:#}"));
+                }
+            }
+        }
+        let kernel_log = (options.kernel_log_level > 0).then(|| kernel.logger()).transpose()?;
+        let mut core = Core {
+            events: kernel.events()?,
+            slots: kernel.slots()?,
+            kernel_log,
+            kernel,
+            tree: Tree::new(&found, options.filter),
+            reserve: reserve(lanes),
+            linger: options.linger,
+            lifecycle: Lifecycle::default(),
+            errors: sources.iter().map(|source| (source.name(), 0)).collect(),
+            sources,
+            self_metrics: SelfMetrics::new(options.registry)?,
+            availability: Vec::new(),
+            departed: Vec::new(),
+            disowned: Vec::new(),
+            lost_events: 0,
+            snapshot: None,
+            failed: false,
+            stats: load::KernelStats::default(),
+            stages: Vec::new(),
+            size: 1 << 16,
+            hierarchies,
+        };
+        core.provide_overflow()?;
+        core.provide_slots();
+        let names: Vec<&str> = core.sources.iter().map(|source| source.name()).collect();
+        core.kernel.attach(&programs_for(&names));
+        core.settle_availability(availability);
+        core.take_earlier()?;
+        Ok(Arc::new(Self { core: Mutex::new(core), min_interval: options.min_interval }))
+    }
+}
+
+impl Core {
+    /// Takes out the sources whose programs could not be attached, and says what runs.
+    fn settle_availability(&mut self, mut availability: Vec<Availability>) {
+        for state in availability.iter_mut().filter(|state| state.up) {
+            let requirement = SOURCES
+                .iter()
+                .map(|source| &source.requirement)
+                .find(|requirement| requirement.source == state.source)
+                .unwrap_or(&LIFECYCLE);
+            *state = self.kernel.availability(requirement);
+        }
+        self.sources.retain(|source| {
+            availability.iter().any(|state| state.source == source.name() && state.up)
+        });
+        for state in &availability {
+            match (&state.reason, state.up) {
+                (None, _) => tracing::info!(source = state.source, "source on"),
+                (Some(reason), true) => {
+                    tracing::warn!(source = state.source, reason, "source on, but less exact");
+                }
+                (Some(reason), false) => {
+                    tracing::warn!(source = state.source, reason, "source off");
+                }
+            }
+        }
+        self.availability = availability;
+    }
+
+    /// The first snapshot, which joins what is counted from now on to what the kernel's own books
+    /// say of the time before.
+    fn take_earlier(&mut self) -> Result<()> {
+        self.take_snapshot()?;
+        let Some(lifetime) = self.sources.iter().find_map(|source| source.lifetime()) else {
+            return Ok(());
+        };
+        for source in &mut self.sources {
+            source.set_earlier(&self.tree, &lifetime);
+        }
+        self.snapshot = None;
+        let (live, _) = self.tree.counts();
+        tracing::info!(
+            cgroups = live,
+            root = %self.hierarchies.unified.path.display(),
+            time = ?SystemTime::now(),
+            "metering"
+        );
+        Ok(())
+    }
+}

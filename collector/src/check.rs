@@ -1,0 +1,65 @@
+//! `cgmeter check`: what this host and kernel allow, and what not and why.
+
+use std::io::Write;
+
+use crate::{
+    agent::probe,
+    cgroup::Hierarchies,
+    config::Settings,
+    kernel::{self, load::BTF_PATH},
+};
+
+/// Prints the findings; `Ok(true)` if everything that is switched on can run.
+///
+/// # Errors
+///
+/// When the findings can't be written.
+pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
+    let mut fine = true;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    writeln!(out, "kernel     {}", release.trim())?;
+    match kernel::possible_cpus() {
+        Ok(cpus) => writeln!(out, "cpus       {cpus} possible")?,
+        Err(error) => {
+            fine = false;
+            writeln!(out, "cpus       FAILED: {error}")?;
+        }
+    }
+    match std::fs::metadata(BTF_PATH) {
+        Ok(file) => writeln!(out, "types      {BTF_PATH}, {} KiB", file.len() / 1024)?,
+        Err(error) => {
+            fine = false;
+            writeln!(out, "types      FAILED: {BTF_PATH}: {error}")?;
+        }
+    }
+    match Hierarchies::find(settings.cgroup_root.as_deref()) {
+        Ok(found) => {
+            writeln!(out, "cgroup2    {}", found.unified.path.display())?;
+            if let Some(cpu) = found.cpu_v1 {
+                writeln!(out, "cpu (v1)   {}", cpu.path.display())?;
+            }
+        }
+        Err(error) => {
+            fine = false;
+            writeln!(out, "cgroup2    FAILED: {error}")?;
+        }
+    }
+    match probe(&settings.sources, settings.cgroup_max) {
+        Ok((_, sources)) => {
+            for state in sources {
+                let switched_on =
+                    state.source == "cgroups" || settings.sources.contains(&state.source);
+                fine &= state.up || !switched_on;
+                let word = if state.up { "on" } else { "off" };
+                let reason = state.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                writeln!(out, "source     {:<8} {word}{reason}", state.source)?;
+            }
+        }
+        Err(error) => {
+            fine = false;
+            writeln!(out, "programs   FAILED: {error:#}")?;
+        }
+    }
+    writeln!(out, "{}", if fine { "everything can run" } else { "not everything can run" })?;
+    Ok(fine)
+}

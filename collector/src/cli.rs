@@ -1,0 +1,209 @@
+//! The command line: what was typed. What it means is in [`crate::config`].
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    exposition::Format,
+    log::{LogFormat, LogLevel},
+    source::SOURCES,
+};
+
+/// Meters every cgroup from inside the kernel and serves the result to Prometheus.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cgmeter", version = crate::VERSION, subcommand_required = false)]
+pub struct Cli {
+    /// What to do; run, if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Read settings from a TOML file. Its keys are these flags: `[web] listen-address = [...]`.
+    #[arg(long = "config.file", global = true, value_name = "FILE", env = "CGMETER_CONFIG_FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Address to listen on; may be given several times [default: 127.0.0.1:10295]
+    #[arg(
+        long = "web.listen-address", global = true, value_name = "ADDRESS:PORT",
+        env = "CGMETER_WEB_LISTEN_ADDRESS", value_delimiter = ','
+    )]
+    pub listen_address: Option<Vec<String>>,
+    /// Path of the metrics [default: /metrics]
+    #[arg(
+        long = "web.telemetry-path", global = true, value_name = "PATH",
+        env = "CGMETER_WEB_TELEMETRY_PATH"
+    )]
+    pub telemetry_path: Option<String>,
+    /// Scrapes that follow each other faster get the same snapshot [default: 250ms]
+    #[arg(
+        long = "web.min-interval", global = true, value_name = "DURATION",
+        env = "CGMETER_WEB_MIN_INTERVAL"
+    )]
+    pub min_interval: Option<String>,
+    /// Scrapes served at the same time; more are told to come back [default: 40]
+    #[arg(
+        long = "web.max-requests", global = true, value_name = "N",
+        env = "CGMETER_WEB_MAX_REQUESTS"
+    )]
+    pub max_requests: Option<usize>,
+    /// Root of the cgroup2 hierarchy [default: where it is mounted]
+    #[arg(long = "cgroup.root", global = true, value_name = "DIR", env = "CGMETER_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Export only cgroups whose path matches; the others still count in their parents
+    #[arg(
+        long = "cgroup.include", global = true, value_name = "REGEX", env = "CGMETER_CGROUP_INCLUDE"
+    )]
+    pub include: Option<String>,
+    /// Don't export cgroups whose path matches
+    #[arg(
+        long = "cgroup.exclude", global = true, value_name = "REGEX", env = "CGMETER_CGROUP_EXCLUDE"
+    )]
+    pub exclude: Option<String>,
+    /// Most cgroups that are counted apart at a time; the excess shares one [default: 16384]
+    #[arg(long = "cgroup.max", global = true, value_name = "N", env = "CGMETER_CGROUP_MAX")]
+    pub cgroup_max: Option<u32>,
+    /// How long a cgroup is still reported after its end [default: 5m]
+    #[arg(
+        long = "cgroup.linger", global = true, value_name = "DURATION", env = "CGMETER_CGROUP_LINGER"
+    )]
+    pub linger: Option<String>,
+    /// Run only the sources that are switched on by --collector.NAME
+    #[arg(
+        long = "collector.disable-defaults", global = true,
+        env = "CGMETER_COLLECTOR_DISABLE_DEFAULTS"
+    )]
+    pub disable_defaults: bool,
+    /// What to log [default: info]
+    #[arg(long = "log.level", global = true, value_name = "LEVEL", env = "CGMETER_LOG_LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// How to log [default: logfmt]
+    #[arg(long = "log.format", global = true, value_name = "FORMAT", env = "CGMETER_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Sources switched on or off by --collector.NAME and --no-collector.NAME.
+    #[arg(skip)]
+    pub collectors: Vec<(&'static str, bool)>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Meter and serve
+    Run,
+    /// Say what this host and kernel allow, and what not and why
+    Check,
+    /// Print one snapshot
+    Dump {
+        /// How to print it
+        #[arg(long, default_value = "text")]
+        format: DumpFormat,
+    },
+    /// Print the reference of all metrics
+    Metrics {
+        /// How to print it
+        #[arg(long, default_value = "text")]
+        format: ReferenceFormat,
+    },
+}
+
+/// Formats of `cgmeter dump`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DumpFormat {
+    /// Prometheus text
+    Text,
+    /// OpenMetrics
+    Openmetrics,
+    /// JSON: an array of samples
+    Json,
+}
+
+impl DumpFormat {
+    /// The exposition it is made from.
+    pub fn exposition(self) -> Format {
+        match self {
+            Self::Openmetrics => Format::OpenMetrics,
+            Self::Text | Self::Json => Format::Text,
+        }
+    }
+}
+
+/// Formats of `cgmeter metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReferenceFormat {
+    /// Plain text
+    Text,
+    /// Markdown, as in docs/metrics.md
+    Markdown,
+}
+
+/// The parser: the flags above, and a pair for each source.
+pub fn command() -> clap::Command {
+    SOURCES.iter().fold(Cli::command(), |command, source| {
+        let name = source.requirement.source;
+        let on = Arg::new(format!("collector.{name}"))
+            .long(format!("collector.{name}"))
+            .help(format!("Switch the source {name} on (it is by default)"))
+            .global(true)
+            .action(ArgAction::SetTrue);
+        let off = Arg::new(format!("no-collector.{name}"))
+            .long(format!("no-collector.{name}"))
+            .help(format!("Switch the source {name} off"))
+            .global(true)
+            .conflicts_with(format!("collector.{name}"))
+            .action(ArgAction::SetTrue);
+        command.arg(on).arg(off)
+    })
+}
+
+/// Parses a command line, program name first.
+///
+/// # Errors
+///
+/// clap's, which say what is wrong and what comes near it.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    for source in SOURCES {
+        let name = source.requirement.source;
+        if matches.get_flag(&format!("collector.{name}")) {
+            cli.collectors.push((name, true));
+        }
+        if matches.get_flag(&format!("no-collector.{name}")) {
+            cli.collectors.push((name, false));
+        }
+    }
+    Ok(cli)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_before_and_after_the_command() {
+        for line in ["cgmeter --cgroup.max 5 dump", "cgmeter dump --cgroup.max 5"] {
+            let cli = parsed(line).unwrap();
+            assert_eq!(cli.cgroup_max, Some(5));
+            assert!(matches!(cli.command, Some(Command::Dump { .. })));
+        }
+    }
+
+    #[test]
+    fn collectors() {
+        let cli = parsed("cgmeter --no-collector.sched --collector.cpu").unwrap();
+        assert_eq!(cli.collectors, [("sched", false), ("cpu", true)]);
+        assert!(parsed("cgmeter --no-collector.sched --collector.sched").is_err());
+    }
+
+    #[test]
+    fn a_misspelt_flag_is_told_its_nearest() {
+        let error = parsed("cgmeter --web.listen-adress x").unwrap_err().to_string();
+        assert!(error.contains("--web.listen-address"), "{error}");
+    }
+}

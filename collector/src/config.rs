@@ -1,0 +1,342 @@
+//! Settings: what flags, environment and configuration file mean together.
+//!
+//! A flag wins over its environment variable, that over the file, that over the default.
+//! Everything is validated here; what comes out can be used as it is.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use regex::Regex;
+use serde::Deserialize;
+
+use crate::{
+    cgroup::Filter,
+    cli::Cli,
+    log::{LogFormat, LogLevel},
+    source::SOURCES,
+};
+
+/// A setting that can't be used: one line that says where it stands and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// Validated settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `--web.listen-address`
+    pub listen: Vec<SocketAddr>,
+    /// `--web.telemetry-path`
+    pub telemetry_path: String,
+    /// `--web.min-interval`
+    pub min_interval: Duration,
+    /// `--web.max-requests`
+    pub max_requests: usize,
+    /// Sources that are switched on.
+    pub sources: Vec<&'static str>,
+    /// `--cgroup.root`
+    pub cgroup_root: Option<PathBuf>,
+    /// `--cgroup.include`, `--cgroup.exclude`
+    pub filter: Filter,
+    /// `--cgroup.max`
+    pub cgroup_max: u32,
+    /// `--cgroup.linger`
+    pub linger: Duration,
+    /// `--log.level`
+    pub log_level: LogLevel,
+    /// `--log.format`
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    web: WebTable,
+    collector: BTreeMap<String, bool>,
+    cgroup: CgroupTable,
+    log: LogTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct WebTable {
+    listen_address: Option<Vec<String>>,
+    telemetry_path: Option<String>,
+    min_interval: Option<String>,
+    max_requests: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct CgroupTable {
+    root: Option<PathBuf>,
+    include: Option<String>,
+    exclude: Option<String>,
+    max: Option<u32>,
+    linger: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct LogTable {
+    level: Option<LogLevel>,
+    format: Option<LogFormat>,
+}
+
+/// `[collector]`'s key beside the sources' names.
+const DISABLE_DEFAULTS: &str = "disable-defaults";
+
+impl Settings {
+    /// Puts the settings together.
+    ///
+    /// # Errors
+    ///
+    /// At the first one that can't be used.
+    pub fn resolve(cli: &Cli) -> Result<Self, ConfigError> {
+        let file = match &cli.config_file {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let listen = cli
+            .listen_address
+            .clone()
+            .or(file.web.listen_address)
+            .unwrap_or_else(|| vec!["127.0.0.1:10295".to_owned()]);
+        let listen = listen.iter().map(|text| addresses(text)).collect::<Result<Vec<_>, _>>()?;
+        let telemetry_path =
+            cli.telemetry_path.clone().or(file.web.telemetry_path).unwrap_or("/metrics".to_owned());
+        if !telemetry_path.starts_with('/') || telemetry_path.len() < 2 {
+            return Err(invalid("web.telemetry-path", &telemetry_path, "a path such as /metrics"));
+        }
+        let cgroup_max = cli.cgroup_max.or(file.cgroup.max).unwrap_or(16_384);
+        if !(1..=1_048_576).contains(&cgroup_max) {
+            let text = cgroup_max.to_string();
+            return Err(invalid("cgroup.max", &text, "a number from 1 to 1048576"));
+        }
+        let max_requests = cli.max_requests.or(file.web.max_requests).unwrap_or(40);
+        if max_requests == 0 {
+            return Err(invalid("web.max-requests", "0", "a number from 1 on"));
+        }
+        Ok(Self {
+            listen: listen.into_iter().flatten().collect(),
+            telemetry_path,
+            min_interval: duration(
+                "web.min-interval",
+                cli.min_interval.as_deref().or(file.web.min_interval.as_deref()).unwrap_or("250ms"),
+            )?,
+            max_requests,
+            sources: sources(cli, &file.collector),
+            cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
+            filter: Filter {
+                include: regex("cgroup.include", cli.include.clone().or(file.cgroup.include))?,
+                exclude: regex("cgroup.exclude", cli.exclude.clone().or(file.cgroup.exclude))?,
+            },
+            cgroup_max,
+            linger: duration(
+                "cgroup.linger",
+                cli.linger.as_deref().or(file.cgroup.linger.as_deref()).unwrap_or("5m"),
+            )?,
+            log_level: cli.log_level.or(file.log.level).unwrap_or(LogLevel::Info),
+            log_format: cli.log_format.or(file.log.format).unwrap_or(LogFormat::Logfmt),
+        })
+    }
+}
+
+/// Environment variables that look like settings and are none.
+pub fn unknown_variables() -> Vec<String> {
+    let command = crate::cli::command();
+    let known: Vec<&str> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
+    let mut unknown: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with("CGMETER_") && !known.contains(&name.as_str()))
+        .collect();
+    unknown.sort();
+    unknown
+}
+
+fn sources(cli: &Cli, table: &BTreeMap<String, bool>) -> Vec<&'static str> {
+    let defaults =
+        !(cli.disable_defaults || table.get(DISABLE_DEFAULTS).copied().unwrap_or(false));
+    let flag = |name| cli.collectors.iter().find(|(found, _)| *found == name).map(|(_, on)| *on);
+    SOURCES
+        .iter()
+        .map(|source| source.requirement.source)
+        .filter(|&name| flag(name).or(table.get(name).copied()).unwrap_or(defaults))
+        .collect()
+}
+
+fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
+    ConfigError(format!("--{key}: {value:?} is not {expected}"))
+}
+
+fn addresses(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+    // `:10295` is how Prometheus's exporters say "every address".
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    let found: Vec<SocketAddr> = full
+        .to_socket_addrs()
+        .map_err(|error| {
+            let expected = format!("ADDRESS:PORT, such as 127.0.0.1:10295 ({error})");
+            invalid("web.listen-address", text, &expected)
+        })?
+        .collect();
+    Ok(found)
+}
+
+fn duration(key: &str, text: &str) -> Result<Duration, ConfigError> {
+    humantime::parse_duration(text)
+        .map_err(|error| invalid(key, text, &format!("a duration such as 5m or 250ms ({error})")))
+}
+
+fn regex(key: &str, text: Option<String>) -> Result<Option<Regex>, ConfigError> {
+    text.map(|text| {
+        Regex::new(&text).map_err(|error| {
+            let why = error.to_string();
+            let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            invalid(key, &text, &format!("a regular expression ({why})"))
+        })
+    })
+    .transpose()
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError(format!("--config.file {}: {error}", path.display())))?;
+    parse(&text).map_err(|(at, message)| {
+        let (line, column) = position(&text, at);
+        ConfigError(format!("{}:{line}:{column}: {message}", path.display()))
+    })
+}
+
+/// The file, or a byte position and what is wrong there.
+fn parse(text: &str) -> Result<File, (usize, String)> {
+    let file: File = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        (at, with_nearest(error.message()))
+    })?;
+    let known: Vec<&str> = SOURCES
+        .iter()
+        .map(|source| source.requirement.source)
+        .chain([DISABLE_DEFAULTS])
+        .collect();
+    if let Some(unknown) = file.collector.keys().find(|key| !known.contains(&key.as_str())) {
+        let at = text.find(unknown.as_str()).unwrap_or(0);
+        let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        let message = format!("unknown field `{unknown}`, expected one of {}", quoted.join(", "));
+        return Err((at, with_nearest(&message)));
+    }
+    Ok(file)
+}
+
+/// Adds the nearest valid key to serde's "unknown field `a`, expected one of `b`, `c`".
+fn with_nearest(message: &str) -> String {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(unknown) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
+        return message;
+    };
+    let nearest = quoted
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(2));
+    match nearest {
+        Some((_, known)) => format!("{message}; did you mean `{known}`?"),
+        None => message,
+    }
+}
+
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cli(line: &str) -> Cli {
+        crate::cli::parse(line.split(' ').map(Into::into)).unwrap()
+    }
+
+    fn error(line: &str) -> String {
+        Settings::resolve(&cli(line)).unwrap_err().to_string()
+    }
+
+    fn file_error(text: &str) -> String {
+        let (at, message) = parse(text).unwrap_err();
+        let (line, column) = position(text, at);
+        format!("{line}:{column}: {message}")
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = Settings::resolve(&cli("cgmeter")).unwrap();
+        assert_eq!(settings.listen, ["127.0.0.1:10295".parse().unwrap()]);
+        assert_eq!(settings.linger, Duration::from_secs(300));
+        assert_eq!(settings.min_interval, Duration::from_millis(250));
+        assert_eq!(settings.sources.len(), SOURCES.len());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let path = std::env::temp_dir().join(format!("cgmeter-config-{}.toml", std::process::id()));
+        std::fs::write(
+            &path,
+            "[web]\nlisten-address = [\"[::1]:1\", \"127.0.0.1:2\"]\n[cgroup]\nmax = 7\n\
+             linger = \"1h30m\"\n[collector]\nsched = false\n",
+        )
+        .unwrap();
+        let line = format!("cgmeter --cgroup.max 9 --config.file {}", path.display());
+        let settings = Settings::resolve(&cli(&line)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(settings.cgroup_max, 9);
+        assert_eq!(settings.linger, Duration::from_secs(5400));
+        assert_eq!(settings.listen.len(), 2);
+        assert!(!settings.sources.contains(&"sched"));
+        assert!(settings.sources.contains(&"cpu"));
+    }
+
+    #[test]
+    fn defaults_can_be_switched_off() {
+        let settings =
+            Settings::resolve(&cli("cgmeter --collector.disable-defaults --collector.cpu")).unwrap();
+        assert_eq!(settings.sources, ["cpu"]);
+    }
+
+    #[test]
+    fn bad_values_say_what_was_expected() {
+        assert!(error("cgmeter --cgroup.linger soon").contains("--cgroup.linger: \"soon\""));
+        assert!(error("cgmeter --cgroup.max 0").contains("1 to 1048576"));
+        assert!(error("cgmeter --web.listen-address 10295").contains("ADDRESS:PORT"));
+        assert!(error("cgmeter --web.telemetry-path metrics").contains("such as /metrics"));
+        assert!(error("cgmeter --cgroup.include (").contains("regular expression"));
+        assert!(error("cgmeter --config.file /nonexistent").contains("/nonexistent"));
+    }
+
+    #[test]
+    fn unknown_keys_are_told_line_and_nearest() {
+        let text = "[web]\nmax-requests = 3\n\n[cgroup]\nlingre = \"5m\"\n";
+        let message = file_error(text);
+        assert!(message.starts_with("5:1: unknown field `lingre`"), "{message}");
+        assert!(message.ends_with("did you mean `linger`?"), "{message}");
+        let message = file_error("[collector]\nsched = true\nproces = true\n");
+        assert!(message.starts_with("3:1: unknown field `proces`"), "{message}");
+        assert!(message.ends_with("did you mean `process`?"), "{message}");
+    }
+
+    #[test]
+    fn wrong_types_are_told_line_and_type() {
+        let message = file_error("[cgroup]\nmax = \"many\"\n");
+        assert!(message.starts_with("2:7: invalid type: string \"many\", expected u32"), "{message}");
+        assert!(file_error("[log]\nlevel = \"loud\"\n").contains("expected one of"));
+        assert!(file_error("[web\n").starts_with("1:"));
+    }
+}

@@ -1,0 +1,70 @@
+//! Labels of a series, escaped once and copied into every sample.
+
+/// The labels that all series of a cgroup share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelSet {
+    pairs: Vec<(String, String)>,
+    /// `id="/a",name="b"`
+    text: Vec<u8>,
+}
+
+impl LabelSet {
+    /// Labels with the values given; empty values are left out, as Prometheus would.
+    pub fn new(pairs: &[(&str, &str)]) -> Self {
+        let mut set = Self::default();
+        for (name, value) in pairs.iter().filter(|(_, value)| !value.is_empty()) {
+            if !set.text.is_empty() {
+                set.text.push(b',');
+            }
+            set.text.extend_from_slice(name.as_bytes());
+            set.text.extend_from_slice(b"=\"");
+            escape(value, &mut set.text);
+            set.text.push(b'"');
+            set.pairs.push(((*name).to_owned(), (*value).to_owned()));
+        }
+        set
+    }
+
+    /// No labels.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A label's value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The labels as they stand between the braces of a sample.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+/// Escapes a label value: backslash, quote and newline, in both formats alike.
+pub(super) fn escape(value: &str, to: &mut impl Extend<u8>) {
+    for byte in value.bytes() {
+        match byte {
+            b'\\' => to.extend(*b"\\\\"),
+            b'"' => to.extend(*b"\\\""),
+            b'\n' => to.extend(*b"\\n"),
+            byte => to.extend([byte]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_escaped_and_empty_ones_left_out() {
+        let set = LabelSet::new(&[("id", "/a \"b\"\n\\"), ("image", ""), ("name", "\u{e4}")]);
+        assert_eq!(
+            String::from_utf8_lossy(set.text()),
+            "id=\"/a \\\"b\\\"\\n\\\\\",name=\"\u{e4}\""
+        );
+        assert_eq!(set.get("id"), Some("/a \"b\"\n\\"));
+        assert_eq!(set.get("image"), None);
+    }
+}

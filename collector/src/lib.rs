@@ -1,0 +1,23 @@
+//! cgmeter: meters every cgroup from inside the kernel and serves the result to Prometheus.
+//!
+//! The way of a number is the order of the modules: [`kernel`] reads cells, [`cgroup`] knows whose
+//! they are, [`source`] turns them into families, [`exposition`] encodes, [`web`] serves. Imports
+//! point one way along it; [`agent`] holds them together.
+#![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod agent;
+pub mod cgroup;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod dump;
+pub mod exposition;
+pub mod kernel;
+pub mod log;
+pub mod reference;
+pub mod source;
+pub mod web;
+
+/// Version of the agent.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

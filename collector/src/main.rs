@@ -1,0 +1,128 @@
+//! The command `cgmeter`.
+
+use std::{io::Write, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result};
+use cgmeter::{
+    agent::{Agent, Options},
+    check,
+    cli::{self, Command, DumpFormat},
+    config::{self, Settings},
+    dump, log, reference, web,
+};
+use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Status for a command line or configuration that can't be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            // --help and --version.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let told = lines.iter().take_while(|line| !line.starts_with("Usage:"));
+            let told: Vec<&str> = told.map(|line| line.trim_start_matches("error: ")).collect();
+            return fail(USAGE, &told.join("; "));
+        }
+    };
+    let settings = match Settings::resolve(&cli) {
+        Ok(settings) => settings,
+        Err(error) => return fail(USAGE, &error.to_string()),
+    };
+    let result = match cli.command.unwrap_or(Command::Run) {
+        Command::Run => run(&settings),
+        Command::Check => {
+            return match check::run(&settings, std::io::stdout()) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) | Err(_) => ExitCode::FAILURE,
+            };
+        }
+        Command::Dump { format } => dump(&settings, format),
+        Command::Metrics { format } => print(reference::render(format).as_bytes()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("{error:#}")),
+    }
+}
+
+/// One line that says what is wrong.
+fn fail(status: u8, message: &str) -> ExitCode {
+    eprintln!("cgmeter: error: {}", message.replace('\n', " "));
+    ExitCode::from(status)
+}
+
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // `cgmeter dump | head` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+fn options(settings: &Settings, registry: Registry) -> Options {
+    Options {
+        sources: settings.sources.clone(),
+        root: settings.cgroup_root.clone(),
+        filter: settings.filter.clone(),
+        max_slots: settings.cgroup_max,
+        linger: settings.linger,
+        min_interval: settings.min_interval,
+        kernel_log_level: settings.log_level.kernel(),
+        registry,
+    }
+}
+
+fn run(settings: &Settings) -> Result<()> {
+    log::init(settings.log_level, settings.log_format);
+    for name in config::unknown_variables() {
+        tracing::warn!(name, "this environment variable is no setting of cgmeter");
+    }
+    // Before the work of loading: a port in use is told at once.
+    let listeners = web::bind(&settings.listen)?;
+    let registry = Registry::new();
+    let counters = web::Counters::new(&registry)?;
+    let agent = Agent::start(options(settings, registry))?;
+    agent.follow().context("cannot start the thread that follows cgroups")?;
+    let web = web::Options {
+        telemetry_path: settings.telemetry_path.clone(),
+        max_requests: settings.max_requests,
+    };
+    for listener in &listeners {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, path = settings.telemetry_path, "listening");
+    }
+    // Scrapes are serialised by the agent's lock; more threads would only cost memory.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()?;
+    let _guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    runtime.block_on(web::serve(listeners, Arc::clone(&agent) as _, web, counters, async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
+    }))
+}
+
+fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
+    let agent = Agent::start(options(settings, Registry::new()))?;
+    let text = agent.scrape(format.exposition())?;
+    match format {
+        DumpFormat::Json => print(dump::json(&text)?.as_bytes()),
+        DumpFormat::Text | DumpFormat::Openmetrics => print(&text),
+    }
+}

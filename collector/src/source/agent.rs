@@ -1,0 +1,221 @@
+//! The agent about itself.
+
+use std::time::Duration;
+
+use collector_common::stat::Stat;
+use prometheus::{Registry, process_collector::ProcessCollector};
+
+use crate::{
+    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    kernel::{load::KernelStats, programs::Availability},
+};
+
+/// What there is to say at a scrape.
+#[derive(Debug)]
+pub struct Report<'a> {
+    /// Every source with its state.
+    pub sources: &'a [Availability],
+    /// Failed readings by source.
+    pub errors: &'a [(&'static str, u64)],
+    /// The kernel side's own counters.
+    pub stats: KernelStats,
+    /// Runs of programs that are told from a source's numbers.
+    pub runs: Vec<(&'static str, u64)>,
+    /// Program, runs and run time, as far as the kernel keeps statistics.
+    pub run_times: Vec<(&'a str, u64, Duration)>,
+    /// Live and dead cgroups.
+    pub cgroups: (usize, usize),
+    /// Used, free and quarantined slots.
+    pub slots: (usize, usize, usize),
+    /// Kernel memory of maps, bytes.
+    pub kernel_memory: u64,
+    /// Duration of each stage of the last snapshot and encoding.
+    pub stages: &'a [(&'static str, Duration)],
+}
+
+const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+    Family {
+        name,
+        help,
+        kind,
+        unit: Unit::None,
+        labels: &[],
+        origin: "the agent",
+        oracle: "see the tests of the agent itself",
+    }
+}
+
+const BUILD_INFO: Family = Family {
+    labels: &["version"],
+    ..family("cgmeter_build_info", "1, with the version of the agent.", Kind::Gauge)
+};
+const SOURCE_UP: Family = Family {
+    labels: &["source"],
+    ..family("cgmeter_source_up", "Whether a source runs (1) or not (0); the log says why.", Kind::Gauge)
+};
+const SOURCE_ERRORS: Family = Family {
+    labels: &["source"],
+    ..family("cgmeter_source_errors_total", "Readings of a source that failed.", Kind::Counter)
+};
+const EVENTS: Family = Family {
+    labels: &["program"],
+    ..family("cgmeter_events_total", "Events that a kernel program has counted.", Kind::Counter)
+};
+const PROGRAM_SECONDS: Family = Family {
+    labels: &["program"],
+    unit: Unit::Seconds,
+    ..family(
+        "cgmeter_program_run_seconds_total",
+        "Run time of a kernel program; only while kernel.bpf_stats_enabled is 1.",
+        Kind::Counter,
+    )
+};
+const PROGRAM_RUNS: Family = Family {
+    labels: &["program"],
+    ..family(
+        "cgmeter_program_runs_total",
+        "Runs of a kernel program; only while kernel.bpf_stats_enabled is 1.",
+        Kind::Counter,
+    )
+};
+const CGROUPS: Family = Family {
+    labels: &["state"],
+    ..family("cgmeter_cgroups", "Cgroups in the agent's tree, live and dead ones.", Kind::Gauge)
+};
+const SLOTS: Family = Family {
+    labels: &["state"],
+    ..family("cgmeter_slots", "Slots for cgroups: used, free, quarantined.", Kind::Gauge)
+};
+const OVERFLOW_EVENTS: Family = family(
+    "cgmeter_overflow_events_total",
+    "Times that a cgroup was not given a slot because none was free; see --cgroup.max.",
+    Kind::Counter,
+);
+const LOST_EVENTS: Family = family(
+    "cgmeter_lost_events_total",
+    "Cgroup events that did not fit into the ring buffer; the hierarchy is walked again.",
+    Kind::Counter,
+);
+const UNTRACKED_TASKS: Family = family(
+    "cgmeter_untracked_tasks_total",
+    "Tasks that had no storage when they were first met: the kernel was short of memory.",
+    Kind::Counter,
+);
+const KERNEL_MEMORY: Family = Family {
+    unit: Unit::Bytes,
+    ..family("cgmeter_kernel_memory_bytes", "Kernel memory of the agent's BPF maps.", Kind::Gauge)
+};
+const SCRAPE_DURATION: Family = Family {
+    labels: &["stage"],
+    unit: Unit::Seconds,
+    ..family(
+        "cgmeter_scrape_duration_seconds",
+        "Duration of each stage of the last snapshot, and of the last encoding.",
+        Kind::Gauge,
+    )
+};
+const SCRAPE_ERROR: Family = family(
+    "container_scrape_error",
+    "1 if a source could not be read for the last snapshot, else 0.",
+    Kind::Gauge,
+);
+
+/// Families of the agent itself, those of the process apart.
+pub const FAMILIES: &[&Family] = &[
+    &BUILD_INFO,
+    &SOURCE_UP,
+    &SOURCE_ERRORS,
+    &EVENTS,
+    &PROGRAM_SECONDS,
+    &PROGRAM_RUNS,
+    &CGROUPS,
+    &SLOTS,
+    &OVERFLOW_EVENTS,
+    &LOST_EVENTS,
+    &UNTRACKED_TASKS,
+    &KERNEL_MEMORY,
+    &SCRAPE_DURATION,
+    &SCRAPE_ERROR,
+];
+
+/// Metrics of the agent.
+#[derive(Debug)]
+pub struct SelfMetrics {
+    registry: Registry,
+    labels: LabelSet,
+}
+
+impl SelfMetrics {
+    /// With those of its process, and of whoever else registers.
+    ///
+    /// # Errors
+    ///
+    /// When the registry refuses a metric.
+    pub fn new(registry: Registry) -> anyhow::Result<Self> {
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(Self { registry, labels: LabelSet::empty() })
+    }
+
+    /// Writes everything.
+    pub fn encode(&self, report: &Report<'_>, failed: bool, writer: &mut Writer) {
+        let count = |number: usize| Value::Count(number as u64);
+        let none = &self.labels;
+        writer.family(&BUILD_INFO);
+        writer.sample(none, &[("version", crate::VERSION)], Value::Count(1));
+        writer.family(&SOURCE_UP);
+        for source in report.sources {
+            writer.sample(none, &[("source", source.source)], Value::Count(u64::from(source.up)));
+        }
+        writer.family(&SOURCE_ERRORS);
+        for &(source, errors) in report.errors {
+            writer.sample(none, &[("source", source)], Value::Count(errors));
+        }
+        writer.family(&EVENTS);
+        let own = [
+            ("sched_process_fork", Stat::Forks),
+            ("sched_process_exec", Stat::Execs),
+            ("sched_process_exit", Stat::Exits),
+            ("cgroup_move_task", Stat::Moves),
+            ("cgroup_mkdir", Stat::Made),
+            ("cgroup_rmdir", Stat::Removed),
+            ("cgroup_rename", Stat::Renamed),
+        ];
+        let own = own.iter().map(|&(program, stat)| (program, report.stats.get(stat)));
+        for (program, runs) in report.runs.iter().copied().chain(own) {
+            writer.sample(none, &[("program", program)], Value::Count(runs));
+        }
+        let timed = || report.run_times.iter().filter(|(_, runs, _)| *runs > 0);
+        writer.family(&PROGRAM_SECONDS);
+        for (program, _, time) in timed() {
+            let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            writer.sample(none, &[("program", program)], Value::Nanos(ns));
+        }
+        writer.family(&PROGRAM_RUNS);
+        for (program, runs, _) in timed() {
+            writer.sample(none, &[("program", program)], Value::Count(*runs));
+        }
+        writer.family(&CGROUPS);
+        writer.sample(none, &[("state", "live")], count(report.cgroups.0));
+        writer.sample(none, &[("state", "dead")], count(report.cgroups.1));
+        writer.family(&SLOTS);
+        writer.sample(none, &[("state", "used")], count(report.slots.0));
+        writer.sample(none, &[("state", "free")], count(report.slots.1));
+        writer.sample(none, &[("state", "quarantined")], count(report.slots.2));
+        for (family, value) in [
+            (&OVERFLOW_EVENTS, report.stats.get(Stat::Overflow)),
+            (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
+            (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
+            (&KERNEL_MEMORY, report.kernel_memory),
+            (&SCRAPE_ERROR, u64::from(failed)),
+        ] {
+            writer.family(family);
+            writer.sample(none, &[], Value::Count(value));
+        }
+        writer.family(&SCRAPE_DURATION);
+        for (stage, duration) in report.stages {
+            let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            writer.sample(none, &[("stage", stage)], Value::Nanos(ns));
+        }
+        writer.registry(&self.registry.gather());
+    }
+}

@@ -1,0 +1,74 @@
+//! When a cgroup was last seen, and when it was made: facts of the tree itself.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Snapshot, Source};
+use crate::{
+    cgroup::{OVERFLOW, Tree},
+    exposition::{Family, Kind, Unit, Value, Writer},
+};
+
+const LAST_SEEN: Family = Family {
+    name: "container_last_seen",
+    help: "Unix time at which the cgroup was last there; it stands still once the cgroup is gone.",
+    kind: Kind::Gauge,
+    unit: Unit::None,
+    labels: &[],
+    origin: "cgroup_rmdir",
+    oracle: "the time of rmdir(2)",
+};
+
+const CREATION_TIME: Family = Family {
+    name: "container_creation_time_seconds",
+    help: "Unix time at which the cgroup was made; absent if that was before the agent's start.",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    origin: "cgroup_mkdir",
+    oracle: "the time of mkdir(2)",
+};
+
+/// The source; always on.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    time: Option<SystemTime>,
+}
+
+impl Source for Lifecycle {
+    fn name(&self) -> &'static str {
+        "cgroups"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        vec![&LAST_SEEN, &CREATION_TIME]
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        self.time = Some(snapshot.time);
+        Ok(())
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        let Some(now) = self.time else {
+            return;
+        };
+        let exported =
+            || tree.iter().filter(|(number, node)| node.exported && *number != OVERFLOW);
+        writer.family(&LAST_SEEN);
+        for (_, node) in exported() {
+            // Kept for the dead on purpose: "container killed" alerts compare it with time().
+            let seen = seconds(node.died.unwrap_or(now)).floor();
+            writer.sample(&node.labels, &[], Value::Float(seen));
+        }
+        writer.family(&CREATION_TIME);
+        for (_, node) in exported().filter(|(_, node)| node.died.is_none()) {
+            if let Some(created) = node.created {
+                writer.sample(&node.labels, &[], Value::Float(seconds(created)));
+            }
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

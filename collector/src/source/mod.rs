@@ -1,0 +1,180 @@
+//! Sources: each turns its part of the kernel's numbers into metric families.
+//!
+//! One source is one file, named as its files in `collector-ebpf`, `collector-common` and `tests`.
+//! Its table of [`Metric`]s holds name, help, unit, labels and where the number comes from; the
+//! encoder, `cgmeter metrics` and the generated reference all read that table.
+//!
+//! Values are kept by node of the cgroup tree. An exported value includes the descendants, the
+//! dead ones too: what a node's vanished children and recycled slots had is *kept* at the node.
+
+mod agent;
+mod counters;
+mod cpu;
+mod lifecycle;
+mod process;
+mod sched;
+
+use std::{path::Path, time::SystemTime};
+
+pub use agent::{FAMILIES, Report, SelfMetrics};
+pub use lifecycle::Lifecycle;
+
+use crate::{
+    cgroup::{Found, Mount, NodeId, Tree},
+    exposition::{Family, Histogram, Kind, LabelSet, Value, Writer},
+    kernel::{cells::SlotMemory, load::Kernel, programs::Requirement},
+};
+
+/// What the agent knows of a source before it is made.
+pub struct Registration {
+    /// Its name and the programs it needs.
+    pub requirement: Requirement,
+    /// Its families.
+    pub families: fn() -> Vec<&'static Family>,
+    /// Makes it.
+    pub build: fn(&mut Builder<'_>) -> anyhow::Result<Box<dyn Source>>,
+}
+
+/// What a source is made from.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    /// The loaded object.
+    pub kernel: &'a mut Kernel,
+    /// Root directory of cgroup2.
+    pub root: &'a Path,
+    /// The v1 hierarchy of the cpu controller with its cgroups, on hybrid hosts.
+    pub cpu_v1: Option<(Mount, Vec<Found>)>,
+}
+
+/// Every source that can be switched on and off (`--collector.NAME`).
+pub const SOURCES: &[Registration] = &[sched::SOURCE, cpu::SOURCE, process::SOURCE];
+
+/// A cgroup that came or went in a hierarchy other than cgroup2.
+#[derive(Clone, Debug)]
+pub struct ForeignEvent {
+    /// The hierarchy.
+    pub hierarchy: u32,
+    /// Id of the cgroup.
+    pub id: u64,
+    /// The parent's id and the directory's name if it came, `None` if it went.
+    pub made: Option<(u64, Vec<u8>)>,
+}
+
+/// What a source reads from for one snapshot.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    /// The tree.
+    pub tree: &'a Tree,
+    /// Nodes and the slots that count for them, recycled ones' last numbers included.
+    pub slots: &'a [(NodeId, u32)],
+    /// When the snapshot was taken.
+    pub time: SystemTime,
+}
+
+/// A source of metrics by cgroup.
+pub trait Source: Send {
+    /// Name, as in `--collector.NAME` and `cgmeter_source_up`.
+    fn name(&self) -> &'static str;
+    /// Its families.
+    fn families(&self) -> Vec<&'static Family>;
+    /// Its cells, if it has any.
+    fn memory(&mut self) -> Option<&mut dyn SlotMemory> {
+        None
+    }
+    /// Reads its numbers.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong; the families keep their last values.
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
+    /// Keeps a slot's last numbers at a node, before the slot is recycled.
+    fn keep(&mut self, slot: u32, node: NodeId) {
+        let _ = (slot, node);
+    }
+    /// Hands what is kept at a node to another, before the first is reaped.
+    fn fold(&mut self, from: NodeId, into: NodeId) {
+        let _ = (from, into);
+    }
+    /// A dead node's cgroup has been made again.
+    fn revive(&mut self, node: NodeId) {
+        let _ = node;
+    }
+    /// A cgroup came or went in another hierarchy than cgroup2.
+    fn foreign(&mut self, event: &ForeignEvent) {
+        let _ = event;
+    }
+    /// CPU time by node since the cgroup was made, ns, from the kernel's own books.
+    fn lifetime(&self) -> Option<Vec<Option<u64>>> {
+        None
+    }
+    /// Takes over what [`lifetime`](Self::lifetime) says of the time before the agent came.
+    fn set_earlier(&mut self, tree: &Tree, lifetime: &[Option<u64>]) {
+        let _ = (tree, lifetime);
+    }
+    /// Runs of its hot programs, which count nothing themselves: name and number.
+    fn runs(&self) -> Option<(&'static str, u64)> {
+        None
+    }
+    /// Kernel memory that it uses beside the object's maps and its cells, bytes.
+    fn kernel_memory(&self) -> u64 {
+        0
+    }
+    /// Writes its families.
+    fn encode(&self, tree: &Tree, writer: &mut Writer);
+}
+
+/// Names and values of the labels that tell the series of a family apart.
+pub type Extra = &'static [(&'static str, &'static str)];
+
+/// How a value is read from a node's numbers; `None` leaves the series out.
+pub type Reader<T> = fn(&T) -> Option<Value>;
+
+/// Where a family's samples come from.
+pub enum Samples<T: 'static> {
+    /// One sample a series.
+    Scalars(&'static [(Extra, Reader<T>)]),
+    /// A log2 histogram, left out until its first event.
+    Histogram(fn(&T) -> Option<Histogram<'_>>),
+}
+
+/// A family and how to read it.
+pub struct Metric<T: 'static> {
+    /// What it is.
+    pub family: Family,
+    /// Where it comes from.
+    pub samples: Samples<T>,
+}
+
+/// Writes a table of metrics for all exported nodes. Gauges end with their cgroup.
+pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &[T], writer: &mut Writer) {
+    let nodes: Vec<(&LabelSet, &T, bool)> = tree
+        .iter()
+        .filter(|(_, node)| node.exported)
+        .filter_map(|(number, node)| {
+            Some((&node.labels, values.get(number)?, node.died.is_some()))
+        })
+        .collect();
+    for metric in metrics {
+        writer.family(&metric.family);
+        let gauge = metric.family.kind == Kind::Gauge;
+        for (labels, value, dead) in &nodes {
+            if gauge && *dead {
+                continue;
+            }
+            match &metric.samples {
+                Samples::Scalars(series) => {
+                    for (extra, read) in *series {
+                        if let Some(value) = read(value) {
+                            writer.sample(labels, extra, value);
+                        }
+                    }
+                }
+                Samples::Histogram(read) => {
+                    if let Some(histogram) = read(value) {
+                        writer.histogram(labels, &[], histogram);
+                    }
+                }
+            }
+        }
+    }
+}

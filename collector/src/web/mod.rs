@@ -1,0 +1,156 @@
+//! The HTTP server.
+//!
+//! Invariant: this module knows expositions as bytes, not what is in them. It never reads a
+//! request's body, never blocks the async threads on a scrape, and bounds what one client, or all
+//! of them, can cost: connections, header size and time, scrapes at a time, time to take an answer.
+
+mod answer;
+mod counters;
+mod listen;
+
+use std::{convert::Infallible, future::Future, net::TcpListener, sync::Arc, time::Duration};
+
+use answer::Handler;
+use bytes::Bytes;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Semaphore, watch};
+
+pub use counters::Counters;
+pub use listen::{BindError, bind};
+
+use crate::exposition::Format;
+
+/// What the server serves.
+pub trait Metrics: Send + Sync + 'static {
+    /// One exposition. Blocks for milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// What is told to the client.
+    fn scrape(&self, format: Format) -> Result<Bytes, String>;
+}
+
+impl Metrics for crate::agent::Agent {
+    fn scrape(&self, format: Format) -> Result<Bytes, String> {
+        Self::scrape(self, format).map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--web.telemetry-path`
+    pub telemetry_path: String,
+    /// `--web.max-requests`
+    pub max_requests: usize,
+}
+
+/// Connections at a time; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 512;
+/// Time for a client to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one connection in all, keep-alive included: a client that never reads ends here.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Time for requests under way when the agent is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Serves until `shutdown`, then lets requests under way finish.
+///
+/// # Errors
+///
+/// When a listener can't be used.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    metrics: Arc<dyn Metrics>,
+    options: Options,
+    counters: Counters,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let (stop, stopped) = watch::channel(false);
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handler = Arc::new(Handler::new(metrics, options, counters));
+    let mut tasks = Vec::new();
+    for listener in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let accepting =
+            accept(listener, Arc::clone(&handler), Arc::clone(&connections), stopped.clone());
+        tasks.push(tokio::spawn(accepting));
+    }
+    shutdown.await;
+    let _ = stop.send(true);
+    for task in tasks {
+        let _ = task.await;
+    }
+    // Every connection holds a permit until it has ended.
+    let ended = connections.acquire_many(MAX_CONNECTIONS as u32);
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        tracing::warn!("requests still under way were cut off");
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    handler: Arc<Handler>,
+    connections: Arc<Semaphore>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = told_to_stop(&mut stopped) => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // EMFILE and the like don't go away at once: no spinning.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (handler, mut stopped) = (Arc::clone(&handler), stopped.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let service = service_fn(move |request| {
+                let handler = Arc::clone(&handler);
+                async move { Ok::<_, Infallible>(handler.answer(request).await) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            let result = tokio::select! {
+                result = connection.as_mut() => Some(result),
+                () = tokio::time::sleep(CONNECTION_TIMEOUT) => return,
+                () = told_to_stop(&mut stopped) => None,
+            };
+            let result = match result {
+                Some(result) => result,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = result {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        });
+    }
+}
+
+async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: the server has ended.
+    let _ = stopped.wait_for(|&stop| stop).await;
+}
+
+#[cfg(test)]
+mod tests;

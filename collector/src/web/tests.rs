@@ -1,0 +1,186 @@
+//! The server against clients good and bad, over real sockets.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Counters, Metrics, Options, bind, serve};
+use crate::exposition::Format;
+
+/// Serves a fixed text after an optional wait.
+struct Fixed {
+    wait: Duration,
+    scrapes: AtomicUsize,
+}
+
+impl Metrics for Fixed {
+    fn scrape(&self, format: Format) -> Result<Bytes, String> {
+        self.scrapes.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(self.wait);
+        match format {
+            Format::Text => Ok(Bytes::from_static(b"text 1\n")),
+            Format::OpenMetrics => Ok(Bytes::from_static(b"# EOF\n")),
+        }
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    ended: mpsc::Receiver<()>,
+    metrics: Arc<Fixed>,
+}
+
+impl Server {
+    fn start(wait: Duration, max_requests: usize) -> Self {
+        let listeners = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        let metrics = Arc::new(Fixed { wait, scrapes: AtomicUsize::new(0) });
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = mpsc::channel();
+        let options = Options { telemetry_path: "/metrics".to_owned(), max_requests };
+        let counters = Counters::new(&prometheus::Registry::new()).unwrap();
+        let served = Arc::clone(&metrics);
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            runtime.block_on(serve(listeners, served, options, counters, shutdown)).unwrap();
+            end.send(()).unwrap();
+        });
+        Self { address, stop: Some(stop), ended, metrics }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+    }
+
+    fn ask(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // A reset after an early answer is the server's right.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    }
+}
+
+#[test]
+fn routes() {
+    let server = Server::start(Duration::ZERO, 4);
+    let answer = server.get("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\ntext 1\n"), "{answer}");
+    assert!(server.get("/").contains("href=\"/metrics\""));
+    assert!(server.get("/-/healthy").starts_with("HTTP/1.1 200"));
+    assert!(server.get("/-/ready").starts_with("HTTP/1.1 200"));
+    let answer = server.get("/nothing\"here");
+    assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(server.get("/nothing").contains("{\"error\":\"there is nothing at /nothing\"}"));
+    let answer =
+        server.ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"), "{answer}");
+}
+
+#[test]
+fn head_has_no_body() {
+    let server = Server::start(Duration::ZERO, 4);
+    let answer = server.ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[test]
+fn openmetrics_is_negotiated() {
+    let server = Server::start(Duration::ZERO, 4);
+    let answer = server.ask(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\
+         Connection: close\r\n\r\n",
+    );
+    assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0"), "{answer}");
+    assert!(answer.ends_with("# EOF\n"));
+}
+
+#[test]
+fn too_many_scrapes_are_told_to_come_back() {
+    let server = Server::start(Duration::from_secs(2), 1);
+    let mut slow = server.connect();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    while server.metrics.scrapes.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let answer = server.get("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("retry-after: 1"), "{answer}");
+    assert!(server.get("/-/healthy").starts_with("HTTP/1.1 200"), "others go on");
+    let mut text = String::new();
+    slow.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("text 1\n"));
+}
+
+#[test]
+fn hostile_heads_are_refused_and_others_served() {
+    let server = Server::start(Duration::ZERO, 4);
+    let huge = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(1 << 20));
+    assert!(!server.ask(&huge).starts_with("HTTP/1.1 200"));
+    assert!(!server.ask("\0\u{1}\u{2} nonsense\r\n\r\n").starts_with("HTTP/1.1 200"));
+    // A client that never finishes its head is cut off in the end, and holds up nobody meanwhile.
+    let mut slow = server.connect();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
+    assert!(server.get("/metrics").ends_with("text 1\n"));
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn pipelined_requests_are_all_answered() {
+    let server = Server::start(Duration::ZERO, 4);
+    let one = "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n";
+    let last = "GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = server.ask(&format!("{one}{one}{last}"));
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 3, "{answer}");
+}
+
+#[test]
+fn a_request_under_way_is_finished_at_shutdown() {
+    let mut server = Server::start(Duration::from_secs(1), 4);
+    let mut slow = server.connect();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    while server.metrics.scrapes.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    server.stop.take().unwrap().send(()).unwrap();
+    let mut text = String::new();
+    slow.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("text 1\n"), "{text}");
+    server.ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(TcpStream::connect(server.address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let server = Server::start(Duration::ZERO, 1);
+    let error = bind(&[server.address]).unwrap_err().to_string();
+    assert!(error.contains(&server.address.to_string()), "{error}");
+    assert!(error.contains("another process has it"), "{error}");
+}
