@@ -13,6 +13,8 @@ pub enum CgroupEventKind {
     Removed = 2,
     /// `cgroup_rename` (cgroup v1 only)
     Renamed = 3,
+    /// A process with several threads was moved into the cgroup (`cgroup_attach_task`).
+    ThreadsMoved = 4,
 }
 
 /// One lifecycle event. The path is the parent's and `name`: the tracepoint's own path argument

@@ -31,9 +31,9 @@ const _: () = assert!(size_of::<SchedCell>() == 256);
 
 /// A task's books when they were last taken over into a cell (task storage).
 ///
-/// The `*_mark` fields are written only by whoever moves the task to another cgroup; all the
-/// others only by the CPU that switches the task out. `css_set` is the exception: a mover sets it
-/// to 0 to have the slot resolved again.
+/// The marks are written only by whoever moves the task to another cgroup; all the others only by
+/// the CPU that switches the task out. The exceptions: a mover sets `css_set` to 0 to have the slot
+/// resolved again, and that ends the marks by setting `mark_owner` to 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TaskBooks {
@@ -67,8 +67,10 @@ pub struct TaskBooks {
     pub wait_mark: u64,
     /// `sched_info.pcount` at that moment.
     pub periods_mark: u64,
+    /// Cgroup id of the cgroup entered at the last move; 0: no marks.
+    pub mark_owner: u64,
     /// Not 0 once the process that this task leads has been counted as ended.
     pub ended: u64,
 }
 
-const _: () = assert!(size_of::<TaskBooks>() == 112);
+const _: () = assert!(size_of::<TaskBooks>() == 120);

@@ -17,7 +17,7 @@ pub enum Stat {
     Execs = 4,
     /// Runs of `sched_process_exit`.
     Exits = 5,
-    /// Runs of `cgroup_move_task`.
+    /// Runs of `cgroup_attach_task`.
     Moves = 6,
     /// Runs of `cgroup_mkdir`.
     Made = 7,

@@ -25,28 +25,31 @@ static CGROUP_EVENTS: RingBuf<CgroupEvent, { 512 * 1024 }> = RingBuf::new();
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    report(&ctx, CgroupEventKind::Made)
+    stat::count(Stat::Made);
+    report(&ctx, subject(&ctx), CgroupEventKind::Made)
 }
 
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
-    report(&ctx, CgroupEventKind::Removed)
+    stat::count(Stat::Removed);
+    report(&ctx, subject(&ctx), CgroupEventKind::Removed)
 }
 
 #[btf_tracepoint(function = "cgroup_rename")]
 pub fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
-    report(&ctx, CgroupEventKind::Renamed)
+    stat::count(Stat::Renamed);
+    report(&ctx, subject(&ctx), CgroupEventKind::Renamed)
 }
 
 /// TP_PROTO(struct cgroup *cgrp, const char *path) of all three.
 #[inline(always)]
-fn report(ctx: &BtfTracePointContext, kind: CgroupEventKind) -> i32 {
-    stat::count(match kind {
-        CgroupEventKind::Made => Stat::Made,
-        CgroupEventKind::Removed => Stat::Removed,
-        CgroupEventKind::Renamed => Stat::Renamed,
-    });
-    let cgroup = Cgroup(ctx.arg::<*const c_void>(0));
+fn subject(ctx: &BtfTracePointContext) -> Cgroup {
+    Cgroup(ctx.arg::<*const c_void>(0))
+}
+
+/// Tells the agent what happened to a cgroup.
+#[inline(always)]
+pub fn report(ctx: &BtfTracePointContext, cgroup: Cgroup, kind: CgroupEventKind) -> i32 {
     let Some(mut entry) = CGROUP_EVENTS.reserve(0) else {
         // The agent sees the counter and walks the hierarchy again.
         stat::count(Stat::LostEvents);

@@ -1,8 +1,8 @@
 //! Context switches: who ran, for how long, how long it had waited, and who took the CPU.
 //!
 //! Hooks: `tp_btf/sched_switch` at switch-out (kernel/sched/core.c, `__schedule`);
-//! `fentry/cgroup_move_task` (kernel/sched/psi.c) when a task changes cgroup; a raw tracepoint
-//! program that the agent runs on every CPU before a scrape.
+//! `tp_btf/cgroup_attach_task` when a task changes cgroup; a raw tracepoint program that the agent
+//! runs on every CPU before a scrape.
 //! Metrics: collector/src/source/sched.rs. Oracle: tests/sched.
 //!
 //! Only the outgoing task is looked at, and only at clocks that the kernel keeps for it anyway:
@@ -15,11 +15,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     helpers::{bpf_get_current_task_btf, bpf_get_smp_processor_id},
-    macros::{btf_tracepoint, fentry, raw_tracepoint},
-    programs::{BtfTracePointContext, FEntryContext, RawTracePointContext},
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::warn;
 use collector_common::{
+    event::CgroupEventKind,
     histogram,
     sched::{SchedCell, TaskBooks},
     stat::Stat,
@@ -27,7 +28,8 @@ use collector_common::{
 
 use crate::{
     cell::{self, SCHED_CELLS, cell},
-    kernel::Task,
+    cgroup,
+    kernel::{Cgroup, Task},
     slot::{self, Slot},
     stat, task,
 };
@@ -146,9 +148,9 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
     let css_set = task.css_set();
     let id = task.cgroup().id();
     if id != books.owner && books.owner != 0 {
-        // What it did before it left: up to the mover's mark; without one (no such hook on this
-        // kernel, or the mark was already used) up to now.
-        let marked = books.run_mark != 0;
+        // What it did before it left: up to the mover's mark; without one (a thread that was moved
+        // with its leader) up to now.
+        let marked = books.css_set == 0 && books.mark_owner != 0;
         let until = if marked { books.run_mark.max(books.run_ns) } else { task.run_ns() };
         let enter = if marked { books.run_enter_mark.max(until) } else { until };
         // By the hash and not by the cached number: the slot may have been recycled since.
@@ -168,6 +170,7 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
     books.slot = slot.number;
     books.first_cell = cell::first_cell(slot.number);
     books.owner = slot.owner;
+    books.mark_owner = 0;
     // A task in the overflow slot tries again at its next switch-out.
     books.css_set = if slot.is_overflow() { 0 } else { css_set };
     if claimed_cell(books.owner, books.first_cell).is_none() {
@@ -212,37 +215,48 @@ fn without_books(ctx: &BtfTracePointContext, task: Task) -> i32 {
     0
 }
 
-/// `void cgroup_move_task(struct task_struct *p, struct css_set *to)`: called by
-/// `css_set_move_task` for each task that changes cgroup while `p->cgroups` is still the old one.
-/// Notes the task's clocks, so that its next switch-out can tell the two cgroups' parts apart.
+/// A task has been moved to another cgroup: notes its clocks, so that its next switch-out can tell
+/// the two cgroups' parts apart.
+///
+/// TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup),
+/// fired once a move, for the leader (kernel/cgroup/cgroup.c, `cgroup_attach_task`). The leader's
+/// other threads are told to the agent, which takes their running time in at once.
 ///
 /// The task may be switched out on its CPU meanwhile; it only reads the marks, and only after it
 /// has seen another css_set. Movers exclude each other (cgroup_mutex).
-#[fentry(function = "cgroup_move_task")]
-pub fn cgroup_move_task(ctx: FEntryContext) -> i32 {
-    let moved = Task(ctx.arg::<*const c_void>(0));
-    // A task that is being born has no books, and is in no cgroup yet.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    let entered = Cgroup(ctx.arg::<*const c_void>(0));
+    let moved = Task(ctx.arg::<*const c_void>(2));
+    stat::count(Stat::Moves);
+    // Moves within a v1 hierarchy don't concern cgroup2.
+    if entered.hierarchy() != 0 {
+        return 0;
+    }
     let Some(books) = task::books(moved) else {
         return 0;
     };
-    stat::count(Stat::Moves);
     let run_ns = moved.run_ns();
-    if books.css_set == 0 && books.run_mark != 0 && books.owner != 0 {
-        // Moved again before it was switched out: what it ran in the cgroup that it leaves now
-        // is charged here, atomically, because this is not the task's CPU.
-        let slot = slot::resolve(moved.cgroup().id());
+    if books.css_set == 0 && books.mark_owner != 0 {
+        // Moved again before it was switched out: what it ran in the cgroup between is charged
+        // here, atomically, because this may not be the task's CPU.
+        let slot = slot::resolve(books.mark_owner);
         if let Some(cell) = claimed_cell(slot.owner, cell::first_cell(slot.number)) {
             let enter = books.run_enter_mark;
             // SAFETY: a field of a map value.
             unsafe { cell::add(&raw mut cell.run_ns, run_ns - enter.min(run_ns)) };
         }
-        books.run_enter_mark = run_ns;
-        return 0;
+    } else {
+        books.wait_mark = moved.wait_ns();
+        books.periods_mark = moved.periods();
+        books.run_mark = run_ns;
     }
-    books.wait_mark = moved.wait_ns();
-    books.periods_mark = moved.periods();
-    books.run_mark = run_ns;
+    books.mark_owner = entered.id();
     books.run_enter_mark = run_ns;
     books.css_set = 0;
+    let threadgroup = ctx.arg::<u8>(3) != 0;
+    if threadgroup && moved.live_threads() > 1 {
+        cgroup::report(&ctx, entered, CgroupEventKind::ThreadsMoved);
+    }
     0
 }

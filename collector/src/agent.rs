@@ -146,6 +146,7 @@ impl Core {
             source.encode(&self.tree, &mut writer);
         }
         self.lifecycle.encode(&self.tree, &mut writer);
+        let kernel_memory = self.kernel_memory();
         let report = Report {
             sources: &self.availability,
             errors: &self.errors,
@@ -154,7 +155,7 @@ impl Core {
             run_times: self.kernel.run_times(),
             cgroups: self.tree.counts(),
             slots: self.slots.states(),
-            kernel_memory: self.kernel_memory(),
+            kernel_memory,
             stages: &self.stages,
         };
         self.self_metrics.encode(&report, self.failed, &mut writer);
@@ -165,8 +166,10 @@ impl Core {
         text
     }
 
-    fn kernel_memory(&self) -> u64 {
-        self.kernel.map_memory()
-            + self.sources.iter().map(|source| source.kernel_memory()).sum::<u64>()
+    fn kernel_memory(&mut self) -> u64 {
+        let of = |source: &mut Box<dyn Source>| {
+            source.kernel_memory() + source.memory().map_or(0, |cells| cells.bytes())
+        };
+        self.kernel.map_memory() + self.sources.iter_mut().map(of).sum::<u64>()
     }
 }

@@ -89,6 +89,7 @@ impl Core {
         // Events carry the monotonic clock; the tree has wall-clock times.
         let (monotonic, wall) = (monotonic_ns(), SystemTime::now());
         let mut events = 0;
+        let mut threads_moved = false;
         while let Some(item) = self.events.next() {
             events += 1;
             let Some(event) = mapping::read_value::<CgroupEvent>(&item) else {
@@ -99,6 +100,10 @@ impl Core {
             let at = wall.checked_sub(age).unwrap_or(wall);
             let name = event.name.get(..event.name_len as usize).unwrap_or_default().to_vec();
             let made = event.kind == CgroupEventKind::Made as u32;
+            if event.kind == CgroupEventKind::ThreadsMoved as u32 {
+                threads_moved = true;
+                continue;
+            }
             let renamed = event.kind == CgroupEventKind::Renamed as u32;
             if event.hierarchy != self.hierarchies.unified.hierarchy {
                 let made = (made || renamed).then_some((event.parent, name));
@@ -117,6 +122,11 @@ impl Core {
                 self.tree.apply(&Event::Removed { id: event.id, at });
                 self.departed.push((event.id, Instant::now()));
             }
+        }
+        // The kernel marks the clocks of the leader alone; its threads' running time is taken in
+        // now, before they run for long in the cgroup that they have entered.
+        if threads_moved && let Err(error) = self.kernel.take_in_flight() {
+            tracing::warn!(error = format!("{error:#}"), "moved threads could not be taken in");
         }
         events
     }

@@ -209,10 +209,3 @@ fn enumerator_value(btf: &Btf, name: &str) -> Result<u32> {
     }
     bail!("no enumerator {name}")
 }
-
-/// Whether this kernel has a function of that name that a program can attach to.
-pub fn has_function(btf: &Btf, name: &str) -> bool {
-    btf.resolve_types_by_name(name)
-        .is_ok_and(|types| types.iter().any(|ty| matches!(ty, Type::Func(_))))
-}
-

@@ -48,6 +48,8 @@ pub struct Kernel {
     /// Why a program is not there; absent means loaded.
     failures: HashMap<&'static str, String>,
     wanted: Vec<&'static str>,
+    /// Kernel memory of the object's own maps, which are of fixed size, bytes.
+    map_memory: u64,
 }
 
 impl Kernel {
@@ -87,13 +89,19 @@ impl Kernel {
             max_slots: options.max_slots,
             failures: HashMap::new(),
             wanted: options.programs.clone(),
+            map_memory: 0,
         };
+        kernel.map_memory = kernel
+            .ebpf
+            .maps()
+            .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
+            .sum();
         for program in PROGRAMS.iter().filter(|program| options.programs.contains(&program.name)) {
             let missing = patched.missing.get(&program.section()).into_iter().flatten();
             let shared = patched.missing.get(".text").into_iter().flatten();
             let missing: Vec<&str> = missing.chain(shared).copied().collect();
             let result = if missing.is_empty() {
-                kernel.load_program(program, &btf, &types)
+                kernel.load_program(program, &btf)
             } else {
                 Err(anyhow!("this kernel has no {}", missing.join(", ")))
             };
@@ -104,15 +112,9 @@ impl Kernel {
         Ok(kernel)
     }
 
-    fn load_program(&mut self, program: &Program, btf: &Btf, types: &btf_rs::Btf) -> Result<()> {
+    fn load_program(&mut self, program: &Program, btf: &Btf) -> Result<()> {
         match (program.hook, self.program_mut(program.name)?) {
             (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => loaded.load(name, btf)?,
-            (Hook::FunctionEntry(name), AyaProgram::FEntry(loaded)) => {
-                if !fields::has_function(types, name) {
-                    bail!("this kernel has no function {name} to attach to");
-                }
-                loaded.load(name, btf)?;
-            }
             (Hook::TaskIterator, AyaProgram::Iter(loaded)) => loaded.load("task", btf)?,
             (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
             (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
@@ -141,7 +143,6 @@ impl Kernel {
     fn attach_program(&mut self, program: &Program) -> Result<()> {
         match self.program_mut(program.name)? {
             AyaProgram::BtfTracePoint(loaded) => loaded.attach().map(drop)?,
-            AyaProgram::FEntry(loaded) => loaded.attach().map(drop)?,
             AyaProgram::Iter(loaded) if program.hook == Hook::TaskIterator => {
                 let link = loaded.attach()?;
                 let link = loaded.take_link(link)?;
@@ -283,12 +284,10 @@ impl Kernel {
             .collect()
     }
 
-    /// Kernel memory of the maps that belong to the object, chunks excluded.
+    /// Kernel memory of the maps that belong to the object, bytes; chunks, and the storage that each
+    /// task has, excluded.
     pub fn map_memory(&self) -> u64 {
-        self.ebpf
-            .maps()
-            .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
-            .sum()
+        self.map_memory
     }
 }
 

@@ -9,8 +9,6 @@
 pub enum Hook {
     /// BTF tracepoint of that name.
     Tracepoint(&'static str),
-    /// Entry of a kernel function.
-    FunctionEntry(&'static str),
     /// Iterator over tasks, run by the agent.
     TaskIterator,
     /// Iterator over cgroups, run by the agent.
@@ -35,7 +33,6 @@ impl Program {
     pub fn section(&self) -> String {
         match self.hook {
             Hook::Tracepoint(name) => format!("tp_btf/{name}"),
-            Hook::FunctionEntry(name) => format!("fentry/{name}"),
             Hook::TaskIterator => "iter/task".to_owned(),
             Hook::CgroupIterator => "iter/cgroup".to_owned(),
             Hook::OnDemand => "raw_tp/sched_switch".to_owned(),
@@ -54,11 +51,7 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("cgroup_mkdir", "a cgroup is made"),
     tracepoint("cgroup_rmdir", "a cgroup is removed"),
     tracepoint("cgroup_rename", "a cgroup is renamed (v1)"),
-    Program {
-        name: "cgroup_move_task",
-        hook: Hook::FunctionEntry("cgroup_move_task"),
-        purpose: "a task changes cgroup",
-    },
+    tracepoint("cgroup_attach_task", "a task changes cgroup"),
     tracepoint("sched_process_fork", "a task is born"),
     tracepoint("sched_process_exec", "a program is executed"),
     tracepoint("sched_process_exit", "a task ends"),

@@ -175,7 +175,7 @@ impl SelfMetrics {
             ("sched_process_fork", Stat::Forks),
             ("sched_process_exec", Stat::Execs),
             ("sched_process_exit", Stat::Exits),
-            ("cgroup_move_task", Stat::Moves),
+            ("cgroup_attach_task", Stat::Moves),
             ("cgroup_mkdir", Stat::Made),
             ("cgroup_rmdir", Stat::Removed),
             ("cgroup_rename", Stat::Renamed),

@@ -1,6 +1,6 @@
 //! Context switches: who ran, for how long, how long it had waited, and who took the CPU.
 //!
-//! Programs: `sched_switch`, `cgroup_move_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
+//! Programs: `sched_switch`, `cgroup_attach_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
 //! Oracle: cpu.stat, /proc/PID/schedstat, /proc/PID/status (tests).
 
 use std::ops::AddAssign;
@@ -221,7 +221,7 @@ pub const SOURCE: Registration = Registration {
         source: "sched",
         required: &["sched_process_fork", "baseline", "sched_switch", "in_flight"],
         optional: &[(
-            "cgroup_move_task",
+            "cgroup_attach_task",
             "the time slice in which a running task changes cgroup is charged to the one it leaves",
         )],
     },
