@@ -50,7 +50,11 @@ pub const fn bucket(ns: u64) -> u32 {
         log += 1;
     }
     // The clamp is for the verifier as well: it has to see an index inside the array.
-    if log >= BUCKETS as u32 { BUCKETS as u32 - 1 } else { log }
+    if log >= BUCKETS as u32 {
+        BUCKETS as u32 - 1
+    } else {
+        log
+    }
 }
 
 #[cfg(test)]
@@ -69,10 +73,16 @@ mod tests {
                 let b = bucket(value) as usize;
                 let slack = 1.0 + 2e-9;
                 if b + 1 < BUCKETS {
-                    assert!(value as f64 <= bound_ns(b) * slack, "{value} above bucket {b}");
+                    assert!(
+                        value as f64 <= bound_ns(b) * slack,
+                        "{value} above bucket {b}"
+                    );
                 }
                 if b > 0 {
-                    assert!(value as f64 * slack > bound_ns(b - 1), "{value} below bucket {b}");
+                    assert!(
+                        value as f64 * slack > bound_ns(b - 1),
+                        "{value} below bucket {b}"
+                    );
                 }
             }
             ns += ns / 7 + 1;
@@ -85,7 +95,10 @@ mod tests {
         for exponent in -9..=1 {
             let ns = (2f64.powi(exponent) * 1e9) as u64;
             assert_eq!(bucket(ns) as i32, exponent - MIN_EXPONENT, "2^{exponent} s");
-            assert_eq!(bucket(ns + ns / 1_000_000 + 1) as i32, exponent - MIN_EXPONENT + 1);
+            assert_eq!(
+                bucket(ns + ns / 1_000_000 + 1) as i32,
+                exponent - MIN_EXPONENT + 1
+            );
         }
     }
 

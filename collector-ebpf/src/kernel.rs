@@ -53,7 +53,8 @@ macro_rules! load32 {
 /// `bpf_probe_read_kernel`.
 macro_rules! address {
     ($base:expr, $field:expr) => {{
-        let mut address: *const c_void = $base;
+        // A pointer to the verifier, a number to Rust, which need not know that it points.
+        let mut address = $base as u64;
         // SAFETY: pure arithmetic.
         unsafe {
             asm!(
@@ -63,7 +64,7 @@ macro_rules! address {
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
-        address
+        address as *const c_void
     }};
 }
 
@@ -217,7 +218,11 @@ impl Cgroup {
     #[inline(always)]
     pub fn task_group(self) -> Option<TaskGroup> {
         let css = load64!(self.0, field::CGROUP_CPU) as *const c_void;
-        if css.is_null() { None } else { Some(TaskGroup(css)) }
+        if css.is_null() {
+            None
+        } else {
+            Some(TaskGroup(css))
+        }
     }
 }
 

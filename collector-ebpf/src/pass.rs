@@ -44,10 +44,8 @@ pub extern "C" fn pass(ctx: *const c_void) -> i32 {
     // SAFETY: a map value; passes are run one at a time, under the cgroup mutex.
     let next = unsafe { (*control).next };
     let number = next as u32;
-    let record = RECORDS.get_value_ptr_mut(
-        number >> RECORD_SHIFT,
-        &(number & (RECORDS_PER_CHUNK - 1)),
-    );
+    let record =
+        RECORDS.get_value_ptr_mut(number >> RECORD_SHIFT, &(number & (RECORDS_PER_CHUNK - 1)));
     let Some(record) = record else {
         // SAFETY: as above.
         unsafe { (*control).missed += 1 };

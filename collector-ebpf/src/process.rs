@@ -103,7 +103,11 @@ fn resolve(task: Task, books: &mut TaskBooks) {
     books.slot = slot.number;
     books.first_cell = cell::first_cell(slot.number);
     books.owner = slot.owner;
-    books.css_set = if slot.is_overflow() { 0 } else { task.css_set() };
+    books.css_set = if slot.is_overflow() {
+        0
+    } else {
+        task.css_set()
+    };
 }
 
 #[inline(always)]

@@ -151,8 +151,16 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
         // What it did before it left: up to the mover's mark; without one (a thread that was moved
         // with its leader) up to now.
         let marked = books.css_set == 0 && books.mark_owner != 0;
-        let until = if marked { books.run_mark.max(books.run_ns) } else { task.run_ns() };
-        let enter = if marked { books.run_enter_mark.max(until) } else { until };
+        let until = if marked {
+            books.run_mark.max(books.run_ns)
+        } else {
+            task.run_ns()
+        };
+        let enter = if marked {
+            books.run_enter_mark.max(until)
+        } else {
+            until
+        };
         // By the hash and not by the cached number: the slot may have been recycled since.
         let left = slot::resolve(books.owner);
         if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
@@ -192,7 +200,11 @@ fn claimed_cell(owner: u64, first_cell: u32) -> Option<&'static mut SchedCell> {
     if cell.owner == 0 {
         cell.owner = owner;
     }
-    if cell.owner == owner { Some(cell) } else { None }
+    if cell.owner == owner {
+        Some(cell)
+    } else {
+        None
+    }
 }
 
 /// A switch-out of a task that has no books: the idle task, or one for which storage could not be

@@ -33,7 +33,10 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub const OVERFLOW: Self = Self { number: OVERFLOW_SLOT, owner: OVERFLOW_OWNER };
+    pub const OVERFLOW: Self = Self {
+        number: OVERFLOW_SLOT,
+        owner: OVERFLOW_OWNER,
+    };
 
     #[inline(always)]
     pub fn is_overflow(self) -> bool {
@@ -45,19 +48,28 @@ impl Slot {
 #[inline(always)]
 pub fn resolve(cgroup_id: u64) -> Slot {
     if let Some(number) = lookup(cgroup_id) {
-        return Slot { number, owner: cgroup_id };
+        return Slot {
+            number,
+            owner: cgroup_id,
+        };
     }
     let Ok(Some(number)) = FREE_SLOTS.pop() else {
         stat::count(Stat::Overflow);
         return Slot::OVERFLOW;
     };
     if SLOTS.insert(cgroup_id, number, NOEXIST).is_ok() {
-        return Slot { number, owner: cgroup_id };
+        return Slot {
+            number,
+            owner: cgroup_id,
+        };
     }
     // Another CPU was faster, or the hash is full: the slot is still free.
     let _ = FREE_SLOTS.push(number, 0);
     match lookup(cgroup_id) {
-        Some(number) => Slot { number, owner: cgroup_id },
+        Some(number) => Slot {
+            number,
+            owner: cgroup_id,
+        },
         None => {
             stat::count(Stat::Overflow);
             Slot::OVERFLOW
@@ -69,5 +81,5 @@ pub fn resolve(cgroup_id: u64) -> Slot {
 fn lookup(cgroup_id: u64) -> Option<u32> {
     // SAFETY: an entry is removed only after its cgroup is gone; a value read while that happens
     // is checked against the cell's owner by whoever uses it.
-    unsafe { SLOTS.get(&cgroup_id) }.copied()
+    unsafe { SLOTS.get(cgroup_id) }.copied()
 }

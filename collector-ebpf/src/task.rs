@@ -74,7 +74,11 @@ pub fn books_or_new(task: Task) -> Option<&'static mut TaskBooks> {
         return Some(books);
     }
     // SAFETY: as in `books`. New storage is zeroed by the kernel.
-    let books = unsafe { TASK_BOOKS.get(task, BPF_LOCAL_STORAGE_GET_F_CREATE as u64).as_mut() }?;
+    let books = unsafe {
+        TASK_BOOKS
+            .get(task, BPF_LOCAL_STORAGE_GET_F_CREATE as u64)
+            .as_mut()
+    }?;
     if task.start_time() <= LOADED_AT.load() {
         books.run_ns = task.run_ns();
         books.wait_ns = task.wait_ns();

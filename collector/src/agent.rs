@@ -15,8 +15,8 @@ use aya::maps::{MapData, RingBuf};
 use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
 
-pub use start::{Options, StartError};
 pub(crate) use start::probe;
+pub use start::{Options, StartError};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},
@@ -76,7 +76,10 @@ impl Agent {
     /// When the slots can't be read; sources that fail keep their last values instead.
     pub fn scrape(&self, format: Format) -> anyhow::Result<Bytes> {
         let mut core = self.core();
-        if core.snapshot.is_none_or(|taken| taken.elapsed() >= self.min_interval) {
+        if core
+            .snapshot
+            .is_none_or(|taken| taken.elapsed() >= self.min_interval)
+        {
             core.take_snapshot()?;
         }
         Ok(core.encode(format))
@@ -112,7 +115,11 @@ impl Core {
             .collect();
         slots.push((OVERFLOW, OVERFLOW_SLOT));
         lap(&mut stages, "slots");
-        let snapshot = Snapshot { tree: &self.tree, slots: &slots, time: SystemTime::now() };
+        let snapshot = Snapshot {
+            tree: &self.tree,
+            slots: &slots,
+            time: SystemTime::now(),
+        };
         self.failed = false;
         self.lifecycle.collect(&snapshot)?;
         for source in &mut self.sources {
@@ -120,10 +127,15 @@ impl Core {
             if let Err(error) = result {
                 self.failed = true;
                 let name = source.name();
-                if let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == name) {
+                if let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == name)
+                {
                     // Once on a change of state; the counter tells of the rest.
                     if *errors == 0 {
-                        tracing::error!(source = name, error = format!("{error:#}"), "reading failed");
+                        tracing::error!(
+                            source = name,
+                            error = format!("{error:#}"),
+                            "reading failed"
+                        );
                     }
                     *errors += 1;
                 }
@@ -131,7 +143,8 @@ impl Core {
             lap(&mut stages, source.name());
         }
         self.stats = self.kernel.stats()?;
-        self.tree.set_exported(OVERFLOW, self.stats.get(Stat::Overflow) > 0);
+        self.tree
+            .set_exported(OVERFLOW, self.stats.get(Stat::Overflow) > 0);
         self.provide_slots();
         lap(&mut stages, "kernel");
         self.stages = stages;
@@ -151,7 +164,11 @@ impl Core {
             sources: &self.availability,
             errors: &self.errors,
             stats: self.stats,
-            runs: self.sources.iter().filter_map(|source| source.runs()).collect(),
+            runs: self
+                .sources
+                .iter()
+                .filter_map(|source| source.runs())
+                .collect(),
             run_times: self.kernel.run_times(),
             cgroups: self.tree.counts(),
             slots: self.slots.states(),

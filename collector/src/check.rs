@@ -51,7 +51,10 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
                     state.source == "cgroups" || settings.sources.contains(&state.source);
                 fine &= state.up || !switched_on;
                 let word = if state.up { "on" } else { "off" };
-                let reason = state.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                let reason = state
+                    .reason
+                    .map(|reason| format!(": {reason}"))
+                    .unwrap_or_default();
                 writeln!(out, "source     {:<8} {word}{reason}", state.source)?;
             }
         }
@@ -60,6 +63,14 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "programs   FAILED: {error:#}")?;
         }
     }
-    writeln!(out, "{}", if fine { "everything can run" } else { "not everything can run" })?;
+    writeln!(
+        out,
+        "{}",
+        if fine {
+            "everything can run"
+        } else {
+            "not everything can run"
+        }
+    )?;
     Ok(fine)
 }

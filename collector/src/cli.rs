@@ -18,64 +18,108 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Read settings from a TOML file. Its keys are these flags: `[web] listen-address = [...]`.
-    #[arg(long = "config.file", global = true, value_name = "FILE", env = "CGMETER_CONFIG_FILE")]
+    #[arg(
+        long = "config.file",
+        global = true,
+        value_name = "FILE",
+        env = "CGMETER_CONFIG_FILE"
+    )]
     pub config_file: Option<PathBuf>,
     /// Address to listen on; may be given several times [default: 127.0.0.1:10295]
     #[arg(
-        long = "web.listen-address", global = true, value_name = "ADDRESS:PORT",
-        env = "CGMETER_WEB_LISTEN_ADDRESS", value_delimiter = ','
+        long = "web.listen-address",
+        global = true,
+        value_name = "ADDRESS:PORT",
+        env = "CGMETER_WEB_LISTEN_ADDRESS",
+        value_delimiter = ','
     )]
     pub listen_address: Option<Vec<String>>,
     /// Path of the metrics [default: /metrics]
     #[arg(
-        long = "web.telemetry-path", global = true, value_name = "PATH",
+        long = "web.telemetry-path",
+        global = true,
+        value_name = "PATH",
         env = "CGMETER_WEB_TELEMETRY_PATH"
     )]
     pub telemetry_path: Option<String>,
     /// Scrapes that follow each other faster get the same snapshot [default: 250ms]
     #[arg(
-        long = "web.min-interval", global = true, value_name = "DURATION",
+        long = "web.min-interval",
+        global = true,
+        value_name = "DURATION",
         env = "CGMETER_WEB_MIN_INTERVAL"
     )]
     pub min_interval: Option<String>,
     /// Scrapes served at the same time; more are told to come back [default: 40]
     #[arg(
-        long = "web.max-requests", global = true, value_name = "N",
+        long = "web.max-requests",
+        global = true,
+        value_name = "N",
         env = "CGMETER_WEB_MAX_REQUESTS"
     )]
     pub max_requests: Option<usize>,
     /// Root of the cgroup2 hierarchy [default: where it is mounted]
-    #[arg(long = "cgroup.root", global = true, value_name = "DIR", env = "CGMETER_CGROUP_ROOT")]
+    #[arg(
+        long = "cgroup.root",
+        global = true,
+        value_name = "DIR",
+        env = "CGMETER_CGROUP_ROOT"
+    )]
     pub cgroup_root: Option<PathBuf>,
     /// Export only cgroups whose path matches; the others still count in their parents
     #[arg(
-        long = "cgroup.include", global = true, value_name = "REGEX", env = "CGMETER_CGROUP_INCLUDE"
+        long = "cgroup.include",
+        global = true,
+        value_name = "REGEX",
+        env = "CGMETER_CGROUP_INCLUDE"
     )]
     pub include: Option<String>,
     /// Don't export cgroups whose path matches
     #[arg(
-        long = "cgroup.exclude", global = true, value_name = "REGEX", env = "CGMETER_CGROUP_EXCLUDE"
+        long = "cgroup.exclude",
+        global = true,
+        value_name = "REGEX",
+        env = "CGMETER_CGROUP_EXCLUDE"
     )]
     pub exclude: Option<String>,
     /// Most cgroups that are counted apart at a time; the excess shares one [default: 16384]
-    #[arg(long = "cgroup.max", global = true, value_name = "N", env = "CGMETER_CGROUP_MAX")]
+    #[arg(
+        long = "cgroup.max",
+        global = true,
+        value_name = "N",
+        env = "CGMETER_CGROUP_MAX"
+    )]
     pub cgroup_max: Option<u32>,
     /// How long a cgroup is still reported after its end [default: 5m]
     #[arg(
-        long = "cgroup.linger", global = true, value_name = "DURATION", env = "CGMETER_CGROUP_LINGER"
+        long = "cgroup.linger",
+        global = true,
+        value_name = "DURATION",
+        env = "CGMETER_CGROUP_LINGER"
     )]
     pub linger: Option<String>,
     /// Run only the sources that are switched on by --collector.NAME
     #[arg(
-        long = "collector.disable-defaults", global = true,
+        long = "collector.disable-defaults",
+        global = true,
         env = "CGMETER_COLLECTOR_DISABLE_DEFAULTS"
     )]
     pub disable_defaults: bool,
     /// What to log [default: info]
-    #[arg(long = "log.level", global = true, value_name = "LEVEL", env = "CGMETER_LOG_LEVEL")]
+    #[arg(
+        long = "log.level",
+        global = true,
+        value_name = "LEVEL",
+        env = "CGMETER_LOG_LEVEL"
+    )]
     pub log_level: Option<LogLevel>,
     /// How to log [default: logfmt]
-    #[arg(long = "log.format", global = true, value_name = "FORMAT", env = "CGMETER_LOG_FORMAT")]
+    #[arg(
+        long = "log.format",
+        global = true,
+        value_name = "FORMAT",
+        env = "CGMETER_LOG_FORMAT"
+    )]
     pub log_format: Option<LogFormat>,
     /// Sources switched on or off by --collector.NAME and --no-collector.NAME.
     #[arg(skip)]
@@ -203,7 +247,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_flag_is_told_its_nearest() {
-        let error = parsed("cgmeter --web.listen-adress x").unwrap_err().to_string();
+        let error = parsed("cgmeter --web.listen-adress x")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--web.listen-address"), "{error}");
     }
 }

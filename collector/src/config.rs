@@ -106,11 +106,21 @@ impl Settings {
             .clone()
             .or(file.web.listen_address)
             .unwrap_or_else(|| vec!["127.0.0.1:10295".to_owned()]);
-        let listen = listen.iter().map(|text| addresses(text)).collect::<Result<Vec<_>, _>>()?;
-        let telemetry_path =
-            cli.telemetry_path.clone().or(file.web.telemetry_path).unwrap_or("/metrics".to_owned());
+        let listen = listen
+            .iter()
+            .map(|text| addresses(text))
+            .collect::<Result<Vec<_>, _>>()?;
+        let telemetry_path = cli
+            .telemetry_path
+            .clone()
+            .or(file.web.telemetry_path)
+            .unwrap_or("/metrics".to_owned());
         if !telemetry_path.starts_with('/') || telemetry_path.len() < 2 {
-            return Err(invalid("web.telemetry-path", &telemetry_path, "a path such as /metrics"));
+            return Err(invalid(
+                "web.telemetry-path",
+                &telemetry_path,
+                "a path such as /metrics",
+            ));
         }
         let cgroup_max = cli.cgroup_max.or(file.cgroup.max).unwrap_or(16_384);
         if !(1..=1_048_576).contains(&cgroup_max) {
@@ -126,22 +136,37 @@ impl Settings {
             telemetry_path,
             min_interval: duration(
                 "web.min-interval",
-                cli.min_interval.as_deref().or(file.web.min_interval.as_deref()).unwrap_or("250ms"),
+                cli.min_interval
+                    .as_deref()
+                    .or(file.web.min_interval.as_deref())
+                    .unwrap_or("250ms"),
             )?,
             max_requests,
             sources: sources(cli, &file.collector),
             cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
             filter: Filter {
-                include: regex("cgroup.include", cli.include.clone().or(file.cgroup.include))?,
-                exclude: regex("cgroup.exclude", cli.exclude.clone().or(file.cgroup.exclude))?,
+                include: regex(
+                    "cgroup.include",
+                    cli.include.clone().or(file.cgroup.include),
+                )?,
+                exclude: regex(
+                    "cgroup.exclude",
+                    cli.exclude.clone().or(file.cgroup.exclude),
+                )?,
             },
             cgroup_max,
             linger: duration(
                 "cgroup.linger",
-                cli.linger.as_deref().or(file.cgroup.linger.as_deref()).unwrap_or("5m"),
+                cli.linger
+                    .as_deref()
+                    .or(file.cgroup.linger.as_deref())
+                    .unwrap_or("5m"),
             )?,
             log_level: cli.log_level.or(file.log.level).unwrap_or(LogLevel::Info),
-            log_format: cli.log_format.or(file.log.format).unwrap_or(LogFormat::Logfmt),
+            log_format: cli
+                .log_format
+                .or(file.log.format)
+                .unwrap_or(LogFormat::Logfmt),
         })
     }
 }
@@ -162,9 +187,13 @@ pub fn unknown_variables() -> Vec<String> {
 }
 
 fn sources(cli: &Cli, table: &BTreeMap<String, bool>) -> Vec<&'static str> {
-    let defaults =
-        !(cli.disable_defaults || table.get(DISABLE_DEFAULTS).copied().unwrap_or(false));
-    let flag = |name| cli.collectors.iter().find(|(found, _)| *found == name).map(|(_, on)| *on);
+    let defaults = !(cli.disable_defaults || table.get(DISABLE_DEFAULTS).copied().unwrap_or(false));
+    let flag = |name| {
+        cli.collectors
+            .iter()
+            .find(|(found, _)| *found == name)
+            .map(|(_, on)| *on)
+    };
     SOURCES
         .iter()
         .map(|source| source.requirement.source)
@@ -178,7 +207,11 @@ fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
 
 fn addresses(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
     // `:10295` is how Prometheus's exporters say "every address".
-    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    let full = if text.starts_with(':') {
+        format!("[::]{text}")
+    } else {
+        text.to_owned()
+    };
     let found: Vec<SocketAddr> = full
         .to_socket_addrs()
         .map_err(|error| {
@@ -190,15 +223,24 @@ fn addresses(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
 }
 
 fn duration(key: &str, text: &str) -> Result<Duration, ConfigError> {
-    humantime::parse_duration(text)
-        .map_err(|error| invalid(key, text, &format!("a duration such as 5m or 250ms ({error})")))
+    humantime::parse_duration(text).map_err(|error| {
+        invalid(
+            key,
+            text,
+            &format!("a duration such as 5m or 250ms ({error})"),
+        )
+    })
 }
 
 fn regex(key: &str, text: Option<String>) -> Result<Option<Regex>, ConfigError> {
     text.map(|text| {
         Regex::new(&text).map_err(|error| {
             let why = error.to_string();
-            let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            let why = why
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
             invalid(key, &text, &format!("a regular expression ({why})"))
         })
     })
@@ -225,10 +267,17 @@ fn parse(text: &str) -> Result<File, (usize, String)> {
         .map(|source| source.requirement.source)
         .chain([DISABLE_DEFAULTS])
         .collect();
-    if let Some(unknown) = file.collector.keys().find(|key| !known.contains(&key.as_str())) {
+    if let Some(unknown) = file
+        .collector
+        .keys()
+        .find(|key| !known.contains(&key.as_str()))
+    {
         let at = text.find(unknown.as_str()).unwrap_or(0);
         let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
-        let message = format!("unknown field `{unknown}`, expected one of {}", quoted.join(", "));
+        let message = format!(
+            "unknown field `{unknown}`, expected one of {}",
+            quoted.join(", ")
+        );
         return Err((at, with_nearest(&message)));
     }
     Ok(file)
@@ -238,7 +287,11 @@ fn parse(text: &str) -> Result<File, (usize, String)> {
 fn with_nearest(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
+    let Some(unknown) = message
+        .starts_with("unknown field")
+        .then(|| quoted.next())
+        .flatten()
+    else {
         return message;
     };
     let nearest = quoted
@@ -307,7 +360,8 @@ mod tests {
     #[test]
     fn defaults_can_be_switched_off() {
         let settings =
-            Settings::resolve(&cli("cgmeter --collector.disable-defaults --collector.cpu")).unwrap();
+            Settings::resolve(&cli("cgmeter --collector.disable-defaults --collector.cpu"))
+                .unwrap();
         assert_eq!(settings.sources, ["cpu"]);
     }
 
@@ -325,17 +379,26 @@ mod tests {
     fn unknown_keys_are_told_line_and_nearest() {
         let text = "[web]\nmax-requests = 3\n\n[cgroup]\nlingre = \"5m\"\n";
         let message = file_error(text);
-        assert!(message.starts_with("5:1: unknown field `lingre`"), "{message}");
+        assert!(
+            message.starts_with("5:1: unknown field `lingre`"),
+            "{message}"
+        );
         assert!(message.ends_with("did you mean `linger`?"), "{message}");
         let message = file_error("[collector]\nsched = true\nproces = true\n");
-        assert!(message.starts_with("3:1: unknown field `proces`"), "{message}");
+        assert!(
+            message.starts_with("3:1: unknown field `proces`"),
+            "{message}"
+        );
         assert!(message.ends_with("did you mean `process`?"), "{message}");
     }
 
     #[test]
     fn wrong_types_are_told_line_and_type() {
         let message = file_error("[cgroup]\nmax = \"many\"\n");
-        assert!(message.starts_with("2:7: invalid type: string \"many\", expected u32"), "{message}");
+        assert!(
+            message.starts_with("2:7: invalid type: string \"many\", expected u32"),
+            "{message}"
+        );
         assert!(file_error("[log]\nlevel = \"loud\"\n").contains("expected one of"));
         assert!(file_error("[web\n").starts_with("1:"));
     }

@@ -34,7 +34,9 @@ fn sample(line: &str) -> Option<Value> {
         rest = &rest[1..];
     }
     let text = rest.trim();
-    let number = serde_json::from_str::<Value>(text).ok().filter(Value::is_number);
+    let number = serde_json::from_str::<Value>(text)
+        .ok()
+        .filter(Value::is_number);
     let value = number.unwrap_or_else(|| Value::String(text.to_owned()));
     Some(json!({ "name": name, "labels": labels, "value": value }))
 }

@@ -56,11 +56,15 @@ pub fn init(level: LogLevel, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(level.filter());
     match format {
         LogFormat::Logfmt => {
-            let layer = tracing_logfmt::builder().layer().with_writer(std::io::stderr);
+            let layer = tracing_logfmt::builder()
+                .layer()
+                .with_writer(std::io::stderr);
             registry.with(layer).init();
         }
         LogFormat::Json => {
-            let layer = tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr);
+            let layer = tracing_subscriber::fmt::layer()
+                .json()
+                .with_writer(std::io::stderr);
             registry.with(layer).init();
         }
     }

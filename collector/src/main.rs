@@ -26,9 +26,15 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             let text = error.to_string();
-            let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let lines: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+                .collect();
             let told = lines.iter().take_while(|line| !line.starts_with("Usage:"));
-            let told: Vec<&str> = told.map(|line| line.trim_start_matches("error: ")).collect();
+            let told: Vec<&str> = told
+                .map(|line| line.trim_start_matches("error: "))
+                .collect();
             return fail(USAGE, &told.join("; "));
         }
     };
@@ -91,7 +97,9 @@ fn run(settings: &Settings) -> Result<()> {
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
     let agent = Agent::start(options(settings, registry))?;
-    agent.follow().context("cannot start the thread that follows cgroups")?;
+    agent
+        .follow()
+        .context("cannot start the thread that follows cgroups")?;
     let web = web::Options {
         telemetry_path: settings.telemetry_path.clone(),
         max_requests: settings.max_requests,
@@ -109,13 +117,19 @@ fn run(settings: &Settings) -> Result<()> {
     let _guard = runtime.enter();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    runtime.block_on(web::serve(listeners, Arc::clone(&agent) as _, web, counters, async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "stopping");
-    }))
+    runtime.block_on(web::serve(
+        listeners,
+        Arc::clone(&agent) as _,
+        web,
+        counters,
+        async move {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "stopping");
+        },
+    ))
 }
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {

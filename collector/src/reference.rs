@@ -11,8 +11,10 @@ use crate::{
 /// (source, families) of everything that the agent can serve.
 pub fn families() -> Vec<(&'static str, Vec<&'static Family>)> {
     let lifecycle = Lifecycle::default();
-    let mut all: Vec<_> =
-        SOURCES.iter().map(|source| (source.requirement.source, (source.families)())).collect();
+    let mut all: Vec<_> = SOURCES
+        .iter()
+        .map(|source| (source.requirement.source, (source.families)()))
+        .collect();
     all.push((lifecycle.name(), lifecycle.families()));
     all.push(("itself", FAMILIES.to_vec()));
     all
@@ -48,9 +50,16 @@ pub fn render(format: ReferenceFormat) -> String {
                     family.name, family.help, family.origin, family.oracle
                 ),
                 ReferenceFormat::Text => {
-                    let labels =
-                        if labels.is_empty() { labels } else { format!("{{{labels}}}") };
-                    writeln!(text, "  {}{labels} ({kind})\n      {}", family.name, family.help)
+                    let labels = if labels.is_empty() {
+                        labels
+                    } else {
+                        format!("{{{labels}}}")
+                    };
+                    writeln!(
+                        text,
+                        "  {}{labels} ({kind})\n      {}",
+                        family.name, family.help
+                    )
                 }
             };
         }
@@ -88,8 +97,15 @@ mod tests {
             assert!(names.insert(name), "{name} twice");
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             assert!(name.chars().all(legal), "{name}");
-            assert_eq!(name.ends_with("_total"), family.kind == Kind::Counter, "{name}");
-            assert!(family.help.ends_with('.') && !family.help.contains('|'), "{name}");
+            assert_eq!(
+                name.ends_with("_total"),
+                family.kind == Kind::Counter,
+                "{name}"
+            );
+            assert!(
+                family.help.ends_with('.') && !family.help.contains('|'),
+                "{name}"
+            );
             let base = name.trim_end_matches("_total");
             match family.unit {
                 Unit::Seconds => assert!(base.ends_with("_seconds"), "{name}"),

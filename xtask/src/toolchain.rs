@@ -37,8 +37,10 @@ pub fn find() -> Result<Toolchain, String> {
         return Err(missing("bpf-linker is not installed"));
     }
     rustup_nightly().or_else(debian).ok_or_else(|| {
-        missing("there is no compiler with core's source: neither a rustup nightly with rust-src \
-                 nor Debian's rustc-web with rust-web-src")
+        missing(
+            "there is no compiler with core's source: neither a rustup nightly with rust-src \
+                 nor Debian's rustc-web with rust-web-src",
+        )
     })
 }
 
@@ -53,7 +55,9 @@ fn missing(what: &str) -> String {
 /// Where bpf-linker is: on PATH, or where cargo installs.
 pub fn bpf_linker() -> Option<PathBuf> {
     let path = search_path();
-    env::split_paths(&path).map(|folder| folder.join("bpf-linker")).find(|file| file.is_file())
+    env::split_paths(&path)
+        .map(|folder| folder.join("bpf-linker"))
+        .find(|file| file.is_file())
 }
 
 /// PATH with cargo's folder of installed programs at its end.
@@ -73,7 +77,9 @@ fn rustup_nightly() -> Option<Toolchain> {
     let sysroot = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     has_source(&sysroot).then(|| Toolchain {
         name: "rustup nightly",
-        cargo: ["rustup", "run", "nightly", "cargo"].map(str::to_owned).to_vec(),
+        cargo: ["rustup", "run", "nightly", "cargo"]
+            .map(str::to_owned)
+            .to_vec(),
         rustc: None,
         path: search_path(),
     })
@@ -95,7 +101,9 @@ fn debian() -> Option<Toolchain> {
 }
 
 fn has_source(sysroot: &Path) -> bool {
-    sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
+    sysroot
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .is_file()
 }
 
 impl Toolchain {
@@ -113,7 +121,12 @@ impl Toolchain {
         }
         command.env("PATH", &self.path).env("RUSTC_BOOTSTRAP", "1");
         // A stray `.cargo/config.toml` above can't change flags that are set here.
-        let flags = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
+        let flags = [
+            "-Clinker=bpf-linker",
+            "-Cdebuginfo=2",
+            "-Clink-arg=--btf",
+            "-Ctarget-cpu=v3",
+        ];
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
         if let Some(rustc) = &self.rustc {
             command.env("RUSTC", rustc);

@@ -43,7 +43,10 @@ impl Agent {
                 mapping::wait_readable(&events, timeout);
             }
         };
-        std::thread::Builder::new().name("cgmeter-events".to_owned()).spawn(run).map(drop)
+        std::thread::Builder::new()
+            .name("cgmeter-events".to_owned())
+            .spawn(run)
+            .map(drop)
     }
 }
 
@@ -71,17 +74,18 @@ impl Core {
         self.walk_if_events_were_lost();
         self.retire(Instant::now());
         let sources = &mut self.sources;
-        self.tree.reap(SystemTime::now(), self.linger, |from, into| {
-            for source in sources.iter_mut() {
-                source.fold(from, into);
-            }
-            // A slot of a node that is reaped counts for the node that takes it over.
-            for (node, _, _) in &mut self.disowned {
-                if *node == from {
-                    *node = into;
+        self.tree
+            .reap(SystemTime::now(), self.linger, |from, into| {
+                for source in sources.iter_mut() {
+                    source.fold(from, into);
                 }
-            }
-        });
+                // A slot of a node that is reaped counts for the node that takes it over.
+                for (node, _, _) in &mut self.disowned {
+                    if *node == from {
+                        *node = into;
+                    }
+                }
+            });
         events
     }
 
@@ -98,7 +102,11 @@ impl Core {
             drop(item);
             let age = Duration::from_nanos(monotonic.saturating_sub(event.time_ns));
             let at = wall.checked_sub(age).unwrap_or(wall);
-            let name = event.name.get(..event.name_len as usize).unwrap_or_default().to_vec();
+            let name = event
+                .name
+                .get(..event.name_len as usize)
+                .unwrap_or_default()
+                .to_vec();
             let made = event.kind == CgroupEventKind::Made as u32;
             if event.kind == CgroupEventKind::ThreadsMoved as u32 {
                 threads_moved = true;
@@ -107,12 +115,21 @@ impl Core {
             let renamed = event.kind == CgroupEventKind::Renamed as u32;
             if event.hierarchy != self.hierarchies.unified.hierarchy {
                 let made = (made || renamed).then_some((event.parent, name));
-                let event = ForeignEvent { hierarchy: event.hierarchy, id: event.id, made };
+                let event = ForeignEvent {
+                    hierarchy: event.hierarchy,
+                    id: event.id,
+                    made,
+                };
                 for source in &mut self.sources {
                     source.foreign(&event);
                 }
             } else if made {
-                let made = Event::Made { id: event.id, parent: event.parent, name, at };
+                let made = Event::Made {
+                    id: event.id,
+                    parent: event.parent,
+                    name,
+                    at,
+                };
                 if let Some((node, true)) = self.tree.apply(&made) {
                     for source in &mut self.sources {
                         source.revive(node);
@@ -126,7 +143,10 @@ impl Core {
         // The kernel marks the clocks of the leader alone; its threads' running time is taken in
         // now, before they run for long in the cgroup that they have entered.
         if threads_moved && let Err(error) = self.kernel.take_in_flight() {
-            tracing::warn!(error = format!("{error:#}"), "moved threads could not be taken in");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "moved threads could not be taken in"
+            );
         }
         events
     }
@@ -139,7 +159,10 @@ impl Core {
         if lost == self.lost_events {
             return;
         }
-        tracing::warn!(lost = lost - self.lost_events, "cgroup events were lost; walking the hierarchy");
+        tracing::warn!(
+            lost = lost - self.lost_events,
+            "cgroup events were lost; walking the hierarchy"
+        );
         self.lost_events = lost;
         match walk(&self.hierarchies.unified.path) {
             Ok(found) => {
@@ -154,12 +177,18 @@ impl Core {
     /// Takes slots from cgroups that are long enough dead, and recycles those taken before.
     fn retire(&mut self, now: Instant) {
         let due = |since: &Instant, delay| now.duration_since(*since) >= delay;
-        if self.departed.iter().any(|(_, since)| due(since, QUARANTINE)) {
+        if self
+            .departed
+            .iter()
+            .any(|(_, since)| due(since, QUARANTINE))
+        {
             if self.slots.refresh().is_err() {
                 return;
             }
-            let (over, waiting): (Vec<_>, Vec<_>) =
-                self.departed.drain(..).partition(|(_, since)| due(since, QUARANTINE));
+            let (over, waiting): (Vec<_>, Vec<_>) = self
+                .departed
+                .drain(..)
+                .partition(|(_, since)| due(since, QUARANTINE));
             self.departed = waiting;
             for (id, _) in over {
                 let node = self.tree.by_id(id);
@@ -169,8 +198,10 @@ impl Core {
                 }
             }
         }
-        let (over, waiting): (Vec<_>, Vec<_>) =
-            self.disowned.drain(..).partition(|(_, _, since)| due(since, GRACE));
+        let (over, waiting): (Vec<_>, Vec<_>) = self
+            .disowned
+            .drain(..)
+            .partition(|(_, _, since)| due(since, GRACE));
         self.disowned = waiting;
         for (node, slot, _) in over {
             for source in &mut self.sources {
@@ -186,7 +217,10 @@ impl Core {
         let (live, _) = self.tree.counts();
         let free = live.saturating_sub(used) + self.reserve;
         if let Err(error) = self.slots.top_up(free, &mut memories(&mut self.sources)) {
-            tracing::warn!(error = format!("{error:#}"), "fewer slots are free than wanted");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "fewer slots are free than wanted"
+            );
         }
     }
 
@@ -215,5 +249,8 @@ impl Core {
 }
 
 fn memories(sources: &mut [Box<dyn Source>]) -> Vec<&mut dyn SlotMemory> {
-    sources.iter_mut().filter_map(|source| source.memory()).collect()
+    sources
+        .iter_mut()
+        .filter_map(|source| source.memory())
+        .collect()
 }

@@ -8,7 +8,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -67,7 +67,11 @@ fn programs_for(sources: &[&str]) -> Vec<&'static str> {
             requirement.required.iter().chain(optional).copied()
         })
         .collect();
-    PROGRAMS.iter().map(|program| program.name).filter(|name| needed.contains(name)).collect()
+    PROGRAMS
+        .iter()
+        .map(|program| program.name)
+        .filter(|name| needed.contains(name))
+        .collect()
 }
 
 /// Loads the kernel side and says of each source whether it can run, without attaching anything.
@@ -75,7 +79,10 @@ fn programs_for(sources: &[&str]) -> Vec<&'static str> {
 /// # Errors
 ///
 /// As [`Agent::start`].
-pub(crate) fn probe(sources: &[&'static str], max_slots: u32) -> Result<(Kernel, Vec<Availability>)> {
+pub(crate) fn probe(
+    sources: &[&'static str],
+    max_slots: u32,
+) -> Result<(Kernel, Vec<Availability>)> {
     let kernel = Kernel::load(&load::Options {
         programs: programs_for(sources),
         max_slots,
@@ -94,7 +101,11 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
             kernel.availability(requirement)
         } else {
             let reason = Some("switched off".to_owned());
-            Availability { source: requirement.source, up: false, reason }
+            Availability {
+                source: requirement.source,
+                up: false,
+                reason,
+            }
         });
     }
     states
@@ -124,12 +135,17 @@ impl Agent {
         let cpu_v1 = match &hierarchies.cpu_v1 {
             Some(mount) => Some((
                 mount.clone(),
-                walk(&mount.path).with_context(|| format!("cannot read {}", mount.path.display()))?,
+                walk(&mount.path)
+                    .with_context(|| format!("cannot read {}", mount.path.display()))?,
             )),
             None => None,
         };
         let mut availability = availability(&kernel, &options.sources);
-        let mut builder = Builder { kernel: &mut kernel, root: &root, cpu_v1 };
+        let mut builder = Builder {
+            kernel: &mut kernel,
+            root: &root,
+            cpu_v1,
+        };
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for source in SOURCES {
             let state = availability
@@ -146,7 +162,9 @@ impl Agent {
                 }
             }
         }
-        let kernel_log = (options.kernel_log_level > 0).then(|| kernel.logger()).transpose()?;
+        let kernel_log = (options.kernel_log_level > 0)
+            .then(|| kernel.logger())
+            .transpose()?;
         let mut core = Core {
             events: kernel.events()?,
             slots: kernel.slots()?,
@@ -176,7 +194,13 @@ impl Agent {
         core.kernel.attach(&programs_for(&names));
         core.settle_availability(availability);
         core.take_earlier()?;
-        Ok(Arc::new(Self { core: Mutex::new(core), min_interval: options.min_interval }))
+        // The kernel's type information, parsed, was most of the memory so far; it is not needed
+        // any more, and the allocator would keep it.
+        kernel::release_free_memory();
+        Ok(Arc::new(Self {
+            core: Mutex::new(core),
+            min_interval: options.min_interval,
+        }))
     }
 }
 
@@ -192,7 +216,9 @@ impl Core {
             *state = self.kernel.availability(requirement);
         }
         self.sources.retain(|source| {
-            availability.iter().any(|state| state.source == source.name() && state.up)
+            availability
+                .iter()
+                .any(|state| state.source == source.name() && state.up)
         });
         for state in &availability {
             match (&state.reason, state.up) {
@@ -223,7 +249,6 @@ impl Core {
         tracing::info!(
             cgroups = live,
             root = %self.hierarchies.unified.path.display(),
-            time = ?SystemTime::now(),
             "metering"
         );
         Ok(())

@@ -14,8 +14,13 @@ pub struct Filter {
 impl Filter {
     /// Whether a cgroup with this path is exported.
     pub fn admits(&self, path: &str) -> bool {
-        self.include.as_ref().is_none_or(|regex| regex.is_match(path))
-            && !self.exclude.as_ref().is_some_and(|regex| regex.is_match(path))
+        self.include
+            .as_ref()
+            .is_none_or(|regex| regex.is_match(path))
+            && !self
+                .exclude
+                .as_ref()
+                .is_some_and(|regex| regex.is_match(path))
     }
 }
 

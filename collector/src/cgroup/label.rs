@@ -12,7 +12,11 @@ pub fn printable(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len() + 8);
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c == '\\' { text.push_str("\\x5c") } else { text.push(c) }
+            if c == '\\' {
+                text.push_str("\\x5c")
+            } else {
+                text.push(c)
+            }
         }
         for byte in chunk.invalid() {
             // Writing to a String does not fail.

@@ -35,7 +35,9 @@ pub enum MountError {
     )]
     NoUnified,
     /// `--cgroup.root` is not a cgroup2 directory.
-    #[error("--cgroup.root {0}: not a cgroup2 directory; give the mount point of a cgroup2 hierarchy")]
+    #[error(
+        "--cgroup.root {0}: not a cgroup2 directory; give the mount point of a cgroup2 hierarchy"
+    )]
     NotUnified(PathBuf),
     /// A file or directory can't be read.
     #[error("cannot read {path}: {error}")]
@@ -55,8 +57,10 @@ impl Hierarchies {
     /// When there is no cgroup2, or it can't be read.
     pub fn find(root: Option<&Path>) -> Result<Self, MountError> {
         let read = |path: &str| {
-            std::fs::read(path)
-                .map_err(|error| MountError::Unreadable { path: PathBuf::from(path), error })
+            std::fs::read(path).map_err(|error| MountError::Unreadable {
+                path: PathBuf::from(path),
+                error,
+            })
         };
         let mountinfo = read("/proc/self/mountinfo")?;
         // Absent on kernels that have dropped it; v1 is absent there as well.
@@ -71,14 +75,22 @@ impl Hierarchies {
             }
             None => unified.ok_or(MountError::NoUnified)?,
         };
-        std::fs::read_dir(&path)
-            .map_err(|error| MountError::Unreadable { path: path.clone(), error })?;
-        Ok(Self { unified: Mount { path, hierarchy: 0 }, cpu_v1 })
+        std::fs::read_dir(&path).map_err(|error| MountError::Unreadable {
+            path: path.clone(),
+            error,
+        })?;
+        Ok(Self {
+            unified: Mount { path, hierarchy: 0 },
+            cpu_v1,
+        })
     }
 }
 
 fn is_cgroup2(path: &Path) -> Result<bool, MountError> {
-    let unreadable = |error| MountError::Unreadable { path: path.to_owned(), error };
+    let unreadable = |error| MountError::Unreadable {
+        path: path.to_owned(),
+        error,
+    };
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
         .map_err(|error| unreadable(io::Error::other(error)))?;
     crate::kernel::filesystem_type(&name)
@@ -105,7 +117,9 @@ fn parse(mountinfo: &[u8], cgroups: &str) -> (Option<PathBuf>, Option<Mount>) {
             unified = Some(path);
         } else if kind == b"cgroup"
             && cpu_v1.is_none()
-            && options.split(|&byte| byte == b',').any(|option| option == b"cpu")
+            && options
+                .split(|&byte| byte == b',')
+                .any(|option| option == b"cpu")
             && let Some(hierarchy) = hierarchy_of("cpu", cgroups)
         {
             cpu_v1 = Some(Mount { path, hierarchy });
@@ -127,7 +141,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {
-        let octal = field.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = field
+            .get(at + 1..at + 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) if field[at] == b'\\' => {
                 bytes.push(byte);

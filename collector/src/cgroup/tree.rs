@@ -81,7 +81,11 @@ const ROOT_CGROUP_ID: u64 = 1;
 
 /// A path and a name below it.
 pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut joined = if path == b"/" { Vec::new() } else { path.to_vec() };
+    let mut joined = if path == b"/" {
+        Vec::new()
+    } else {
+        path.to_vec()
+    };
     joined.push(b'/');
     joined.extend_from_slice(name);
     joined
@@ -137,7 +141,12 @@ impl Tree {
     /// was made again.
     pub fn apply(&mut self, event: &Event) -> Option<(NodeId, bool)> {
         match event {
-            Event::Made { id, parent, name, at } => self.made(*id, *parent, name, Some(*at)),
+            Event::Made {
+                id,
+                parent,
+                name,
+                at,
+            } => self.made(*id, *parent, name, Some(*at)),
             Event::Removed { id, at } => Some((self.removed(*id, *at)?, false)),
         }
     }
@@ -175,7 +184,9 @@ impl Tree {
         created: Option<SystemTime>,
     ) -> NodeId {
         let text = printable(&path);
-        let depth = parent.and_then(|parent| self.node(parent)).map_or(0, |node| node.depth + 1);
+        let depth = parent
+            .and_then(|parent| self.node(parent))
+            .map_or(0, |node| node.depth + 1);
         let node = Node {
             id,
             parent,
@@ -253,7 +264,9 @@ impl Tree {
 
     /// When the next dead node's time will be over.
     pub fn next_reaping(&self, linger: Duration) -> Option<SystemTime> {
-        self.iter().filter_map(|(_, node)| Some(node.died? + linger)).min()
+        self.iter()
+            .filter_map(|(_, node)| Some(node.died? + linger))
+            .min()
     }
 
     /// A node.
@@ -279,7 +292,9 @@ impl Tree {
 
     /// Nodes with their numbers, parents before children.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> + '_ {
-        self.order.iter().filter_map(|&number| Some((number, self.node(number)?)))
+        self.order
+            .iter()
+            .filter_map(|&number| Some((number, self.node(number)?)))
     }
 
     /// One more than the highest node number: the length of a vector by node.
@@ -300,7 +315,12 @@ mod tests {
     use super::*;
 
     fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found { id, parent, name: name.into(), path: Vec::new() }
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
     }
 
     fn tree() -> Tree {
@@ -309,7 +329,12 @@ mod tests {
     }
 
     fn made(id: u64, parent: u64, name: &str) -> Event {
-        Event::Made { id, parent, name: name.into(), at: SystemTime::now() }
+        Event::Made {
+            id,
+            parent,
+            name: name.into(),
+            at: SystemTime::now(),
+        }
     }
 
     fn path(tree: &Tree, id: u64) -> Option<String> {
@@ -328,7 +353,10 @@ mod tests {
     #[test]
     fn parents_come_first_even_when_numbers_are_used_again() {
         let mut tree = tree();
-        tree.apply(&Event::Removed { id: 3, at: SystemTime::UNIX_EPOCH });
+        tree.apply(&Event::Removed {
+            id: 3,
+            at: SystemTime::UNIX_EPOCH,
+        });
         tree.reap(SystemTime::now(), Duration::ZERO, |_, _| {});
         tree.apply(&made(4, 2, "d"));
         tree.apply(&made(5, 4, "e"));
@@ -344,7 +372,9 @@ mod tests {
         tree.apply(&Event::Removed { id: 2, at: now });
         let mut folds = Vec::new();
         let linger = Duration::from_secs(300);
-        tree.reap(now + Duration::from_secs(299), linger, |from, to| folds.push((from, to)));
+        tree.reap(now + Duration::from_secs(299), linger, |from, to| {
+            folds.push((from, to))
+        });
         assert!(folds.is_empty());
         assert_eq!(tree.next_reaping(linger), Some(now + linger));
         tree.reap(now + linger, linger, |from, to| folds.push((from, to)));
@@ -356,20 +386,29 @@ mod tests {
     #[test]
     fn a_path_made_again_is_the_same_node() {
         let mut tree = tree();
-        tree.apply(&Event::Removed { id: 3, at: SystemTime::now() });
+        tree.apply(&Event::Removed {
+            id: 3,
+            at: SystemTime::now(),
+        });
         let again = tree.apply(&made(9, 2, "b"));
         assert_eq!(again, Some((tree.by_id(3).unwrap(), true)));
         assert_eq!(tree.by_id(9), tree.by_id(3));
         assert_eq!(tree.counts(), (3, 0));
         // The predecessor's removal, told late, doesn't end the successor.
-        tree.apply(&Event::Removed { id: 3, at: SystemTime::now() });
+        tree.apply(&Event::Removed {
+            id: 3,
+            at: SystemTime::now(),
+        });
         assert_eq!(tree.counts(), (3, 0));
     }
 
     #[test]
     fn a_walk_repairs_what_lost_events_left() {
         let mut tree = tree();
-        tree.merge(&[found(1, 0, ""), found(2, 1, "a"), found(7, 1, "new")], SystemTime::now());
+        tree.merge(
+            &[found(1, 0, ""), found(2, 1, "a"), found(7, 1, "new")],
+            SystemTime::now(),
+        );
         assert_eq!(tree.counts(), (3, 1));
         assert_eq!(path(&tree, 7).as_deref(), Some("/new"));
     }

@@ -27,11 +27,18 @@ pub struct Found {
 /// When the root can't be read.
 pub fn walk(root: &Path) -> io::Result<Vec<Found>> {
     let id = fs::metadata(root)?.ino();
-    let mut found = vec![Found { id, parent: 0, name: Vec::new(), path: b"/".to_vec() }];
+    let mut found = vec![Found {
+        id,
+        parent: 0,
+        name: Vec::new(),
+        path: b"/".to_vec(),
+    }];
     let mut at = 0;
     while at < found.len() {
         let (parent, path) = (found[at].id, found[at].path.clone());
-        let relative = Path::new(std::ffi::OsStr::from_bytes(path.get(1..).unwrap_or_default()));
+        let relative = Path::new(std::ffi::OsStr::from_bytes(
+            path.get(1..).unwrap_or_default(),
+        ));
         at += 1;
         let entries = match fs::read_dir(root.join(relative)) {
             Ok(entries) => entries,

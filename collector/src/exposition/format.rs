@@ -66,10 +66,19 @@ mod tests {
             (Some("text/html,*/*;q=0.1"), Text),
             (Some(prometheus), OpenMetrics),
             (Some("application/openmetrics-text"), OpenMetrics),
-            (Some("application/openmetrics-text; version=\"1.0.0\""), OpenMetrics),
+            (
+                Some("application/openmetrics-text; version=\"1.0.0\""),
+                OpenMetrics,
+            ),
             (Some("application/openmetrics-text; version=2.0.0"), Text),
-            (Some("application/openmetrics-text;q=0.1,text/plain;q=0.9"), Text),
-            (Some("application/openmetrics-text;q=nonsense,text/plain;q=0.1"), Text),
+            (
+                Some("application/openmetrics-text;q=0.1,text/plain;q=0.9"),
+                Text,
+            ),
+            (
+                Some("application/openmetrics-text;q=nonsense,text/plain;q=0.1"),
+                Text,
+            ),
             (Some("application/vnd.google.protobuf;proto=x;q=1"), Text),
             (Some("application/openmetrics-text;q=0"), Text),
         ];

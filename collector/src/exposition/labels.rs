@@ -32,7 +32,10 @@ impl LabelSet {
 
     /// A label's value.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.pairs.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.pairs
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The labels as they stand between the braces of a sample.

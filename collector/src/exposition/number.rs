@@ -40,7 +40,10 @@ fn nanos(ns: u64, to: &mut BytesMut) {
         *digit = b'0' + (fraction % 10) as u8;
         fraction /= 10;
     }
-    let end = digits.iter().rposition(|&digit| digit != b'0').map_or(0, |last| last + 1);
+    let end = digits
+        .iter()
+        .rposition(|&digit| digit != b'0')
+        .map_or(0, |last| last + 1);
     to.put_slice(&digits[..end]);
 }
 

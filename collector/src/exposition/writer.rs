@@ -49,14 +49,24 @@ fn bound_texts(bound: f64) -> (String, String) {
     } else {
         format!("{bound}")
     };
-    let open = if text.contains(['.', 'e']) { text.clone() } else { format!("{text}.0") };
+    let open = if text.contains(['.', 'e']) {
+        text.clone()
+    } else {
+        format!("{text}.0")
+    };
     (text, open)
 }
 
 impl Writer {
     /// A writer into `buffer`.
     pub fn new(format: Format, buffer: BytesMut) -> Self {
-        Self { format, buffer, pending: Vec::new(), name: "", series: 0 }
+        Self {
+            format,
+            buffer,
+            pending: Vec::new(),
+            name: "",
+            series: 0,
+        }
     }
 
     /// Begins a family. Nothing is written before its first sample: a family without one is absent.
@@ -112,7 +122,8 @@ impl Writer {
             self.pending.clear();
         }
         self.series += 1;
-        self.buffer.reserve(self.name.len() + suffix.len() + labels.len() + 96);
+        self.buffer
+            .reserve(self.name.len() + suffix.len() + labels.len() + 96);
         self.buffer.put_slice(self.name.as_bytes());
         self.buffer.put_slice(suffix.as_bytes());
         if !labels.is_empty() || !extra.is_empty() {
@@ -166,12 +177,17 @@ impl Writer {
             prefix
         };
         let line = self.buffer[from..].iter().rposition(|&byte| byte == b'\n');
-        self.buffer.truncate(from + line.map_or(0, |newline| newline + 1));
+        self.buffer
+            .truncate(from + line.map_or(0, |newline| newline + 1));
         self.buffer.reserve(BUCKETS * (prefix.len() + 48));
         let mut count = 0;
         for (bucket, (text, open)) in histogram.buckets.iter().zip(BOUNDS.iter()) {
             count += bucket;
-            let bound = if self.format == Format::OpenMetrics { open } else { text };
+            let bound = if self.format == Format::OpenMetrics {
+                open
+            } else {
+                text
+            };
             self.buffer.put_slice(&prefix);
             self.buffer.put_slice(bound.as_bytes());
             self.buffer.put_slice(b"\"} ");
@@ -211,8 +227,11 @@ impl Writer {
     }
 
     fn registry_metric(&mut self, name: &str, kind: Kind, metric: &proto::Metric) {
-        let labels: Vec<(&str, &str)> =
-            metric.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
+        let labels: Vec<(&str, &str)> = metric
+            .get_label()
+            .iter()
+            .map(|pair| (pair.name(), pair.value()))
+            .collect();
         self.name = "";
         let line = |writer: &mut Self, suffix: &str, extra: &[(&str, &str)], value: f64| {
             let mut all = labels.clone();
@@ -228,8 +247,17 @@ impl Writer {
                 let histogram = metric.get_histogram();
                 for bucket in histogram.get_bucket() {
                     let (text, open) = bound_texts(bucket.upper_bound());
-                    let bound = if self.format == Format::OpenMetrics { open } else { text };
-                    line(self, "_bucket", &[("le", &bound)], bucket.cumulative_count() as f64);
+                    let bound = if self.format == Format::OpenMetrics {
+                        open
+                    } else {
+                        text
+                    };
+                    line(
+                        self,
+                        "_bucket",
+                        &[("le", &bound)],
+                        bucket.cumulative_count() as f64,
+                    );
                 }
                 let count = histogram.get_sample_count() as f64;
                 line(self, "_bucket", &[("le", "+Inf")], count);
@@ -279,7 +307,10 @@ mod tests {
         writer.sample(&labels, &[("type", "a")], Value::Nanos(1_500_000_000));
         writer.sample(&LabelSet::empty(), &[], Value::Count(7));
         // No samples: not there.
-        writer.family(&Family { name: "absent", ..COUNTER });
+        writer.family(&Family {
+            name: "absent",
+            ..COUNTER
+        });
     }
 
     #[test]
@@ -313,9 +344,20 @@ mod tests {
         buckets[20] = 3;
         buckets[BUCKETS - 1] = 1;
         let write = |writer: &mut Writer| {
-            writer.family(&Family { name: "h_seconds", kind: Kind::Histogram, ..COUNTER });
+            writer.family(&Family {
+                name: "h_seconds",
+                kind: Kind::Histogram,
+                ..COUNTER
+            });
             for labels in [LabelSet::new(&[("id", "/\n\"")]), LabelSet::empty()] {
-                writer.histogram(&labels, &[], Histogram { buckets: &buckets, sum: Value::Nanos(5) });
+                writer.histogram(
+                    &labels,
+                    &[],
+                    Histogram {
+                        buckets: &buckets,
+                        sum: Value::Nanos(5),
+                    },
+                );
             }
             assert_eq!(writer.series_written(), 2 * (BUCKETS as u64 + 2));
         };
@@ -335,14 +377,14 @@ mod tests {
     #[test]
     fn registries_are_written_too() {
         let registry = prometheus::Registry::new();
-        let counter = prometheus::IntCounterVec::new(
-            prometheus::Opts::new("own_total", "Own."),
-            &["code"],
-        )
-        .unwrap();
+        let counter =
+            prometheus::IntCounterVec::new(prometheus::Opts::new("own_total", "Own."), &["code"])
+                .unwrap();
         counter.with_label_values(&["200"]).inc_by(3);
         registry.register(Box::new(counter)).unwrap();
-        let lines = text(Format::OpenMetrics, |writer| writer.registry(&registry.gather()));
+        let lines = text(Format::OpenMetrics, |writer| {
+            writer.registry(&registry.gather())
+        });
         assert_eq!(
             lines,
             "# HELP own Own.\n# TYPE own counter\nown_total{code=\"200\"} 3\n# EOF\n"

@@ -23,7 +23,11 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long>
     // kernel reads and writes within its size.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *mut T, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
@@ -220,7 +224,10 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
         link_fd: u32,
         flags: u32,
     }
-    let mut attributes = Attributes { link_fd: link.as_raw_fd() as u32, flags: 0 };
+    let mut attributes = Attributes {
+        link_fd: link.as_raw_fd() as u32,
+        flags: 0,
+    };
     let file = owned(bpf(BPF_ITER_CREATE, &mut attributes)?)?;
     let mut buffer = [0u8; 64];
     loop {

@@ -61,12 +61,19 @@ impl<T: Cell> Cells<T> {
     ///
     /// When the descriptor can't be duplicated.
     pub fn new(outer: impl AsFd, lanes: u32) -> io::Result<Self> {
-        Ok(Self { outer: outer.as_fd().try_clone_to_owned()?, lanes, chunks: Vec::new() })
+        Ok(Self {
+            outer: outer.as_fd().try_clone_to_owned()?,
+            lanes,
+            chunks: Vec::new(),
+        })
     }
 
     fn position(&self, slot: u32, lane: u32) -> (usize, usize) {
         let number = slot * self.lanes + lane;
-        ((number / CELLS_PER_CHUNK) as usize, (number % CELLS_PER_CHUNK) as usize)
+        (
+            (number / CELLS_PER_CHUNK) as usize,
+            (number % CELLS_PER_CHUNK) as usize,
+        )
     }
 
     /// Adds a slot's lanes to `sum`. Lanes that nobody has written cost one load each.

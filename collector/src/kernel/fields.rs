@@ -85,12 +85,8 @@ fn patch_section(
                 bytes[at + 2..at + 4].copy_from_slice(&real.to_le_bytes());
             }
         } else if opcode == ADD_IMM {
-            let value = i32::from_le_bytes([
-                bytes[at + 4],
-                bytes[at + 5],
-                bytes[at + 6],
-                bytes[at + 7],
-            ]);
+            let value =
+                i32::from_le_bytes([bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]]);
             if let Some(number) = placeholder(value) {
                 let real = resolved(number, offsets, &mut missing);
                 bytes[at + 4..at + 8].copy_from_slice(&real.to_le_bytes());
@@ -146,8 +142,8 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
             Some((name, rest)) => (name, Some(rest.trim_end_matches(']'))),
             None => (part, None),
         };
-        let (bits, ty) = member(btf, &current, name)?
-            .with_context(|| format!("no member {name} in {path}"))?;
+        let (bits, ty) =
+            member(btf, &current, name)?.with_context(|| format!("no member {name} in {path}"))?;
         offset += bits / 8;
         current = ty;
         if let Some(enumerator) = element {
@@ -166,7 +162,10 @@ fn member(btf: &Btf, of: &Type, name: &str) -> Result<Option<(u32, Type)>> {
     for field in &structure.members {
         let field_name = btf.resolve_name(field).unwrap_or_default();
         if field_name == name {
-            return Ok(Some((field.bit_offset(), unqualified(btf, btf.resolve_chained_type(field)?)?)));
+            return Ok(Some((
+                field.bit_offset(),
+                unqualified(btf, btf.resolve_chained_type(field)?)?,
+            )));
         }
         if field_name.is_empty() {
             let inner = unqualified(btf, btf.resolve_chained_type(field)?)?;

@@ -96,8 +96,15 @@ impl Kernel {
             .maps()
             .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
             .sum();
-        for program in PROGRAMS.iter().filter(|program| options.programs.contains(&program.name)) {
-            let missing = patched.missing.get(&program.section()).into_iter().flatten();
+        for program in PROGRAMS
+            .iter()
+            .filter(|program| options.programs.contains(&program.name))
+        {
+            let missing = patched
+                .missing
+                .get(&program.section())
+                .into_iter()
+                .flatten();
             let shared = patched.missing.get(".text").into_iter().flatten();
             let missing: Vec<&str> = missing.chain(shared).copied().collect();
             let result = if missing.is_empty() {
@@ -114,7 +121,9 @@ impl Kernel {
 
     fn load_program(&mut self, program: &Program, btf: &Btf) -> Result<()> {
         match (program.hook, self.program_mut(program.name)?) {
-            (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => loaded.load(name, btf)?,
+            (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => {
+                loaded.load(name, btf)?
+            }
             (Hook::TaskIterator, AyaProgram::Iter(loaded)) => loaded.load("task", btf)?,
             (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
             (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
@@ -124,13 +133,18 @@ impl Kernel {
     }
 
     fn program_mut(&mut self, name: &str) -> Result<&mut AyaProgram> {
-        self.ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))
+        self.ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))
     }
 
     /// Attaches those of `names` that are loaded, in the order of [`PROGRAMS`]. The baseline is
     /// run instead of attached.
     pub fn attach(&mut self, names: &[&'static str]) {
-        for program in PROGRAMS.iter().filter(|program| names.contains(&program.name)) {
+        for program in PROGRAMS
+            .iter()
+            .filter(|program| names.contains(&program.name))
+        {
             if self.failures.contains_key(program.name) || !self.wanted.contains(&program.name) {
                 continue;
             }
@@ -186,7 +200,9 @@ impl Kernel {
     }
 
     fn take_map(&mut self, name: &str) -> Result<Map> {
-        self.ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+        self.ebpf
+            .take_map(name)
+            .with_context(|| format!("the object has no map {name}"))
     }
 
     /// The slot pool.
@@ -209,7 +225,10 @@ impl Kernel {
     /// When the object lacks the map.
     pub fn cells<T: Cell>(&mut self, per_cpu: bool) -> Result<Cells<T>> {
         let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
-        Ok(Cells::new(map.fd().as_fd(), if per_cpu { self.lanes } else { 1 })?)
+        Ok(Cells::new(
+            map.fd().as_fd(),
+            if per_cpu { self.lanes } else { 1 },
+        )?)
     }
 
     /// The one pass.
@@ -222,8 +241,12 @@ impl Kernel {
             bail!("pass is not an iterator");
         };
         let program = program.fd()?.as_fd().try_clone_to_owned()?;
-        let control = map_data(self.ebpf.map("PASS").context("PASS")?)?.fd().as_fd();
-        let records = map_data(self.ebpf.map("RECORDS").context("RECORDS")?)?.fd().as_fd();
+        let control = map_data(self.ebpf.map("PASS").context("PASS")?)?
+            .fd()
+            .as_fd();
+        let records = map_data(self.ebpf.map("RECORDS").context("RECORDS")?)?
+            .fd()
+            .as_fd();
         Pass::new(program, control, records)
     }
 
@@ -292,7 +315,10 @@ impl Kernel {
 }
 
 fn run_on(program: &RawTracePoint, cpu: u32) {
-    let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
+    let options = RawTracePointRunOptions {
+        cpu: Some(cpu),
+        ..RawTracePointRunOptions::new()
+    };
     // A CPU that went offline meanwhile has no running task.
     if let Err(error) = program.test_run(options) {
         tracing::debug!(cpu, %error, "running task not taken in");
@@ -352,7 +378,11 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
     // The verifier may have said a lot; its last lines say what was wrong.
     let text: Vec<char> = text.chars().collect();
     let text: String = if text.len() > 800 {
-        text[..300].iter().chain(&[' ', '…', ' ']).chain(&text[text.len() - 400..]).collect()
+        text[..300]
+            .iter()
+            .chain(&[' ', '…', ' '])
+            .chain(&text[text.len() - 400..])
+            .collect()
     } else {
         text.into_iter().collect()
     };
@@ -361,7 +391,10 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
 
 /// CLOCK_MONOTONIC, ns: the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is writable.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64

@@ -51,7 +51,12 @@ impl<T: Copy> Mapping<T> {
         }
         let base = NonNull::new(address.cast())
             .ok_or_else(|| io::Error::other("mmap returned a null address"))?;
-        Ok(Self { base, entries, bytes, kind: PhantomData })
+        Ok(Self {
+            base,
+            entries,
+            bytes,
+            kind: PhantomData,
+        })
     }
 
     fn word(&self, entry: usize, word: usize) -> *mut u64 {
@@ -127,7 +132,11 @@ unsafe impl Plain for collector_common::event::CgroupEvent {}
 pub fn wait_readable(descriptors: &[std::os::fd::RawFd], timeout: std::time::Duration) {
     let mut polled: Vec<libc::pollfd> = descriptors
         .iter()
-        .map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+        .map(|&fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
         .collect();
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the array is as long as said. An error (EINTR) only ends the sleep early.

@@ -41,3 +41,12 @@ pub fn filesystem_type(path: &std::ffi::CStr) -> std::io::Result<i64> {
     // SAFETY: statfs has filled it.
     Ok(unsafe { info.assume_init() }.f_type)
 }
+
+/// Gives memory that was freed back to the kernel.
+pub fn release_free_memory() {
+    // SAFETY: always allowed; glibc's malloc_trim(3) only looks at free memory.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}

@@ -33,7 +33,8 @@ impl Pass {
     pub fn new(program: impl AsFd, control: impl AsFd, records: impl AsFd) -> Result<Self> {
         let mut pass = Self {
             program: program.as_fd().try_clone_to_owned()?,
-            control: Mapping::new(control.as_fd(), 1).context("mapping the pass's control block")?,
+            control: Mapping::new(control.as_fd(), 1)
+                .context("mapping the pass's control block")?,
             outer: records.as_fd().try_clone_to_owned()?,
             chunks: Vec::new(),
         };

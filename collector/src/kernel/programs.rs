@@ -41,7 +41,11 @@ impl Program {
 }
 
 const fn tracepoint(name: &'static str, purpose: &'static str) -> Program {
-    Program { name, hook: Hook::Tracepoint(name), purpose }
+    Program {
+        name,
+        hook: Hook::Tracepoint(name),
+        purpose,
+    }
 }
 
 /// Every program. Attached in this order: lifecycle first, so that no cgroup is missed between the
@@ -55,10 +59,22 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("sched_process_fork", "a task is born"),
     tracepoint("sched_process_exec", "a program is executed"),
     tracepoint("sched_process_exit", "a task ends"),
-    Program { name: "baseline", hook: Hook::TaskIterator, purpose: "clocks of the tasks there are" },
+    Program {
+        name: "baseline",
+        hook: Hook::TaskIterator,
+        purpose: "clocks of the tasks there are",
+    },
     tracepoint("sched_switch", "a task is switched out"),
-    Program { name: "in_flight", hook: Hook::OnDemand, purpose: "what running tasks have done" },
-    Program { name: "pass", hook: Hook::CgroupIterator, purpose: "the cgroups' own books" },
+    Program {
+        name: "in_flight",
+        hook: Hook::OnDemand,
+        purpose: "what running tasks have done",
+    },
+    Program {
+        name: "pass",
+        hook: Hook::CgroupIterator,
+        purpose: "the cgroups' own books",
+    },
 ];
 
 /// What a source needs of the kernel.

@@ -89,14 +89,18 @@ impl SlotPool {
                 Some(slot) => slot,
                 None if self.made <= self.max => {
                     for source in memory.iter_mut() {
-                        source.provide(self.made + 1).context("no memory for more slots")?;
+                        source
+                            .provide(self.made + 1)
+                            .context("no memory for more slots")?;
                     }
                     self.made += 1;
                     self.made - 1
                 }
                 None => return Ok(()),
             };
-            self.queue.push(slot, 0).context("the queue of free slots refuses a slot")?;
+            self.queue
+                .push(slot, 0)
+                .context("the queue of free slots refuses a slot")?;
             self.queued.insert(slot);
         }
         Ok(())
@@ -128,6 +132,10 @@ impl SlotPool {
 
     /// (used, free, quarantined) as of the last refresh. Free are those that exist.
     pub fn states(&self) -> (usize, usize, usize) {
-        (self.used.len(), self.queued.len() + self.spare.len(), self.quarantined)
+        (
+            self.used.len(),
+            self.queued.len() + self.spare.len(),
+            self.quarantined,
+        )
     }
 }

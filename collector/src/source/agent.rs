@@ -47,19 +47,35 @@ const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
 
 const BUILD_INFO: Family = Family {
     labels: &["version"],
-    ..family("cgmeter_build_info", "1, with the version of the agent.", Kind::Gauge)
+    ..family(
+        "cgmeter_build_info",
+        "1, with the version of the agent.",
+        Kind::Gauge,
+    )
 };
 const SOURCE_UP: Family = Family {
     labels: &["source"],
-    ..family("cgmeter_source_up", "Whether a source runs (1) or not (0); the log says why.", Kind::Gauge)
+    ..family(
+        "cgmeter_source_up",
+        "Whether a source runs (1) or not (0); the log says why.",
+        Kind::Gauge,
+    )
 };
 const SOURCE_ERRORS: Family = Family {
     labels: &["source"],
-    ..family("cgmeter_source_errors_total", "Readings of a source that failed.", Kind::Counter)
+    ..family(
+        "cgmeter_source_errors_total",
+        "Readings of a source that failed.",
+        Kind::Counter,
+    )
 };
 const EVENTS: Family = Family {
     labels: &["program"],
-    ..family("cgmeter_events_total", "Events that a kernel program has counted.", Kind::Counter)
+    ..family(
+        "cgmeter_events_total",
+        "Events that a kernel program has counted.",
+        Kind::Counter,
+    )
 };
 const PROGRAM_SECONDS: Family = Family {
     labels: &["program"],
@@ -80,11 +96,19 @@ const PROGRAM_RUNS: Family = Family {
 };
 const CGROUPS: Family = Family {
     labels: &["state"],
-    ..family("cgmeter_cgroups", "Cgroups in the agent's tree, live and dead ones.", Kind::Gauge)
+    ..family(
+        "cgmeter_cgroups",
+        "Cgroups in the agent's tree, live and dead ones.",
+        Kind::Gauge,
+    )
 };
 const SLOTS: Family = Family {
     labels: &["state"],
-    ..family("cgmeter_slots", "Slots for cgroups: used, free, quarantined.", Kind::Gauge)
+    ..family(
+        "cgmeter_slots",
+        "Slots for cgroups: used, free, quarantined.",
+        Kind::Gauge,
+    )
 };
 const OVERFLOW_EVENTS: Family = family(
     "cgmeter_overflow_events_total",
@@ -103,7 +127,11 @@ const UNTRACKED_TASKS: Family = family(
 );
 const KERNEL_MEMORY: Family = Family {
     unit: Unit::Bytes,
-    ..family("cgmeter_kernel_memory_bytes", "Kernel memory of the agent's BPF maps.", Kind::Gauge)
+    ..family(
+        "cgmeter_kernel_memory_bytes",
+        "Kernel memory of the agent's BPF maps.",
+        Kind::Gauge,
+    )
 };
 const SCRAPE_DURATION: Family = Family {
     labels: &["stage"],
@@ -153,7 +181,10 @@ impl SelfMetrics {
     /// When the registry refuses a metric.
     pub fn new(registry: Registry) -> anyhow::Result<Self> {
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(Self { registry, labels: LabelSet::empty() })
+        Ok(Self {
+            registry,
+            labels: LabelSet::empty(),
+        })
     }
 
     /// Writes everything.
@@ -164,7 +195,11 @@ impl SelfMetrics {
         writer.sample(none, &[("version", crate::VERSION)], Value::Count(1));
         writer.family(&SOURCE_UP);
         for source in report.sources {
-            writer.sample(none, &[("source", source.source)], Value::Count(u64::from(source.up)));
+            writer.sample(
+                none,
+                &[("source", source.source)],
+                Value::Count(u64::from(source.up)),
+            );
         }
         writer.family(&SOURCE_ERRORS);
         for &(source, errors) in report.errors {
@@ -180,7 +215,9 @@ impl SelfMetrics {
             ("cgroup_rmdir", Stat::Removed),
             ("cgroup_rename", Stat::Renamed),
         ];
-        let own = own.iter().map(|&(program, stat)| (program, report.stats.get(stat)));
+        let own = own
+            .iter()
+            .map(|&(program, stat)| (program, report.stats.get(stat)));
         for (program, runs) in report.runs.iter().copied().chain(own) {
             writer.sample(none, &[("program", program)], Value::Count(runs));
         }

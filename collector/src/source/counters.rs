@@ -43,7 +43,13 @@ pub trait Numbers<C>:
 impl<C: Cell, T: Numbers<C>> Counters<C, T> {
     /// A source over its cells.
     pub fn new(name: &'static str, metrics: &'static [Metric<T>], cells: Cells<C>) -> Self {
-        Self { name, metrics, cells, kept: Vec::new(), totals: Vec::new() }
+        Self {
+            name,
+            metrics,
+            cells,
+            kept: Vec::new(),
+            totals: Vec::new(),
+        }
     }
 
     /// What is kept at a node.
@@ -69,7 +75,8 @@ impl<C: Cell, T: Numbers<C>> Source for Counters<C, T> {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.kept.resize(snapshot.tree.capacity().max(self.kept.len()), T::default());
+        self.kept
+            .resize(snapshot.tree.capacity().max(self.kept.len()), T::default());
         self.totals.clone_from(&self.kept);
         for &(node, slot) in snapshot.slots {
             if let Some(total) = self.totals.get_mut(node) {

@@ -121,7 +121,9 @@ pub const METRICS: &[Metric<Numbers>] = &[
             )
         },
         samples: Samples::Scalars(&[(&[], |v| {
-            v.time.known.then(|| Value::Nanos(v.earlier.user_ns + v.time.user_ns))
+            v.time
+                .known
+                .then(|| Value::Nanos(v.earlier.user_ns + v.time.user_ns))
         })]),
     },
     Metric {
@@ -136,7 +138,9 @@ pub const METRICS: &[Metric<Numbers>] = &[
             )
         },
         samples: Samples::Scalars(&[(&[], |v| {
-            v.time.known.then(|| Value::Nanos(v.earlier.system_ns + v.time.system_ns))
+            v.time
+                .known
+                .then(|| Value::Nanos(v.earlier.system_ns + v.time.system_ns))
         })]),
     },
     limit_metric!(
@@ -214,11 +218,19 @@ struct ControllerHierarchy {
 
 /// The source.
 pub const SOURCE: Registration = Registration {
-    requirement: Requirement { source: "cpu", required: &["pass"], optional: &[] },
+    requirement: Requirement {
+        source: "cpu",
+        required: &["pass"],
+        optional: &[],
+    },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let pass = builder.kernel.pass()?;
-        Ok(Box::new(Cpu::new(pass, builder.root, builder.cpu_v1.take())?))
+        Ok(Box::new(Cpu::new(
+            pass,
+            builder.root,
+            builder.cpu_v1.take(),
+        )?))
     },
 };
 
@@ -242,9 +254,13 @@ impl Cpu {
     /// When the pass can't be attached.
     fn new(pass: Pass, root: &Path, controller: Option<(Mount, Vec<Found>)>) -> Result<Self> {
         let link = |path: &Path| {
-            let directory = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+            let directory =
+                File::open(path).with_context(|| format!("opening {}", path.display()))?;
             pass.link(&directory).with_context(|| {
-                format!("attaching the cgroup iterator to {} (kernel 6.1 or later has it)", path.display())
+                format!(
+                    "attaching the cgroup iterator to {} (kernel 6.1 or later has it)",
+                    path.display()
+                )
             })
         };
         let unified = link(root)?;
@@ -252,7 +268,10 @@ impl Cpu {
             Some((mount, found)) => Some(ControllerHierarchy {
                 link: link(&mount.path)?,
                 mount,
-                paths: found.into_iter().map(|found| (found.id, found.path)).collect(),
+                paths: found
+                    .into_iter()
+                    .map(|found| (found.id, found.path))
+                    .collect(),
             }),
             None => None,
         };
@@ -289,7 +308,8 @@ impl Cpu {
         // The root's own books are not in its cgroup but made up from the CPUs' statistics.
         let text = std::fs::read_to_string(self.root.join("cpu.stat"))?;
         let [usage, user, system] = ["usage_usec ", "user_usec ", "system_usec "].map(|key| {
-            text.lines().find_map(|line| line.strip_prefix(key)?.parse::<u64>().ok())
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.parse::<u64>().ok())
         });
         if let (Some(usage), Some(user), Some(system)) = (usage, user, system)
             && let Some(root) = self.numbers.get_mut(ROOT)
@@ -321,7 +341,9 @@ fn take(numbers: &mut Numbers, record: &CgroupRecord) {
         numbers.time.user_ns = record.prev_utime_ns;
         numbers.time.system_ns = record.prev_stime_ns;
     }
-    numbers.time.adjust(record.utime_ns, record.stime_ns, record.usage_ns);
+    numbers
+        .time
+        .adjust(record.utime_ns, record.stime_ns, record.usage_ns);
 }
 
 fn take_controller(numbers: &mut Numbers, record: &CgroupRecord, v1: bool) {
@@ -357,7 +379,8 @@ impl Source for Cpu {
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
         let tree = snapshot.tree;
-        self.numbers.resize(tree.capacity().max(self.numbers.len()), Numbers::default());
+        self.numbers
+            .resize(tree.capacity().max(self.numbers.len()), Numbers::default());
         self.flush(tree).context("reading the root's cpu.stat")?;
         let numbers = &mut self.numbers;
         self.pass
@@ -471,7 +494,11 @@ mod tests {
     #[test]
     fn default_weight_and_shares() {
         let mut numbers = Numbers::default();
-        let record = CgroupRecord { shares: 1024 << 10, quota_ns: u64::MAX, ..blank() };
+        let record = CgroupRecord {
+            shares: 1024 << 10,
+            quota_ns: u64::MAX,
+            ..blank()
+        };
         take_controller(&mut numbers, &record, true);
         assert_eq!(numbers.shares, Some(1024));
         take_controller(&mut numbers, &record, false);

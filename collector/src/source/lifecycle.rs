@@ -52,8 +52,10 @@ impl Source for Lifecycle {
         let Some(now) = self.time else {
             return;
         };
-        let exported =
-            || tree.iter().filter(|(number, node)| node.exported && *number != OVERFLOW);
+        let exported = || {
+            tree.iter()
+                .filter(|(number, node)| node.exported && *number != OVERFLOW)
+        };
         writer.family(&LAST_SEEN);
         for (_, node) in exported() {
             // Kept for the dead on purpose: "container killed" alerts compare it with time().
@@ -70,5 +72,6 @@ impl Source for Lifecycle {
 }
 
 fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -150,9 +150,7 @@ pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &[T], writer: &mut 
     let nodes: Vec<(&LabelSet, &T, bool)> = tree
         .iter()
         .filter(|(_, node)| node.exported)
-        .filter_map(|(number, node)| {
-            Some((&node.labels, values.get(number)?, node.died.is_some()))
-        })
+        .filter_map(|(number, node)| Some((&node.labels, values.get(number)?, node.died.is_some())))
         .collect();
     for metric in metrics {
         writer.family(&metric.family);

@@ -83,7 +83,9 @@ pub const METRICS: &[Metric<Totals>] = &[
         },
         samples: Samples::Scalars(&[
             (&[("reason", "exited")], |v| Some(Value::Count(v.exited))),
-            (&[("reason", "signaled")], |v| Some(Value::Count(v.signaled))),
+            (&[("reason", "signaled")], |v| {
+                Some(Value::Count(v.signaled))
+            }),
         ]),
     },
 ];
@@ -92,7 +94,11 @@ pub const METRICS: &[Metric<Totals>] = &[
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "process",
-        required: &["sched_process_fork", "sched_process_exec", "sched_process_exit"],
+        required: &[
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+        ],
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

@@ -179,8 +179,12 @@ pub const METRICS: &[Metric<Totals>] = &[
             )
         },
         samples: Samples::Scalars(&[
-            (&[("type", "voluntary")], |v| Some(Value::Count(v.voluntary))),
-            (&[("type", "involuntary")], |v| Some(Value::Count(v.involuntary()))),
+            (&[("type", "voluntary")], |v| {
+                Some(Value::Count(v.voluntary))
+            }),
+            (&[("type", "involuntary")], |v| {
+                Some(Value::Count(v.involuntary()))
+            }),
         ]),
     },
     Metric {
@@ -196,9 +200,15 @@ pub const METRICS: &[Metric<Totals>] = &[
             )
         },
         samples: Samples::Scalars(&[
-            (&[("by", "self")], |v| Some(Value::Count(v.preempted_by_self))),
-            (&[("by", "other")], |v| Some(Value::Count(v.preempted_by_other))),
-            (&[("by", "system")], |v| Some(Value::Count(v.preempted_by_system))),
+            (&[("by", "self")], |v| {
+                Some(Value::Count(v.preempted_by_self))
+            }),
+            (&[("by", "other")], |v| {
+                Some(Value::Count(v.preempted_by_other))
+            }),
+            (&[("by", "system")], |v| {
+                Some(Value::Count(v.preempted_by_system))
+            }),
         ]),
     },
     Metric {
@@ -219,7 +229,12 @@ pub const METRICS: &[Metric<Totals>] = &[
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "sched",
-        required: &["sched_process_fork", "baseline", "sched_switch", "in_flight"],
+        required: &[
+            "sched_process_fork",
+            "baseline",
+            "sched_switch",
+            "in_flight",
+        ],
         optional: &[(
             "cgroup_attach_task",
             "the time slice in which a running task changes cgroup is charged to the one it leaves",

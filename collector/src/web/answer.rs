@@ -49,10 +49,18 @@ impl Handler {
             _ => "other",
         };
         let answer = if route == "other" {
-            error(StatusCode::NOT_FOUND, &format!("there is nothing at {path}"))
+            error(
+                StatusCode::NOT_FOUND,
+                &format!("there is nothing at {path}"),
+            )
         } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed");
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut answer = error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are allowed",
+            );
+            answer
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             answer
         } else {
             match route {
@@ -70,24 +78,36 @@ impl Handler {
         let Ok(_permit) = self.scrapes.try_acquire() else {
             let message = format!("{} scrapes are under way", self.options.max_requests);
             let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, &message);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
             return answer;
         };
-        let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+        let accept = request
+            .headers()
+            .get(ACCEPT)
+            .and_then(|value| value.to_str().ok());
         let format = Format::negotiate(accept);
         let metrics = Arc::clone(&self.metrics);
         match tokio::task::spawn_blocking(move || metrics.scrape(format)).await {
             Ok(Ok(text)) => content(format.content_type(), text),
             Ok(Err(message)) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
-            Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed; the log says how"),
+            Err(_) => error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the scrape failed; the log says how",
+            ),
         }
     }
 }
 
 fn content(kind: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 
@@ -100,5 +120,7 @@ fn error(code: StatusCode, message: &str) -> Answer {
 
 /// Text within HTML.
 fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('"', "&quot;")
 }

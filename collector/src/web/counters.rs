@@ -17,7 +17,10 @@ impl Counters {
     /// When they are registered twice.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let requests = IntCounterVec::new(
-            Opts::new("cgmeter_http_requests_total", "HTTP requests by path and status code."),
+            Opts::new(
+                "cgmeter_http_requests_total",
+                "HTTP requests by path and status code.",
+            ),
             &["path", "code"],
         )?;
         registry.register(Box::new(requests.clone()))?;
@@ -26,6 +29,8 @@ impl Counters {
 
     /// Counts an answer. `path` is one of the routes, so that clients can't make series.
     pub fn count(&self, path: &'static str, code: StatusCode) {
-        self.requests.with_label_values(&[path, code.as_str()]).inc();
+        self.requests
+            .with_label_values(&[path, code.as_str()])
+            .inc();
     }
 }

@@ -75,8 +75,12 @@ pub async fn serve(
     let mut tasks = Vec::new();
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let accepting =
-            accept(listener, Arc::clone(&handler), Arc::clone(&connections), stopped.clone());
+        let accepting = accept(
+            listener,
+            Arc::clone(&handler),
+            Arc::clone(&connections),
+            stopped.clone(),
+        );
         tasks.push(tokio::spawn(accepting));
     }
     shutdown.await;

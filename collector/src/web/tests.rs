@@ -45,27 +45,44 @@ impl Server {
     fn start(wait: Duration, max_requests: usize) -> Self {
         let listeners = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let metrics = Arc::new(Fixed { wait, scrapes: AtomicUsize::new(0) });
+        let metrics = Arc::new(Fixed {
+            wait,
+            scrapes: AtomicUsize::new(0),
+        });
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = mpsc::channel();
-        let options = Options { telemetry_path: "/metrics".to_owned(), max_requests };
+        let options = Options {
+            telemetry_path: "/metrics".to_owned(),
+            max_requests,
+        };
         let counters = Counters::new(&prometheus::Registry::new()).unwrap();
         let served = Arc::clone(&metrics);
         std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let shutdown = async {
                 let _ = stopped.await;
             };
-            runtime.block_on(serve(listeners, served, options, counters, shutdown)).unwrap();
+            runtime
+                .block_on(serve(listeners, served, options, counters, shutdown))
+                .unwrap();
             end.send(()).unwrap();
         });
-        Self { address, stop: Some(stop), ended, metrics }
+        Self {
+            address,
+            stop: Some(stop),
+            ended,
+            metrics,
+        }
     }
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
         stream
     }
 
@@ -79,7 +96,9 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+        self.ask(&format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ))
     }
 }
 
@@ -88,17 +107,30 @@ fn routes() {
     let server = Server::start(Duration::ZERO, 4);
     let answer = server.get("/metrics");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-    assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{answer}");
+    assert!(
+        answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8"),
+        "{answer}"
+    );
     assert!(answer.ends_with("\r\n\r\ntext 1\n"), "{answer}");
     assert!(server.get("/").contains("href=\"/metrics\""));
     assert!(server.get("/-/healthy").starts_with("HTTP/1.1 200"));
     assert!(server.get("/-/ready").starts_with("HTTP/1.1 200"));
     let answer = server.get("/nothing\"here");
-    assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert!(server.get("/nothing").contains("{\"error\":\"there is nothing at /nothing\"}"));
-    let answer =
-        server.ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"),
+        "{answer}"
+    );
+    assert!(
+        server
+            .get("/nothing")
+            .contains("{\"error\":\"there is nothing at /nothing\"}")
+    );
+    let answer = server
+        .ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert!(
+        answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -116,7 +148,10 @@ fn openmetrics_is_negotiated() {
         "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\
          Connection: close\r\n\r\n",
     );
-    assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0"), "{answer}");
+    assert!(
+        answer.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{answer}"
+    );
     assert!(answer.ends_with("# EOF\n"));
 }
 
@@ -124,14 +159,18 @@ fn openmetrics_is_negotiated() {
 fn too_many_scrapes_are_told_to_come_back() {
     let server = Server::start(Duration::from_secs(2), 1);
     let mut slow = server.connect();
-    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
     while server.metrics.scrapes.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
     let answer = server.get("/metrics");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("retry-after: 1"), "{answer}");
-    assert!(server.get("/-/healthy").starts_with("HTTP/1.1 200"), "others go on");
+    assert!(
+        server.get("/-/healthy").starts_with("HTTP/1.1 200"),
+        "others go on"
+    );
     let mut text = String::new();
     slow.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("text 1\n"));
@@ -140,9 +179,16 @@ fn too_many_scrapes_are_told_to_come_back() {
 #[test]
 fn hostile_heads_are_refused_and_others_served() {
     let server = Server::start(Duration::ZERO, 4);
-    let huge = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(1 << 20));
+    let huge = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "a".repeat(1 << 20)
+    );
     assert!(!server.ask(&huge).starts_with("HTTP/1.1 200"));
-    assert!(!server.ask("\0\u{1}\u{2} nonsense\r\n\r\n").starts_with("HTTP/1.1 200"));
+    assert!(
+        !server
+            .ask("\0\u{1}\u{2} nonsense\r\n\r\n")
+            .starts_with("HTTP/1.1 200")
+    );
     // A client that never finishes its head is cut off in the end, and holds up nobody meanwhile.
     let mut slow = server.connect();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
@@ -165,7 +211,8 @@ fn pipelined_requests_are_all_answered() {
 fn a_request_under_way_is_finished_at_shutdown() {
     let mut server = Server::start(Duration::from_secs(1), 4);
     let mut slow = server.connect();
-    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
     while server.metrics.scrapes.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
@@ -174,7 +221,10 @@ fn a_request_under_way_is_finished_at_shutdown() {
     slow.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("text 1\n"), "{text}");
     server.ended.recv_timeout(Duration::from_secs(10)).unwrap();
-    assert!(TcpStream::connect(server.address).is_err(), "nobody listens any more");
+    assert!(
+        TcpStream::connect(server.address).is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[test]

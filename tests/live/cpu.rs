@@ -1,0 +1,241 @@
+//! CPU time. Oracle: the cgroup's cpu.stat; for the host, /proc/stat.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::{Metrics, agree},
+    needs::Need,
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "cpu::a_task_that_never_sleeps",
+        &[Need::Agent],
+        never_sleeps,
+    ),
+    ("cpu::many_threads", &[Need::Agent], many_threads),
+    ("cpu::moving_between_cgroups", &[Need::Agent], moving),
+    (
+        "cpu::threads_moving_between_cgroups",
+        &[Need::Agent, Need::TwoCpus],
+        moving_threads,
+    ),
+    ("cpu::realtime_and_idle_tasks", &[Need::Agent], policies),
+    ("cpu::user_and_system", &[Need::Agent], user_and_system),
+    (
+        "cpu::time_before_the_agent",
+        &[Need::Agent],
+        before_the_agent,
+    ),
+    ("cpu::the_host_s_sum", &[Need::Agent], conservation),
+];
+
+const USAGE: &str = "container_cpu_usage_seconds_total";
+/// One tick of the slowest usual clock: running tasks' books are that old at most.
+const TICK: f64 = 0.010;
+
+/// The agent's CPU seconds of a cgroup against those of cpu.stat, read around the scrape.
+fn check(agent: &Agent, cgroup: &Cgroup, fraction: f64, slack: f64) -> Result<Metrics> {
+    let before = cgroup.cpu_seconds()?;
+    let metrics = agent.scrape()?;
+    let after = cgroup.cpu_seconds()?;
+    let found = metrics.of(&cgroup.id, USAGE)?;
+    let slack = slack + (after - before);
+    agree(&cgroup.id, found, before, fraction, slack)?;
+    Ok(metrics)
+}
+
+fn never_sleeps() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.order("forever")?;
+    for _ in 0..4 {
+        sleep(Duration::from_millis(500));
+        let metrics = check(&agent, &cgroup, 0.01, TICK)?;
+        ensure!(metrics.of(&cgroup.id, USAGE)? > 0.0);
+    }
+    Ok(())
+}
+
+fn many_threads() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("threads 40 50")?;
+    let metrics = check(&agent, &cgroup, 0.001, 0.001)?;
+    let run = metrics.of(&cgroup.id, "container_cpu_schedstat_run_seconds_total")?;
+    ensure!(
+        run >= 2.0,
+        "40 threads ran 50 ms each, {run} s were counted"
+    );
+    Ok(())
+}
+
+fn moving() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (first, second) = (Cgroup::new()?, Cgroup::new()?);
+    let mut worker = Worker::start(&first)?;
+    worker.order("forever")?;
+    // Not a multiple of anything: neither switches nor scrapes help.
+    for wait in [310, 170, 230, 410, 130] {
+        sleep(Duration::from_millis(wait));
+        second.admit(worker.pid())?;
+        sleep(Duration::from_millis(wait / 2));
+        first.admit(worker.pid())?;
+    }
+    // Twice in a row, faster than it is ever switched out.
+    for _ in 0..20 {
+        second.admit(worker.pid())?;
+        first.admit(worker.pid())?;
+    }
+    sleep(Duration::from_millis(50));
+    check(&agent, &first, 0.01, TICK)?;
+    check(&agent, &second, 0.01, TICK)?;
+    Ok(())
+}
+
+fn moving_threads() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (first, second) = (Cgroup::new()?, Cgroup::new()?);
+    let mut worker = Worker::start(&first)?;
+    worker.order("start-threads 2")?;
+    for wait in [310, 170, 230] {
+        sleep(Duration::from_millis(wait));
+        second.admit(worker.pid())?;
+        sleep(Duration::from_millis(wait));
+        first.admit(worker.pid())?;
+    }
+    sleep(Duration::from_millis(50));
+    // Each of six moves may be noticed some milliseconds late on a busy machine.
+    check(&agent, &first, 0.01, 6.0 * TICK)?;
+    check(&agent, &second, 0.01, 6.0 * TICK)?;
+    Ok(())
+}
+
+fn policies() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    for policy in ["fifo", "idle"] {
+        let cgroup = Cgroup::new()?;
+        let mut worker = Worker::start(&cgroup)?;
+        worker.run(&format!("policy {policy}"))?;
+        // Short bursts: the kernel holds real-time tasks back after 0.95 s.
+        for _ in 0..5 {
+            worker.run("spin 100")?;
+        }
+        let metrics = check(&agent, &cgroup, 0.001, 0.001)?;
+        ensure!(metrics.of(&cgroup.id, USAGE)? >= 0.5);
+    }
+    Ok(())
+}
+
+fn user_and_system() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("spin 300")?;
+    worker.run("fork 300")?;
+    let metrics = agent.scrape()?;
+    for (family, key) in [
+        ("container_cpu_user_seconds_total", "user_usec"),
+        ("container_cpu_system_seconds_total", "system_usec"),
+    ] {
+        // The microsecond is cpu.stat's resolution.
+        agree(
+            family,
+            metrics.of(&cgroup.id, family)?,
+            cgroup.cpu_stat(key)?,
+            0.0,
+            2e-6,
+        )?;
+    }
+    Ok(())
+}
+
+fn before_the_agent() -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("spin 400")?;
+    let agent = Agent::start(&[])?;
+    let metrics = check(&agent, &cgroup, 0.01, 0.001)?;
+    ensure!(metrics.of(&cgroup.id, USAGE)? >= 0.4);
+    let since = metrics.of(&cgroup.id, "container_cpu_schedstat_run_seconds_total")?;
+    ensure!(
+        since < 0.1,
+        "{since} s are said to have been used since the agent came"
+    );
+    worker.run("spin 200")?;
+    check(&agent, &cgroup, 0.01, 0.001)?;
+    // The counter goes on over a restart of the agent.
+    drop(agent);
+    worker.run("spin 200")?;
+    let agent = Agent::start(&[])?;
+    let metrics = check(&agent, &cgroup, 0.01, 0.001)?;
+    ensure!(metrics.of(&cgroup.id, USAGE)? >= 0.8);
+    Ok(())
+}
+
+/// Seconds that all CPUs have spent on tasks, by /proc/stat.
+fn host_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let first = text.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = first
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    ensure!(ticks.len() >= 8, "{first:?} is no cpu line");
+    // user, nice, system, irq, softirq, steal; in 1/100 s.
+    Ok((ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6] + ticks[7]) / 100.0)
+}
+
+fn conservation() -> Result<()> {
+    const RUN: &str = "container_cpu_schedstat_run_seconds_total";
+    let agent = Agent::start(&[])?;
+    let outer = Cgroup::new()?;
+    let cgroups = [outer.child("a")?, outer.child("b")?, Cgroup::new()?];
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut workers = Vec::new();
+    // Every CPU is busy with tasks all the time: what the tick sees is what the tasks have run.
+    for (n, cgroup) in cgroups.iter().cycle().take(cpus * 2).enumerate() {
+        let mut worker = Worker::start(cgroup)?;
+        worker.run(&format!("pin {}", n % cpus))?;
+        workers.push(worker);
+    }
+    for worker in &mut workers {
+        worker.order("forever")?;
+    }
+    sleep(Duration::from_millis(200));
+    let (host, metrics) = (host_seconds()?, agent.scrape()?);
+    sleep(Duration::from_secs(3));
+    let (host_end, end) = (host_seconds()?, agent.scrape()?);
+    let counted = end.of("/", RUN)? - metrics.of("/", RUN)?;
+    agree(
+        "the host",
+        counted,
+        host_end - host,
+        0.005,
+        4.0 * TICK * cpus as f64,
+    )?;
+    // The parts make up the whole: nothing is counted twice, nothing in no cgroup.
+    let parts = end.of(&outer.id, RUN)? + end.of(&cgroups[2].id, RUN)?
+        - metrics.of(&outer.id, RUN)?
+        - metrics.of(&cgroups[2].id, RUN)?;
+    ensure!(
+        parts <= counted,
+        "{parts} s in cgroups, {counted} s on the host"
+    );
+    agree(
+        "nested",
+        end.of(&outer.id, RUN)?,
+        { end.of(&cgroups[0].id, RUN)? + end.of(&cgroups[1].id, RUN)? },
+        0.0,
+        1e-6,
+    )
+}

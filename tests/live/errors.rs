@@ -1,0 +1,217 @@
+//! What can't work is told in one line, with a status other than 0; what can be told to end, ends.
+
+use std::{
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::{Command, Output},
+};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    Test,
+    agent::{Agent, binary, run},
+    needs::Need,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "errors::bad_usage_and_configuration",
+        &[Need::Binary],
+        usage,
+    ),
+    ("errors::not_privileged", &[Need::Agent], unprivileged),
+    ("errors::port_in_use", &[Need::Agent], port_in_use),
+    ("errors::cgroup_roots_that_are_none", &[Need::Agent], roots),
+    ("errors::signals_end_it", &[Need::Agent], signals),
+    ("errors::commands", &[Need::Agent], commands),
+    (
+        "errors::a_source_switched_off",
+        &[Need::Agent],
+        switched_off,
+    ),
+];
+
+fn told(output: &Output, status: i32, parts: &[&str]) -> Result<()> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(status),
+        "{}: {text}",
+        output.status
+    );
+    // The line that says why is the last; what was logged before it may precede.
+    let line = text.lines().last().unwrap_or_default();
+    ensure!(line.starts_with("cgmeter: error: "), "{text}");
+    for part in parts {
+        ensure!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+    Ok(())
+}
+
+fn usage() -> Result<()> {
+    told(
+        &run(&["--web.listen-adress", "x"])?,
+        2,
+        &["--web.listen-adress", "--web.listen-address"],
+    )?;
+    told(
+        &run(&["--cgroup.max", "none"])?,
+        2,
+        &["--cgroup.max", "none"],
+    )?;
+    told(
+        &run(&["--cgroup.linger", "soon"])?,
+        2,
+        &["--cgroup.linger", "soon", "5m"],
+    )?;
+    told(&run(&["--log.level", "loud"])?, 2, &["loud", "info"])?;
+    told(
+        &run(&["--config.file", "/nonexistent/file"])?,
+        2,
+        &["/nonexistent/file"],
+    )?;
+    let file = std::env::temp_dir().join(format!("cgmeter-test-{}.toml", std::process::id()));
+    let path = file.to_string_lossy().into_owned();
+    for (text, parts) in [
+        (
+            "[web]\n\n[cgroup]\nlingre = \"5m\"\n",
+            ["4:1", "lingre", "did you mean `linger`"],
+        ),
+        ("[cgroup]\nmax = \"many\"\n", ["2:7", "many", "u32"]),
+        (
+            "[collector]\nshed = false\n",
+            ["2:1", "shed", "did you mean `sched`"],
+        ),
+        ("[web\n", ["1:", ".toml", "]"]),
+    ] {
+        std::fs::write(&file, text)?;
+        told(&run(&["--config.file", &path])?, 2, &parts)?;
+    }
+    std::fs::remove_file(&file)?;
+    Ok(())
+}
+
+/// The agent as user nobody.
+fn as_nobody(arguments: &[&str]) -> Result<Output> {
+    let copy = std::env::temp_dir().join(format!("cgmeter-test-{}-copy", std::process::id()));
+    std::fs::copy(binary(), &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+    let output = Command::new(&copy)
+        .args(arguments)
+        .uid(65_534)
+        .gid(65_534)
+        .output();
+    std::fs::remove_file(&copy)?;
+    Ok(output?)
+}
+
+fn unprivileged() -> Result<()> {
+    let output = as_nobody(&["--web.listen-address", "127.0.0.1:0"])?;
+    told(&output, 1, &["not privileged", "as root", "CAP_BPF"])
+}
+
+fn port_in_use() -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
+    told(
+        &run(&["--web.listen-address", &address])?,
+        1,
+        &[&address, "in use", "--web.listen-address"],
+    )
+}
+
+fn roots() -> Result<()> {
+    let listen = ["--web.listen-address", "127.0.0.1:0"];
+    let with = |root: &str| run(&[&listen[..], &["--cgroup.root", root]].concat());
+    told(
+        &with("/tmp")?,
+        1,
+        &["/tmp", "not a cgroup2 directory", "--cgroup.root"],
+    )?;
+    told(&with("/nonexistent")?, 1, &["/nonexistent", "No such file"])?;
+    // A directory that root itself may not read.
+    let hidden = std::env::temp_dir().join(format!("cgmeter-test-{}-hidden", std::process::id()));
+    std::fs::create_dir(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o000))?;
+    let inside = hidden.join("cgroup");
+    let output = as_nobody(&[
+        "--cgroup.root",
+        &inside.to_string_lossy(),
+        listen[0],
+        listen[1],
+    ]);
+    std::fs::remove_dir(&hidden)?;
+    told(&output?, 1, &["cgmeter-test-", "Permission denied"])
+}
+
+fn signals() -> Result<()> {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let agent = Agent::start(&[])?;
+        let status = agent.stop(signal)?;
+        ensure!(status.code() == Some(0), "signal {signal}: {status}");
+    }
+    Ok(())
+}
+
+fn commands() -> Result<()> {
+    let output = run(&["check"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && text.contains("everything can run"),
+        "{text}"
+    );
+    for source in ["cgroups", "sched", "cpu", "process"] {
+        ensure!(
+            text.lines()
+                .any(|line| line.contains(source) && line.contains(" on")),
+            "{text}"
+        );
+    }
+    let output = as_nobody(&["check"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        !output.status.success() && text.contains("not privileged"),
+        "{text}"
+    );
+    let output = run(&["dump", "--format", "json"])?;
+    let samples: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let usage = samples.as_array().into_iter().flatten().find(|sample| {
+        sample["name"] == "container_cpu_usage_seconds_total" && sample["labels"]["id"] == "/"
+    });
+    ensure!(
+        usage.is_some_and(|sample| sample["value"].as_f64() > Some(0.0)),
+        "no host in {samples}"
+    );
+    let output = run(&["dump"])?;
+    crate::metrics::Metrics::parse(&String::from_utf8(output.stdout)?)?
+        .of("/", "container_last_seen")?;
+    for format in ["text", "markdown"] {
+        let output = run(&["metrics", "--format", format])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            text.contains("container_sched_runqueue_latency_seconds"),
+            "{text}"
+        );
+    }
+    Ok(())
+}
+
+fn switched_off() -> Result<()> {
+    let agent = Agent::start(&["--no-collector.sched"])?;
+    let metrics = agent.scrape()?;
+    ensure!(!metrics.has("container_cpu_schedstat_run_seconds_total", &[]));
+    ensure!(metrics.has("container_processes_started_total", &[("id", "/")]));
+    for (source, up) in [
+        ("sched", 0.0),
+        ("process", 1.0),
+        ("cpu", 1.0),
+        ("cgroups", 1.0),
+    ] {
+        crate::metrics::same(
+            source,
+            metrics.get("cgmeter_source_up", &[("source", source)])?,
+            up,
+        )?;
+    }
+    ensure!(agent.log().contains("switched off"), "{}", agent.log());
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! The exposition, judged by those who will read it: Prometheus, promtool, Prometheus's own
+//! Python client.
+
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    Test,
+    agent::{Agent, free_port},
+    cgroup::Cgroup,
+    needs::{Need, PYTHON},
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "formats::promtool_finds_nothing",
+        &[Need::Agent, Need::Program("promtool")],
+        promtool,
+    ),
+    (
+        "formats::strange_names",
+        &[Need::Agent, Need::Python("prometheus_client")],
+        strange_names,
+    ),
+    (
+        "formats::prometheus_scrapes_and_answers",
+        &[Need::Agent, Need::Program("prometheus")],
+        prometheus,
+    ),
+];
+
+/// Runs a program with a text as its input.
+fn fed(command: &mut Command, text: &str) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .context("no stdin")?
+        .write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    ensure!(
+        output.status.success() && err.is_empty(),
+        "{}\n{out}\n{err}",
+        output.status
+    );
+    Ok(out.into_owned())
+}
+
+fn promtool() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("spin 20")?;
+    let text = agent.body("/metrics", "")?;
+    // What promtool wants to be named otherwise is cAdvisor's name, which users query: `id` is no
+    // unit, so there is nothing to except at present.
+    fed(Command::new("promtool").args(["check", "metrics"]), &text).map(drop)
+}
+
+/// Prints label `id` of every CPU usage series, a JSON list, by the parser for a format.
+const PARSE: &str = "
+import sys, json
+from prometheus_client.PARSER import text_string_to_metric_families as parse
+families = list(parse(sys.stdin.buffer.read().decode('utf-8')))
+samples = [s for f in families for s in f.samples]
+series = [(s.name, tuple(sorted(s.labels.items()))) for s in samples]
+assert len(series) == len(set(series)), 'a series twice'
+print(json.dumps([s.labels['id'] for s in samples if s.name == 'container_cpu_usage_seconds_total']))
+";
+
+fn strange_names() -> Result<()> {
+    let prefix = format!("cgmeter-test-{}", std::process::id());
+    let names: [(&[u8], &str); 6] = [
+        (b" with blanks ", " with blanks "),
+        (b"\"quotes\" {braces}, a=b", "\"quotes\" {braces}, a=b"),
+        (b"new\nline\tand tab", "new\nline\tand tab"),
+        (b"back\\slash\\x2d\\n", "back\\slash\\x2d\\n"),
+        ("ünïcode-日本".as_bytes(), "ünïcode-日本"),
+        (b"not\xff\xfeutf8\\x", "not\\xff\\xfeutf8\\x5cx"),
+    ];
+    let (early, late) = names.split_at(3);
+    let make = |&(name, _): &(&[u8], &str)| Cgroup::raw(&[prefix.as_bytes(), name].concat());
+    // Some are found by the walk, some told by events.
+    let mut cgroups = early.iter().map(make).collect::<Result<Vec<_>>>()?;
+    let agent = Agent::start(&[])?;
+    cgroups.extend(late.iter().map(make).collect::<Result<Vec<_>>>()?);
+    for (parser, accept) in [
+        ("parser", ""),
+        (
+            "openmetrics.parser",
+            "Accept: application/openmetrics-text; version=1.0.0\r\n",
+        ),
+    ] {
+        let text = agent.body("/metrics", accept)?;
+        let script = PARSE.replace("PARSER", parser);
+        let output = fed(Command::new(PYTHON).args(["-c", &script]), &text)?;
+        let ids: Vec<String> = serde_json::from_str(&output)?;
+        for (_, shown) in &names {
+            let id = format!("/{prefix}{shown}");
+            ensure!(ids.contains(&id), "{parser}: {id:?} is not among {ids:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A Prometheus of the test's own.
+struct Prometheus {
+    child: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Prometheus {
+    fn start(target: u16) -> Result<Self> {
+        let port = free_port()?;
+        let folder = std::env::temp_dir().join(format!("cgmeter-test-prometheus-{port}"));
+        fs::create_dir_all(&folder)?;
+        let config = folder.join("prometheus.yml");
+        fs::write(
+            &config,
+            format!(
+                "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: cgmeter\n  \
+                 static_configs:\n  - targets: ['127.0.0.1:{target}']\n"
+            ),
+        )?;
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.join("data").display()
+            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("log"))?)
+            .spawn()?;
+        Ok(Self {
+            child,
+            port,
+            folder,
+        })
+    }
+
+    /// The result of an instant query, once it has one.
+    fn query(&self, query: &str) -> Result<Vec<Value>> {
+        let until = Instant::now() + Duration::from_secs(40);
+        let script = "import sys, urllib.request, urllib.parse; \
+                      print(urllib.request.urlopen(sys.argv[1] + '/api/v1/query?query=' + \
+                      urllib.parse.quote(sys.argv[2])).read().decode())";
+        loop {
+            let address = format!("http://127.0.0.1:{}", self.port);
+            let output = Command::new(PYTHON)
+                .args(["-c", script, &address, query])
+                .output()?;
+            let answer: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+            let result = answer
+                .as_ref()
+                .and_then(|answer| answer["data"]["result"].as_array());
+            match result {
+                Some(result) if !result.is_empty() => return Ok(result.clone()),
+                _ if Instant::now() > until => {
+                    let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+                    bail!("{query}: no result: {answer:?}\n{log}");
+                }
+                _ => sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    fn value(&self, query: &str) -> Result<f64> {
+        let result = self.query(query)?;
+        let text = result.first().and_then(|first| first["value"][1].as_str());
+        Ok(text.context("no value")?.parse()?)
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn prometheus() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.order("forever")?;
+    let strange = Cgroup::raw(format!("cgmeter-test-{}-\"a\\b\"", std::process::id()).as_bytes())?;
+    let prometheus = Prometheus::start(agent.port)?;
+    let id = &cgroup.id;
+    let rate = prometheus.value(&format!(
+        "rate(container_cpu_usage_seconds_total{{id=\"{id}\"}}[10s]) > 0.1"
+    ))?;
+    // One task: at most one CPU.
+    ensure!(rate < 1.2, "a task uses {rate} CPUs");
+    let quantile = prometheus.value(
+        "histogram_quantile(0.99, sum by (le) \
+         (rate(container_sched_runqueue_latency_seconds_bucket{id=\"/\"}[10s]))) > 0",
+    )?;
+    ensure!(quantile > 0.0 && quantile < 10.0, "quantile {quantile}");
+    ensure!(prometheus.value("up{job=\"cgmeter\"}")? == 1.0);
+    ensure!(prometheus.value("scrape_samples_scraped")? > 50.0);
+    let ids = prometheus.query("count by (id) (container_last_seen)")?;
+    let ids: Vec<&str> = ids
+        .iter()
+        .filter_map(|series| series["metric"]["id"].as_str())
+        .collect();
+    ensure!(
+        ids.contains(&strange.id.as_str()),
+        "{:?} is not among {ids:?}",
+        strange.id
+    );
+    ensure!(ids.contains(&"/"));
+    Ok(())
+}

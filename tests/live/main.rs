@@ -1,0 +1,54 @@
+//! The agent against a live kernel.
+//!
+//! Each test makes a workload in cgroups of its own and compares what the agent serves with a
+//! source that is not the agent: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2),
+//! Prometheus itself. Counts decide, never durations.
+//!
+//! A test whose needs this machine can't meet is skipped loudly: it is ignored by the harness, and
+//! its name and the reason go to the file that `CGMETER_SKIPS` names.
+
+mod agent;
+mod cgroup;
+mod cpu;
+mod errors;
+mod formats;
+mod limits;
+mod metrics;
+mod needs;
+mod process;
+mod sched;
+mod slots;
+mod tree;
+mod worker;
+
+use libtest_mimic::{Arguments, Trial};
+use needs::Need;
+
+/// A test: name, what it needs, what it does.
+type Test = (&'static str, &'static [Need], fn() -> anyhow::Result<()>);
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(worker::FLAG) {
+        return worker::main();
+    }
+    let tests = [
+        cpu::TESTS,
+        sched::TESTS,
+        process::TESTS,
+        limits::TESTS,
+        tree::TESTS,
+        slots::TESTS,
+        formats::TESTS,
+        errors::TESTS,
+    ];
+    let trials = tests.into_iter().flatten().map(|&(name, needs, test)| {
+        let missing = needs::missing(needs);
+        if let Some(reason) = &missing {
+            needs::record_skip(name, reason);
+        }
+        let run = move || test().map_err(|error| format!("{error:?}").into());
+        Trial::test(name, run).with_ignored_flag(missing.is_some())
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}

@@ -1,0 +1,110 @@
+//! Reading an exposition: for looking values up. That it is well-formed is judged by parsers of
+//! others, see `formats`.
+
+use anyhow::{Context, Result};
+
+/// One sample.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    name: String,
+    /// Labels as they stand, braces off.
+    labels: String,
+    value: f64,
+}
+
+/// All samples of a scrape.
+#[derive(Debug)]
+pub struct Metrics(Vec<Sample>);
+
+impl Metrics {
+    /// Takes a text exposition apart.
+    pub fn parse(text: &str) -> Result<Self> {
+        let sample = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let labels = labels.strip_suffix('}').unwrap_or(labels);
+            Some(Sample {
+                name: name.to_owned(),
+                labels: labels.to_owned(),
+                value: value.parse().ok()?,
+            })
+        };
+        text.lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| sample(line).with_context(|| format!("not a sample: {line}")))
+            .collect::<Result<Vec<_>>>()
+            .map(Self)
+    }
+
+    /// Values of the series of `name` that have all of `labels`.
+    fn matching<'a>(
+        &'a self,
+        name: &'a str,
+        labels: &'a [(&'a str, &'a str)],
+    ) -> impl Iterator<Item = f64> + 'a {
+        let wanted: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{value}\""))
+            .collect();
+        self.0
+            .iter()
+            .filter(move |sample| {
+                sample.name == name && wanted.iter().all(|label| sample.labels.contains(label))
+            })
+            .map(|sample| sample.value)
+    }
+
+    /// The only such series' value.
+    pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        let values: Vec<f64> = self.matching(name, labels).collect();
+        match values[..] {
+            [value] => Ok(value),
+            _ => anyhow::bail!("{name}{labels:?}: {} series instead of one", values.len()),
+        }
+    }
+
+    /// A cgroup's only series of a family.
+    pub fn of(&self, id: &str, name: &str) -> Result<f64> {
+        self.get(name, &[("id", id)])
+    }
+
+    /// Whether there is such a series.
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.matching(name, labels).next().is_some()
+    }
+
+    /// Sum over all such series.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.matching(name, labels).sum()
+    }
+
+    /// Number of such series.
+    pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> usize {
+        self.matching(name, labels).count()
+    }
+
+    /// Values of label `id` of a family's series, as they stand in the text.
+    pub fn ids(&self, name: &str) -> Vec<&str> {
+        self.0
+            .iter()
+            .filter(|sample| sample.name == name)
+            .filter_map(|sample| sample.labels.strip_prefix("id=\"")?.split('"').next())
+            .collect()
+    }
+}
+
+/// Fails unless two numbers agree to within a fraction of the second, plus an absolute slack.
+pub fn agree(what: &str, found: f64, expected: f64, fraction: f64, slack: f64) -> Result<()> {
+    let allowed = expected.abs() * fraction + slack;
+    anyhow::ensure!(
+        (found - expected).abs() <= allowed,
+        "{what}: {found} instead of {expected} (more than {allowed} apart)"
+    );
+    Ok(())
+}
+
+/// Fails unless two counts are the same.
+pub fn same(what: &str, found: f64, expected: f64) -> Result<()> {
+    anyhow::ensure!(found == expected, "{what}: {found} instead of {expected}");
+    Ok(())
+}

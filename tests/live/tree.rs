@@ -1,0 +1,280 @@
+//! Cgroups that come, go, nest, return, and have strange names.
+
+use std::{
+    thread::sleep,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::{agree, same},
+    needs::Need,
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    ("tree::a_thousand_short_lives", &[Need::Agent], short_lives),
+    (
+        "tree::nested_cgroups_and_dead_children",
+        &[Need::Agent],
+        nested,
+    ),
+    (
+        "tree::made_and_removed_while_the_agent_was_down",
+        &[Need::Agent],
+        while_down,
+    ),
+    ("tree::the_dead_linger_and_leave", &[Need::Agent], linger),
+    (
+        "tree::a_path_made_again_goes_on",
+        &[Need::Agent],
+        made_again,
+    ),
+    ("tree::include_and_exclude", &[Need::Agent], filters),
+];
+
+const USAGE: &str = "container_cpu_usage_seconds_total";
+
+fn short_lives() -> Result<()> {
+    const LIVES: usize = 1000;
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    let mut work = 0.0;
+    let mut longest = Duration::ZERO;
+    for n in 0..LIVES {
+        let begin = std::time::Instant::now();
+        let cgroup = parent.child(&format!("job-{n}"))?;
+        let mut worker = Worker::start(&cgroup)?;
+        worker.run("spin 2")?;
+        worker.finish()?;
+        work += cgroup.cpu_seconds()?;
+        cgroup.remove()?;
+        longest = longest.max(begin.elapsed());
+    }
+    let metrics = agent.scrape()?;
+    let prefix = format!("{}/", parent.id);
+    let found = metrics
+        .ids(USAGE)
+        .iter()
+        .filter(|id| id.starts_with(&prefix))
+        .count();
+    ensure!(
+        found == LIVES,
+        "{found} of {LIVES} cgroups (longest life {longest:?}) are reported"
+    );
+    let counted: f64 = (0..LIVES)
+        .map(|n| metrics.of(&format!("{prefix}job-{n}"), USAGE))
+        .sum::<Result<f64>>()?;
+    agree("their work", counted, work, 0.01, 0.0)?;
+    agree(
+        "their parent's",
+        metrics.of(&parent.id, USAGE)?,
+        parent.cpu_seconds()?,
+        0.01,
+        0.0,
+    )?;
+    for reason in ["exited", "signaled"] {
+        let labels = [("id", parent.id.as_str()), ("reason", reason)];
+        let ended = metrics.get("container_processes_exited_total", &labels)?;
+        same(
+            reason,
+            ended,
+            if reason == "exited" {
+                LIVES as f64
+            } else {
+                0.0
+            },
+        )?;
+    }
+    same(
+        "lost events",
+        metrics.get("cgmeter_lost_events_total", &[])?,
+        0.0,
+    )?;
+    same(
+        "overflow",
+        metrics.get("cgmeter_overflow_events_total", &[])?,
+        0.0,
+    )
+}
+
+fn nested() -> Result<()> {
+    let agent = Agent::start(&["--cgroup.linger", "1s"])?;
+    let top = Cgroup::new()?;
+    let middle = top.child("middle")?;
+    let leaf = middle.child("leaf")?;
+    for cgroup in [&top, &middle, &leaf] {
+        let mut worker = Worker::start(cgroup)?;
+        worker.run("spin 60")?;
+        worker.finish()?;
+    }
+    let metrics = agent.scrape()?;
+    for cgroup in [&top, &middle, &leaf] {
+        agree(
+            &cgroup.id,
+            metrics.of(&cgroup.id, USAGE)?,
+            cgroup.cpu_seconds()?,
+            0.001,
+            0.001,
+        )?;
+    }
+    leaf.remove()?;
+    middle.remove()?;
+    // The dead leave; what they did stays with those that live.
+    let until = std::time::Instant::now() + Duration::from_secs(15);
+    let metrics = loop {
+        let metrics = agent.scrape()?;
+        if !metrics.has(USAGE, &[("id", &middle.id)]) {
+            break metrics;
+        }
+        ensure!(std::time::Instant::now() < until, "the dead do not leave");
+        sleep(Duration::from_millis(100));
+    };
+    ensure!(!metrics.has(USAGE, &[("id", &leaf.id)]));
+    agree(
+        &top.id,
+        metrics.of(&top.id, USAGE)?,
+        top.cpu_seconds()?,
+        0.001,
+        0.001,
+    )?;
+    // Longer than a slot's quarantine: recycling loses nothing either.
+    sleep(Duration::from_secs(4));
+    let metrics = agent.scrape()?;
+    agree(
+        &top.id,
+        metrics.of(&top.id, USAGE)?,
+        top.cpu_seconds()?,
+        0.001,
+        0.001,
+    )
+}
+
+fn while_down() -> Result<()> {
+    let (stays, goes) = (Cgroup::new()?, Cgroup::new()?);
+    let agent = Agent::start(&[])?;
+    ensure!(agent.scrape()?.has(USAGE, &[("id", &goes.id)]));
+    ensure!(agent.stop(libc::SIGTERM)?.success());
+    goes.remove()?;
+    let comes = Cgroup::new()?;
+    let mut worker = Worker::start(&comes)?;
+    worker.run("spin 100")?;
+    let agent = Agent::start(&[])?;
+    let metrics = agent.scrape()?;
+    ensure!(metrics.has(USAGE, &[("id", &stays.id)]));
+    ensure!(
+        !metrics.has(USAGE, &[("id", &goes.id)]),
+        "{} is gone",
+        goes.id
+    );
+    agree(
+        &comes.id,
+        metrics.of(&comes.id, USAGE)?,
+        comes.cpu_seconds()?,
+        0.01,
+        0.001,
+    )
+}
+
+fn linger() -> Result<()> {
+    let agent = Agent::start(&["--cgroup.linger", "3s"])?;
+    let cgroup = Cgroup::new()?;
+    let id = [("id", cgroup.id.as_str())];
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("spin 50")?;
+    let alive = agent.scrape()?;
+    let created = alive.of(&cgroup.id, "container_creation_time_seconds")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+    ensure!(
+        (0.0..60.0).contains(&(now - created)),
+        "made at {created}, now is {now}"
+    );
+    worker.finish()?;
+    cgroup.remove()?;
+    let removed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+    let dead = agent.scrape()?;
+    ensure!(dead.of(&cgroup.id, USAGE)? >= 0.05, "counters stay");
+    ensure!(
+        !dead.has("container_creation_time_seconds", &id),
+        "gauges end"
+    );
+    ensure!(!dead.has("container_spec_cpu_shares", &id), "gauges end");
+    let seen = dead.of(&cgroup.id, "container_last_seen")?;
+    ensure!(
+        (removed - seen).abs() <= 1.5,
+        "last seen {seen}, removed {removed}"
+    );
+    sleep(Duration::from_millis(1200));
+    let later = agent.scrape()?;
+    same(
+        "last seen stands still",
+        later.of(&cgroup.id, "container_last_seen")?,
+        seen,
+    )?;
+    let until = std::time::Instant::now() + Duration::from_secs(15);
+    while agent.scrape()?.has(USAGE, &id) {
+        ensure!(std::time::Instant::now() < until, "it does not leave");
+        sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn made_again() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let name = format!("cgmeter-test-{}-again", std::process::id());
+    let mut total = 0.0;
+    for _ in 0..3 {
+        let cgroup = Cgroup::named(&name)?;
+        let mut worker = Worker::start(&cgroup)?;
+        worker.run("spin 60")?;
+        worker.finish()?;
+        total += cgroup.cpu_seconds()?;
+        let metrics = agent.scrape()?;
+        same(
+            "series",
+            metrics.count(USAGE, &[("id", &cgroup.id)]) as f64,
+            1.0,
+        )?;
+        agree(
+            &cgroup.id,
+            metrics.of(&cgroup.id, USAGE)?,
+            total,
+            0.001,
+            0.001,
+        )?;
+        let parts = metrics.of(&cgroup.id, "container_cpu_user_seconds_total")?
+            + metrics.of(&cgroup.id, "container_cpu_system_seconds_total")?;
+        agree("user and system", parts, total, 0.01, 0.001)?;
+        cgroup.remove()?;
+    }
+    Ok(())
+}
+
+fn filters() -> Result<()> {
+    let (one, two) = (Cgroup::new()?, Cgroup::new()?);
+    let child = two.child("kept")?;
+    let exclude = format!("{}$", two.id);
+    let agent = Agent::start(&[
+        "--cgroup.include",
+        "^/cgmeter-test-",
+        "--cgroup.exclude",
+        &exclude,
+    ])?;
+    let metrics = agent.scrape()?;
+    let ids = metrics.ids(USAGE);
+    for (id, exported) in [
+        (&one.id, true),
+        (&two.id, false),
+        (&child.id, true),
+        (&"/".to_owned(), false),
+    ] {
+        ensure!(ids.contains(&id.as_str()) == exported, "{id}: {ids:?}");
+    }
+    let first = ids.first().context("nothing is exported")?;
+    ensure!(first.starts_with("/cgmeter-test-"));
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! The workload: this binary, started again inside a cgroup, doing what it is told line by line.
+//!
+//! After each job it says `done` and sleeps until the next, so that the test can read the kernel's
+//! books of it while they stand still.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cgroup::Cgroup;
+
+/// First argument of a worker.
+pub const FLAG: &str = "--worker";
+
+/// A worker in a cgroup.
+pub struct Worker {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// A task's own books as the kernel shows them, summed over the threads of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Books {
+    /// Seconds on a CPU.
+    pub run: f64,
+    /// Seconds waiting for one.
+    pub wait: f64,
+    /// Times that it got one.
+    pub periods: f64,
+    /// Voluntary switches.
+    pub voluntary: f64,
+    /// Involuntary ones.
+    pub involuntary: f64,
+}
+
+impl std::ops::Sub for Books {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            run: self.run - other.run,
+            wait: self.wait - other.wait,
+            periods: self.periods - other.periods,
+            voluntary: self.voluntary - other.voluntary,
+            involuntary: self.involuntary - other.involuntary,
+        }
+    }
+}
+
+impl Worker {
+    /// A worker that has entered `cgroup` and waits for orders.
+    pub fn start(cgroup: &Cgroup) -> Result<Self> {
+        let procs = std::ffi::CString::new(cgroup.procs().into_os_string().into_encoded_bytes())?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(FLAG)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        // SAFETY: open, write and close are all that is called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                let file = libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if file < 0 || libc::write(file, c"0".as_ptr().cast(), 1) != 1 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                libc::close(file);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().context("starting a worker")?;
+        let orders = child.stdin.take().context("no stdin")?;
+        let answers = BufReader::new(child.stdout.take().context("no stdout")?);
+        let mut worker = Self {
+            child,
+            orders,
+            answers,
+        };
+        worker.wait_done()?;
+        Ok(worker)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives an order without waiting for its end.
+    pub fn order(&mut self, order: &str) -> Result<()> {
+        Ok(writeln!(self.orders, "{order}")?)
+    }
+
+    /// Waits for the end of an order, and until every thread sleeps.
+    pub fn wait_done(&mut self) -> Result<()> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(line.trim() == "done", "the worker said {line:?}");
+        self.wait_asleep()
+    }
+
+    /// Gives an order and waits for its end.
+    pub fn run(&mut self, order: &str) -> Result<()> {
+        self.order(order)?;
+        self.wait_done()
+    }
+
+    fn wait_asleep(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let asleep = self.threads()?.iter().all(|thread| {
+                let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+                // State follows the command's closing parenthesis.
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, rest)| rest.starts_with('S'))
+            });
+            if asleep {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the worker does not come to rest");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn threads(&self) -> Result<Vec<PathBuf>> {
+        let folder = format!("/proc/{}/task", self.pid());
+        let mut threads = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            threads.push(entry?.path());
+        }
+        Ok(threads)
+    }
+
+    /// What the kernel's own books say of all its threads.
+    pub fn books(&self) -> Result<Books> {
+        let mut sum = Books::default();
+        for thread in self.threads()? {
+            let schedstat = fs::read_to_string(thread.join("schedstat"))?;
+            let numbers: Vec<f64> = schedstat
+                .split_whitespace()
+                .filter_map(|text| text.parse().ok())
+                .collect();
+            ensure!(numbers.len() == 3, "{schedstat:?} is no schedstat");
+            sum.run += numbers[0] / 1e9;
+            sum.wait += numbers[1] / 1e9;
+            sum.periods += numbers[2];
+            let status = fs::read_to_string(thread.join("status"))?;
+            let fields: BTreeMap<&str, &str> = status
+                .lines()
+                .filter_map(|line| line.split_once(":\t"))
+                .collect();
+            let count = |name: &str| -> Result<f64> {
+                Ok(fields
+                    .get(name)
+                    .with_context(|| format!("no {name}"))?
+                    .trim()
+                    .parse()?)
+            };
+            sum.voluntary += count("voluntary_ctxt_switches")?;
+            sum.involuntary += count("nonvoluntary_ctxt_switches")?;
+        }
+        Ok(sum)
+    }
+
+    /// Lets it exit.
+    pub fn finish(mut self) -> Result<()> {
+        self.order("exit")?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The other side.
+pub fn main() -> ExitCode {
+    say_done();
+    let mut threads = Vec::new();
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else {
+            break;
+        };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| {
+            words
+                .get(at)
+                .and_then(|word| word.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        match words.first().copied().unwrap_or_default() {
+            "exit" => break,
+            "spin" => spin(Duration::from_millis(number(1))),
+            "forever" => loop {
+                std::hint::spin_loop();
+            },
+            "pin" => pin(number(1) as usize),
+            "policy" => set_policy(words.get(1).copied().unwrap_or_default()),
+            "threads" => threads.extend(spinners(number(1), Duration::from_millis(number(2)))),
+            "start-threads" => threads.extend((0..number(1)).map(|_| forever())),
+            "sleeps" => (0..number(1)).for_each(|_| std::thread::sleep(Duration::from_micros(100))),
+            "pingpong" => threads.push(pingpong(number(1))),
+            "migrate" => (0..number(1)).for_each(|n| pin(n as usize % 2)),
+            "fork" => (0..number(1)).for_each(|_| fork(0)),
+            "kill" => (0..number(1)).for_each(|_| fork(libc::SIGKILL)),
+            "exec" => (0..number(1)).for_each(|_| exec()),
+            other => {
+                eprintln!("unknown order {other:?}");
+                return ExitCode::FAILURE;
+            }
+        }
+        say_done();
+    }
+    ExitCode::SUCCESS
+}
+
+fn say_done() {
+    println!("done");
+}
+
+/// Uses CPU time, by this thread's own clock.
+fn spin(time: Duration) {
+    let end = cpu_time() + time;
+    while cpu_time() < end {
+        for _ in 0..1000 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn cpu_time() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+fn pin(cpu: usize) {
+    // SAFETY: an all-zero set is empty; CPU_SET stays within it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+fn set_policy(name: &str) {
+    let (policy, priority) = match name {
+        "fifo" => (libc::SCHED_FIFO, 1),
+        "idle" => (libc::SCHED_IDLE, 0),
+        _ => (libc::SCHED_OTHER, 0),
+    };
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: `parameters` is readable.
+    if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } != 0 {
+        eprintln!("sched_setscheduler: {}", std::io::Error::last_os_error());
+        std::process::exit(1);
+    }
+}
+
+/// A thread that stays when its work is done, so that its books stay readable.
+type Parked = std::thread::JoinHandle<()>;
+
+fn park() {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn spinners(count: u64, time: Duration) -> Vec<Parked> {
+    let (done, finished) = mpsc::channel();
+    let threads: Vec<Parked> = (0..count)
+        .map(|_| {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                spin(time);
+                let _ = done.send(());
+                park();
+            })
+        })
+        .collect();
+    for _ in 0..count {
+        let _ = finished.recv();
+    }
+    threads
+}
+
+fn forever() -> Parked {
+    std::thread::spawn(|| {
+        loop {
+            std::hint::spin_loop();
+        }
+    })
+}
+
+fn pingpong(rounds: u64) -> Parked {
+    let (there, theirs) = mpsc::sync_channel::<()>(0);
+    let (back, ours) = mpsc::sync_channel::<()>(0);
+    let thread = std::thread::spawn(move || {
+        while theirs.recv().is_ok() {
+            let _ = back.send(());
+        }
+        park();
+    });
+    for _ in 0..rounds {
+        let _ = there.send(());
+        let _ = ours.recv();
+    }
+    thread
+}
+
+fn fork(signal: libc::c_int) {
+    // SAFETY: the child only raises a signal or exits.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            if signal != 0 {
+                libc::raise(signal);
+            }
+            libc::_exit(3);
+        }
+        let mut status = 0;
+        libc::waitpid(pid, &raw mut status, 0);
+        let status = std::process::ExitStatus::from_raw(status);
+        assert_eq!(status.signal().unwrap_or(0), signal);
+    }
+}
+
+fn exec() {
+    // A worker without orders ends at once.
+    let status = Command::new("/proc/self/exe")
+        .arg(FLAG)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()));
+}

@@ -1,0 +1,1 @@
+//! Integration tests of cgmeter; they are in `live/`.
