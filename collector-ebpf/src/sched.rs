@@ -147,20 +147,13 @@ fn cell_on_this_cpu(first_cell: u32) -> Option<&'static mut SchedCell> {
 fn settle(task: Task, books: &mut TaskBooks) -> i32 {
     let css_set = task.css_set();
     let id = task.cgroup().id();
-    if id != books.owner && books.owner != 0 {
+    let marked = books.css_set == 0 && books.mark_owner != 0;
+    // Marked and still (or again) in the same cgroup: it was away in between.
+    if books.owner != 0 && (marked || id != books.owner) {
         // What it did before it left: up to the mover's mark; without one (a thread that was moved
         // with its leader) up to now.
-        let marked = books.css_set == 0 && books.mark_owner != 0;
-        let until = if marked {
-            books.run_mark.max(books.run_ns)
-        } else {
-            task.run_ns()
-        };
-        let enter = if marked {
-            books.run_enter_mark.max(until)
-        } else {
-            until
-        };
+        let until = if marked { books.run_mark.max(books.run_ns) } else { task.run_ns() };
+        let enter = if marked { books.run_enter_mark.max(until) } else { until };
         // By the hash and not by the cached number: the slot may have been recycled since.
         let left = slot::resolve(books.owner);
         if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {

@@ -234,7 +234,7 @@ fn conservation() -> Result<()> {
     agree(
         "nested",
         end.of(&outer.id, RUN)?,
-        { end.of(&cgroups[0].id, RUN)? + end.of(&cgroups[1].id, RUN)? },
+        end.of(&cgroups[0].id, RUN)? + end.of(&cgroups[1].id, RUN)?,
         0.0,
         1e-6,
     )

@@ -74,8 +74,10 @@ impl Core {
         self.walk_if_events_were_lost();
         self.retire(Instant::now());
         let sources = &mut self.sources;
+        let departed = &self.departed;
+        let pending = |id| departed.iter().any(|&(found, _)| found == id);
         self.tree
-            .reap(SystemTime::now(), self.linger, |from, into| {
+            .reap(SystemTime::now(), self.linger, pending, |from, into| {
                 for source in sources.iter_mut() {
                     source.fold(from, into);
                 }
@@ -196,6 +198,7 @@ impl Core {
                 if let (Some(node), Some(slot)) = (node, slot) {
                     self.disowned.push((node, slot, now));
                 }
+                self.tree.forget_alias(id);
             }
         }
         let (over, waiting): (Vec<_>, Vec<_>) = self

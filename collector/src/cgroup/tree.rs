@@ -225,11 +225,13 @@ impl Tree {
     }
 
     /// Removes dead nodes whose time to linger is over, children before parents, and hands each
-    /// one's parent to `fold`, to which its numbers now belong.
+    /// one's parent to `fold`, to which its numbers now belong. The ids of those `pending` lead to
+    /// that parent from now on, because their slots are still to be read.
     pub fn reap(
         &mut self,
         now: SystemTime,
         linger: Duration,
+        pending: impl Fn(u64) -> bool,
         mut fold: impl FnMut(NodeId, NodeId),
     ) {
         let mut reaped = false;
@@ -246,6 +248,13 @@ impl Tree {
                 continue;
             }
             fold(number, parent);
+            self.by_id.retain(|&id, found| {
+                if *found == number {
+                    *found = parent;
+                    return pending(id);
+                }
+                true
+            });
             self.by_path.remove(&node.path);
             self.nodes[number] = None;
             self.vacant.push(number);
@@ -258,7 +267,15 @@ impl Tree {
             let nodes = &self.nodes;
             let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);
             self.order.retain(alive);
-            self.by_id.retain(|_, number| alive(number));
+        }
+    }
+
+    /// Forgets an id that only leads to a node which is another cgroup's by now.
+    pub fn forget_alias(&mut self, id: u64) {
+        if let Some(&number) = self.by_id.get(&id)
+            && self.node(number).is_some_and(|node| node.id != id)
+        {
+            self.by_id.remove(&id);
         }
     }
 
@@ -357,7 +374,7 @@ mod tests {
             id: 3,
             at: SystemTime::UNIX_EPOCH,
         });
-        tree.reap(SystemTime::now(), Duration::ZERO, |_, _| {});
+        tree.reap(SystemTime::now(), Duration::ZERO, |_| false, |_, _| {});
         tree.apply(&made(4, 2, "d"));
         tree.apply(&made(5, 4, "e"));
         let order: Vec<u64> = tree.iter().map(|(_, node)| node.id).collect();
@@ -372,15 +389,36 @@ mod tests {
         tree.apply(&Event::Removed { id: 2, at: now });
         let mut folds = Vec::new();
         let linger = Duration::from_secs(300);
-        tree.reap(now + Duration::from_secs(299), linger, |from, to| {
-            folds.push((from, to))
-        });
+        tree.reap(
+            now + Duration::from_secs(299),
+            linger,
+            |_| false,
+            |from, to| folds.push((from, to)),
+        );
         assert!(folds.is_empty());
         assert_eq!(tree.next_reaping(linger), Some(now + linger));
-        tree.reap(now + linger, linger, |from, to| folds.push((from, to)));
+        tree.reap(
+            now + linger,
+            linger,
+            |_| false,
+            |from, to| folds.push((from, to)),
+        );
         assert_eq!(folds, [(3, 2), (2, ROOT)]);
         assert_eq!(tree.counts(), (1, 0));
         assert_eq!(tree.by_id(3), Some(ROOT), "a straggler counts at the root");
+    }
+
+    #[test]
+    fn ids_whose_slots_are_still_to_be_read_lead_to_the_living() {
+        let mut tree = tree();
+        let now = SystemTime::now();
+        tree.apply(&Event::Removed { id: 3, at: now });
+        tree.apply(&Event::Removed { id: 2, at: now });
+        tree.reap(now, Duration::ZERO, |id| id == 3, |_, _| {});
+        assert_eq!(tree.by_id(3), Some(ROOT));
+        assert!(tree.knows(3) && !tree.knows(2));
+        tree.forget_alias(3);
+        assert!(!tree.knows(3));
     }
 
     #[test]
