@@ -3,6 +3,7 @@
 //! Invariant: a verb run twice does nothing new. Each is a file of its own; what they share is
 //! [`shell`] (running commands) and [`toolchain`] (the compiler of the kernel programs).
 
+mod bench;
 mod build;
 mod check;
 mod docs;
@@ -10,6 +11,7 @@ mod run;
 mod setup;
 mod shell;
 mod test;
+#[allow(dead_code, reason = "the build script uses the rest")]
 mod toolchain;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +50,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Measure speed and memory (as root)
+    Bench(bench::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -59,6 +63,7 @@ fn main() -> std::process::ExitCode {
         Verb::BuildAndTest => build::build().and_then(|()| test::test(None)),
         Verb::Check => check::check().map(drop),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Bench(options) => bench::bench(&options),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

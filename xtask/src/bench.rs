@@ -1,0 +1,139 @@
+//! `bench`: what the agent costs, measured on this machine.
+//!
+//! Times of kernel programs are the kernel's own (`kernel.bpf_stats_enabled`), less those of an
+//! empty program attached to the same tracepoint in the same run. Slow-down is a ratio of
+//! interleaved rounds with and without the agent. Nothing here fails for being slow.
+
+mod agent;
+mod empty;
+mod load;
+mod programs;
+mod scrapes;
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    build::build,
+    shell::{require_root, root},
+};
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Cgroups to scrape
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000])]
+    cgroups: Vec<usize>,
+    /// Rounds of the context-switch benchmark, each with and without the agent
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+}
+
+/// Measures, prints a table, writes JSON.
+pub fn bench(options: &Options) -> Result<()> {
+    require_root("bench", "BPF programs are loaded and cgroups made")?;
+    build()?;
+    let machine = machine()?;
+    println!("\n{machine}\n");
+    let programs = programs::measure()?;
+    let switching = load::slow_down(options.rounds)?;
+    let scrapes = options
+        .cgroups
+        .iter()
+        .map(|&count| scrapes::measure(count))
+        .collect::<Result<Vec<_>>>()?;
+    let result = json!({
+        "machine": machine,
+        "programs": programs,
+        "context_switches": switching,
+        "scrapes": scrapes,
+    });
+    println!("{}", table(&result)?);
+    let folder = root().join("bench-results");
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join("latest.json");
+    std::fs::write(
+        &file,
+        format!("{}\n", serde_json::to_string_pretty(&result)?),
+    )
+    .with_context(|| format!("writing {}", file.display()))?;
+    println!("written to {}", file.display());
+    Ok(())
+}
+
+fn machine() -> Result<String> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let cpus = std::thread::available_parallelism()?;
+    Ok(format!(
+        "{}, {cpus} CPUs, kernel {}",
+        model.unwrap_or("unknown CPU"),
+        release.trim()
+    ))
+}
+
+/// The results as aligned text, which is Markdown at the same time.
+fn table(result: &Value) -> Result<String> {
+    let mut text = String::new();
+    writeln!(
+        text,
+        "| program | runs | ns gross | ns empty | ns net |\n| --- | --: | --: | --: | --: |"
+    )?;
+    for row in result["programs"].as_array().into_iter().flatten() {
+        writeln!(
+            text,
+            "| {} | {} | {:.1} | {:.1} | {:.1} |",
+            row["program"].as_str().unwrap_or_default(),
+            row["runs"],
+            row["gross_ns"].as_f64().unwrap_or_default(),
+            row["empty_ns"].as_f64().unwrap_or_default(),
+            row["net_ns"].as_f64().unwrap_or_default(),
+        )?;
+    }
+    let switching = &result["context_switches"];
+    writeln!(
+        text,
+        "\npinned ping-pong: {:.0} ns a round trip without, {:.0} ns with the agent: {:+.1} % \
+         (median of {} interleaved ratios)\n",
+        switching["without_ns"].as_f64().unwrap_or_default(),
+        switching["with_ns"].as_f64().unwrap_or_default(),
+        switching["median_of_ratios_percent"]
+            .as_f64()
+            .unwrap_or_default(),
+        switching["rounds"],
+    )?;
+    writeln!(
+        text,
+        "| cgroups | series | bytes | CPU ms | wall ms | ns a series | RSS MB | anonymous MB | kernel \
+         KiB | start ms |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
+    )?;
+    for row in result["scrapes"].as_array().into_iter().flatten() {
+        let number = |key: &str| row[key].as_f64().unwrap_or_default();
+        writeln!(
+            text,
+            "| {} | {} | {} | {:.2} | {:.2} | {:.0} | {:.1} | {:.1} | {:.0} | {:.0} |",
+            row["cgroups"],
+            row["series"],
+            row["bytes"],
+            number("cpu_ms"),
+            number("wall_ms"),
+            number("ns_a_series"),
+            number("rss_mb"),
+            number("anonymous_mb"),
+            number("kernel_kib"),
+            number("start_ms"),
+        )?;
+    }
+    Ok(text)
+}
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}

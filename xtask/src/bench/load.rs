@@ -1,0 +1,159 @@
+//! Loads: context switches, processes, cgroups.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{agent::Agent, median};
+
+/// Round trips in one round of the ping-pong.
+const ROUND_TRIPS: u32 = 150_000;
+
+/// Two threads on one CPU that hand a byte to and fro through pipes: two context switches a round
+/// trip. Returns ns a round trip.
+pub fn ping_pong(round_trips: u32) -> Result<f64> {
+    let (their_end, mut there) = std::io::pipe()?;
+    let (mut ours, back) = std::io::pipe()?;
+    let other = std::thread::spawn(move || {
+        pin_to_last_cpu();
+        let (mut theirs, mut back) = (their_end, back);
+        let mut byte = [0];
+        // Ends when the other side closes its pipe.
+        while theirs.read_exact(&mut byte).is_ok() && back.write_all(&byte).is_ok() {}
+    });
+    let this = std::thread::spawn(move || -> std::io::Result<f64> {
+        pin_to_last_cpu();
+        let mut byte = [0];
+        let begin = Instant::now();
+        for _ in 0..round_trips {
+            there.write_all(&byte)?;
+            ours.read_exact(&mut byte)?;
+        }
+        Ok(begin.elapsed().as_nanos() as f64 / f64::from(round_trips))
+    });
+    let time = this
+        .join()
+        .map_err(|_| anyhow::anyhow!("the ping-pong panicked"))??;
+    let _ = other.join();
+    Ok(time)
+}
+
+fn pin_to_last_cpu() {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    // SAFETY: an all-zero set is empty; the CPU is within it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpus - 1, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+/// Slow-down of the ping-pong by the agent: rounds with and without it in turn.
+pub fn slow_down(rounds: usize) -> Result<Value> {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    ping_pong(ROUND_TRIPS)?;
+    for _ in 0..rounds {
+        without.push(ping_pong(ROUND_TRIPS)?);
+        let agent = Agent::start()?;
+        ping_pong(ROUND_TRIPS / 10)?;
+        with.push(ping_pong(ROUND_TRIPS)?);
+        drop(agent);
+    }
+    let ratios: Vec<f64> = with
+        .iter()
+        .zip(&without)
+        .map(|(with, without)| with / without)
+        .collect();
+    let (with, without) = (median(with), median(without));
+    Ok(json!({
+        "rounds": rounds,
+        "with_ns": with,
+        "without_ns": without,
+        "slow_down_percent": (with / without - 1.0) * 100.0,
+        "median_of_ratios_percent": (median(ratios) - 1.0) * 100.0,
+    }))
+}
+
+/// Starts and waits for processes.
+pub fn processes(count: usize) -> Result<()> {
+    for _ in 0..count {
+        Command::new("/bin/true").stdout(Stdio::null()).status()?;
+    }
+    Ok(())
+}
+
+/// Cgroups below one, each of which a process has been in.
+pub struct Cgroups(PathBuf);
+
+impl Cgroups {
+    /// Makes them.
+    pub fn make(count: usize) -> Result<Self> {
+        let top = root()?.join(format!("cgmeter-bench-{}", std::process::id()));
+        fs::create_dir(&top).with_context(|| format!("making {}", top.display()))?;
+        let cgroups = Self(top);
+        // Ten in a folder: as deep as pods and containers are.
+        for n in 0..count {
+            let folder = cgroups.0.join(format!("slice-{:04}", n / 10));
+            fs::create_dir_all(&folder)?;
+            let cgroup = folder.join(format!("container-{n:05}"));
+            fs::create_dir(&cgroup)?;
+            enter(&cgroup)?;
+        }
+        Ok(cgroups)
+    }
+}
+
+/// A process goes into a cgroup, sleeps a moment and ends there.
+pub fn enter(cgroup: &Path) -> Result<()> {
+    let file = std::ffi::CString::new(
+        cgroup
+            .join("cgroup.procs")
+            .into_os_string()
+            .into_encoded_bytes(),
+    )?;
+    // SAFETY: the child calls nothing but system calls.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            let fd = libc::open(file.as_ptr(), libc::O_WRONLY);
+            libc::write(fd, c"0".as_ptr().cast(), 1);
+            libc::usleep(1);
+            libc::usleep(1);
+            libc::_exit(0);
+        }
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    Ok(())
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+fn remove(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+/// The root of cgroup2.
+fn root() -> Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let line = text
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .context("no cgroup2")?;
+    Ok(PathBuf::from(line.split(' ').nth(4).unwrap_or_default()))
+}

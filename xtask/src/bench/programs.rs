@@ -1,0 +1,79 @@
+//! ns per event of each kernel program.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{
+    agent::{Agent, value},
+    empty::Empty,
+    load::{Cgroups, ping_pong, processes},
+};
+
+/// Programs with the tracepoint that they, and the empty program beside them, are attached to.
+const PROGRAMS: &[&str] = &[
+    "sched_switch",
+    "sched_process_fork",
+    "sched_process_exec",
+    "sched_process_exit",
+    "cgroup_mkdir",
+    "cgroup_rmdir",
+    "cgroup_attach_task",
+];
+
+/// Has the kernel time programs.
+struct Statistics(String);
+
+const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Statistics {
+    fn on() -> Result<Self> {
+        let before = std::fs::read_to_string(SYSCTL)?;
+        std::fs::write(SYSCTL, "1")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Statistics {
+    fn drop(&mut self) {
+        let _ = std::fs::write(SYSCTL, &self.0);
+    }
+}
+
+/// Measures under a load that has all of them run.
+pub fn measure() -> Result<Vec<Value>> {
+    let agent = Agent::start()?;
+    let empties = PROGRAMS
+        .iter()
+        .map(|name| Empty::attach(name))
+        .collect::<Result<Vec<_>>>()?;
+    // Caches warm, storage made.
+    ping_pong(20_000)?;
+    let _statistics = Statistics::on()?;
+    let before = (agent.scrape()?, times(&empties)?);
+    ping_pong(300_000)?;
+    processes(1500)?;
+    drop(Cgroups::make(500)?);
+    let after = (agent.scrape()?, times(&empties)?);
+    let rows = PROGRAMS.iter().enumerate().map(|(at, program)| {
+        let gained = |family: &str| {
+            let series = format!("{family}{{program=\"{program}\"}} ");
+            value(&after.0, &series) - value(&before.0, &series)
+        };
+        let runs = gained("cgmeter_program_runs_total");
+        let gross = gained("cgmeter_program_run_seconds_total") * 1e9 / runs;
+        let empty = after.1[at].1.saturating_sub(before.1[at].1) as f64
+            / after.1[at].0.saturating_sub(before.1[at].0) as f64;
+        json!({
+            "program": program,
+            "runs": runs,
+            "gross_ns": gross,
+            "empty_ns": empty,
+            "net_ns": gross - empty,
+        })
+    });
+    Ok(rows.collect())
+}
+
+fn times(empties: &[Empty]) -> Result<Vec<(u64, u64)>> {
+    empties.iter().map(Empty::run_time).collect()
+}
