@@ -98,13 +98,13 @@ fn table(result: &Value) -> Result<String> {
     let switching = &result["context_switches"];
     writeln!(
         text,
-        "\npinned ping-pong: {:.0} ns a round trip without, {:.0} ns with the agent: {:+.1} % \
-         (median of {} interleaved ratios)\n",
+        "\npinned ping-pong: {:.0} ns a round trip; with an empty program {:+.1} %, with the agent \
+         {:+.1} % (medians of {} interleaved ratios)\n",
         switching["without_ns"].as_f64().unwrap_or_default(),
-        switching["with_ns"].as_f64().unwrap_or_default(),
-        switching["median_of_ratios_percent"]
+        switching["empty_program_percent"]
             .as_f64()
             .unwrap_or_default(),
+        switching["agent_percent"].as_f64().unwrap_or_default(),
         switching["rounds"],
     )?;
     writeln!(

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{agent::Agent, median};
+use super::{agent::Agent, empty::Empty, median};
 
 /// Round trips in one round of the ping-pong.
 const ROUND_TRIPS: u32 = 150_000;
@@ -55,29 +55,34 @@ fn pin_to_last_cpu() {
     }
 }
 
-/// Slow-down of the ping-pong by the agent: rounds with and without it in turn.
+/// Slow-down of the ping-pong: rounds with nothing, with an empty program, with the agent, in turn.
+/// The empty program is what the kernel's own dispatch costs.
 pub fn slow_down(rounds: usize) -> Result<Value> {
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    ping_pong(ROUND_TRIPS)?;
-    for _ in 0..rounds {
-        without.push(ping_pong(ROUND_TRIPS)?);
-        let agent = Agent::start()?;
+    let (mut without, mut empty_ratios, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let round = || -> Result<f64> {
         ping_pong(ROUND_TRIPS / 10)?;
-        with.push(ping_pong(ROUND_TRIPS)?);
-        drop(agent);
+        ping_pong(ROUND_TRIPS)
+    };
+    round()?;
+    for _ in 0..rounds {
+        let bare = round()?;
+        let empty = {
+            let _empty = Empty::attach("sched_switch")?;
+            round()?
+        };
+        let with = {
+            let _agent = Agent::start()?;
+            round()?
+        };
+        without.push(bare);
+        empty_ratios.push(empty / bare);
+        ratios.push(with / bare);
     }
-    let ratios: Vec<f64> = with
-        .iter()
-        .zip(&without)
-        .map(|(with, without)| with / without)
-        .collect();
-    let (with, without) = (median(with), median(without));
     Ok(json!({
         "rounds": rounds,
-        "with_ns": with,
-        "without_ns": without,
-        "slow_down_percent": (with / without - 1.0) * 100.0,
-        "median_of_ratios_percent": (median(ratios) - 1.0) * 100.0,
+        "without_ns": median(without),
+        "empty_program_percent": (median(empty_ratios) - 1.0) * 100.0,
+        "agent_percent": (median(ratios) - 1.0) * 100.0,
     }))
 }
 

@@ -1,0 +1,89 @@
+//! Imports point one way along the way of a number: see ARCHITECTURE.md.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each layer, and the other modules of the crate that it may name.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("kernel", &[]),
+    ("exposition", &[]),
+    ("cgroup", &["exposition", "kernel"]),
+    ("source", &["cgroup", "exposition", "kernel"]),
+    ("agent", &["source", "cgroup", "exposition", "kernel"]),
+    ("web", &["agent", "exposition"]),
+];
+
+fn files(path: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// First names of `crate::name…` and of `use crate::{name…, name…}`.
+fn imports(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for part in text.split("crate::").skip(1) {
+        let group = part.strip_prefix('{').unwrap_or(part);
+        let mut depth = 0;
+        let mut expecting = true;
+        let mut name = String::new();
+        for c in group.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => expecting = true,
+                c if expecting && (c.is_alphanumeric() || c == '_') => name.push(c),
+                c if expecting && c.is_whitespace() && name.is_empty() => {}
+                _ => expecting = false,
+            }
+            if !expecting && !name.is_empty() {
+                names.push(std::mem::take(&mut name));
+            }
+            // A plain path ends here; only a group goes on.
+            if !part.starts_with('{') && !expecting {
+                break;
+            }
+        }
+        if !name.is_empty() {
+            names.push(name);
+        }
+    }
+    names
+}
+
+#[test]
+fn imports_are_found() {
+    let text = "use crate::{cgroup::{NodeId, Tree}, exposition::Value, kernel}; crate::web::x();";
+    assert_eq!(imports(text), ["cgroup", "exposition", "kernel", "web"]);
+}
+
+#[test]
+fn nothing_points_back() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let layers: Vec<&str> = LAYERS.iter().map(|(layer, _)| *layer).collect();
+    for (layer, allowed) in LAYERS {
+        let mut found = Vec::new();
+        files(&source.join(layer), &mut found);
+        found.extend(Some(source.join(format!("{layer}.rs"))).filter(|path| path.is_file()));
+        assert!(!found.is_empty(), "no layer {layer}");
+        for path in found {
+            for import in imports(&fs::read_to_string(&path).unwrap()) {
+                let other = layers.contains(&import.as_str()) && import != *layer;
+                assert!(
+                    !other || allowed.contains(&import.as_str()),
+                    "{} imports {import}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
