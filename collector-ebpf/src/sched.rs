@@ -152,8 +152,16 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
     if books.owner != 0 && (marked || id != books.owner) {
         // What it did before it left: up to the mover's mark; without one (a thread that was moved
         // with its leader) up to now.
-        let until = if marked { books.run_mark.max(books.run_ns) } else { task.run_ns() };
-        let enter = if marked { books.run_enter_mark.max(until) } else { until };
+        let until = if marked {
+            books.run_mark.max(books.run_ns)
+        } else {
+            task.run_ns()
+        };
+        let enter = if marked {
+            books.run_enter_mark.max(until)
+        } else {
+            until
+        };
         // By the hash and not by the cached number: the slot may have been recycled since.
         let left = slot::resolve(books.owner);
         if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
