@@ -105,10 +105,15 @@ impl Agent {
         Metrics::parse(&self.body("/metrics", "")?)
     }
 
-    /// Sends a signal and waits for the end.
-    pub fn stop(mut self, signal: libc::c_int) -> Result<ExitStatus> {
+    /// Sends a signal.
+    pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: our own child, not yet waited for.
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn stop(mut self, signal: libc::c_int) -> Result<ExitStatus> {
+        self.signal(signal);
         Ok(self.child.wait()?)
     }
 }

@@ -35,6 +35,11 @@ pub const TESTS: &[Test] = &[
         made_again,
     ),
     ("tree::include_and_exclude", &[Need::Agent], filters),
+    (
+        "tree::lost_events_are_made_good",
+        &[Need::Agent],
+        lost_events,
+    ),
 ];
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
@@ -276,5 +281,50 @@ fn filters() -> Result<()> {
     }
     let first = ids.first().context("nothing is exported")?;
     ensure!(first.starts_with("/cgmeter-test-"));
+    Ok(())
+}
+
+fn lost_events() -> Result<()> {
+    // More than the ring buffer holds while nobody reads it.
+    const COUNT: usize = 2500;
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    let gone = parent.child("gone")?;
+    ensure!(agent.scrape()?.has(USAGE, &[("id", &gone.id)]));
+    agent.signal(libc::SIGSTOP);
+    let cgroups = (0..COUNT)
+        .map(|n| parent.child(&format!("c{n}")))
+        .collect::<Result<Vec<_>>>();
+    let removed = gone.remove();
+    agent.signal(libc::SIGCONT);
+    let (cgroups, ()) = (cgroups?, removed?);
+    let mut worker = Worker::start(&cgroups[COUNT - 1])?;
+    worker.run("spin 50")?;
+    let metrics = agent.scrape()?;
+    ensure!(
+        metrics.get("cgmeter_lost_events_total", &[])? > 0.0,
+        "the ring buffer held them all"
+    );
+    let prefix = format!("{}/c", parent.id);
+    let found = metrics
+        .ids(USAGE)
+        .iter()
+        .filter(|id| id.starts_with(&prefix))
+        .count();
+    same("cgroups", found as f64, COUNT as f64)?;
+    let last = &cgroups[COUNT - 1];
+    agree(
+        &last.id,
+        metrics.of(&last.id, USAGE)?,
+        last.cpu_seconds()?,
+        0.001,
+        0.001,
+    )?;
+    ensure!(
+        !metrics.has("container_spec_cpu_shares", &[("id", &gone.id)]),
+        "gauges end"
+    );
+    // The kernel side's own warning has come through.
+    ensure!(agent.log().contains("ring buffer full"), "{}", agent.log());
     Ok(())
 }

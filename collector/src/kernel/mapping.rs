@@ -32,7 +32,7 @@ impl<T: Copy> Mapping<T> {
     ///
     /// mmap(2)'s.
     pub fn new(map: BorrowedFd<'_>, entries: usize) -> io::Result<Self> {
-        const { assert!(size_of::<T>() % 8 == 0) };
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
         let page = 4096;
         let bytes = (entries * size_of::<T>()).next_multiple_of(page);
         // SAFETY: a new mapping of the array's own pages, at an address of the kernel's choice.

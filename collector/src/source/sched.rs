@@ -160,7 +160,7 @@ pub const METRICS: &[Metric<Totals>] = &[
             )
         },
         samples: Samples::Histogram(|v| {
-            (v.periods() > 0).then(|| Histogram {
+            (v.periods() > 0).then_some(Histogram {
                 buckets: &v.wait_histogram,
                 sum: Value::Nanos(v.wait_ns),
             })
