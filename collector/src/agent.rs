@@ -54,13 +54,22 @@ struct Core {
     /// Dead cgroups whose slot is still theirs.
     departed: Vec<(u64, Instant)>,
     /// Slots taken from dead cgroups, not yet recycled.
-    disowned: Vec<(NodeId, u32, Instant)>,
+    disowned: Vec<Disowned>,
     lost_events: u64,
     snapshot: Option<Instant>,
     failed: bool,
     stats: KernelStats,
     stages: Vec<(&'static str, Duration)>,
     size: usize,
+}
+
+/// A slot taken from a dead cgroup.
+#[derive(Clone, Copy, Debug)]
+struct Disowned {
+    slot: u32,
+    /// Where its numbers count; `None` for a cgroup outside the root that the agent was given.
+    node: Option<NodeId>,
+    since: Instant,
 }
 
 impl Agent {
@@ -84,11 +93,6 @@ impl Agent {
         }
         Ok(core.encode(format))
     }
-
-    /// Every source with its state.
-    pub fn availability(&self) -> Vec<Availability> {
-        self.core().availability.clone()
-    }
 }
 
 impl Core {
@@ -111,7 +115,11 @@ impl Core {
             .slots
             .used()
             .filter_map(|(id, slot)| Some((self.tree.by_id(id)?, slot)))
-            .chain(self.disowned.iter().map(|&(node, slot, _)| (node, slot)))
+            .chain(
+                self.disowned
+                    .iter()
+                    .filter_map(|slot| Some((slot.node?, slot.slot))),
+            )
             .collect();
         slots.push((OVERFLOW, OVERFLOW_SLOT));
         lap(&mut stages, "slots");

@@ -11,7 +11,7 @@ use collector_common::{
     stat::Stat,
 };
 
-use super::{Agent, Core};
+use super::{Agent, Core, Disowned};
 use crate::{
     cgroup::{Event, walk},
     kernel::{cells::SlotMemory, load::monotonic_ns, mapping},
@@ -82,10 +82,12 @@ impl Core {
                     source.fold(from, into);
                 }
                 // A slot of a node that is reaped counts for the node that takes it over.
-                for (node, _, _) in &mut self.disowned {
-                    if *node == from {
-                        *node = into;
-                    }
+                for slot in self
+                    .disowned
+                    .iter_mut()
+                    .filter(|slot| slot.node == Some(from))
+                {
+                    slot.node = Some(into);
                 }
             });
         events
@@ -137,7 +139,7 @@ impl Core {
                         source.revive(node);
                     }
                 }
-            } else if self.tree.knows(event.id) {
+            } else {
                 self.tree.apply(&Event::Removed { id: event.id, at });
                 self.departed.push((event.id, Instant::now()));
             }
@@ -174,6 +176,27 @@ impl Core {
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
         }
+        if let Some(mount) = &self.hierarchies.cpu_v1 {
+            for found in walk(&mount.path).unwrap_or_default().into_iter().skip(1) {
+                let event = ForeignEvent {
+                    hierarchy: mount.hierarchy,
+                    id: found.id,
+                    made: Some((found.parent, found.name)),
+                };
+                for source in &mut self.sources {
+                    source.foreign(&event);
+                }
+            }
+        }
+        // Cgroups that came and went meanwhile are in no walk and had no event, but had slots.
+        if self.slots.refresh().is_ok() {
+            let unknown = self
+                .slots
+                .used()
+                .map(|(id, _)| id)
+                .filter(|&id| !self.tree.knows(id));
+            self.departed.extend(unknown.map(|id| (id, Instant::now())));
+        }
     }
 
     /// Takes slots from cgroups that are long enough dead, and recycles those taken before.
@@ -194,9 +217,12 @@ impl Core {
             self.departed = waiting;
             for (id, _) in over {
                 let node = self.tree.by_id(id);
-                let slot = self.slots.disown(id, &mut memories(&mut self.sources));
-                if let (Some(node), Some(slot)) = (node, slot) {
-                    self.disowned.push((node, slot, now));
+                if let Some(slot) = self.slots.disown(id, &mut memories(&mut self.sources)) {
+                    self.disowned.push(Disowned {
+                        slot,
+                        node,
+                        since: now,
+                    });
                 }
                 self.tree.forget_alias(id);
             }
@@ -204,11 +230,13 @@ impl Core {
         let (over, waiting): (Vec<_>, Vec<_>) = self
             .disowned
             .drain(..)
-            .partition(|(_, _, since)| due(since, GRACE));
+            .partition(|slot| due(&slot.since, GRACE));
         self.disowned = waiting;
-        for (node, slot, _) in over {
+        for Disowned { slot, node, .. } in over {
             for source in &mut self.sources {
-                source.keep(slot, node);
+                if let Some(node) = node {
+                    source.keep(slot, node);
+                }
             }
             self.slots.recycle(slot, &mut memories(&mut self.sources));
         }
@@ -240,8 +268,8 @@ impl Core {
         if let Some((_, since)) = self.departed.first() {
             next = next.min(QUARANTINE.saturating_sub(since.elapsed()));
         }
-        if let Some((_, _, since)) = self.disowned.first() {
-            next = next.min(GRACE.saturating_sub(since.elapsed()));
+        if let Some(slot) = self.disowned.first() {
+            next = next.min(GRACE.saturating_sub(slot.since.elapsed()));
         }
         if let Some(at) = self.tree.next_reaping(self.linger) {
             next = next.min(at.duration_since(SystemTime::now()).unwrap_or_default());

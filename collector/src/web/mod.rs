@@ -50,7 +50,8 @@ pub struct Options {
 const MAX_CONNECTIONS: usize = 512;
 /// Time for a client to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for one connection in all, keep-alive included: a client that never reads ends here.
+/// Time for one connection in all, keep-alive included: a client that never reads ends here, and a
+/// well-behaved one connects again.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -132,19 +133,20 @@ async fn accept(
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
-            let result = tokio::select! {
+            let ended = tokio::select! {
                 result = connection.as_mut() => Some(result),
-                () = tokio::time::sleep(CONNECTION_TIMEOUT) => return,
+                () = tokio::time::sleep(CONNECTION_TIMEOUT) => None,
                 () = told_to_stop(&mut stopped) => None,
             };
-            let result = match result {
-                Some(result) => result,
+            let ended = match ended {
+                Some(result) => Ok(result),
                 None => {
+                    // The request under way is answered, if the client takes the answer.
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    tokio::time::timeout(GRACE, connection).await
                 }
             };
-            if let Err(error) = result {
+            if let Ok(Err(error)) = ended {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
