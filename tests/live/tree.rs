@@ -2,7 +2,7 @@
 
 use std::{
     thread::sleep,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use crate::{
     Test,
     agent::Agent,
     cgroup::Cgroup,
-    metrics::{agree, same},
+    metrics::{Metrics, agree, same},
     needs::Need,
     worker::Worker,
 };
@@ -44,6 +44,19 @@ pub const TESTS: &[Test] = &[
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
 
+/// Scrapes until a cgroup is not reported any more.
+fn wait_until_gone(agent: &Agent, id: &str) -> Result<Metrics> {
+    let until = Instant::now() + Duration::from_secs(15);
+    loop {
+        let metrics = agent.scrape()?;
+        if !metrics.has(USAGE, &[("id", id)]) {
+            return Ok(metrics);
+        }
+        ensure!(Instant::now() < until, "{id} does not leave");
+        sleep(Duration::from_millis(100));
+    }
+}
+
 fn short_lives() -> Result<()> {
     const LIVES: usize = 1000;
     let agent = Agent::start(&[])?;
@@ -51,7 +64,7 @@ fn short_lives() -> Result<()> {
     let mut work = 0.0;
     let mut longest = Duration::ZERO;
     for n in 0..LIVES {
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let cgroup = parent.child(&format!("job-{n}"))?;
         let mut worker = Worker::start(&cgroup)?;
         worker.run("spin 2")?;
@@ -130,15 +143,7 @@ fn nested() -> Result<()> {
     leaf.remove()?;
     middle.remove()?;
     // The dead leave; what they did stays with those that live.
-    let until = std::time::Instant::now() + Duration::from_secs(15);
-    let metrics = loop {
-        let metrics = agent.scrape()?;
-        if !metrics.has(USAGE, &[("id", &middle.id)]) {
-            break metrics;
-        }
-        ensure!(std::time::Instant::now() < until, "the dead do not leave");
-        sleep(Duration::from_millis(100));
-    };
+    let metrics = wait_until_gone(&agent, &middle.id)?;
     ensure!(!metrics.has(USAGE, &[("id", &leaf.id)]));
     agree(
         &top.id,
@@ -220,12 +225,7 @@ fn linger() -> Result<()> {
         later.of(&cgroup.id, "container_last_seen")?,
         seen,
     )?;
-    let until = std::time::Instant::now() + Duration::from_secs(15);
-    while agent.scrape()?.has(USAGE, &id) {
-        ensure!(std::time::Instant::now() < until, "it does not leave");
-        sleep(Duration::from_millis(100));
-    }
-    Ok(())
+    wait_until_gone(&agent, &cgroup.id).map(drop)
 }
 
 fn made_again() -> Result<()> {

@@ -48,7 +48,7 @@ fn nanos(ns: u64, to: &mut BytesMut) {
 }
 
 /// The shortest text that reads back as the same number.
-pub(super) fn write_float(float: f64, to: &mut BytesMut) {
+fn write_float(float: f64, to: &mut BytesMut) {
     if float.is_nan() {
         to.put_slice(b"NaN");
     } else if float.is_infinite() {

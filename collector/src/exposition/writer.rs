@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use collector_common::histogram::{BUCKETS, MIN_EXPONENT};
 use prometheus::proto;
 
-use super::{Family, Format, Kind, LabelSet, Unit, Value, labels::escape, number::write_float};
+use super::{Family, Format, Kind, LabelSet, Unit, Value, labels::escape};
 
 /// A log2 histogram, see `collector_common::histogram`.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,37 @@ pub struct Writer {
     pending: Vec<u8>,
     name: &'static str,
     series: u64,
+    /// Reused from histogram to histogram.
+    scratch: Vec<u8>,
+}
+
+/// Starts a line: name and labels, the closing brace left to the caller. Whether there is one.
+#[inline]
+fn open<T: BufMut + Extend<u8>>(
+    to: &mut T,
+    (name, suffix): (&str, &str),
+    labels: &[u8],
+    extra: &[(&str, &str)],
+) -> bool {
+    to.put_slice(name.as_bytes());
+    to.put_slice(suffix.as_bytes());
+    if labels.is_empty() && extra.is_empty() {
+        return false;
+    }
+    to.put_u8(b'{');
+    to.put_slice(labels);
+    let mut first = labels.is_empty();
+    for (name, value) in extra {
+        if !first {
+            to.put_u8(b',');
+        }
+        first = false;
+        to.put_slice(name.as_bytes());
+        to.put_slice(b"=\"");
+        escape(value, to);
+        to.put_u8(b'"');
+    }
+    true
 }
 
 /// Bounds of the log2 buckets as `le` values: text as Go prints floats, OpenMetrics with a point.
@@ -66,6 +97,7 @@ impl Writer {
             pending: Vec::new(),
             name: "",
             series: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -114,43 +146,40 @@ impl Writer {
         }
     }
 
-    /// Starts a sample's line: name, labels, blank.
+    /// Before a family's first sample: its metadata.
     #[inline]
-    fn start(&mut self, suffix: &str, labels: &[u8], extra: &[(&str, &str)]) {
+    fn flush_metadata(&mut self) {
         if !self.pending.is_empty() {
             self.buffer.extend_from_slice(&self.pending);
             self.pending.clear();
         }
+    }
+
+    /// One line of a series.
+    #[inline]
+    fn line(
+        &mut self,
+        (name, suffix): (&str, &str),
+        labels: &[u8],
+        extra: &[(&str, &str)],
+        value: Value,
+    ) {
+        self.flush_metadata();
         self.series += 1;
         self.buffer
-            .reserve(self.name.len() + suffix.len() + labels.len() + 96);
-        self.buffer.put_slice(self.name.as_bytes());
-        self.buffer.put_slice(suffix.as_bytes());
-        if !labels.is_empty() || !extra.is_empty() {
-            self.buffer.put_u8(b'{');
-            self.buffer.put_slice(labels);
-            let mut first = labels.is_empty();
-            for (name, value) in extra {
-                if !first {
-                    self.buffer.put_u8(b',');
-                }
-                first = false;
-                self.buffer.put_slice(name.as_bytes());
-                self.buffer.put_slice(b"=\"");
-                escape(value, &mut self.buffer);
-                self.buffer.put_u8(b'"');
-            }
+            .reserve(name.len() + suffix.len() + labels.len() + 96);
+        if open(&mut self.buffer, (name, suffix), labels, extra) {
             self.buffer.put_u8(b'}');
         }
         self.buffer.put_u8(b' ');
+        value.write(&mut self.buffer);
+        self.buffer.put_u8(b'\n');
     }
 
     /// One sample of the family last begun.
     #[inline]
     pub fn sample(&mut self, labels: &LabelSet, extra: &[(&str, &str)], value: Value) {
-        self.start("", labels.text(), extra);
-        value.write(&mut self.buffer);
-        self.buffer.put_u8(b'\n');
+        self.line((self.name, ""), labels.text(), extra, value);
     }
 
     /// One histogram of the family last begun.
@@ -160,33 +189,19 @@ impl Writer {
         extra: &[(&str, &str)],
         histogram: Histogram<'_>,
     ) {
-        // All but the bound is the same in each bucket's line: written once, then copied.
-        let from = self.buffer.len();
-        self.start("_bucket", labels.text(), extra);
-        let prefix = if labels.text().is_empty() && extra.is_empty() {
-            format!("{}_bucket{{le=\"", self.name).into_bytes()
-        } else {
-            // Metadata may precede; the line starts at its name, the last three bytes are `"} `.
-            let line = &self.buffer[from..];
-            let start = line[..line.len() - 1]
-                .iter()
-                .rposition(|&byte| byte == b'\n')
-                .map_or(0, |newline| newline + 1);
-            let mut prefix = line[start..line.len() - 2].to_vec();
-            prefix.extend_from_slice(b",le=\"");
-            prefix
-        };
-        let line = self.buffer[from..].iter().rposition(|&byte| byte == b'\n');
-        self.buffer
-            .truncate(from + line.map_or(0, |newline| newline + 1));
+        self.flush_metadata();
+        // All but the bound is the same in each bucket's line.
+        let mut prefix = std::mem::take(&mut self.scratch);
+        prefix.clear();
+        let braced = open(&mut prefix, (self.name, "_bucket"), labels.text(), extra);
+        prefix.extend_from_slice(if braced { b",le=\"" } else { b"{le=\"" });
         self.buffer.reserve(BUCKETS * (prefix.len() + 48));
         let mut count = 0;
         for (bucket, (text, open)) in histogram.buckets.iter().zip(BOUNDS.iter()) {
             count += bucket;
-            let bound = if self.format == Format::OpenMetrics {
-                open
-            } else {
-                text
+            let bound = match self.format {
+                Format::OpenMetrics => open,
+                Format::Text => text,
             };
             self.buffer.put_slice(&prefix);
             self.buffer.put_slice(bound.as_bytes());
@@ -194,11 +209,10 @@ impl Writer {
             Value::Count(count).write(&mut self.buffer);
             self.buffer.put_u8(b'\n');
         }
-        self.series += BUCKETS as u64 - 1;
+        self.scratch = prefix;
+        self.series += BUCKETS as u64;
         for (suffix, value) in [("_sum", histogram.sum), ("_count", Value::Count(count))] {
-            self.start(suffix, labels.text(), extra);
-            value.write(&mut self.buffer);
-            self.buffer.put_u8(b'\n');
+            self.line((self.name, suffix), labels.text(), extra, value);
         }
     }
 
@@ -232,13 +246,10 @@ impl Writer {
             .iter()
             .map(|pair| (pair.name(), pair.value()))
             .collect();
-        self.name = "";
         let line = |writer: &mut Self, suffix: &str, extra: &[(&str, &str)], value: f64| {
             let mut all = labels.clone();
             all.extend_from_slice(extra);
-            writer.start(&format!("{name}{suffix}"), &[], &all);
-            write_float(value, &mut writer.buffer);
-            writer.buffer.put_u8(b'\n');
+            writer.line((name, suffix), &[], &all, Value::Float(value));
         };
         match kind {
             Kind::Counter => line(self, "", &[], metric.get_counter().get_value()),
