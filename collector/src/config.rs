@@ -97,6 +97,15 @@ impl Settings {
     ///
     /// At the first one that can't be used.
     pub fn resolve(cli: &Cli) -> Result<Self, ConfigError> {
+        Self::resolve_in(cli, |name| std::env::var(name).ok())
+    }
+
+    /// With an environment of the caller's. Most of it has been taken in by the command line's
+    /// parser; what is left are the sources, whose flags are pairs.
+    fn resolve_in(
+        cli: &Cli,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let file = match &cli.config_file {
             Some(path) => read(path)?,
             None => File::default(),
@@ -142,7 +151,7 @@ impl Settings {
                     .unwrap_or("250ms"),
             )?,
             max_requests,
-            sources: sources(cli, &file.collector),
+            sources: sources(cli, &file.collector, environment)?,
             cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
             filter: Filter {
                 include: regex(
@@ -174,31 +183,53 @@ impl Settings {
 /// Environment variables that look like settings and are none.
 pub fn unknown_variables() -> Vec<String> {
     let command = crate::cli::command();
-    let known: Vec<&str> = command
+    let known: Vec<String> = command
         .get_arguments()
-        .filter_map(|argument| argument.get_env()?.to_str())
+        .filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned))
+        .chain(
+            SOURCES
+                .iter()
+                .map(|source| source_variable(source.requirement.source)),
+        )
         .collect();
     let mut unknown: Vec<String> = std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
-        .filter(|name| name.starts_with("CGMETER_") && !known.contains(&name.as_str()))
+        .filter(|name| name.starts_with("CGMETER_") && !known.contains(name))
         .collect();
     unknown.sort();
     unknown
 }
 
-fn sources(cli: &Cli, table: &BTreeMap<String, bool>) -> Vec<&'static str> {
+/// The environment variable of a source.
+fn source_variable(name: &str) -> String {
+    format!(
+        "CGMETER_COLLECTOR_{}",
+        name.to_uppercase().replace('-', "_")
+    )
+}
+
+fn sources(
+    cli: &Cli,
+    table: &BTreeMap<String, bool>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<&'static str>, ConfigError> {
     let defaults = !(cli.disable_defaults || table.get(DISABLE_DEFAULTS).copied().unwrap_or(false));
-    let flag = |name| {
-        cli.collectors
-            .iter()
-            .find(|(found, _)| *found == name)
-            .map(|(_, on)| *on)
-    };
-    SOURCES
-        .iter()
-        .map(|source| source.requirement.source)
-        .filter(|&name| flag(name).or(table.get(name).copied()).unwrap_or(defaults))
-        .collect()
+    let mut on = Vec::new();
+    for name in SOURCES.iter().map(|source| source.requirement.source) {
+        let flag = cli.collectors.iter().find(|(found, _)| *found == name);
+        let variable = source_variable(name);
+        let set = match (flag, environment(&variable)) {
+            (Some((_, on)), _) => Some(*on),
+            (None, None) => None,
+            (None, Some(text)) => Some(text.parse().map_err(|_| {
+                ConfigError(format!("{variable}: {text:?} is neither true nor false"))
+            })?),
+        };
+        if set.or(table.get(name).copied()).unwrap_or(defaults) {
+            on.push(name);
+        }
+    }
+    Ok(on)
 }
 
 fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
@@ -355,6 +386,26 @@ mod tests {
         assert_eq!(settings.listen.len(), 2);
         assert!(!settings.sources.contains(&"sched"));
         assert!(settings.sources.contains(&"cpu"));
+    }
+
+    #[test]
+    fn a_source_s_variable_stands_between_flag_and_file() {
+        let environment =
+            |name: &str| (name == "CGMETER_COLLECTOR_SCHED").then(|| "false".to_owned());
+        let sources = |line| {
+            Settings::resolve_in(&cli(line), environment)
+                .unwrap()
+                .sources
+        };
+        assert!(!sources("cgmeter").contains(&"sched"));
+        assert!(sources("cgmeter --collector.sched").contains(&"sched"));
+        let error = Settings::resolve_in(&cli("cgmeter"), |_| Some("perhaps".to_owned()));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("CGMETER_COLLECTOR_")
+        );
     }
 
     #[test]
