@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
 use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
@@ -110,7 +111,7 @@ impl Core {
             self.kernel.take_in_flight()?;
         }
         lap(&mut stages, "in_flight");
-        self.slots.refresh()?;
+        self.slots.refresh().context("reading the slots")?;
         let mut slots: Vec<(NodeId, u32)> = self
             .slots
             .used()

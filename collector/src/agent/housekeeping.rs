@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::Context;
 use collector_common::{
     event::{CgroupEvent, CgroupEventKind},
     stat::Stat,
@@ -258,7 +259,9 @@ impl Core {
     /// Makes the cells of the overflow slot.
     pub(super) fn provide_overflow(&mut self) -> anyhow::Result<()> {
         for memory in memories(&mut self.sources) {
-            memory.provide(1)?;
+            memory
+                .provide(1)
+                .context("making the cells of the overflow slot")?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::{
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -36,7 +37,76 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes an mmapable array, to be put into an array of maps.
+/// Types for an array whose values are structures of `words` 64-bit words: a key, a word, an array
+/// of words, the structure.
+///
+/// Kernels before 6.2 compare what BTF said of timers in an inner map with what it said of the
+/// template (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`), which has BTF: "no timer" and "no BTF"
+/// are not the same to them.
+fn load_types(words: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        btf: u64,
+        log_buffer: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+        pad: u32,
+    }
+    const INT: u32 = 1 << 24;
+    const ARRAY: u32 = 3 << 24;
+    const STRUCT: u32 = 4 << 24;
+    let strings = b"\0key\0word\0words\0cell\0";
+    // include/uapi/linux/btf.h: struct btf_type is name, info (kind and members), size or type.
+    let types: [u32; 20] = [
+        1,
+        INT,
+        4,
+        32, // [1] key: int of 32 bits
+        5,
+        INT,
+        8,
+        64, // [2] word: int of 64 bits
+        0,
+        ARRAY,
+        0,
+        2,
+        1,
+        words, // [3] array of words, indexed by key
+        16,
+        STRUCT | 1,
+        words * 8,
+        10,
+        3,
+        0, // [4] cell: one member, words, of type [3], at bit 0
+    ];
+    let header: [u32; 6] = [
+        0x0001_eb9f,
+        24,
+        0,
+        size_of_val(&types) as u32,
+        size_of_val(&types) as u32,
+        strings.len() as u32,
+    ];
+    let mut bytes: Vec<u8> = Vec::new();
+    for word in header.iter().chain(&types) {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(strings);
+    owned(bpf(
+        BPF_BTF_LOAD,
+        &mut Attributes {
+            btf: bytes.as_ptr() as u64,
+            log_buffer: 0,
+            size: bytes.len() as u32,
+            log_size: 0,
+            log_level: 0,
+            pad: 0,
+        },
+    )?)
+}
+
+/// Makes an mmapable array of structures of 64-bit words, to be put into an array of maps.
 ///
 /// # Errors
 ///
@@ -53,13 +123,22 @@ pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::R
         inner_map_fd: u32,
         numa_node: u32,
         map_name: [u8; 16],
+        map_ifindex: u32,
+        btf_fd: u32,
+        btf_key_type_id: u32,
+        btf_value_type_id: u32,
+        pad: u32,
     }
+    let types = load_types(value_size / 8)?;
     let mut attributes = Attributes {
         map_type: BPF_MAP_TYPE_ARRAY,
         key_size: 4,
         value_size,
         max_entries: entries,
         map_flags: BPF_F_MMAPABLE,
+        btf_fd: types.as_raw_fd() as u32,
+        btf_key_type_id: 1,
+        btf_value_type_id: 4,
         ..Default::default()
     };
     // BPF_OBJ_NAME_LEN with the terminating 0.
