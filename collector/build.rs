@@ -1,70 +1,57 @@
-//! Builds the kernel object and puts it where the agent embeds it from.
+//! Builds the kernel object and puts it where the agent embeds it from: `$OUT_DIR/cgmeter.bpf.o`.
+//!
+//! Invariant: reads the sources that it names to cargo and nothing else of the repository, so it
+//! runs again only when one of them changes.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
+#[allow(dead_code, reason = "xtask uses the rest")]
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
 
+/// What the object is made from, and how.
+const INPUTS: &[&str] = &[
+    "collector-ebpf/src",
+    "collector-ebpf/Cargo.toml",
+    "collector-ebpf/Cargo.lock",
+    "collector-common/src",
+    "collector-common/Cargo.toml",
+    "xtask/src/toolchain.rs",
+];
+
 fn main() {
     if let Err(message) = build() {
-        // The one line of a build script that cargo shows in any case.
+        // cargo shows these lines, and fails the build.
         println!("cargo::error={message}");
     }
 }
 
 fn build() -> Result<(), String> {
-    let variable = |name| {
+    let folder = |name| {
         env::var_os(name)
             .map(PathBuf::from)
             .ok_or(format!("{name} is not set"))
     };
-    let root = variable("CARGO_MANIFEST_DIR")?.join("..");
-    let out = variable("OUT_DIR")?;
-    for path in [
-        "collector-ebpf/src",
-        "collector-ebpf/Cargo.toml",
-        "collector-ebpf/Cargo.lock",
-    ] {
+    let root = folder("CARGO_MANIFEST_DIR")?.join("..");
+    let out = folder("OUT_DIR")?;
+    for path in INPUTS {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
-    println!(
-        "cargo::rerun-if-changed={}",
-        root.join("collector-common/src").display()
-    );
-    println!(
-        "cargo::rerun-if-changed={}",
-        root.join("xtask/src/toolchain.rs").display()
-    );
-    let toolchain = toolchain::find()?;
-    // A folder of its own for all profiles: the object is the same for each of them.
-    let target = out.join("ebpf");
-    let output = toolchain
-        .cargo(&root.join("collector-ebpf"))
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--target",
-            "bpfel-unknown-none",
-        ])
-        .args(["-Z", "build-std=core", "--target-dir"])
-        .arg(&target)
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", toolchain.cargo[0]))?;
-    if !output.status.success() {
-        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-        return Err(format!(
-            "the kernel programs do not build with {}",
-            toolchain.name
-        ));
-    }
-    copy(
-        &target.join("bpfel-unknown-none/release/cgmeter-ebpf"),
-        &out.join("cgmeter.bpf.o"),
-    )
+    let toolchain = toolchain::find().map_err(|missing| {
+        format!("the kernel programs can't be built: {missing}. Run `cargo xtask setup`")
+    })?;
+    let target = toolchain::target_folder(&out).unwrap_or_else(|| out.join("ebpf"));
+    let object = toolchain
+        .build(&root.join("collector-ebpf"), &target)
+        .map_err(|messages| {
+            eprintln!("{messages}");
+            let compiler = &toolchain.compiler.name;
+            format!("the kernel programs don't build with {compiler}: see the messages below")
+        })?;
+    copy(&object, &out.join("cgmeter.bpf.o"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

@@ -7,19 +7,23 @@ use crate::{
     shell::{cargo, run},
 };
 
-/// Builds the agent.
+/// Sets up and builds the agent.
 pub fn build() -> Result<()> {
     setup()?;
     build_only()
 }
 
+/// Sets up and builds the agent quickly, for target/debug.
+pub fn build_debug() -> Result<()> {
+    setup()?;
+    compile(&[])
+}
+
 /// Builds the agent with a toolchain that is set up.
 pub fn build_only() -> Result<()> {
-    run(&mut cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "cgmeter",
-    ]))
+    compile(&["--release"])
+}
+
+fn compile(profile: &[&str]) -> Result<()> {
+    run(cargo(&["build", "--locked", "--package", "cgmeter"]).args(profile))
 }

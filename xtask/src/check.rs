@@ -1,56 +1,83 @@
-//! `check`: all that needs no root.
+//! `check`: all that needs no root: formatting, lints and docs of both sides, the metric reference,
+//! and unit tests.
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::Result;
 
 use crate::{
     docs::docs,
-    setup::setup,
-    shell::{cargo, root, run, watched},
-    test::Counts,
+    setup::{setup, setup_lints},
+    shell::{cargo, root, run, target},
+    tally::Tally,
+    toolchain,
 };
 
-/// Formatting, lints and docs of both sides, and unit tests; returns how many of these ran.
-pub fn check() -> Result<Counts> {
+/// Checks what a commit has to keep.
+pub fn check() -> Result<()> {
     setup()?;
-    let kernel_side = root().join("collector-ebpf");
-    run(&mut cargo(&["fmt", "--all", "--check"]))?;
-    run(cargo(&["fmt", "--check"]).current_dir(&kernel_side))?;
-    run(&mut cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
-    lint_kernel_side()?;
-    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
-    run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    docs(true)?;
-    let mut counts = Counts::default();
-    let mut unit = cargo(&[
+    let mut tally = Tally::default();
+    lints(&mut tally);
+    unit_tests(&mut tally, None);
+    tally.close()
+}
+
+/// Formatting, lints and docs of both sides.
+pub fn lints(tally: &mut Tally) {
+    tally.step("formatting", || {
+        run(&mut cargo(&["fmt", "--all", "--check"]))?;
+        run(cargo(&["fmt", "--check"]).current_dir(kernel_side()))
+    });
+    tally.step("lints", || {
+        let all = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        run(&mut cargo(&all))
+    });
+    tally.step("lints of the kernel programs", || {
+        run(kernel_cargo("clippy")?.args(["--", "-D", "warnings"]))
+    });
+    tally.step("docs", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
+        run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    });
+    tally.step("docs of the kernel programs", || {
+        run(kernel_cargo("doc")?
+            .arg("--no-deps")
+            .env("RUSTDOCFLAGS", "-D warnings"))
+    });
+    tally.step("metric reference", || docs(true));
+}
+
+/// Unit and doc tests, those alone that have `filter` in their name.
+pub fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
+    let mut command = cargo(&[
         "test",
         "--workspace",
         "--locked",
+        "--no-fail-fast",
         "--exclude",
         "cgmeter-tests",
     ]);
-    let passed = watched(&mut unit, |line| counts.add(line))?;
-    if !passed {
-        bail!("unit tests failed");
+    if let Some(filter) = filter {
+        command.args(["--", filter]);
     }
-    Ok(counts)
+    tally.tests("unit tests", &mut command, || 0);
 }
 
-/// Lints the kernel programs for the host's target: clippy comes with stable Rust, which has no core
-/// for BPF, and lints need no code to be generated.
-fn lint_kernel_side() -> Result<()> {
-    let mut command = cargo(&["clippy", "--release", "--locked", "--target-dir"]);
-    command
-        .arg(root().join("target/ebpf-lints"))
-        .args(["--", "-D", "warnings"])
-        .current_dir(root().join("collector-ebpf"))
-        .env("RUSTC_BOOTSTRAP", "1");
-    run(&mut command)
+/// cargo for the kernel programs' own target: the lints then see the code that the kernel gets, and
+/// share core and the macros with the build.
+fn kernel_cargo(verb: &str) -> Result<std::process::Command> {
+    let target = toolchain::target_folder(&target()).unwrap_or_else(|| target().join("ebpf"));
+    Ok(setup_lints()?.cargo(verb, &kernel_side(), &target))
+}
+
+fn kernel_side() -> PathBuf {
+    root().join("collector-ebpf")
 }

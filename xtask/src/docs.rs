@@ -1,6 +1,6 @@
 //! `docs`: the metric reference, from the sources' own tables.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,16 +9,53 @@ use crate::{
     shell::{agent, output, root},
 };
 
-/// Writes docs/metrics.md, or says whether it is up to date.
+/// The page, from the root of the repository.
+const PAGE: &str = "docs/metrics.md";
+
+/// Writes the page, or says whether it is up to date.
 pub fn docs(check: bool) -> Result<()> {
     build_only()?;
     let text = output(Command::new(agent()).args(["metrics", "--format", "markdown"]))?;
-    let path = root().join("docs/metrics.md");
-    if check {
-        if std::fs::read_to_string(&path).unwrap_or_default() != text {
-            bail!("docs/metrics.md is out of date: run `cargo xtask docs` and commit the result");
-        }
+    let path = root().join(PAGE);
+    let old = fs::read_to_string(&path).unwrap_or_default();
+    if old == text {
         return Ok(());
     }
-    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    if check {
+        bail!(
+            "{PAGE} is out of date: run `cargo xtask docs` and commit the result. {}",
+            difference(&old, &text)
+        );
+    }
+    fs::create_dir_all(root().join("docs"))
+        .and_then(|()| fs::write(&path, text))
+        .with_context(|| format!("writing {PAGE}"))?;
+    println!("{PAGE} is new");
+    Ok(())
+}
+
+/// The first line that differs, as a diff shows it.
+fn difference(old: &str, new: &str) -> String {
+    let (mut old, mut new) = (old.lines(), new.lines());
+    for number in 1.. {
+        let shown = |line: Option<&str>| line.unwrap_or("(ends)").to_owned();
+        match (old.next(), new.next()) {
+            (None, None) => break,
+            (was, is) if was == is => {}
+            (was, is) => return format!("Line {number}:\n- {}\n+ {}", shown(was), shown(is)),
+        }
+    }
+    "Only the line endings differ.".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::difference;
+
+    #[test]
+    fn the_first_difference_is_shown() {
+        assert_eq!(difference("a\nb\nc\n", "a\nx\nc\n"), "Line 2:\n- b\n+ x");
+        assert_eq!(difference("", "a\n"), "Line 1:\n- (ends)\n+ a");
+        assert_eq!(difference("a\n", "a"), "Only the line endings differ.");
+    }
 }

@@ -1,8 +1,11 @@
 //! The project's chores: `cargo xtask VERB`.
 //!
-//! Invariant: a verb run twice does nothing new. Each is a file of its own; what they share is
-//! [`shell`] (running commands) and [`toolchain`] (the compiler of the kernel programs).
+//! Invariants: a verb run twice does nothing new, and each is a file of its own. What they share:
+//! [`shell`] (running commands), [`toolchain`] (the compiler of the kernel programs), [`apt`]
+//! (Debian's packages), [`tally`] and [`skips`] (what came of the tests).
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod apt;
 mod bench;
 mod build;
 mod check;
@@ -10,9 +13,13 @@ mod docs;
 mod run;
 mod setup;
 mod shell;
+mod skips;
+mod tally;
 mod test;
 #[allow(dead_code, reason = "the build script uses the rest")]
 mod toolchain;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -25,23 +32,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what builds the kernel programs
-    Setup,
+    /// Install what builds the kernel programs, unless it is there
+    Setup {
+        /// What the tests use as well
+        #[arg(long)]
+        tests: bool,
+    },
     /// Build the agent, kernel programs included
-    Build,
+    Build {
+        /// Quickly, rather than for speed
+        #[arg(long)]
+        debug: bool,
+    },
     /// Set up, build and run the agent (as root)
     Run {
         /// Arguments for the agent
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Set up, check and run every test (as root)
-    Test {
-        /// Only integration tests whose name contains this
-        filter: Option<String>,
-    },
+    /// Set up, build, check and run every test (as root)
+    Test(test::Options),
     /// Build, then test
-    BuildAndTest,
+    BuildAndTest(test::Options),
     /// What needs no root: formatting, lints, docs, unit tests
     Check,
     /// Write docs/metrics.md
@@ -54,22 +66,32 @@ enum Verb {
     Bench(bench::Options),
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
-        Verb::Setup => setup::setup(),
-        Verb::Build => build::build(),
+        Verb::Setup { tests } => setup::all(tests),
+        Verb::Build { debug: false } => build::build(),
+        Verb::Build { debug: true } => build::build_debug(),
         Verb::Run { arguments } => run::run(&arguments),
-        Verb::Test { filter } => test::test(filter.as_deref()),
-        Verb::BuildAndTest => build::build().and_then(|()| test::test(None)),
-        Verb::Check => check::check().map(drop),
+        Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
+        Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
         Verb::Bench(options) => bench::bench(&options),
     };
     match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: error: {error:#}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_verbs_are_sound() {
+        super::Arguments::command().debug_assert();
     }
 }

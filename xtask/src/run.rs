@@ -9,18 +9,88 @@ use crate::{
     shell::{agent, require_root},
 };
 
+/// Where the agent listens unless it is told otherwise.
+const ADDRESS: &str = "127.0.0.1:10295";
+const ADDRESS_FLAG: &str = "--web.listen-address";
+
 /// Sets up, builds and becomes the agent.
 pub fn run(arguments: &[String]) -> Result<()> {
-    require_root("run", "BPF programs are loaded into the kernel")?;
+    require_root("run", "the agent loads BPF programs into the kernel")?;
     build()?;
-    if !arguments
-        .iter()
-        .any(|argument| argument.starts_with("--web.listen-address"))
-    {
-        println!("\nMetrics of this host's cgroups:  http://127.0.0.1:10295/metrics");
-        println!("  curl -s http://127.0.0.1:10295/metrics | grep container_cpu_usage");
+    if serves(arguments) {
+        let from_environment = std::env::var("CGMETER_WEB_LISTEN_ADDRESS").ok();
+        let address = listen_address(arguments, from_environment.as_deref());
+        println!("\nMetrics of this host's cgroups:  http://{address}/metrics");
+        println!("  curl -s http://{address}/metrics | grep container_cpu_usage");
         println!("Ctrl-C ends it.\n");
     }
     let error = Command::new(agent()).args(arguments).exec();
     Err(anyhow::anyhow!("cannot run {}: {error}", agent().display()))
+}
+
+/// Whether the agent will serve metrics, rather than print something and end.
+fn serves(arguments: &[String]) -> bool {
+    const ENDING: &[&str] = &[
+        "check",
+        "top",
+        "dump",
+        "metrics",
+        "help",
+        "--help",
+        "-h",
+        "--version",
+        "-V",
+    ];
+    !arguments
+        .iter()
+        .any(|argument| ENDING.contains(&argument.as_str()))
+}
+
+/// The first address that the agent will listen on, as a browser takes it.
+fn listen_address(arguments: &[String], from_environment: Option<&str>) -> String {
+    let flag = arguments.iter().enumerate().find_map(|(index, argument)| {
+        match argument.strip_prefix(ADDRESS_FLAG)? {
+            "" => arguments.get(index + 1).map(String::as_str),
+            rest => rest.strip_prefix('='),
+        }
+    });
+    let addresses = flag.or(from_environment).unwrap_or(ADDRESS);
+    let first = addresses.split(',').next().unwrap_or(ADDRESS);
+    match first.strip_prefix("0.0.0.0").or(first.strip_prefix("[::]")) {
+        Some(port) => format!("localhost{port}"),
+        None if first.starts_with(':') => format!("localhost{first}"),
+        None => first.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_address_is_the_one_that_was_asked_for() {
+        for (line, environment, address) in [
+            ("", None, "127.0.0.1:10295"),
+            ("", Some("127.0.0.1:1,127.0.0.1:2"), "127.0.0.1:1"),
+            (
+                "--web.listen-address=127.0.0.1:9",
+                Some("127.0.0.1:1"),
+                "127.0.0.1:9",
+            ),
+            ("run --web.listen-address 0.0.0.0:9", None, "localhost:9"),
+            ("--web.listen-address [::]:9", None, "localhost:9"),
+        ] {
+            assert_eq!(listen_address(&words(line), environment), address, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_what_serves_is_announced() {
+        assert!(serves(&words("")) && serves(&words("run --cgroup.max 5")));
+        assert!(!serves(&words("dump --format json")) && !serves(&words("--help")));
+    }
 }

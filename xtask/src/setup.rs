@@ -1,119 +1,295 @@
 //! `setup`: what builds the kernel programs, and what the tests compare with.
+//!
+//! Invariant: takes what is there, installs only what is missing, and says of the rest how to get
+//! it. A second run installs nothing.
 
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{
-    shell::{has, is_root, run},
-    toolchain,
+    apt,
+    shell::{cargo, has, run},
+    toolchain::{self, Compiler, Missing, Toolchain},
 };
 
 /// Debian's packages that build core for BPF.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
-/// LLVM for bpf-linker: not older than that of the compiler above.
-const LLVM: &str = "22";
-/// The version of bpf-linker that is known to link for both toolchains.
-const BPF_LINKER: &str = "0.13.0";
+/// Debian's clippy for that compiler.
+const CLIPPY_PACKAGE: &str = "rust-web-clippy";
+/// The bpf-linker that is installed where there is none.
+const LINKER: &str = "0.13.0";
+/// The LLVMs that this bpf-linker can be built with.
+const LINKER_LLVMS: std::ops::RangeInclusive<u32> = 21..=23;
 
-/// Programs that tests use as oracles or clients, and the Debian packages that have them.
-const TEST_PROGRAMS: &[(&str, &str)] = &[("prometheus", "prometheus"), ("promtool", "prometheus")];
-/// A Python module that tests use, and its package.
-const PROMETHEUS_CLIENT: (&str, &str) = ("prometheus_client", "python3-prometheus-client");
-/// The interpreter that Debian's packages install for.
-const PYTHON: &str = "/usr/bin/python3";
+/// What tests use: how it is seen, its Debian package, and the tests that are skipped without it.
+const TEST_TOOLS: &[(Tool, &str, &str)] = &[
+    (
+        Tool::Program("prometheus"),
+        "prometheus",
+        "scrapes by a real Prometheus",
+    ),
+    (
+        Tool::Program("promtool"),
+        "prometheus",
+        "checks of the exposition and of rules",
+    ),
+    (
+        Tool::Python("prometheus_client"),
+        "python3-prometheus-client",
+        "parses by its Python client",
+    ),
+    (
+        Tool::Program("perf"),
+        "linux-perf",
+        "workloads and costs of context switches",
+    ),
+    (
+        Tool::Program("bpftool"),
+        "bpftool",
+        "looks at programs and maps from outside",
+    ),
+];
 
-/// Installs what builds the kernel programs, unless it is there.
-pub fn setup() -> Result<()> {
-    if let Ok(found) = toolchain::find() {
-        println!("kernel programs are built with {}", found.name);
-        return Ok(());
+#[derive(Clone, Copy)]
+enum Tool {
+    Program(&'static str),
+    /// A module of Debian's Python: another on the path does not see Debian's packages.
+    Python(&'static str),
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Program(name) | Self::Python(name) => name,
+        }
     }
-    if !has("apt-get") {
-        bail!(
-            "{}",
-            toolchain::find().err().unwrap_or_default()
-                + ". This is not Debian, so nothing can be installed from here."
-        );
+
+    fn is_there(self) -> bool {
+        match self {
+            Self::Program(name) => has(name),
+            Self::Python(name) => Command::new("/usr/bin/python3")
+                .args(["-c", &format!("import {name}")])
+                .output()
+                .is_ok_and(|output| output.status.success()),
+        }
     }
-    if !is_root() {
-        bail!(
-            "{}. Installing them needs root: sudo apt-get install {} llvm-{LLVM}-dev",
-            toolchain::find().err().unwrap_or_default(),
-            COMPILER_PACKAGES.join(" ")
-        );
-    }
-    println!("installing the toolchain of the kernel programs");
-    let llvm = format!("llvm-{LLVM}-dev");
-    let packages: Vec<&str> = COMPILER_PACKAGES
-        .iter()
-        .copied()
-        .chain([llvm.as_str()])
-        .collect();
-    apt_install(&packages)?;
-    if toolchain::bpf_linker().is_none() {
-        let feature = format!("llvm-{LLVM}");
-        run(Command::new("cargo")
-            .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
-            .args(["--no-default-features", "--features", &feature])
-            .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}")))?;
-    }
-    match toolchain::find() {
-        Ok(found) => println!("kernel programs are built with {}", found.name),
-        Err(message) => bail!("{message} (it was installed just now, but is not found)"),
+}
+
+/// The verb.
+pub fn all(tests: bool) -> Result<()> {
+    setup()?;
+    if tests {
+        setup_lints()?;
+        setup_tests()?;
     }
     Ok(())
 }
 
-/// Installs what the tests use, as far as it can. What is missing in the end is skipped by the
-/// tests, loudly.
-pub fn setup_tests() -> Result<()> {
-    let mut packages: Vec<&str> = TEST_PROGRAMS
-        .iter()
-        .filter(|(program, _)| !has(program))
-        .map(|&(_, package)| package)
-        .collect();
-    let (module, package) = PROMETHEUS_CLIENT;
-    let import = Command::new(PYTHON)
-        .args(["-c", &format!("import {module}")])
-        .output();
-    if !import.is_ok_and(|output| output.status.success()) {
-        packages.push(package);
-    }
-    packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
-    }
-    if !has("apt-get") || !is_root() {
-        println!(
-            "some tests will be skipped: {} can't be installed here",
-            packages.join(", ")
-        );
-        return Ok(());
-    }
-    apt_install(&packages)
+/// Installs what builds the kernel programs, unless it is there.
+pub fn setup() -> Result<()> {
+    let found = ready()?;
+    println!(
+        "kernel programs: {} (LLVM {}), {}",
+        found.compiler.name,
+        found.compiler.llvm,
+        found.linker.display()
+    );
+    Ok(())
 }
 
-fn apt_install(packages: &[&str]) -> Result<()> {
-    // A package's service must not start: it would take ports that tests and people use.
-    let policy = std::path::Path::new("/usr/sbin/policy-rc.d");
-    let ours = !policy.exists();
-    if ours {
-        std::fs::write(policy, "#!/bin/sh\nexit 101\n")?;
-        std::fs::set_permissions(policy, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+/// The toolchain of the kernel programs, installed if need be.
+fn ready() -> Result<Toolchain> {
+    // Compiler, then linker, then what both make together.
+    for _ in 0..2 {
+        match toolchain::find() {
+            Ok(found) => return Ok(found),
+            Err(missing @ Missing::Compiler(_)) => {
+                apt::usable().map_err(|why| unmet(&missing, why))?;
+                apt::install(COMPILER_PACKAGES)
+                    .map_err(|error| unmet(&missing, &format!("{error:#}")))?;
+            }
+            Err(missing @ Missing::Linker(_)) => install_linker(&missing)?,
+            Err(missing @ Missing::NewerLinker { .. }) => {
+                return Err(unmet(
+                    &missing,
+                    "it is not replaced, since it may serve others",
+                ));
+            }
+        }
     }
-    let apt = |arguments: &[&str]| {
-        run(Command::new("apt-get")
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive"))
+    toolchain::find().map_err(|missing| unmet(&missing, "what was installed just now is not found"))
+}
+
+/// Builds bpf-linker with an LLVM that reads what the compiler writes.
+fn install_linker(missing: &Missing) -> Result<()> {
+    let Missing::Linker(Compiler { llvm: needed, .. }) = missing else {
+        return Ok(());
     };
-    let result = apt(&["update", "-q"]).and_then(|()| {
-        let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
-        arguments.extend_from_slice(packages);
-        apt(&arguments)
-    });
-    if ours {
-        std::fs::remove_file(policy)?;
+    let there = LINKER_LLVMS
+        .filter(|llvm| llvm >= needed)
+        .find(|&llvm| has_llvm(llvm));
+    let llvm = match there {
+        Some(llvm) => llvm,
+        None => {
+            apt::usable().map_err(|why| unmet(missing, why))?;
+            apt::install(&[&format!("llvm-{needed}-dev")])
+                .map_err(|error| unmet(missing, &format!("{error:#}")))?;
+            *needed
+        }
+    };
+    println!("building bpf-linker {LINKER} with LLVM {llvm}");
+    let mut command = cargo(&["install", "--locked", "bpf-linker", "--version", LINKER]);
+    command.args([
+        "--no-default-features",
+        "--features",
+        &format!("llvm-{llvm}"),
+    ]);
+    for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR"] {
+        command.env_remove(flags);
     }
-    result
+    run(command.env("LLVM_PREFIX", llvm_prefix(llvm)))
+        .map_err(|error| unmet(missing, &format!("{error:#}")))
+}
+
+fn llvm_prefix(llvm: u32) -> PathBuf {
+    Path::new("/usr/lib").join(format!("llvm-{llvm}"))
+}
+
+fn has_llvm(llvm: u32) -> bool {
+    let prefix = llvm_prefix(llvm);
+    prefix.join("bin/llvm-config").exists() && prefix.join("include/llvm-c/Core.h").exists()
+}
+
+/// The error that says what is missing, why it was not installed, and both ways to get it.
+fn unmet(missing: &Missing, why: &str) -> anyhow::Error {
+    anyhow::anyhow!("{missing}; {why}.\n{}", remedy(missing))
+}
+
+fn remedy(missing: &Missing) -> String {
+    let rustup = "rustup toolchain install nightly --component rust-src,clippy";
+    let debian = format!(
+        "apt-get install {} {CLIPPY_PACKAGE}",
+        COMPILER_PACKAGES.join(" ")
+    );
+    let linker = |llvm: &str, force: &str| {
+        format!(
+            "LLVM_PREFIX=/usr/lib/llvm-{llvm} cargo install bpf-linker{force} --version {LINKER} --locked \
+             --no-default-features --features llvm-{llvm}"
+        )
+    };
+    match missing {
+        Missing::Compiler(_) => format!(
+            "By rustup, with LLVM's development files of the version that `rustc +nightly -vV` shows:\n  \
+             {rustup}\n  {}\n\
+             By Debian, as root (`cargo xtask setup` does the same):\n  \
+             {debian} llvm-22-dev\n  {}",
+            linker("N", ""),
+            linker("22", "")
+        ),
+        Missing::Linker(Compiler { llvm, .. }) => format!(
+            "With LLVM's development files (Debian: apt-get install llvm-{llvm}-dev; elsewhere name their \
+             folder):\n  {}",
+            linker(&llvm.to_string(), "")
+        ),
+        Missing::NewerLinker { compiler, .. } => {
+            let llvm = compiler.llvm;
+            format!(
+                "Build it with LLVM {llvm} (Debian: apt-get install llvm-{llvm}-dev):\n  {}\n\
+                 Or take a compiler whose LLVM is not newer than the linker's: \
+                 rustup toolchain install nightly-YYYY-MM-DD --component rust-src,clippy",
+                linker(&llvm.to_string(), " --force")
+            )
+        }
+    }
+}
+
+/// Installs what lints the kernel programs, unless it is there.
+pub fn setup_lints() -> Result<Toolchain> {
+    let found = ready()?;
+    let has_clippy = || found.compiler.bin.join("cargo-clippy").is_file();
+    if has_clippy() {
+        return Ok(found);
+    }
+    if found.compiler.bin != Path::new("/usr/bin") {
+        let name = &found.compiler.name;
+        bail!("{name} has no clippy: rustup component add clippy --toolchain {name}");
+    }
+    if let Err(why) = apt::usable() {
+        bail!("Debian's rustc-web has no clippy, and {why}: apt-get install {CLIPPY_PACKAGE}");
+    }
+    apt::install(&[CLIPPY_PACKAGE]).context("clippy for Debian's rustc-web")?;
+    Ok(found)
+}
+
+/// Installs what the tests use, as far as that can be done here, and says loudly what can't and
+/// which tests that costs.
+pub fn setup_tests() -> Result<()> {
+    let missing = || TEST_TOOLS.iter().filter(|(tool, ..)| !tool.is_there());
+    let mut packages: Vec<&str> = missing().map(|&(_, package, _)| package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        println!("tests: all of their tools are there");
+        return Ok(());
+    }
+    let outcome = match apt::usable() {
+        Ok(()) => apt::install(&packages).map_err(|error| format!("{error:#}")),
+        Err(why) => Err(why.to_owned()),
+    };
+    let why = outcome
+        .err()
+        .unwrap_or_else(|| "its package does not bring it".to_owned());
+    for (tool, package, tests) in missing() {
+        eprintln!(
+            "xtask: warning: {} is missing, so these tests are skipped: {tests}. {why}: \
+             apt-get install {package}",
+            tool.name()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nightly() -> Compiler {
+        Compiler {
+            name: "nightly".to_owned(),
+            bin: PathBuf::new(),
+            llvm: 23,
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_piece_and_both_ways() {
+        let text = unmet(&Missing::Compiler(Vec::new()), "this is not Debian").to_string();
+        for part in [
+            "no compiler",
+            "this is not Debian",
+            "rustup toolchain install nightly",
+            "apt-get install rustc-web cargo-web rust-web-src",
+            "cargo install bpf-linker",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn the_linker_is_asked_for_with_the_compilers_llvm() {
+        let text = remedy(&Missing::Linker(nightly()));
+        assert!(text.contains("--features llvm-23"), "{text}");
+        let text = remedy(&Missing::NewerLinker {
+            linker: PathBuf::from("bpf-linker"),
+            llvm: 22,
+            compiler: nightly(),
+        });
+        assert!(
+            text.contains("--force") && text.contains("llvm-23-dev"),
+            "{text}"
+        );
+    }
 }

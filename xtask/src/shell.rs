@@ -1,7 +1,10 @@
-//! Running commands.
+//! Running commands: where the repository is, and what a command that fails is called.
+//!
+//! Invariant: every cargo started from here builds into the target folder that xtask itself lies in.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -10,21 +13,30 @@ use anyhow::{Context, Result, bail};
 
 /// The root of the repository.
 pub fn root() -> PathBuf {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_owned()
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
-/// The built agent.
+/// cargo's target folder.
+pub fn target() -> PathBuf {
+    // TARGET/debug/xtask
+    let own = std::env::current_exe().ok();
+    own.and_then(|file| Some(file.parent()?.parent()?.to_path_buf()))
+        .unwrap_or_else(|| root().join("target"))
+}
+
+/// The agent as `build` leaves it.
 pub fn agent() -> PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("release/cgmeter")
+    target().join("release/cgmeter")
 }
 
 /// cargo, in the root of the repository.
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(arguments).current_dir(root());
+    command
+        .args(arguments)
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target());
     command
 }
 
@@ -51,35 +63,51 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a command whose standard output goes to the terminal and to `line`; whether it succeeded.
-pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+/// Runs a command whose standard output goes to `out` at once, and line by line to `line` as well;
+/// whether it succeeded.
+pub fn watched(
+    command: &mut Command,
+    mut out: impl Write,
+    mut line: impl FnMut(&str),
+) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", shown(command)))?;
-    if let Some(stdout) = child.stdout.take() {
-        for text in BufReader::new(stdout).lines() {
-            let text = text?;
-            println!("{text}");
-            line(&text);
+    let mut stdout = child.stdout.take().context("no pipe to read from")?;
+    let (mut buffer, mut pending) = (vec![0; 8192], Vec::new());
+    loop {
+        let count = stdout.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        // Not by lines: `test name ... ` has to be seen while the test runs.
+        out.write_all(&buffer[..count])?;
+        out.flush()?;
+        pending.extend_from_slice(&buffer[..count]);
+        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
+            line(&String::from_utf8_lossy(&pending[..end]));
+            pending.drain(..=end);
         }
     }
+    line(&String::from_utf8_lossy(&pending));
     Ok(child.wait()?.success())
 }
 
-fn shown(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
-    for argument in command.get_args() {
-        text.push(' ');
-        text.push_str(&argument.to_string_lossy());
-    }
-    text
+/// A command as it would be typed, less its environment.
+pub fn shown(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy()];
+    words.extend(
+        command
+            .get_args()
+            .map(|argument| argument.to_string_lossy()),
+    );
+    words.join(" ")
 }
 
 /// Whether this process is root.
 pub fn is_root() -> bool {
-    // SAFETY: always allowed.
-    unsafe { libc::geteuid() == 0 }
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 /// Fails at once, before anything is built, when a verb needs root.
@@ -88,14 +116,43 @@ pub fn require_root(verb: &str, why: &str) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "`cargo xtask {verb}` needs root: {why}. Run it as root, with your toolchain on the path: \
-         sudo -E env \"PATH=$PATH\" cargo xtask {verb}. `cargo xtask check` needs no root."
+        "`cargo xtask {verb}` needs root: {why}. Go on with\n  \
+         sudo -E env \"PATH=$PATH\" cargo xtask {verb}\n\
+         (`cargo xtask build` and `cargo xtask check` need no root)"
     )
 }
 
 /// Whether a program is on the path.
 pub fn has(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    })
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Debian's sudo-less users lack sbin, where bpftool is.
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(more)
+        .any(|folder| folder.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_watched_comes_by_lines() {
+        let (mut lines, mut out) = (Vec::new(), Vec::new());
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf 'one\ntwo ... '; printf 'ok\nlast'; exit 3"]);
+        assert!(!watched(&mut command, &mut out, |line| lines.push(line.to_owned())).unwrap());
+        assert_eq!(lines, ["one", "two ... ok", "last"]);
+        assert_eq!(out, b"one\ntwo ... ok\nlast");
+    }
+
+    #[test]
+    fn a_failure_names_its_command() {
+        let error = run(Command::new("false").arg("x")).unwrap_err().to_string();
+        assert!(error.starts_with("false x failed"), "{error}");
+        let error = run(&mut Command::new("/nowhere/at-all"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(error, "cannot run /nowhere/at-all");
+    }
 }

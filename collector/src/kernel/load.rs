@@ -1,6 +1,10 @@
 //! Loading and attaching.
 
-use std::{collections::HashMap, os::fd::AsFd, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::AsFd,
+    path::Path,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
@@ -48,6 +52,7 @@ pub struct Kernel {
     /// Why a program is not there; absent means loaded.
     failures: HashMap<&'static str, String>,
     wanted: Vec<&'static str>,
+    attached: HashSet<&'static str>,
     /// Kernel memory of the object's own maps, which are of fixed size, bytes.
     map_memory: u64,
 }
@@ -89,6 +94,7 @@ impl Kernel {
             max_slots: options.max_slots,
             failures: HashMap::new(),
             wanted: options.programs.clone(),
+            attached: HashSet::new(),
             map_memory: 0,
         };
         kernel.map_memory = kernel
@@ -138,14 +144,17 @@ impl Kernel {
             .with_context(|| format!("the object has no program {name}"))
     }
 
-    /// Attaches those of `names` that are loaded, in the order of [`PROGRAMS`]. The baseline is
+    /// Attaches those of `names` that are loaded and not yet attached, in the order of [`PROGRAMS`]. The baseline is
     /// run instead of attached.
     pub fn attach(&mut self, names: &[&'static str]) {
         for program in PROGRAMS
             .iter()
             .filter(|program| names.contains(&program.name))
         {
-            if self.failures.contains_key(program.name) || !self.wanted.contains(&program.name) {
+            let loaded =
+                self.wanted.contains(&program.name) && !self.failures.contains_key(program.name);
+            // Twice would be counted twice, or refused (EEXIST) by older kernels.
+            if !loaded || !self.attached.insert(program.name) {
                 continue;
             }
             if let Err(error) = self.attach_program(program) {

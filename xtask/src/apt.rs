@@ -1,0 +1,111 @@
+//! Debian's packages.
+//!
+//! Invariant: installing leaves no service running and none that starts at the next boot: it would
+//! take ports that tests and people use.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::shell::{has, is_root, run};
+
+/// Services that packages used here bring along.
+const SERVICES: &[&str] = &["prometheus"];
+
+/// Whether packages can be installed; if not, why not.
+pub fn usable() -> Result<(), &'static str> {
+    match (has("apt-get"), is_root()) {
+        (false, _) => Err("this is not Debian: there is no apt-get"),
+        (true, false) => Err("installing Debian's packages needs root"),
+        (true, true) => Ok(()),
+    }
+}
+
+/// Installs packages.
+pub fn install(packages: &[&str]) -> Result<()> {
+    println!("installing {}", packages.join(" "));
+    let guard = NoServices::new(Path::new("/usr/sbin/policy-rc.d"))?;
+    // One source that can't be reached is no reason to stop: the install tells what it lacks.
+    if let Err(error) = run(&mut apt_get(&["update"])) {
+        eprintln!("xtask: warning: {error:#}");
+    }
+    let result = run(apt_get(&["install", "--yes", "--no-install-recommends"]).args(packages));
+    drop(guard);
+    result?;
+    let systemd = Path::new("/run/systemd/system").is_dir();
+    for service in SERVICES
+        .iter()
+        .filter(|service| systemd && packages.contains(service))
+    {
+        run(Command::new("systemctl").args(["disable", "--now", "--quiet", service]))?;
+    }
+    Ok(())
+}
+
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args([
+            "-q",
+            "-o",
+            "Dpkg::Use-Pty=0",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+        ])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// While it lives, packages start no services (Debian policy 9.3.3.1).
+struct NoServices(Option<PathBuf>);
+
+impl NoServices {
+    /// Leaves a policy alone that is there already, as in container images.
+    fn new(policy: &Path) -> Result<Self> {
+        if policy.exists() {
+            return Ok(Self(None));
+        }
+        fs::write(policy, "#!/bin/sh\nexit 101\n")
+            .and_then(|()| fs::set_permissions(policy, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("writing {}", policy.display()))?;
+        Ok(Self(Some(policy.to_path_buf())))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = &self.0
+            && let Err(error) = fs::remove_file(policy)
+        {
+            eprintln!(
+                "xtask: warning: remove {} by hand: {error}",
+                policy.display()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_removed_unless_it_was_there() {
+        let file = std::env::temp_dir().join(format!("xtask-policy-{}", std::process::id()));
+        let guard = NoServices::new(&file).unwrap();
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
+        drop(NoServices::new(&file).unwrap());
+        assert!(file.exists());
+        drop(guard);
+        assert!(!file.exists());
+    }
+}
