@@ -40,6 +40,8 @@ fields! {
     TASK_NIVCSW = "task_struct.nivcsw";
     TASK_RUNTIME = "task_struct.se.sum_exec_runtime";
     TASK_MIGRATIONS = "task_struct.se.nr_migrations";
+    TASK_RUNTIME_AT_ARRIVAL = "task_struct.se.prev_sum_exec_runtime";
+    TASK_LAST_ARRIVAL = "task_struct.sched_info.last_arrival";
     TASK_RUN_DELAY = "task_struct.sched_info.run_delay";
     TASK_PCOUNT = "task_struct.sched_info.pcount";
     SIGNAL_LIVE = "signal_struct.live.counter";

@@ -69,8 +69,10 @@ pub struct TaskBooks {
     pub periods_mark: u64,
     /// Cgroup id of the cgroup entered at the last move; 0: no marks.
     pub mark_owner: u64,
+    /// Of a leader: when its process was last moved, ns of the run queue's clock.
+    pub moved_at: u64,
     /// Not 0 once the process that this task leads has been counted as ended.
     pub ended: u64,
 }
 
-const _: () = assert!(size_of::<TaskBooks>() == 120);
+const _: () = assert!(size_of::<TaskBooks>() == 128);

@@ -122,6 +122,17 @@ impl Task {
     pub fn migrations(self) -> u64 {
         load64!(self.0, field::TASK_MIGRATIONS)
     }
+    /// Of the running task: now, or up to a tick ago, ns of its run queue's clock.
+    #[inline(always)]
+    pub fn run_queue_clock(self) -> u64 {
+        let since_arrival = self.run_ns() - load64!(self.0, field::TASK_RUNTIME_AT_ARRIVAL);
+        self.last_arrival() + since_arrival
+    }
+    /// When the task last got a CPU, ns of its run queue's clock.
+    #[inline(always)]
+    pub fn last_arrival(self) -> u64 {
+        load64!(self.0, field::TASK_LAST_ARRIVAL)
+    }
     /// CLOCK_MONOTONIC of birth, ns.
     #[inline(always)]
     pub fn start_time(self) -> u64 {

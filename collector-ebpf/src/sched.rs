@@ -150,10 +150,13 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
     let marked = books.css_set == 0 && books.mark_owner != 0;
     // Marked and still (or again) in the same cgroup: it was away in between.
     if books.owner != 0 && (marked || id != books.owner) {
-        // What it did before it left: up to the mover's mark; without one (a thread that was moved
-        // with its leader) up to now.
+        // What it did before it left: up to the mover's mark. Without one (a thread that was moved
+        // with its leader) up to now if it has been running since before the move, which the
+        // agent's `in_flight` cuts short; nothing if it got its CPU later.
         let until = if marked {
             books.run_mark.max(books.run_ns)
+        } else if arrived_after_move(task) {
+            books.run_ns
         } else {
             task.run_ns()
         };
@@ -192,6 +195,15 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
         claimed_cell(books.owner, 0);
     }
     0
+}
+
+/// Whether a task got its CPU after its process was last moved to another cgroup.
+#[inline(always)]
+fn arrived_after_move(task: Task) -> bool {
+    match task::books(task.group_leader()) {
+        Some(leader) => leader.moved_at != 0 && task.last_arrival() >= leader.moved_at,
+        None => false,
+    }
 }
 
 /// The cell on this CPU if it is `owner`'s, or nobody's yet.
@@ -265,6 +277,9 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
         books.run_mark = run_ns;
     }
     books.mark_owner = entered.id();
+    // SAFETY: the helper returns the current task, the mover.
+    books.moved_at =
+        Task(unsafe { bpf_get_current_task_btf() }.cast_const().cast()).run_queue_clock();
     books.run_enter_mark = run_ns;
     books.css_set = 0;
     let threadgroup = ctx.arg::<u8>(3) != 0;
