@@ -50,7 +50,6 @@ fields! {
     CGROUP_ROOT = "cgroup.root";
     CGROUP_PARENT_CSS = "cgroup.self.parent";
     CGROUP_FLAGS = "cgroup.self.flags";
-    CGROUP_SERIAL = "cgroup.self.serial_nr";
     CGROUP_UTIME = "cgroup.bstat.cputime.utime";
     CGROUP_STIME = "cgroup.bstat.cputime.stime";
     CGROUP_RUNTIME = "cgroup.bstat.cputime.sum_exec_runtime";

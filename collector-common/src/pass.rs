@@ -48,10 +48,8 @@ pub struct CgroupRecord {
     pub burst_periods: u32,
     /// Keeps the layout explicit.
     pub reserved: u32,
-    /// `kernfs_node.iattr`-free creation order: `css.serial_nr`, which rises with each cgroup made.
-    pub serial: u64,
     /// Room for what later sources add without a change of size.
-    pub spare: [u64; 1],
+    pub spare: [u64; 2],
 }
 
 const _: () = assert!(size_of::<CgroupRecord>() == 128);

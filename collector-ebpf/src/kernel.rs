@@ -204,10 +204,6 @@ impl Cgroup {
         const CSS_ONLINE: u32 = 1 << 1;
         load32!(self.0, field::CGROUP_FLAGS) & CSS_ONLINE != 0
     }
-    #[inline(always)]
-    pub fn serial(self) -> u64 {
-        load64!(self.0, field::CGROUP_SERIAL)
-    }
     /// (user, system, total) CPU time as far as the kernel has folded it, ns.
     #[inline(always)]
     pub fn cpu_time(self) -> (u64, u64, u64) {

@@ -65,7 +65,6 @@ fn fill(record: &mut CgroupRecord, cgroup: Cgroup) {
         flags |= DYING;
     }
     record.id = cgroup.id();
-    record.serial = cgroup.serial();
     let (utime_ns, stime_ns, usage_ns) = cgroup.cpu_time();
     record.utime_ns = utime_ns;
     record.stime_ns = stime_ns;

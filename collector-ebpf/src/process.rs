@@ -3,7 +3,7 @@
 //! Hooks: `tp_btf/sched_process_fork` (kernel/fork.c, `kernel_clone`, after the child has its
 //! cgroup and before it runs), `sched_process_exec` (fs/exec.c), `sched_process_exit`
 //! (kernel/exit.c, `do_exit`).
-//! Metrics: collector/src/source/process.rs. Oracle: tests/process.
+//! Metrics: collector/src/source/process.rs. Oracle: tests/live/process.rs.
 
 use core::ffi::c_void;
 
@@ -29,7 +29,7 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         warn!(&ctx, "no task storage: the kernel is short of memory");
         return 0;
     };
-    resolve(child, books);
+    task::enter(books, slot::resolve(child.cgroup().id()), child.css_set());
     if child.is_thread_group_leader()
         && let Some(cell) = process_cell(books)
     {
@@ -94,20 +94,6 @@ fn cell_of(task: Task) -> Option<*mut ProcessCell> {
     // Not the books' business: the scheduler settles them at the next switch-out.
     let slot = slot::resolve(task.cgroup().id());
     claimed(slot.owner, slot.number)
-}
-
-/// Resolves the slot of a task that has just been born.
-#[inline(always)]
-fn resolve(task: Task, books: &mut TaskBooks) {
-    let slot = slot::resolve(task.cgroup().id());
-    books.slot = slot.number;
-    books.first_cell = cell::first_cell(slot.number);
-    books.owner = slot.owner;
-    books.css_set = if slot.is_overflow() {
-        0
-    } else {
-        task.css_set()
-    };
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 //! Hooks: `tp_btf/sched_switch` at switch-out (kernel/sched/core.c, `__schedule`);
 //! `tp_btf/cgroup_attach_task` when a task changes cgroup; a raw tracepoint program that the agent
 //! runs on every CPU before a scrape.
-//! Metrics: collector/src/source/sched.rs. Oracle: tests/sched.
+//! Metrics: collector/src/source/sched.rs. Oracle: tests/live/sched.rs.
 //!
 //! Only the outgoing task is looked at, and only at clocks that the kernel keeps for it anyway:
 //! by the time of the tracepoint `update_curr` has brought `se.sum_exec_runtime` up to date,
@@ -153,17 +153,14 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
         // What it did before it left: up to the mover's mark. Without one (a thread that was moved
         // with its leader) up to now if it has been running since before the move, which the
         // agent's `in_flight` cuts short; nothing if it got its CPU later.
-        let until = if marked {
-            books.run_mark.max(books.run_ns)
+        let (until, enter) = if marked {
+            let until = books.run_mark.max(books.run_ns);
+            (until, books.run_enter_mark.max(until))
         } else if arrived_after_move(task) {
-            books.run_ns
+            (books.run_ns, books.run_ns)
         } else {
-            task.run_ns()
-        };
-        let enter = if marked {
-            books.run_enter_mark.max(until)
-        } else {
-            until
+            let now = task.run_ns();
+            (now, now)
         };
         // By the hash and not by the cached number: the slot may have been recycled since.
         let left = slot::resolve(books.owner);
@@ -178,21 +175,13 @@ fn settle(task: Task, books: &mut TaskBooks) -> i32 {
         }
         books.run_ns = enter;
     }
-    let slot = slot::resolve(id);
-    books.slot = slot.number;
-    books.first_cell = cell::first_cell(slot.number);
-    books.owner = slot.owner;
+    task::enter(books, slot::resolve(id), css_set);
     books.mark_owner = 0;
-    // A task in the overflow slot tries again at its next switch-out.
-    books.css_set = if slot.is_overflow() { 0 } else { css_set };
     if claimed_cell(books.owner, books.first_cell).is_none() {
         // The slot belongs to somebody else by now; its cells are not ours to touch.
         stat::count(Stat::Overflow);
-        books.slot = Slot::OVERFLOW.number;
-        books.first_cell = 0;
-        books.owner = Slot::OVERFLOW.owner;
-        books.css_set = 0;
-        claimed_cell(books.owner, 0);
+        task::enter(books, Slot::OVERFLOW, 0);
+        claimed_cell(books.owner, books.first_cell);
     }
     0
 }

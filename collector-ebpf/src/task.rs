@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use collector_common::{sched::TaskBooks, stat::Stat};
 
-use crate::{kernel::Task, stat};
+use crate::{cell, kernel::Task, slot::Slot, stat};
 
 /// BPF_MAP_TYPE_TASK_STORAGE: aya-ebpf has no type for it yet. The members are what BTF map
 /// definitions consist of; the loader reads their types and nobody reads their values.
@@ -88,6 +88,16 @@ pub fn books_or_new(task: Task) -> Option<&'static mut TaskBooks> {
         books.migrations = task.migrations();
     }
     Some(books)
+}
+
+/// Notes the slot in which a task counts from now on. A task in the overflow slot tries again at its
+/// next switch-out.
+#[inline(always)]
+pub fn enter(books: &mut TaskBooks, slot: Slot, css_set: u64) {
+    books.slot = slot.number;
+    books.first_cell = cell::first_cell(slot.number);
+    books.owner = slot.owner;
+    books.css_set = if slot.is_overflow() { 0 } else { css_set };
 }
 
 /// `iter/task`: gives every task that exists books with its present clocks as baseline. Run once,

@@ -16,8 +16,8 @@ use aya::maps::{MapData, RingBuf};
 use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
 
+pub use start::Options;
 pub(crate) use start::probe;
-pub use start::{Options, StartError};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},
@@ -107,9 +107,7 @@ impl Core {
         };
         self.housekeeping();
         lap(&mut stages, "lifecycle");
-        if self.sources.iter().any(|source| source.name() == "sched") {
-            self.kernel.take_in_flight()?;
-        }
+        self.kernel.take_in_flight()?;
         lap(&mut stages, "in_flight");
         self.slots.refresh().context("reading the slots")?;
         let mut slots: Vec<(NodeId, u32)> = self

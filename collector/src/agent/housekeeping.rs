@@ -15,7 +15,7 @@ use collector_common::{
 use super::{Agent, Core, Disowned};
 use crate::{
     cgroup::{Event, walk},
-    kernel::{cells::SlotMemory, load::monotonic_ns, mapping},
+    kernel::{cells::SlotMemory, events, load::monotonic_ns},
     source::{ForeignEvent, Source},
 };
 
@@ -33,7 +33,7 @@ impl Agent {
     /// When there can't be another thread.
     pub fn follow(self: &Arc<Self>) -> std::io::Result<()> {
         let agent = Arc::downgrade(self);
-        let events = {
+        let descriptors = {
             let core = self.core();
             let mut descriptors = vec![core.events.as_raw_fd()];
             descriptors.extend(core.kernel_log.as_ref().map(AsRawFd::as_raw_fd));
@@ -41,7 +41,7 @@ impl Agent {
         };
         let run = move || {
             while let Some(timeout) = tidy(&agent) {
-                mapping::wait_readable(&events, timeout);
+                events::wait_readable(&descriptors, timeout);
             }
         };
         std::thread::Builder::new()
@@ -101,10 +101,14 @@ impl Core {
         let mut threads_moved = false;
         while let Some(item) = self.events.next() {
             events += 1;
-            let Some(event) = mapping::read_value::<CgroupEvent>(&item) else {
+            let Some(event) = events::read_value::<CgroupEvent>(&item) else {
                 continue;
             };
             drop(item);
+            if event.kind == CgroupEventKind::ThreadsMoved as u32 {
+                threads_moved = true;
+                continue;
+            }
             let age = Duration::from_nanos(monotonic.saturating_sub(event.time_ns));
             let at = wall.checked_sub(age).unwrap_or(wall);
             let name = event
@@ -113,10 +117,6 @@ impl Core {
                 .unwrap_or_default()
                 .to_vec();
             let made = event.kind == CgroupEventKind::Made as u32;
-            if event.kind == CgroupEventKind::ThreadsMoved as u32 {
-                threads_moved = true;
-                continue;
-            }
             let renamed = event.kind == CgroupEventKind::Renamed as u32;
             if event.hierarchy != self.hierarchies.unified.hierarchy {
                 let made = (made || renamed).then_some((event.parent, name));

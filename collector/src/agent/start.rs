@@ -46,9 +46,6 @@ pub struct Options {
     pub registry: Registry,
 }
 
-/// Why the agent could not start.
-pub type StartError = anyhow::Error;
-
 /// Slots kept free for cgroups that come between two looks: many where they are cheap, few on a
 /// host with many CPUs.
 fn reserve(cpus: u32) -> usize {
@@ -117,7 +114,7 @@ impl Agent {
     /// # Errors
     ///
     /// Without privilege, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
-    pub fn start(options: Options) -> Result<Arc<Self>, StartError> {
+    pub fn start(options: Options) -> Result<Arc<Self>> {
         let hierarchies = Hierarchies::find(options.root.as_deref())?;
         let root = hierarchies.unified.path.clone();
         let lanes = kernel::possible_cpus()?;

@@ -3,7 +3,6 @@
 /// The labels that all series of a cgroup share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSet {
-    pairs: Vec<(String, String)>,
     /// `id="/a",name="b"`
     text: Vec<u8>,
 }
@@ -20,7 +19,6 @@ impl LabelSet {
             set.text.extend_from_slice(b"=\"");
             escape(value, &mut set.text);
             set.text.push(b'"');
-            set.pairs.push(((*name).to_owned(), (*value).to_owned()));
         }
         set
     }
@@ -28,14 +26,6 @@ impl LabelSet {
     /// No labels.
     pub fn empty() -> Self {
         Self::default()
-    }
-
-    /// A label's value.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.pairs
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
     }
 
     /// The labels as they stand between the braces of a sample.
@@ -67,7 +57,5 @@ mod tests {
             String::from_utf8_lossy(set.text()),
             "id=\"/a \\\"b\\\"\\n\\\\\",name=\"\u{e4}\""
         );
-        assert_eq!(set.get("id"), Some("/a \"b\"\n\\"));
-        assert_eq!(set.get("image"), None);
     }
 }

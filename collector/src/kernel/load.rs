@@ -151,10 +151,8 @@ impl Kernel {
             .iter()
             .filter(|program| names.contains(&program.name))
         {
-            let loaded =
-                self.wanted.contains(&program.name) && !self.failures.contains_key(program.name);
             // Twice would be counted twice, or refused (EEXIST) by older kernels.
-            if !loaded || !self.attached.insert(program.name) {
+            if !self.is_loaded(program.name) || !self.attached.insert(program.name) {
                 continue;
             }
             if let Err(error) = self.attach_program(program) {
@@ -277,8 +275,20 @@ impl Kernel {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
-    /// Brings the running task of every CPU up to date in its cell.
+    /// Whether a program was asked for and could be loaded.
+    fn is_loaded(&self, name: &str) -> bool {
+        self.wanted.contains(&name) && !self.failures.contains_key(name)
+    }
+
+    /// Brings the running task of every CPU up to date in its cell, where that is counted.
+    ///
+    /// # Errors
+    ///
+    /// When the CPUs can't be told.
     pub fn take_in_flight(&self) -> Result<()> {
+        if !self.is_loaded("in_flight") {
+            return Ok(());
+        }
         let Some(AyaProgram::RawTracePoint(program)) = self.ebpf.program("in_flight") else {
             bail!("the object has no program in_flight");
         };

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod cells;
+pub mod events;
 pub mod fields;
 pub mod load;
 pub mod mapping;

@@ -24,8 +24,6 @@ pub struct Program {
     pub name: &'static str,
     /// Where it runs.
     pub hook: Hook,
-    /// What it is for, for people.
-    pub purpose: &'static str,
 }
 
 impl Program {
@@ -40,11 +38,10 @@ impl Program {
     }
 }
 
-const fn tracepoint(name: &'static str, purpose: &'static str) -> Program {
+const fn tracepoint(name: &'static str) -> Program {
     Program {
         name,
         hook: Hook::Tracepoint(name),
-        purpose,
     }
 }
 
@@ -52,28 +49,25 @@ const fn tracepoint(name: &'static str, purpose: &'static str) -> Program {
 /// walk of the hierarchy and the first event; births before the baseline, and the baseline before
 /// `sched_switch`, so that every task has books when it is first switched out.
 pub const PROGRAMS: &[Program] = &[
-    tracepoint("cgroup_mkdir", "a cgroup is made"),
-    tracepoint("cgroup_rmdir", "a cgroup is removed"),
-    tracepoint("cgroup_rename", "a cgroup is renamed (v1)"),
-    tracepoint("cgroup_attach_task", "a task changes cgroup"),
-    tracepoint("sched_process_fork", "a task is born"),
-    tracepoint("sched_process_exec", "a program is executed"),
-    tracepoint("sched_process_exit", "a task ends"),
+    tracepoint("cgroup_mkdir"),
+    tracepoint("cgroup_rmdir"),
+    tracepoint("cgroup_rename"),
+    tracepoint("cgroup_attach_task"),
+    tracepoint("sched_process_fork"),
+    tracepoint("sched_process_exec"),
+    tracepoint("sched_process_exit"),
     Program {
         name: "baseline",
         hook: Hook::TaskIterator,
-        purpose: "clocks of the tasks there are",
     },
-    tracepoint("sched_switch", "a task is switched out"),
+    tracepoint("sched_switch"),
     Program {
         name: "in_flight",
         hook: Hook::OnDemand,
-        purpose: "what running tasks have done",
     },
     Program {
         name: "pass",
         hook: Hook::CgroupIterator,
-        purpose: "the cgroups' own books",
     },
 ];
 
@@ -96,7 +90,7 @@ pub const LIFECYCLE: Requirement = Requirement {
 };
 
 /// Whether a source can run here, and if not, why not.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct Availability {
     /// The source's name.
     pub source: &'static str,

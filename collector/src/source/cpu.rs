@@ -525,8 +525,7 @@ mod tests {
             throttled_periods: 0,
             burst_periods: 0,
             reserved: 0,
-            serial: 0,
-            spare: [0],
+            spare: [0; 2],
         }
     }
 }
