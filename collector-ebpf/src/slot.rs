@@ -47,6 +47,10 @@ impl Slot {
 /// The slot of a cgroup, a new one if it has none, the overflow slot if there is none left.
 #[inline(always)]
 pub fn resolve(cgroup_id: u64) -> Slot {
+    // A task that leaves the overflow slot: that one is nobody's to be given a slot for.
+    if cgroup_id == OVERFLOW_OWNER {
+        return Slot::OVERFLOW;
+    }
     if let Some(number) = lookup(cgroup_id) {
         return Slot {
             number,
