@@ -30,6 +30,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             if unsafe { libc::geteuid() } != 0 {
                 return Some("needs root".to_owned());
             }
+            if std::env::var_os("CGMETER_NO_PRIVILEGED").is_some() {
+                return Some("needs root, which was told to be left out".to_owned());
+            }
             if !Path::new("/sys/kernel/btf/vmlinux").exists() {
                 return Some("needs a kernel with BTF".to_owned());
             }

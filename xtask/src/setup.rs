@@ -35,22 +35,12 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
     (
         Tool::Program("promtool"),
         "prometheus",
-        "checks of the exposition and of rules",
+        "checks of the exposition",
     ),
     (
         Tool::Python("prometheus_client"),
         "python3-prometheus-client",
         "parses by its Python client",
-    ),
-    (
-        Tool::Program("perf"),
-        "linux-perf",
-        "workloads and costs of context switches",
-    ),
-    (
-        Tool::Program("bpftool"),
-        "bpftool",
-        "looks at programs and maps from outside",
     ),
 ];
 

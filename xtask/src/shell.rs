@@ -125,11 +125,7 @@ pub fn require_root(verb: &str, why: &str) -> Result<()> {
 /// Whether a program is on the path.
 pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian's sudo-less users lack sbin, where bpftool is.
-    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(more)
-        .any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 #[cfg(test)]
