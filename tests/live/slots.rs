@@ -32,9 +32,7 @@ fn overflow() -> Result<()> {
     let mut cgroups = Vec::new();
     for n in 0..12 {
         let cgroup = parent.child(&format!("c{n}"))?;
-        let mut worker = Worker::start(&cgroup)?;
-        worker.run("spin 40")?;
-        worker.finish()?;
+        Worker::once(&cgroup, "spin 40")?;
         work += cgroup.cpu_seconds()?;
         cgroups.push(cgroup);
     }
@@ -60,9 +58,7 @@ fn recycling() -> Result<()> {
     let parent = Cgroup::new()?;
     for n in 0..12 {
         let cgroup = parent.child(&format!("c{n}"))?;
-        let mut worker = Worker::start(&cgroup)?;
-        worker.run("spin 20")?;
-        worker.finish()?;
+        Worker::once(&cgroup, "spin 20")?;
         let expected = cgroup.cpu_seconds()?;
         cgroup.remove()?;
         let metrics = agent.scrape()?;

@@ -44,6 +44,12 @@ pub const TESTS: &[Test] = &[
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
 
+/// A cgroup's CPU time against its own cpu.stat.
+fn usage_agrees(metrics: &Metrics, cgroup: &Cgroup) -> Result<()> {
+    let (found, expected) = (metrics.of(&cgroup.id, USAGE)?, cgroup.cpu_seconds()?);
+    agree(&cgroup.id, found, expected, 0.001, 0.001)
+}
+
 /// Scrapes until a cgroup is not reported any more.
 fn wait_until_gone(agent: &Agent, id: &str) -> Result<Metrics> {
     let until = Instant::now() + Duration::from_secs(15);
@@ -66,9 +72,7 @@ fn short_lives() -> Result<()> {
     for n in 0..LIVES {
         let begin = Instant::now();
         let cgroup = parent.child(&format!("job-{n}"))?;
-        let mut worker = Worker::start(&cgroup)?;
-        worker.run("spin 2")?;
-        worker.finish()?;
+        Worker::once(&cgroup, "spin 2")?;
         work += cgroup.cpu_seconds()?;
         cgroup.remove()?;
         longest = longest.max(begin.elapsed());
@@ -133,42 +137,22 @@ fn nested() -> Result<()> {
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
     for cgroup in [&top, &middle, &leaf] {
-        let mut worker = Worker::start(cgroup)?;
-        worker.run("spin 60")?;
-        worker.finish()?;
+        Worker::once(cgroup, "spin 60")?;
     }
     let metrics = agent.scrape()?;
     for cgroup in [&top, &middle, &leaf] {
-        agree(
-            &cgroup.id,
-            metrics.of(&cgroup.id, USAGE)?,
-            cgroup.cpu_seconds()?,
-            0.001,
-            0.001,
-        )?;
+        usage_agrees(&metrics, cgroup)?;
     }
     leaf.remove()?;
     middle.remove()?;
     // The dead leave; what they did stays with those that live.
     let metrics = wait_until_gone(&agent, &middle.id)?;
     ensure!(!metrics.has(USAGE, &[("id", &leaf.id)]));
-    agree(
-        &top.id,
-        metrics.of(&top.id, USAGE)?,
-        top.cpu_seconds()?,
-        0.001,
-        0.001,
-    )?;
+    usage_agrees(&metrics, &top)?;
     // Longer than a slot's quarantine: recycling loses nothing either.
     sleep(Duration::from_secs(4));
     let metrics = agent.scrape()?;
-    agree(
-        &top.id,
-        metrics.of(&top.id, USAGE)?,
-        top.cpu_seconds()?,
-        0.001,
-        0.001,
-    )
+    usage_agrees(&metrics, &top)
 }
 
 fn while_down() -> Result<()> {
@@ -241,9 +225,7 @@ fn made_again() -> Result<()> {
     let mut total = 0.0;
     for _ in 0..3 {
         let cgroup = Cgroup::named(&name)?;
-        let mut worker = Worker::start(&cgroup)?;
-        worker.run("spin 60")?;
-        worker.finish()?;
+        Worker::once(&cgroup, "spin 60")?;
         total += cgroup.cpu_seconds()?;
         let metrics = agent.scrape()?;
         same(
@@ -320,13 +302,7 @@ fn lost_events() -> Result<()> {
         .count();
     same("cgroups", found as f64, COUNT as f64)?;
     let last = &cgroups[COUNT - 1];
-    agree(
-        &last.id,
-        metrics.of(&last.id, USAGE)?,
-        last.cpu_seconds()?,
-        0.001,
-        0.001,
-    )?;
+    usage_agrees(&metrics, last)?;
     ensure!(
         !metrics.has("container_spec_cpu_shares", &[("id", &gone.id)]),
         "gauges end"

@@ -88,6 +88,13 @@ impl Worker {
         Ok(worker)
     }
 
+    /// Has a worker do one job in `cgroup` and exit.
+    pub fn once(cgroup: &Cgroup, order: &str) -> Result<()> {
+        let mut worker = Self::start(cgroup)?;
+        worker.run(order)?;
+        worker.finish()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
