@@ -9,6 +9,16 @@
 
 /// First placeholder. No offset that programs use otherwise (stack, map values, context) comes near.
 pub const PLACEHOLDER: i16 = 0x5A00;
+/// First placeholder of another kind: a number that the loader replaces by 1 if this kernel has the
+/// field and by 0 if it has not, see [`present`].
+pub const PRESENT: i32 = 0x5E1D_0000;
+
+/// The number that stands for "this kernel has the field". A program that asks may read the field
+/// behind the answer; to it the field is optional, and the verifier never sees the reading where
+/// the answer is 0.
+pub const fn present(field: i16) -> i32 {
+    PRESENT + (field - PLACEHOLDER) as i32
+}
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
@@ -21,8 +31,9 @@ macro_rules! fields {
             pub const $name: i16 = PLACEHOLDER + Number::$name as i16;
         )*
         /// Path of each field, in the order of its placeholder: `struct.member.member`, where a
-        /// member may be an array element named by an enumerator (`subsys[cpu_cgrp_id]`), and
-        /// alternatives for other kernel versions are separated by `|`.
+        /// member may be an array element, named by an enumerator of `cgroup_subsys_id`
+        /// (`subsys[cpu_cgrp_id]`) or by its number (`total[0]`), and alternatives for other kernel
+        /// versions are separated by `|`.
         pub const PATHS: &[&str] = &[$($path,)*];
     };
 }

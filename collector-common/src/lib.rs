@@ -10,6 +10,7 @@ pub mod cell;
 pub mod event;
 pub mod field;
 pub mod histogram;
+pub mod keyed;
 pub mod pass;
 pub mod process;
 pub mod sched;

@@ -5,6 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{
     Global,
     btf_maps::{Array, ArrayOfMaps},
+    helpers::bpf_get_smp_processor_id,
     macros::btf_map,
 };
 use collector_common::{
@@ -31,6 +32,20 @@ pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
 /// Lanes of a per-CPU source: the number of possible CPUs.
 #[unsafe(no_mangle)]
 static LANES: Global<u32> = Global::new(1);
+
+/// Lanes of a source with shards: a power of two.
+#[unsafe(no_mangle)]
+static SHARDS: Global<u32> = Global::new(1);
+
+/// The cell of a slot that this CPU shares with some others, in a source with shards.
+#[inline(always)]
+#[allow(dead_code)]
+pub fn sharded_cell(slot: u32) -> u32 {
+    let shards = SHARDS.load();
+    // SAFETY: always allowed.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    slot * shards + (cpu & (shards - 1))
+}
 
 /// The cell of lane 0 of a slot in a per-CPU source.
 #[inline(always)]

@@ -48,6 +48,24 @@ macro_rules! load32 {
     }};
 }
 
+/// Whether this kernel has a field: a constant to the verifier, which removes what stands behind a 0.
+#[allow(unused_macros)]
+macro_rules! has {
+    ($field:expr) => {{
+        let value: u64;
+        // SAFETY: a constant.
+        unsafe {
+            asm!(
+                "{value} = {present}",
+                value = lateout(reg) value,
+                present = const field::present($field),
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+        value != 0
+    }};
+}
+
 /// The address of a field beyond what BTF lets a program load directly (a structure that embeds
 /// the one pointed to). `r += imm` with the placeholder as immediate; to be read by
 /// `bpf_probe_read_kernel`.

@@ -10,6 +10,8 @@
 mod cell;
 mod cgroup;
 mod kernel;
+#[allow(dead_code)]
+mod keyed;
 mod pass;
 mod process;
 mod sched;

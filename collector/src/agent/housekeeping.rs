@@ -227,6 +227,9 @@ impl Core {
                 }
                 self.tree.forget_alias(id);
             }
+            for source in &mut self.sources {
+                source.retire(&self.tree);
+            }
         }
         let (over, waiting): (Vec<_>, Vec<_>) = self
             .disowned

@@ -6,6 +6,7 @@
 //! CPU time each cgroup had used before all that.
 
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -125,7 +126,9 @@ impl Agent {
             log_level: options.kernel_log_level,
         })?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
-        kernel.attach(&lifecycle_programs);
+        let directory =
+            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
+        kernel.attach(&lifecycle_programs, &directory);
         kernel.require_lifecycle()?;
 
         let found = walk(&root).with_context(|| format!("cannot read {}", root.display()))?;
@@ -188,11 +191,12 @@ impl Agent {
         core.provide_overflow()?;
         core.provide_slots();
         let names: Vec<&str> = core.sources.iter().map(|source| source.name()).collect();
-        core.kernel.attach(&programs_for(&names));
+        core.kernel.attach(&programs_for(&names), &directory);
         core.settle_availability(availability);
         core.take_earlier()?;
         // The kernel's type information, parsed, was most of the memory so far; it is not needed
         // any more, and the allocator would keep it.
+        core.kernel.forget_types();
         kernel::release_free_memory();
         Ok(Arc::new(Self {
             core: Mutex::new(core),

@@ -10,8 +10,14 @@ pub struct LabelSet {
 impl LabelSet {
     /// Labels with the values given; empty values are left out, as Prometheus would.
     pub fn new(pairs: &[(&str, &str)]) -> Self {
-        let mut set = Self::default();
-        for (name, value) in pairs.iter().filter(|(_, value)| !value.is_empty()) {
+        let pairs = pairs.iter().map(|&(name, value)| (name, value));
+        Self::default().with(pairs)
+    }
+
+    /// These labels and some more; empty values are left out.
+    pub fn with<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut set = self.clone();
+        for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
             if !set.text.is_empty() {
                 set.text.push(b',');
             }

@@ -8,6 +8,7 @@ use std::{
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_BTF_LOAD: libc::c_long = 18;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -148,42 +149,74 @@ pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::R
     owned(bpf(BPF_MAP_CREATE, &mut attributes)?)
 }
 
+/// Arguments of a call about one entry of a map.
+#[repr(C)]
+struct Entry {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Sets an entry.
+///
+/// # Errors
+///
+/// The kernel's (E2BIG where there is no room).
+pub fn update<K: Copy, V: Copy>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut entry = Entry {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const *key) as u64,
+        value: (&raw const *value) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut entry).map(drop)
+}
+
+/// Takes an entry out of a hash map and returns its value, read into `room`.
+///
+/// # Errors
+///
+/// The kernel's (ENOENT where there is none).
+pub fn lookup_and_delete<K: Copy, V: Copy>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    mut room: V,
+) -> io::Result<V> {
+    let mut entry = Entry {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const *key) as u64,
+        value: (&raw mut room) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut entry)?;
+    Ok(room)
+}
+
 /// Sets an entry of an array of maps. Waits for programs that still use the entry's old map.
 ///
 /// # Errors
 ///
 /// The kernel's (E2BIG for an index beyond the array, EINVAL for a map of another shape).
 pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: &OwnedFd) -> io::Result<()> {
-    #[repr(C)]
-    struct Attributes {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let value = inner.as_raw_fd();
-    let mut attributes = Attributes {
-        map_fd: outer.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const index) as u64,
-        value: (&raw const value) as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+    update(outer, &index, &inner.as_raw_fd())
 }
 
 /// Reads a whole hash map in as few calls as its size allows. Entries that come or go meanwhile may
-/// be missed; none is returned twice.
+/// be missed; none is returned twice. `zero` is any value; room is made with it.
 ///
 /// # Errors
 ///
 /// The kernel's (EINVAL before 5.6, where hash maps can't be read in batches).
-pub fn lookup_all<K: Copy + Default, V: Copy + Default>(
+pub fn lookup_all<K: Copy + Default, V: Copy>(
     map: BorrowedFd<'_>,
     max_entries: u32,
     keys: &mut Vec<K>,
     values: &mut Vec<V>,
+    zero: V,
 ) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
@@ -205,7 +238,7 @@ pub fn lookup_all<K: Copy + Default, V: Copy + Default>(
     loop {
         let have = keys.len();
         keys.resize(have + room, K::default());
-        values.resize(have + room, V::default());
+        values.resize(have + room, zero);
         let mut next = 0u32;
         let mut attributes = Attributes {
             in_batch: if first { 0 } else { (&raw const cursor) as u64 },
@@ -249,6 +282,15 @@ pub fn lookup_all<K: Copy + Default, V: Copy + Default>(
     }
 }
 
+/// Attaches a loaded `iter/task` program.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn link_task_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    link_iterator(program, &[])
+}
+
 /// Attaches a loaded `iter/cgroup` program to a cgroup directory, pre-order over its descendants.
 ///
 /// # Errors
@@ -258,13 +300,12 @@ pub fn link_cgroup_iterator(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
-    // union bpf_iter_link_info, its cgroup member.
-    #[repr(C)]
-    struct IterInfo {
-        order: u32,
-        cgroup_fd: u32,
-        cgroup_id: u64,
-    }
+    // union bpf_iter_link_info, its cgroup member: order, cgroup_fd, cgroup_id (64 bits).
+    let fd = cgroup.as_raw_fd() as u32;
+    link_iterator(program, &[BPF_CGROUP_ITER_DESCENDANTS_PRE, fd, 0, 0])
+}
+
+fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         prog_fd: u32,
@@ -275,18 +316,18 @@ pub fn link_cgroup_iterator(
         iter_info_len: u32,
         pad: u32,
     }
-    let info = IterInfo {
-        order: BPF_CGROUP_ITER_DESCENDANTS_PRE,
-        cgroup_fd: cgroup.as_raw_fd() as u32,
-        cgroup_id: 0,
-    };
     let mut attributes = Attributes {
         prog_fd: program.as_raw_fd() as u32,
         target_fd: 0,
         attach_type: BPF_TRACE_ITER,
         flags: 0,
-        iter_info: (&raw const info) as u64,
-        iter_info_len: size_of::<IterInfo>() as u32,
+        // No information is no address, not an empty one.
+        iter_info: if info.is_empty() {
+            0
+        } else {
+            info.as_ptr() as u64
+        },
+        iter_info_len: size_of_val(info) as u32,
         pad: 0,
     };
     owned(bpf(BPF_LINK_CREATE, &mut attributes)?)

@@ -10,6 +10,31 @@ use collector_common::cell::CELLS_PER_CHUNK;
 
 use super::{bpf, mapping::Mapping};
 
+/// How many cells a slot has in a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lanes {
+    /// One a CPU: for the hottest sources, plain adds.
+    PerCpu,
+    /// One for several CPUs, at most [`MAX_SHARDS`]: warm sources, atomic adds.
+    Shards,
+    /// One: rare events, atomic adds.
+    One,
+}
+
+/// Most lanes of a source with shards.
+pub const MAX_SHARDS: u32 = 16;
+
+impl Lanes {
+    /// Their number on a host with so many CPUs. That of shards is a power of two.
+    pub fn count(self, cpus: u32) -> u32 {
+        match self {
+            Self::PerCpu => cpus,
+            Self::Shards => cpus.next_power_of_two().min(MAX_SHARDS),
+            Self::One => 1,
+        }
+    }
+}
+
 /// A cell as it is in the kernel: its first word is the owner's cgroup id.
 ///
 /// # Safety
@@ -18,16 +43,27 @@ use super::{bpf, mapping::Mapping};
 pub unsafe trait Cell: Copy + Send {
     /// Name of the array of maps in the kernel object.
     const MAP: &'static str;
+    /// Cells a slot.
+    const LANES: Lanes;
 }
 
-// SAFETY: words only, the owner first.
-unsafe impl Cell for collector_common::sched::SchedCell {
-    const MAP: &'static str = "SCHED_CELLS";
+macro_rules! cells {
+    ($($cell:path, $map:literal, $lanes:ident;)*) => {
+        $(
+            // SAFETY: words only, the owner first.
+            unsafe impl Cell for $cell {
+                const MAP: &'static str = $map;
+                const LANES: Lanes = Lanes::$lanes;
+            }
+        )*
+        /// Every array of cells in the object, with its lanes.
+        pub const CELL_MAPS: &[(&str, Lanes)] = &[$(($map, Lanes::$lanes),)*];
+    };
 }
 
-// SAFETY: words only, the owner first.
-unsafe impl Cell for collector_common::process::ProcessCell {
-    const MAP: &'static str = "PROCESS_CELLS";
+cells! {
+    collector_common::sched::SchedCell, "SCHED_CELLS", PerCpu;
+    collector_common::process::ProcessCell, "PROCESS_CELLS", One;
 }
 
 /// The cells of a source.

@@ -1,23 +1,41 @@
 //! Kernel fields: offsets from the running kernel's BTF, written into the object's instructions.
 //!
 //! See `collector_common::field` for the scheme. Invariant: no placeholder is left in an object
-//! that is loaded; a field which this kernel lacks makes the sections that use it unusable, and
-//! [`Patched::missing`] says which and why.
+//! that is loaded; a field which this kernel lacks makes the programs that need it unusable, and
+//! [`Patched::missing`] says which and why. A field that a program asks for first is optional to it.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+};
 
 use anyhow::{Context, Result, bail};
 use btf_rs::{Btf, Type};
-use collector_common::field::{PATHS, PLACEHOLDER};
-use object::{Object, ObjectSection, SectionKind};
+use collector_common::field::{PATHS, PLACEHOLDER, PRESENT};
+use object::{
+    Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolKind,
+};
 
 /// An object whose placeholders have been replaced.
 #[derive(Debug)]
 pub struct Patched {
     /// The object, ready to be loaded.
     pub bytes: Vec<u8>,
-    /// Section name to the fields that it needs and this kernel lacks.
+    /// Program to the fields that it needs and this kernel lacks.
     pub missing: HashMap<String, Vec<&'static str>>,
+}
+
+/// A function of the object: where it is, what it reads, whom it calls.
+#[derive(Debug)]
+struct Function {
+    name: String,
+    section: SectionIndex,
+    /// Address in its section.
+    address: u64,
+    size: u64,
+    needed: BTreeSet<usize>,
+    optional: BTreeSet<usize>,
+    calls: BTreeSet<usize>,
 }
 
 /// Replaces the placeholders of `object` by the offsets of this kernel.
@@ -28,29 +46,144 @@ pub struct Patched {
 pub fn patch(object: &[u8], btf: &Btf) -> Result<Patched> {
     let offsets: Vec<Option<u32>> = PATHS.iter().map(|path| offset_of(btf, path).ok()).collect();
     let mut bytes = object.to_vec();
-    let mut missing: HashMap<String, Vec<&'static str>> = HashMap::new();
     let file = object::File::parse(object).context("the embedded kernel object is damaged")?;
     for section in file.sections() {
-        let name = section.name()?.to_owned();
-        let Some((start, size)) = section.file_range() else {
-            continue;
-        };
-        let range = start as usize..(start + size) as usize;
-        if name == ".BTF" {
-            super::names::make_valid(&mut bytes[range])?;
-            continue;
-        }
-        if section.kind() != SectionKind::Text {
-            continue;
-        }
-        for field in patch_section(&mut bytes, range, &offsets)? {
-            let fields = missing.entry(name.clone()).or_default();
-            if !fields.contains(&field) {
-                fields.push(field);
-            }
+        if section.name()? == ".BTF"
+            && let Some((start, size)) = section.file_range()
+        {
+            super::names::make_valid(&mut bytes[start as usize..(start + size) as usize])?;
         }
     }
+    let mut functions = functions(&file);
+    for index in 0..functions.len() {
+        let calls = calls(&file, &functions, &functions[index])?;
+        let function = &mut functions[index];
+        function.calls = calls;
+        let section = file.section_by_index(function.section)?;
+        let Some((start, _)) = section.file_range() else {
+            continue;
+        };
+        let begin = (start + function.address) as usize;
+        patch_function(
+            &mut bytes,
+            begin..begin + function.size as usize,
+            &offsets,
+            function,
+        )?;
+    }
+    let missing = (0..functions.len())
+        .map(|index| {
+            let missing = missing(&functions, index, &offsets);
+            (functions[index].name.clone(), missing)
+        })
+        .filter(|(_, missing)| !missing.is_empty())
+        .collect();
     Ok(Patched { bytes, missing })
+}
+
+fn functions(file: &object::File<'_>) -> Vec<Function> {
+    let code = |symbol: &object::Symbol<'_, '_>| {
+        let section = file.section_by_index(symbol.section_index()?).ok()?;
+        (section.kind() == SectionKind::Text).then_some(section.index())
+    };
+    file.symbols()
+        .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0)
+        .filter_map(|symbol| {
+            Some(Function {
+                name: symbol.name().ok()?.to_owned(),
+                section: code(&symbol)?,
+                address: symbol.address(),
+                size: symbol.size(),
+                needed: BTreeSet::new(),
+                optional: BTreeSet::new(),
+                calls: BTreeSet::new(),
+            })
+        })
+        .collect()
+}
+
+/// Functions that a function calls, or whose address it takes.
+fn calls(
+    file: &object::File<'_>,
+    functions: &[Function],
+    function: &Function,
+) -> Result<BTreeSet<usize>> {
+    let section = file.section_by_index(function.section)?;
+    let code = section.data()?;
+    let range = function.address..function.address + function.size;
+    let at = |section: SectionIndex, address: u64| {
+        functions
+            .iter()
+            .position(|other| other.section == section && other.address == address)
+    };
+    let word = |offset: u64| {
+        let bytes = code.get(offset as usize + 4..offset as usize + 8)?;
+        Some(i64::from(i32::from_le_bytes(bytes.try_into().ok()?)))
+    };
+    let mut found = BTreeSet::new();
+    let mut relocated = BTreeSet::new();
+    for (offset, relocation) in section.relocations() {
+        let RelocationTarget::Symbol(index) = relocation.target() else {
+            continue;
+        };
+        if !range.contains(&offset) {
+            continue;
+        }
+        relocated.insert(offset);
+        let symbol = file.symbol_by_index(index)?;
+        let Some(section) = symbol.section_index() else {
+            continue;
+        };
+        // A call counts instructions from the next one, an address counts bytes.
+        let is_call = code.get(offset as usize) == Some(&CALL);
+        let addend = word(offset).unwrap_or(0);
+        let address = match (symbol.kind(), is_call) {
+            (SymbolKind::Section, true) => (addend + 1) * INSTRUCTION as i64,
+            (SymbolKind::Section, false) => addend,
+            _ => symbol.address() as i64,
+        };
+        found.extend(at(section, address as u64));
+    }
+    // Calls within a section need no relocation.
+    for offset in range.step_by(INSTRUCTION) {
+        let call = code.get(offset as usize) == Some(&CALL)
+            && code
+                .get(offset as usize + 1)
+                .map(|registers| registers >> 4)
+                == Some(LOCAL_CALL);
+        if call && !relocated.contains(&offset) {
+            let target = offset as i64 + (word(offset).unwrap_or(0) + 1) * INSTRUCTION as i64;
+            found.extend(at(function.section, target as u64));
+        }
+    }
+    Ok(found)
+}
+
+/// What a function and those it calls need and this kernel lacks.
+fn missing(functions: &[Function], start: usize, offsets: &[Option<u32>]) -> Vec<&'static str> {
+    let mut seen = BTreeSet::from([start]);
+    let mut waiting = vec![start];
+    while let Some(index) = waiting.pop() {
+        waiting.extend(
+            functions[index]
+                .calls
+                .iter()
+                .filter(|&&call| seen.insert(call)),
+        );
+    }
+    let optional: BTreeSet<usize> = seen
+        .iter()
+        .flat_map(|&index| functions[index].optional.iter().copied())
+        .collect();
+    let needed: BTreeSet<usize> = seen
+        .iter()
+        .flat_map(|&index| functions[index].needed.iter().copied())
+        .collect();
+    needed
+        .difference(&optional)
+        .filter(|&&number| offsets[number].is_none())
+        .map(|&number| PATHS[number])
+        .collect()
 }
 
 /// BPF instruction: opcode, registers, 16-bit offset, 32-bit immediate.
@@ -62,54 +195,58 @@ const LOAD_MASK: u8 = 0xe7;
 const LOAD_IMM64: u8 = 0x18;
 /// BPF_ALU64 | BPF_ADD | BPF_K
 const ADD_IMM: u8 = 0x07;
+/// BPF_ALU64 | BPF_MOV | BPF_K
+const MOVE_IMM: u8 = 0xb7;
+/// BPF_JMP | BPF_CALL
+const CALL: u8 = 0x85;
+/// BPF_PSEUDO_CALL, the source register of a call within the object.
+const LOCAL_CALL: u8 = 1;
 
-fn patch_section(
+fn patch_function(
     bytes: &mut [u8],
     range: Range<usize>,
     offsets: &[Option<u32>],
-) -> Result<Vec<&'static str>> {
-    let mut missing = Vec::new();
+    function: &mut Function,
+) -> Result<()> {
+    let offset_of = |number: usize| offsets[number].unwrap_or(0);
     let mut at = range.start;
     while at + INSTRUCTION <= range.end {
         let opcode = bytes[at];
+        let immediate =
+            i32::from_le_bytes([bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]]);
         if opcode == LOAD_IMM64 {
             at += 2 * INSTRUCTION;
             continue;
         }
         if opcode & LOAD_MASK == LOAD {
             let offset = i16::from_le_bytes([bytes[at + 2], bytes[at + 3]]);
-            if let Some(number) = placeholder(i32::from(offset)) {
-                let real = resolved(number, offsets, &mut missing);
-                let real = i16::try_from(real)
+            if let Some(number) = number(i32::from(offset), i32::from(PLACEHOLDER)) {
+                let real = i16::try_from(offset_of(number))
                     .with_context(|| format!("{} lies beyond 32 KiB", PATHS[number]))?;
                 bytes[at + 2..at + 4].copy_from_slice(&real.to_le_bytes());
+                function.needed.insert(number);
             }
-        } else if opcode == ADD_IMM {
-            let value =
-                i32::from_le_bytes([bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]]);
-            if let Some(number) = placeholder(value) {
-                let real = resolved(number, offsets, &mut missing);
-                bytes[at + 4..at + 8].copy_from_slice(&real.to_le_bytes());
-            }
+        } else if opcode == ADD_IMM
+            && let Some(number) = number(immediate, i32::from(PLACEHOLDER))
+        {
+            bytes[at + 4..at + 8].copy_from_slice(&offset_of(number).to_le_bytes());
+            function.needed.insert(number);
+        } else if opcode == MOVE_IMM
+            && let Some(number) = number(immediate, PRESENT)
+        {
+            let present = u32::from(offsets[number].is_some());
+            bytes[at + 4..at + 8].copy_from_slice(&present.to_le_bytes());
+            function.optional.insert(number);
         }
         at += INSTRUCTION;
     }
-    Ok(missing)
+    Ok(())
 }
 
-fn placeholder(value: i32) -> Option<usize> {
-    let number = usize::try_from(value - i32::from(PLACEHOLDER)).ok()?;
+/// The number of the field that a placeholder stands for.
+fn number(value: i32, first: i32) -> Option<usize> {
+    let number = usize::try_from(value.checked_sub(first)?).ok()?;
     (number < PATHS.len()).then_some(number)
-}
-
-fn resolved(number: usize, offsets: &[Option<u32>], missing: &mut Vec<&'static str>) -> u32 {
-    match offsets[number] {
-        Some(offset) => offset,
-        None => {
-            missing.push(PATHS[number]);
-            0
-        }
-    }
 }
 
 /// The byte offset of a field path such as `task_struct.se.sum_exec_runtime`.
@@ -129,6 +266,11 @@ pub fn offset_of(btf: &Btf, path: &str) -> Result<u32> {
 }
 
 fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
+    walk(btf, path).map(|(offset, _)| offset)
+}
+
+/// Offset in bytes and type of what a path leads to.
+fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
     let mut parts = path.split('.');
     let root = parts.next().unwrap_or_default();
     let mut current = btf
@@ -146,12 +288,18 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
             member(btf, &current, name)?.with_context(|| format!("no member {name} in {path}"))?;
         offset += bits / 8;
         current = ty;
-        if let Some(enumerator) = element {
-            // Arrays of pointers are all that is needed.
-            offset += 8 * enumerator_value(btf, enumerator)?;
+        if let Some(element) = element {
+            let (size, ty) =
+                array_element(btf, &current).with_context(|| format!("{part} in {path}"))?;
+            let index = match element.parse() {
+                Ok(index) => index,
+                Err(_) => enumerator_value(btf, "cgroup_subsys_id", element)?,
+            };
+            offset += size * index;
+            current = ty;
         }
     }
-    Ok(offset)
+    Ok((offset, current))
 }
 
 /// A member's offset in bits and its type, anonymous structures and unions included.
@@ -194,9 +342,45 @@ fn unqualified(btf: &Btf, ty: Type) -> Result<Type> {
     }
 }
 
-fn enumerator_value(btf: &Btf, name: &str) -> Result<u32> {
-    // Controllers are the only enumerators in use: enum cgroup_subsys_id { cpuset_cgrp_id, … }.
-    for ty in btf.resolve_types_by_name("cgroup_subsys_id")? {
+/// Size in bytes and type of an array's elements.
+fn array_element(btf: &Btf, array: &Type) -> Result<(u32, Type)> {
+    let Type::Array(array) = array else {
+        bail!("not an array");
+    };
+    let element = unqualified(btf, btf.resolve_chained_type(array)?)?;
+    Ok((size_of_type(btf, &element)?, element))
+}
+
+/// Size of a type in bytes.
+fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
+    Ok(match ty {
+        Type::Ptr(_) => 8,
+        Type::Int(int) => int.size() as u32,
+        Type::Struct(of) | Type::Union(of) => of.size() as u32,
+        Type::Enum(of) => of.size() as u32,
+        Type::Enum64(of) => of.size() as u32,
+        Type::Array(array) => array_element(btf, ty)?.0 * array.len() as u32,
+        other => bail!("{other:?} has no size"),
+    })
+}
+
+/// Size in bytes of the structure that a path ends in, such as `hugetlb_cgroup.hugepage`.
+///
+/// # Errors
+///
+/// When this kernel has no such structure or field.
+pub fn size_of(btf: &Btf, path: &str) -> Result<u32> {
+    let (_, ty) = walk(btf, path)?;
+    size_of_type(btf, &ty)
+}
+
+/// Value of an enumerator, such as `NR_FILE_PAGES` of `node_stat_item`.
+///
+/// # Errors
+///
+/// When this kernel doesn't have it.
+pub fn enumerator_value(btf: &Btf, of: &str, name: &str) -> Result<u32> {
+    for ty in btf.resolve_types_by_name(of)? {
         let Type::Enum(list) = ty else {
             continue;
         };
@@ -206,5 +390,5 @@ fn enumerator_value(btf: &Btf, name: &str) -> Result<u32> {
             }
         }
     }
-    bail!("no enumerator {name}")
+    bail!("no enumerator {name} of {of}")
 }

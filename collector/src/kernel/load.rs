@@ -2,7 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::AsFd,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
@@ -10,7 +11,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Map, MapData, PerCpuArray, RingBuf},
-    programs::{Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun},
+    programs::{
+        CgroupAttachMode, Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun,
+    },
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
@@ -20,8 +23,9 @@ use collector_common::{
 
 use super::{
     OBJECT, bpf,
-    cells::{Cell, Cells},
+    cells::{CELL_MAPS, Cell, Cells, Lanes},
     fields,
+    keyed::{KEYED_MAPS, Keyed, KeyedValue},
     pass::Pass,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     slots::SlotPool,
@@ -44,9 +48,10 @@ pub struct Options {
 }
 
 /// The loaded object.
-#[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    /// The running kernel's types, while sources are being made.
+    types: Option<btf_rs::Btf>,
     lanes: u32,
     max_slots: u32,
     /// Why a program is not there; absent means loaded.
@@ -55,6 +60,15 @@ pub struct Kernel {
     attached: HashSet<&'static str>,
     /// Kernel memory of the object's own maps, which are of fixed size, bytes.
     map_memory: u64,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("attached", &self.attached)
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Kernel {
@@ -70,26 +84,34 @@ impl Kernel {
         let patched = fields::patch(OBJECT, &types)?;
         let btf = Btf::parse(&raw, aya::Endianness::default())
             .with_context(|| format!("{BTF_PATH} can't be understood"))?;
-        let cells = options.max_slots.saturating_add(1);
-        let per_cpu_chunks =
-            u64::from(cells) * u64::from(options.lanes) / u64::from(CELLS_PER_CHUNK) + 1;
+        let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
-        let ebpf = EbpfLoader::new()
+        let shards = Lanes::Shards.count(options.lanes);
+        let mut loader = EbpfLoader::new();
+        for &(map, lanes) in CELL_MAPS {
+            let cells = u64::from(slots) * u64::from(lanes.count(options.lanes));
+            let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
+            loader.map_max_entries(map, chunks);
+        }
+        for &map in KEYED_MAPS {
+            loader.map_max_entries(map, options.max_slots);
+        }
+        let ebpf = loader
             .btf(Some(&btf))
             .allow_unsupported_maps()
             .override_global("LANES", &options.lanes, true)
+            .override_global("SHARDS", &shards, false)
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global(aya_log::LEVEL, &options.log_level, false)
             .map_max_entries("SLOTS", options.max_slots)
-            .map_max_entries("FREE_SLOTS", cells)
-            .map_max_entries("SCHED_CELLS", u32::try_from(per_cpu_chunks)?)
-            .map_max_entries("PROCESS_CELLS", cells / CELLS_PER_CHUNK + 1)
+            .map_max_entries("FREE_SLOTS", slots)
             // More cgroups than slots are possible; 4 million is beyond any host.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
         let mut kernel = Self {
             ebpf,
+            types: Some(types),
             lanes: options.lanes,
             max_slots: options.max_slots,
             failures: HashMap::new(),
@@ -106,17 +128,9 @@ impl Kernel {
             .iter()
             .filter(|program| options.programs.contains(&program.name))
         {
-            let missing = patched
-                .missing
-                .get(&program.section())
-                .into_iter()
-                .flatten();
-            let shared = patched.missing.get(".text").into_iter().flatten();
-            let missing: Vec<&str> = missing.chain(shared).copied().collect();
-            let result = if missing.is_empty() {
-                kernel.load_program(program, &btf)
-            } else {
-                Err(anyhow!("this kernel has no {}", missing.join(", ")))
+            let result = match patched.missing.get(program.name) {
+                None => kernel.load_program(program, &btf),
+                Some(missing) => Err(anyhow!("this kernel has no {}", missing.join(", "))),
             };
             if let Err(error) = result {
                 kernel.failures.insert(program.name, format!("{error:#}"));
@@ -130,7 +144,10 @@ impl Kernel {
             (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => {
                 loaded.load(name, btf)?
             }
-            (Hook::TaskIterator, AyaProgram::Iter(loaded)) => loaded.load("task", btf)?,
+            (Hook::Packets(_), AyaProgram::CgroupSkb(loaded)) => loaded.load()?,
+            (Hook::Baseline | Hook::TaskIterator, AyaProgram::Iter(loaded)) => {
+                loaded.load("task", btf)?;
+            }
             (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
             (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
             (hook, _) => bail!("{} is not a {hook:?} program", program.name),
@@ -145,8 +162,8 @@ impl Kernel {
     }
 
     /// Attaches those of `names` that are loaded and not yet attached, in the order of [`PROGRAMS`]. The baseline is
-    /// run instead of attached.
-    pub fn attach(&mut self, names: &[&'static str]) {
+    /// run instead of attached; programs for packets attach to `root`, a directory of cgroup2.
+    pub fn attach(&mut self, names: &[&'static str], root: &File) {
         for program in PROGRAMS
             .iter()
             .filter(|program| names.contains(&program.name))
@@ -155,16 +172,25 @@ impl Kernel {
             if !self.is_loaded(program.name) || !self.attached.insert(program.name) {
                 continue;
             }
-            if let Err(error) = self.attach_program(program) {
+            if let Err(error) = self.attach_program(program, root) {
                 self.failures.insert(program.name, format!("{error:#}"));
             }
         }
     }
 
-    fn attach_program(&mut self, program: &Program) -> Result<()> {
-        match self.program_mut(program.name)? {
-            AyaProgram::BtfTracePoint(loaded) => loaded.attach().map(drop)?,
-            AyaProgram::Iter(loaded) if program.hook == Hook::TaskIterator => {
+    fn attach_program(&mut self, program: &Program, root: &File) -> Result<()> {
+        match (program.hook, self.program_mut(program.name)?) {
+            (Hook::Tracepoint(_), AyaProgram::BtfTracePoint(loaded)) => {
+                loaded.attach().map(drop)?;
+            }
+            // `Single` sets no flags. The kernel makes a link, which is multi whatever the flags,
+            // and refuses any (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
+            (Hook::Packets(direction), AyaProgram::CgroupSkb(loaded)) => {
+                loaded
+                    .attach(root, direction, CgroupAttachMode::Single)
+                    .map(drop)?;
+            }
+            (Hook::Baseline, AyaProgram::Iter(loaded)) => {
                 let link = loaded.attach()?;
                 let link = loaded.take_link(link)?;
                 let mut output = Vec::new();
@@ -230,12 +256,60 @@ impl Kernel {
     /// # Errors
     ///
     /// When the object lacks the map.
-    pub fn cells<T: Cell>(&mut self, per_cpu: bool) -> Result<Cells<T>> {
+    pub fn cells<T: Cell>(&mut self) -> Result<Cells<T>> {
         let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
-        Ok(Cells::new(
-            map.fd().as_fd(),
-            if per_cpu { self.lanes } else { 1 },
-        )?)
+        Ok(Cells::new(map.fd().as_fd(), T::LANES.count(self.lanes))?)
+    }
+
+    /// Values by cgroup and something else.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks the map.
+    pub fn keyed<T: KeyedValue>(&mut self) -> Result<Keyed<T>> {
+        let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
+        Ok(Keyed::new(map.fd().as_fd(), self.max_slots)?)
+    }
+
+    /// An iterator over tasks, to be run by [`bpf::run_iterator`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no such iterator, or it can't be attached.
+    pub fn task_iterator(&mut self, name: &str) -> Result<OwnedFd> {
+        let AyaProgram::Iter(program) = self.program_mut(name)? else {
+            bail!("{name} is not an iterator");
+        };
+        Ok(bpf::link_task_iterator(program.fd()?.as_fd())?)
+    }
+
+    /// The kernel's types, until [`forget_types`](Self::forget_types).
+    ///
+    /// # Errors
+    ///
+    /// After that.
+    pub fn types(&self) -> Result<&btf_rs::Btf> {
+        self.types
+            .as_ref()
+            .context("the kernel's types are needed at the start only")
+    }
+
+    /// Frees the kernel's types: parsed, they are most of the agent's memory.
+    pub fn forget_types(&mut self) {
+        self.types = None;
+    }
+
+    /// A map of the object, for a source with a layout of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks it.
+    pub fn map(&self, name: &str) -> Result<std::os::fd::BorrowedFd<'_>> {
+        let map = self
+            .ebpf
+            .map(name)
+            .with_context(|| format!("the object has no map {name}"))?;
+        Ok(map_data(map)?.fd().as_fd())
     }
 
     /// The one pass.

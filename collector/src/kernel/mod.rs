@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod cells;
 pub mod events;
 pub mod fields;
+pub mod keyed;
 pub mod load;
 pub mod mapping;
 mod names;

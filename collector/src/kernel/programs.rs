@@ -4,12 +4,18 @@
 //! [`Availability`] says so in one sentence, for the log, `cgmeter check` and
 //! `cgmeter_source_up` alike.
 
+use aya::programs::CgroupSkbAttachType;
+
 /// How a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Hook {
     /// BTF tracepoint of that name.
     Tracepoint(&'static str),
-    /// Iterator over tasks, run by the agent.
+    /// At the root of cgroup2, for packets that tasks below it receive or send.
+    Packets(CgroupSkbAttachType),
+    /// Iterator over tasks, run once when it would be attached.
+    Baseline,
+    /// Iterator over tasks, run by its source.
     TaskIterator,
     /// Iterator over cgroups, run by the agent.
     CgroupIterator,
@@ -26,23 +32,12 @@ pub struct Program {
     pub hook: Hook,
 }
 
-impl Program {
-    /// The object's section that holds it.
-    pub fn section(&self) -> String {
-        match self.hook {
-            Hook::Tracepoint(name) => format!("tp_btf/{name}"),
-            Hook::TaskIterator => "iter/task".to_owned(),
-            Hook::CgroupIterator => "iter/cgroup".to_owned(),
-            Hook::OnDemand => "raw_tp/sched_switch".to_owned(),
-        }
-    }
+const fn program(name: &'static str, hook: Hook) -> Program {
+    Program { name, hook }
 }
 
 const fn tracepoint(name: &'static str) -> Program {
-    Program {
-        name,
-        hook: Hook::Tracepoint(name),
-    }
+    program(name, Hook::Tracepoint(name))
 }
 
 /// Every program. Attached in this order: lifecycle first, so that no cgroup is missed between the
@@ -56,19 +51,10 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("sched_process_fork"),
     tracepoint("sched_process_exec"),
     tracepoint("sched_process_exit"),
-    Program {
-        name: "baseline",
-        hook: Hook::TaskIterator,
-    },
+    program("baseline", Hook::Baseline),
     tracepoint("sched_switch"),
-    Program {
-        name: "in_flight",
-        hook: Hook::OnDemand,
-    },
-    Program {
-        name: "pass",
-        hook: Hook::CgroupIterator,
-    },
+    program("in_flight", Hook::OnDemand),
+    program("pass", Hook::CgroupIterator),
 ];
 
 /// What a source needs of the kernel.

@@ -63,7 +63,13 @@ impl SlotPool {
     ///
     /// The kernel's.
     pub fn refresh(&mut self) -> io::Result<()> {
-        bpf::lookup_all(self.map.as_fd(), self.max, &mut self.keys, &mut self.values)?;
+        bpf::lookup_all(
+            self.map.as_fd(),
+            self.max,
+            &mut self.keys,
+            &mut self.values,
+            0,
+        )?;
         self.used.clear();
         for (&id, &slot) in self.keys.iter().zip(&self.values) {
             self.queued.remove(&slot);

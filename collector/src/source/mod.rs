@@ -10,6 +10,8 @@
 mod agent;
 mod counters;
 mod cpu;
+#[allow(dead_code)]
+mod keyed;
 mod lifecycle;
 mod process;
 mod sched;
@@ -91,6 +93,10 @@ pub trait Source: Send {
     fn keep(&mut self, slot: u32, node: NodeId) {
         let _ = (slot, node);
     }
+    /// Takes in what cgroups have left behind that went some time ago.
+    fn retire(&mut self, tree: &Tree) {
+        let _ = tree;
+    }
     /// Hands what is kept at a node to another, before the first is reaped.
     fn fold(&mut self, from: NodeId, into: NodeId) {
         let _ = (from, into);
@@ -129,12 +135,38 @@ pub type Extra = &'static [(&'static str, &'static str)];
 /// How a value is read from a node's numbers; `None` leaves the series out.
 pub type Reader<T> = fn(&T) -> Option<Value>;
 
+/// How a histogram is read from a node's numbers; `None` leaves it out.
+pub type HistogramReader<T> = fn(&T) -> Option<Histogram<'_>>;
+
 /// Where a family's samples come from.
 pub enum Samples<T: 'static> {
     /// One sample a series.
     Scalars(&'static [(Extra, Reader<T>)]),
-    /// A log2 histogram, left out until its first event.
-    Histogram(fn(&T) -> Option<Histogram<'_>>),
+    /// One log2 histogram a series, left out until its first event.
+    Histograms(&'static [(Extra, HistogramReader<T>)]),
+}
+
+impl<T> Samples<T> {
+    /// Writes the samples of one set of numbers into the family last begun.
+    #[inline]
+    fn write(&self, labels: &LabelSet, value: &T, writer: &mut Writer) {
+        match self {
+            Self::Scalars(series) => {
+                for (extra, read) in *series {
+                    if let Some(value) = read(value) {
+                        writer.sample(labels, extra, value);
+                    }
+                }
+            }
+            Self::Histograms(series) => {
+                for (extra, read) in *series {
+                    if let Some(histogram) = read(value) {
+                        writer.histogram(labels, extra, histogram);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A family and how to read it.
@@ -159,20 +191,7 @@ pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &[T], writer: &mut 
             if gauge && *dead {
                 continue;
             }
-            match &metric.samples {
-                Samples::Scalars(series) => {
-                    for (extra, read) in *series {
-                        if let Some(value) = read(value) {
-                            writer.sample(labels, extra, value);
-                        }
-                    }
-                }
-                Samples::Histogram(read) => {
-                    if let Some(histogram) = read(value) {
-                        writer.histogram(labels, &[], histogram);
-                    }
-                }
-            }
+            metric.samples.write(labels, value, writer);
         }
     }
 }

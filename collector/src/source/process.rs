@@ -103,7 +103,7 @@ pub const SOURCE: Registration = Registration {
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
-        let cells = builder.kernel.cells::<ProcessCell>(false)?;
+        let cells = builder.kernel.cells::<ProcessCell>()?;
         Ok(Box::new(Counters::new("process", METRICS, cells)))
     },
 };

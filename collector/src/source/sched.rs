@@ -159,12 +159,12 @@ pub const METRICS: &[Metric<Totals>] = &[
                 Unit::Seconds,
             )
         },
-        samples: Samples::Histogram(|v| {
+        samples: Samples::Histograms(&[(&[], |v| {
             (v.periods() > 0).then_some(Histogram {
                 buckets: &v.wait_histogram,
                 sum: Value::Nanos(v.wait_ns),
             })
-        }),
+        })]),
     },
     Metric {
         family: Family {
@@ -242,7 +242,7 @@ pub const SOURCE: Registration = Registration {
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
-        let cells = builder.kernel.cells::<SchedCell>(true)?;
+        let cells = builder.kernel.cells::<SchedCell>()?;
         Ok(Box::new(Counters::new("sched", METRICS, cells)))
     },
 };

@@ -1,0 +1,198 @@
+//! A source whose numbers are counters by cgroup and something else (a device, a reason), which
+//! becomes a label: reading, folding, keeping.
+//!
+//! Invariant: as of `counters`: a total never goes back. It is what is kept in a row, plus the
+//! kernel's entry, plus the totals of the rows of the children for the same thing.
+
+use std::{
+    collections::HashMap,
+    ops::AddAssign,
+    time::{Duration, SystemTime},
+};
+
+use super::{Metric, Snapshot, Source};
+use crate::{
+    cgroup::{NodeId, Tree},
+    exposition::{Family, Kind, LabelSet, Writer},
+    kernel::keyed::{Keyed, KeyedValue},
+};
+
+/// How long after a cgroup's end its entries are taken out of the kernel's map: what it had under
+/// way is mostly counted by then. What comes later makes a new entry and is taken in as well.
+const QUARANTINE: Duration = Duration::from_secs(2);
+
+/// Numbers of which all are sums.
+pub trait Sums<V>:
+    Copy + Default + Send + for<'a> AddAssign<&'a V> + for<'a> AddAssign<&'a Self>
+{
+}
+
+/// Labels for the second part of a key.
+pub type Labels = Box<dyn FnMut(u64) -> Vec<(&'static str, String)> + Send>;
+
+/// One node's numbers for one thing.
+#[derive(Clone, Debug)]
+struct Row<T> {
+    what: u64,
+    /// Those of the node and of the thing; absent until the next reading.
+    labels: Option<LabelSet>,
+    kept: T,
+    total: T,
+}
+
+/// A source of counters: `V` is the value in the kernel, `T` a row's numbers.
+pub struct KeyedCounters<V, T: 'static> {
+    name: &'static str,
+    metrics: &'static [Metric<T>],
+    map: Keyed<V>,
+    labels: Labels,
+    /// Rows by node, few each.
+    rows: Vec<Vec<Row<T>>>,
+}
+
+impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
+    /// A source over its entries; `labels` names what a key is of.
+    pub fn new(
+        name: &'static str,
+        metrics: &'static [Metric<T>],
+        map: Keyed<V>,
+        labels: Labels,
+    ) -> Self {
+        Self {
+            name,
+            metrics,
+            map,
+            labels,
+            rows: Vec::new(),
+        }
+    }
+
+    /// The row of a node for a thing, made if need be.
+    fn row(&mut self, node: NodeId, what: u64) -> &mut Row<T> {
+        if self.rows.len() <= node {
+            self.rows.resize(node + 1, Vec::new());
+        }
+        let rows = &mut self.rows[node];
+        let at = match rows.iter().position(|row| row.what == what) {
+            Some(at) => at,
+            None => {
+                rows.push(Row {
+                    what,
+                    labels: None,
+                    kept: T::default(),
+                    total: T::default(),
+                });
+                rows.len() - 1
+            }
+        };
+        &mut rows[at]
+    }
+
+    /// Names rows that are new.
+    fn label(&mut self, tree: &Tree) {
+        for (number, node) in tree.iter() {
+            for row in self.rows.get_mut(number).into_iter().flatten() {
+                row.labels.get_or_insert_with(|| {
+                    let pairs = (self.labels)(row.what);
+                    let pairs = pairs.iter().map(|(name, value)| (*name, value.as_str()));
+                    node.labels.with(pairs)
+                });
+            }
+        }
+    }
+
+    /// Reads the kernel's entries: those of cgroups long gone are taken out and kept.
+    fn read(&mut self, tree: &Tree, now: SystemTime) -> anyhow::Result<HashMap<(NodeId, u64), T>> {
+        let mut live: HashMap<(NodeId, u64), T> = HashMap::new();
+        let mut gone = Vec::new();
+        for (key, value) in self.map.read()? {
+            // Outside the root that the agent was given.
+            let Some(number) = tree.by_id(key.cgroup) else {
+                gone.push(key);
+                continue;
+            };
+            let over = |died: SystemTime| now.duration_since(died).is_ok_and(|d| d >= QUARANTINE);
+            let there = tree
+                .node(number)
+                .is_some_and(|node| node.id == key.cgroup && !node.died.is_some_and(over));
+            if there {
+                *live.entry((number, key.what)).or_default() += value;
+            } else {
+                gone.push(key);
+            }
+        }
+        for key in gone {
+            if let Some(value) = self.map.take(key)
+                && let Some(number) = tree.by_id(key.cgroup)
+            {
+                self.row(number, key.what).kept += &value;
+            }
+        }
+        Ok(live)
+    }
+}
+
+impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        self.metrics.iter().map(|metric| &metric.family).collect()
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        let tree = snapshot.tree;
+        let live = self.read(tree, snapshot.time)?;
+        for row in self.rows.iter_mut().flatten() {
+            row.total = row.kept;
+        }
+        for ((node, what), value) in live {
+            self.row(node, what).total += &value;
+        }
+        // Deepest first.
+        for (number, node) in tree.iter().rev() {
+            let (Some(parent), true) = (node.parent, number < self.rows.len()) else {
+                continue;
+            };
+            for at in 0..self.rows[number].len() {
+                let Row { what, total, .. } = self.rows[number][at];
+                self.row(parent, what).total += &total;
+            }
+        }
+        self.label(tree);
+        Ok(())
+    }
+
+    fn retire(&mut self, tree: &Tree) {
+        if let Err(error) = self.read(tree, SystemTime::now()) {
+            tracing::warn!(source = self.name, %error, "the ended cgroups' numbers stay where they are");
+        }
+    }
+
+    fn fold(&mut self, from: NodeId, into: NodeId) {
+        let Some(rows) = self.rows.get_mut(from) else {
+            return;
+        };
+        for row in std::mem::take(rows) {
+            self.row(into, row.what).kept += &row.kept;
+        }
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        for metric in self.metrics {
+            writer.family(&metric.family);
+            let gauge = metric.family.kind == Kind::Gauge;
+            for (number, node) in tree.iter() {
+                if !node.exported || gauge && node.died.is_some() {
+                    continue;
+                }
+                for row in self.rows.get(number).into_iter().flatten() {
+                    if let Some(labels) = &row.labels {
+                        metric.samples.write(labels, &row.total, writer);
+                    }
+                }
+            }
+        }
+    }
+}
