@@ -1,24 +1,86 @@
 //! The one pass: what the cgroup iterator reads of each cgroup from the kernel's own structures.
+//!
+//! A record is plain copies: which statistic is which, scaling and units are userspace's work.
 
 /// Records in a chunk of the pass's buffer. A power of two.
 pub const RECORDS_PER_CHUNK: u32 = 1 << RECORD_SHIFT;
 /// log2 of [`RECORDS_PER_CHUNK`].
 pub const RECORD_SHIFT: u32 = 8;
 
-/// [`CgroupRecord::flags`]: the base statistics (CPU time) are filled in.
-pub const HAS_CPU_TIME: u64 = 1 << 0;
+/// [`CgroupRecord::flags`]: the cgroup is of cgroup2.
+pub const UNIFIED: u64 = 1 << 0;
 /// [`CgroupRecord::flags`]: the cpu controller's fields are filled in.
-pub const HAS_CPU_CONTROLLER: u64 = 1 << 1;
+pub const HAS_CPU: u64 = 1 << 1;
 /// [`CgroupRecord::flags`]: the cgroup has been removed and only awaits its last reference.
 pub const DYING: u64 = 1 << 2;
+/// [`CgroupRecord::flags`]: [`CgroupRecord::memory`] is filled in.
+pub const HAS_MEMORY: u64 = 1 << 3;
+/// [`CgroupRecord::flags`]: the pids controller's fields are filled in.
+pub const HAS_PIDS: u64 = 1 << 4;
+/// [`CgroupRecord::flags`]: [`CgroupRecord::hugetlb`] is filled in.
+pub const HAS_HUGETLB: u64 = 1 << 5;
+/// [`CgroupRecord::flags`]: [`CgroupRecord::pressure_ns`] is filled in.
+pub const HAS_PRESSURE: u64 = 1 << 6;
 
-/// What one pass reads of one cgroup. Plain copies: scaling and units are userspace's work.
+/// Words copied of `memcg_vmstats.state`: more than any kernel's array has so far (MEMCG_NR_STAT is
+/// 58 in 6.18; the compact arrays since 6.10 have about 40). What lies behind the array is copied
+/// as well and means nothing.
+pub const STATES: usize = 64;
+/// Words copied of `memcg_vmstats.events`, likewise.
+pub const EVENTS: usize = 40;
+/// Entries of `mem_cgroup.memory_events` that are copied: up to MEMCG_OOM_KILL.
+pub const MEMORY_EVENTS: usize = 5;
+/// Huge page sizes that are told apart (HUGE_MAX_HSTATE is 2 on x86-64 and up to 4 elsewhere).
+pub const HUGE_SIZES: usize = 4;
+/// PSI states: io, memory and cpu, *some* and *full* of each (include/linux/psi_types.h, enum
+/// psi_states, 4.20 to 6.18).
+pub const PRESSURES: usize = 6;
+
+/// A `page_counter`: pages, as the kernel keeps them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PageCounter {
+    /// `usage`
+    pub usage: u64,
+    /// `watermark`: the highest usage so far.
+    pub watermark: u64,
+    /// `max`: the limit.
+    pub max: u64,
+    /// `failcnt`: how often the limit was hit.
+    pub failcnt: u64,
+}
+
+/// The memory controller's books of one cgroup; pages where nothing else is said.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryRecord {
+    /// `mem_cgroup.memory`
+    pub memory: PageCounter,
+    /// `mem_cgroup.swap` in cgroup2, `memsw` (memory and swap) in v1.
+    pub swap: PageCounter,
+    /// `mem_cgroup.memory.min`
+    pub min: u64,
+    /// `mem_cgroup.soft_limit`, v1's reservation.
+    pub soft_limit: u64,
+    /// `mem_cgroup.memory_events`, counts: low, high, max, oom, oom_kill.
+    pub memory_events: [u64; MEMORY_EVENTS],
+    /// Keeps the layout in pairs of words.
+    pub reserved: u64,
+    /// `mem_cgroup.vmstats->state`, descendants included as far as the kernel has folded them.
+    pub state: [u64; STATES],
+    /// `mem_cgroup.vmstats->events`, likewise; counts.
+    pub events: [u64; EVENTS],
+    /// `mem_cgroup.vmstats->events_local`, the cgroup's own; 0 where the kernel has no such array.
+    pub events_local: [u64; EVENTS],
+}
+
+/// What one pass reads of one cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CgroupRecord {
     /// Cgroup id in the hierarchy walked.
     pub id: u64,
-    /// `HAS_*` and [`DYING`].
+    /// [`UNIFIED`], `HAS_*` and [`DYING`].
     pub flags: u64,
     /// `cgroup.bstat.cputime.utime`, ns, descendants included.
     pub utime_ns: u64,
@@ -48,11 +110,42 @@ pub struct CgroupRecord {
     pub burst_periods: u32,
     /// Keeps the layout explicit.
     pub reserved: u32,
-    /// Room for what later sources add without a change of size.
-    pub spare: [u64; 2],
+    /// `pids_cgroup.counter`: tasks, descendants included.
+    pub pids: u64,
+    /// `pids_cgroup.limit`; PIDS_MAX (the highest pid and one more) is none.
+    pub pids_limit: u64,
+    /// `psi_group.total` of the averages, ns, in the kernel's order.
+    pub pressure_ns: [u64; PRESSURES],
+    /// `hugetlb_cgroup.hugepage`, base pages, by the kernel's number of the size.
+    pub hugetlb: [PageCounter; HUGE_SIZES],
+    /// The memory controller's books.
+    pub memory: MemoryRecord,
 }
 
-const _: () = assert!(size_of::<CgroupRecord>() == 128);
+const _: () = assert!(size_of::<CgroupRecord>() == 8 * (14 + 8 + 16 + 16 + STATES + 2 * EVENTS));
+
+/// What the io controller's books (blkcg) say of one cgroup and one device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct IoRecord {
+    /// Cgroup id.
+    pub id: u64,
+    /// Device number as the kernel keeps it: major << 20 | minor.
+    pub device: u64,
+    /// `blkcg_gq.iostat.cur.bytes`: read, written, discarded; descendants included.
+    pub bytes: [u64; 3],
+    /// `blkcg_gq.iostat.cur.ios`, likewise.
+    pub ios: [u64; 3],
+}
+
+const _: () = assert!(size_of::<IoRecord>() == 64);
+
+/// Io records in a chunk. A power of two.
+pub const IO_RECORDS_PER_CHUNK: u32 = 1 << IO_RECORD_SHIFT;
+/// log2 of [`IO_RECORDS_PER_CHUNK`].
+pub const IO_RECORD_SHIFT: u32 = 10;
+/// Devices of one cgroup that are read; io.stat of a cgroup with more is not complete.
+pub const MAX_DEVICES: u32 = 128;
 
 /// Control block of a pass.
 #[repr(C)]
@@ -62,4 +155,8 @@ pub struct PassControl {
     pub next: u64,
     /// Cgroups for which there was no record left; userspace adds a chunk and passes again.
     pub missed: u64,
+    /// Io records written so far.
+    pub io_next: u64,
+    /// Io records for which there was no room.
+    pub io_missed: u64,
 }

@@ -25,7 +25,9 @@ pub enum Stat {
     Removed = 8,
     /// Runs of `cgroup_rename`.
     Renamed = 9,
+    /// Removed cgroups whose last record could not be kept.
+    LostRecords = 10,
 }
 
 /// Entries of the array.
-pub const STATS: u32 = 10;
+pub const STATS: u32 = 11;

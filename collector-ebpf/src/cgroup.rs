@@ -17,7 +17,7 @@ use collector_common::{
     stat::Stat,
 };
 
-use crate::{kernel::Cgroup, stat};
+use crate::{kernel::Cgroup, pass, stat};
 
 /// 512 KiB: some 1,700 events, while the agent is woken by the first.
 #[btf_map]
@@ -32,6 +32,8 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Removed);
+    // Before the agent is told: it takes the record then.
+    pass::keep_last(subject(&ctx));
     report(&ctx, subject(&ctx), CgroupEventKind::Removed)
 }
 

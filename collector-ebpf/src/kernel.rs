@@ -4,9 +4,11 @@
 //! (see `collector_common::field`). Loads go through BTF pointers, so that the verifier checks
 //! them against the running kernel's types and the JIT makes one instruction of each.
 
-use core::{arch::asm, ffi::c_void};
+use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{
+    bpf_probe_read_kernel, generated::bpf_probe_read_kernel as generated_read,
+};
 use collector_common::field;
 
 /// Reads a field of 8 bytes (or a pointer).
@@ -18,7 +20,7 @@ macro_rules! load64 {
         let value: u64;
         // SAFETY: see above; the load has no other effect.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 "{value} = *(u64 *)({base} + {offset})",
                 value = lateout(reg) value,
                 base = in(reg) $base,
@@ -36,7 +38,7 @@ macro_rules! load32 {
         let value: u64;
         // SAFETY: as in `load64`.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 "{value} = *(u32 *)({base} + {offset})",
                 value = lateout(reg) value,
                 base = in(reg) $base,
@@ -49,16 +51,15 @@ macro_rules! load32 {
 }
 
 /// Whether this kernel has a field: a constant to the verifier, which removes what stands behind a 0.
-#[allow(unused_macros)]
 macro_rules! has {
     ($field:expr) => {{
         let value: u64;
         // SAFETY: a constant.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 "{value} = {present}",
                 value = lateout(reg) value,
-                present = const field::present($field),
+                present = const collector_common::field::present($field),
                 options(nomem, nostack, preserves_flags),
             );
         }
@@ -75,7 +76,7 @@ macro_rules! address {
         let mut address = $base as u64;
         // SAFETY: pure arithmetic.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 "{address} += {offset}",
                 address = inout(reg) address,
                 offset = const $field,
@@ -100,6 +101,13 @@ pub struct Cgroup(pub *const c_void);
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct TaskGroup(pub *const c_void);
+
+/// `struct cgroup_subsys_state` of a controller, the first member of the controller's own structure.
+/// What lies behind it is beyond what BTF lets a program load: it is read by
+/// `bpf_probe_read_kernel`.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Css(pub *const c_void);
 
 /// `PF_KTHREAD` (include/linux/sched.h): kernel threads, and the idle tasks since 5.16.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -239,6 +247,47 @@ impl Cgroup {
             load64!(self.0, field::CGROUP_PREV_STIME),
         )
     }
+    /// The state of a controller, `None` where it is not enabled or the kernel has none.
+    #[inline(always)]
+    pub fn memory(self) -> Option<Css> {
+        if !has!(field::CGROUP_MEMORY) {
+            return None;
+        }
+        Css::new(load64!(self.0, field::CGROUP_MEMORY))
+    }
+    #[inline(always)]
+    pub fn pids(self) -> Option<Css> {
+        if !has!(field::CGROUP_PIDS) {
+            return None;
+        }
+        Css::new(load64!(self.0, field::CGROUP_PIDS))
+    }
+    #[inline(always)]
+    pub fn hugetlb(self) -> Option<Css> {
+        if !has!(field::CGROUP_HUGETLB) {
+            return None;
+        }
+        Css::new(load64!(self.0, field::CGROUP_HUGETLB))
+    }
+    #[inline(always)]
+    pub fn io(self) -> Option<Css> {
+        if !has!(field::CGROUP_IO) {
+            return None;
+        }
+        Css::new(load64!(self.0, field::CGROUP_IO))
+    }
+    /// Address of `psi_group.total`, `None` where pressure is not measured.
+    #[inline(always)]
+    pub fn pressure(self) -> Option<*const c_void> {
+        if !has!(field::CGROUP_PSI) || !has!(field::PSI_TOTAL) {
+            return None;
+        }
+        let group = load64!(self.0, field::CGROUP_PSI);
+        if group == 0 {
+            return None;
+        }
+        Some(address!(group, field::PSI_TOTAL))
+    }
     /// The cpu controller's state, `None` where the controller is not enabled.
     #[inline(always)]
     pub fn task_group(self) -> Option<TaskGroup> {
@@ -278,9 +327,29 @@ impl TaskGroup {
     }
 }
 
+impl Css {
+    #[inline(always)]
+    fn new(css: u64) -> Option<Self> {
+        if css == 0 {
+            None
+        } else {
+            Some(Self(css as *const c_void))
+        }
+    }
+}
+
 /// A value at a kernel address, 0 if it can't be read (it can: the address is a field's).
 #[inline(always)]
-fn read<T: Default>(address: *const c_void) -> T {
+pub fn read<T: Default>(address: *const c_void) -> T {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address.cast::<T>()) }.unwrap_or_default()
 }
+
+/// Copies an array of words from a kernel address; zeroes it if it can't be read.
+#[inline(always)]
+pub fn copy<const WORDS: usize>(to: &mut [u64; WORDS], address: *const c_void) {
+    // SAFETY: the helper writes as many bytes as the array has, and checks the address.
+    unsafe { generated_read(to.as_mut_ptr().cast(), (WORDS * 8) as u32, address) };
+}
+
+pub(crate) use {address, has};

@@ -27,7 +27,7 @@ use crate::{
         programs::Availability,
         slots::SlotPool,
     },
-    source::{Lifecycle, Report, SelfMetrics, Snapshot, Source},
+    source::{Books, Lifecycle, Report, SelfMetrics, Snapshot, Source},
 };
 
 /// The running agent.
@@ -49,6 +49,8 @@ struct Core {
     linger: Duration,
     lifecycle: Lifecycle,
     sources: Vec<Box<dyn Source>>,
+    /// The kernel's own books, where the pass can run.
+    books: Option<Books>,
     self_metrics: SelfMetrics,
     availability: Vec<Availability>,
     errors: Vec<(&'static str, u64)>,
@@ -122,12 +124,23 @@ impl Core {
             .collect();
         slots.push((OVERFLOW, OVERFLOW_SLOT));
         lap(&mut stages, "slots");
+        self.failed = false;
+        if let Some(books) = &mut self.books
+            && let Err(error) = books.refresh(&self.tree)
+        {
+            self.failed = true;
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the kernel's books could not be read"
+            );
+        }
+        lap(&mut stages, "pass");
         let snapshot = Snapshot {
             tree: &self.tree,
             slots: &slots,
+            books: self.books.as_ref(),
             time: SystemTime::now(),
         };
-        self.failed = false;
         self.lifecycle.collect(&snapshot)?;
         for source in &mut self.sources {
             let result = source.collect(&snapshot);
@@ -191,9 +204,9 @@ impl Core {
     }
 
     fn kernel_memory(&mut self) -> u64 {
-        let of = |source: &mut Box<dyn Source>| {
-            source.kernel_memory() + source.memory().map_or(0, |cells| cells.bytes())
-        };
-        self.kernel.map_memory() + self.sources.iter_mut().map(of).sum::<u64>()
+        let of = |source: &mut Box<dyn Source>| source.memory().map_or(0, |cells| cells.bytes());
+        self.kernel.map_memory()
+            + self.books.as_ref().map_or(0, Books::kernel_memory)
+            + self.sources.iter_mut().map(of).sum::<u64>()
     }
 }

@@ -35,8 +35,9 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
     match Hierarchies::find(settings.cgroup_root.as_deref()) {
         Ok(found) => {
             writeln!(out, "cgroup2    {}", found.unified.path.display())?;
-            if let Some(cpu) = found.cpu_v1 {
-                writeln!(out, "cpu (v1)   {}", cpu.path.display())?;
+            for v1 in found.v1 {
+                let controllers = v1.controllers.join(", ");
+                writeln!(out, "cgroup v1  {}: {controllers}", v1.mount.path.display())?;
             }
         }
         Err(error) => {

@@ -125,8 +125,14 @@ impl Core {
                     id: event.id,
                     made,
                 };
-                for source in &mut self.sources {
-                    source.foreign(&event);
+                let last = self
+                    .books
+                    .as_mut()
+                    .and_then(|books| books.foreign(&event, &self.tree));
+                if let Some((node, record)) = last {
+                    for source in &mut self.sources {
+                        source.last(node, &record);
+                    }
                 }
             } else if made {
                 let made = Event::Made {
@@ -141,7 +147,16 @@ impl Core {
                     }
                 }
             } else {
-                self.tree.apply(&Event::Removed { id: event.id, at });
+                let node = self.tree.apply(&Event::Removed { id: event.id, at });
+                let last = self
+                    .books
+                    .as_ref()
+                    .and_then(|books| books.take_last(event.id, 0));
+                if let (Some((node, _)), Some(record)) = (node, last) {
+                    for source in &mut self.sources {
+                        source.last(node, &record);
+                    }
+                }
                 self.departed.push((event.id, Instant::now()));
             }
         }
@@ -177,17 +192,8 @@ impl Core {
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
         }
-        if let Some(mount) = &self.hierarchies.cpu_v1 {
-            for found in walk(&mount.path).unwrap_or_default().into_iter().skip(1) {
-                let event = ForeignEvent {
-                    hierarchy: mount.hierarchy,
-                    id: found.id,
-                    made: Some((found.parent, found.name)),
-                };
-                for source in &mut self.sources {
-                    source.foreign(&event);
-                }
-            }
+        if let Some(books) = &mut self.books {
+            books.walk_again();
         }
         // Cgroups that came and went meanwhile are in no walk and had no event, but had slots.
         if self.slots.refresh().is_ok() {

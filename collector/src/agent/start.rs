@@ -23,7 +23,7 @@ use crate::{
         load::{self, Kernel},
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
-    source::{Builder, Lifecycle, SOURCES, SelfMetrics, Source},
+    source::{Books, Builder, Lifecycle, SOURCES, SelfMetrics, Source},
 };
 
 /// What the agent is started with.
@@ -132,19 +132,23 @@ impl Agent {
         kernel.require_lifecycle()?;
 
         let found = walk(&root).with_context(|| format!("cannot read {}", root.display()))?;
-        let cpu_v1 = match &hierarchies.cpu_v1 {
-            Some(mount) => Some((
-                mount.clone(),
-                walk(&mount.path)
-                    .with_context(|| format!("cannot read {}", mount.path.display()))?,
-            )),
-            None => None,
-        };
+        let mut v1 = Vec::new();
+        for mount in &hierarchies.v1 {
+            let path = &mount.mount.path;
+            let found = walk(path).with_context(|| format!("cannot read {}", path.display()))?;
+            v1.push((mount.clone(), found));
+        }
+        let mut books = None;
+        if kernel.is_loaded("pass") {
+            match Books::new(&mut kernel, &hierarchies, v1) {
+                Ok(made) => books = Some(made),
+                Err(error) => kernel.set_failed("pass", format!("{error:#}")),
+            }
+        }
         let mut availability = availability(&kernel, &options.sources);
         let mut builder = Builder {
             kernel: &mut kernel,
-            root: &root,
-            cpu_v1,
+            hierarchies: &hierarchies,
         };
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for source in SOURCES {
@@ -176,6 +180,7 @@ impl Agent {
             lifecycle: Lifecycle::default(),
             errors: sources.iter().map(|source| (source.name(), 0)).collect(),
             sources,
+            books,
             self_metrics: SelfMetrics::new(options.registry)?,
             availability: Vec::new(),
             departed: Vec::new(),

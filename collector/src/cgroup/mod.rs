@@ -12,7 +12,7 @@ mod walk;
 
 pub use filter::Filter;
 pub use label::printable;
-pub use mounts::{Hierarchies, Mount, MountError};
+pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
 pub(crate) use tree::join;
 pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree};
 pub use walk::{Found, walk};

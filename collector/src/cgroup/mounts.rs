@@ -16,13 +16,25 @@ pub struct Mount {
     pub hierarchy: u32,
 }
 
+/// A mounted v1 hierarchy with controllers that matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct V1Mount {
+    /// Where it is.
+    pub mount: Mount,
+    /// Those of [`CONTROLLERS`] that it has.
+    pub controllers: Vec<&'static str>,
+}
+
+/// Controllers whose books are read, wherever they are.
+pub const CONTROLLERS: &[&str] = &["cpu", "memory", "pids", "hugetlb"];
+
 /// The hierarchies that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies {
     /// cgroup2, the one that BPF knows tasks by.
     pub unified: Mount,
-    /// The v1 hierarchy that has the cpu controller, on hybrid hosts.
-    pub cpu_v1: Option<Mount>,
+    /// v1 hierarchies, on hybrid hosts.
+    pub v1: Vec<V1Mount>,
 }
 
 /// Why there is no cgroup tree to follow.
@@ -65,7 +77,7 @@ impl Hierarchies {
         let mountinfo = read("/proc/self/mountinfo")?;
         // Absent on kernels that have dropped it; v1 is absent there as well.
         let cgroups = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
-        let (unified, cpu_v1) = parse(&mountinfo, &cgroups);
+        let (unified, v1) = parse(&mountinfo, &cgroups);
         let path = match root {
             Some(root) => {
                 if !is_cgroup2(root)? {
@@ -81,7 +93,7 @@ impl Hierarchies {
         })?;
         Ok(Self {
             unified: Mount { path, hierarchy: 0 },
-            cpu_v1,
+            v1,
         })
     }
 }
@@ -98,10 +110,10 @@ fn is_cgroup2(path: &Path) -> Result<bool, MountError> {
         .map_err(unreadable)
 }
 
-/// The first cgroup2 mount and the v1 mount with the cpu controller.
-fn parse(mountinfo: &[u8], cgroups: &str) -> (Option<PathBuf>, Option<Mount>) {
+/// The first cgroup2 mount, and the v1 mounts with controllers that matter, each hierarchy once.
+fn parse(mountinfo: &[u8], cgroups: &str) -> (Option<PathBuf>, Vec<V1Mount>) {
     let mut unified = None;
-    let mut cpu_v1 = None;
+    let mut v1: Vec<V1Mount> = Vec::new();
     for line in mountinfo.split(|&byte| byte == b'\n') {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let Some(dash) = fields.iter().position(|&field| field == b"-") else {
@@ -115,17 +127,27 @@ fn parse(mountinfo: &[u8], cgroups: &str) -> (Option<PathBuf>, Option<Mount>) {
         let path = PathBuf::from(OsString::from_vec(unescape(mount_point)));
         if kind == b"cgroup2" && unified.is_none() {
             unified = Some(path);
-        } else if kind == b"cgroup"
-            && cpu_v1.is_none()
-            && options
-                .split(|&byte| byte == b',')
-                .any(|option| option == b"cpu")
-            && let Some(hierarchy) = hierarchy_of("cpu", cgroups)
-        {
-            cpu_v1 = Some(Mount { path, hierarchy });
+        } else if kind == b"cgroup" {
+            let has = |name: &str| {
+                options
+                    .split(|&byte| byte == b',')
+                    .any(|option| option == name.as_bytes())
+            };
+            let controllers: Vec<&str> = CONTROLLERS
+                .iter()
+                .copied()
+                .filter(|name| has(name))
+                .collect();
+            if let Some(first) = controllers.first()
+                && let Some(hierarchy) = hierarchy_of(first, cgroups)
+                && !v1.iter().any(|other| other.mount.hierarchy == hierarchy)
+            {
+                let mount = Mount { path, hierarchy };
+                v1.push(V1Mount { mount, controllers });
+            }
         }
     }
-    (unified, cpu_v1)
+    (unified, v1)
 }
 
 /// Column 2 of /proc/cgroups.
@@ -163,29 +185,43 @@ mod tests {
     use super::*;
 
     const CGROUPS: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n\
-                           cpuset\t3\t1\t1\ncpu\t1\t1\t1\ncpuacct\t2\t1\t1\n";
+                           cpuset\t3\t1\t1\ncpu\t1\t1\t1\ncpuacct\t2\t1\t1\nmemory\t5\t1\t1\n";
 
     #[test]
     fn pure_cgroup2() {
         let text = b"30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
-        let (unified, cpu) = parse(text, CGROUPS);
+        let (unified, v1) = parse(text, CGROUPS);
         assert_eq!(unified, Some(PathBuf::from("/sys/fs/cgroup")));
-        assert_eq!(cpu, None);
+        assert_eq!(v1, []);
     }
 
     #[test]
     fn hybrid() {
         let text = b"31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-                     32 30 0:28 / /sys/fs/cgroup/my\\040unified rw shared:4 - cgroup2 none rw\n";
-        let (unified, cpu) = parse(text, CGROUPS);
+                     32 30 0:28 / /sys/fs/cgroup/my\\040unified rw shared:4 - cgroup2 none rw\n\
+                     33 30 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                     34 30 0:29 / /elsewhere rw - cgroup cgroup rw,memory\n";
+        let (unified, v1) = parse(text, CGROUPS);
         assert_eq!(unified, Some(PathBuf::from("/sys/fs/cgroup/my unified")));
-        let path = PathBuf::from("/sys/fs/cgroup/cpu,cpuacct");
-        assert_eq!(cpu, Some(Mount { path, hierarchy: 1 }));
+        let of = |path: &str, hierarchy, controllers: &[&'static str]| V1Mount {
+            mount: Mount {
+                path: PathBuf::from(path),
+                hierarchy,
+            },
+            controllers: controllers.to_vec(),
+        };
+        assert_eq!(
+            v1,
+            [
+                of("/sys/fs/cgroup/cpu,cpuacct", 1, &["cpu"]),
+                of("/sys/fs/cgroup/memory", 5, &["memory"])
+            ]
+        );
     }
 
     #[test]
     fn cpuset_is_not_cpu() {
         let text = b"31 30 0:27 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
-        assert_eq!(parse(text, CGROUPS), (None, None));
+        assert_eq!(parse(text, CGROUPS), (None, Vec::new()));
     }
 }

@@ -289,12 +289,15 @@ fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
         offset += bits / 8;
         current = ty;
         if let Some(element) = element {
-            let (size, ty) =
+            let (size, len, ty) =
                 array_element(btf, &current).with_context(|| format!("{part} in {path}"))?;
             let index = match element.parse() {
                 Ok(index) => index,
                 Err(_) => enumerator_value(btf, "cgroup_subsys_id", element)?,
             };
+            if index >= len {
+                bail!("{name} in {path} has {len} elements");
+            }
             offset += size * index;
             current = ty;
         }
@@ -342,13 +345,14 @@ fn unqualified(btf: &Btf, ty: Type) -> Result<Type> {
     }
 }
 
-/// Size in bytes and type of an array's elements.
-fn array_element(btf: &Btf, array: &Type) -> Result<(u32, Type)> {
+/// Size in bytes, number and type of an array's elements.
+fn array_element(btf: &Btf, array: &Type) -> Result<(u32, u32, Type)> {
     let Type::Array(array) = array else {
         bail!("not an array");
     };
     let element = unqualified(btf, btf.resolve_chained_type(array)?)?;
-    Ok((size_of_type(btf, &element)?, element))
+    let len = u32::try_from(array.len())?;
+    Ok((size_of_type(btf, &element)?, len, element))
 }
 
 /// Size of a type in bytes.
@@ -359,7 +363,10 @@ fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
         Type::Struct(of) | Type::Union(of) => of.size() as u32,
         Type::Enum(of) => of.size() as u32,
         Type::Enum64(of) => of.size() as u32,
-        Type::Array(array) => array_element(btf, ty)?.0 * array.len() as u32,
+        Type::Array(_) => {
+            let (size, len, _) = array_element(btf, ty)?;
+            size * len
+        }
         other => bail!("{other:?} has no size"),
     })
 }
@@ -372,6 +379,16 @@ fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
 pub fn size_of(btf: &Btf, path: &str) -> Result<u32> {
     let (_, ty) = walk(btf, path)?;
     size_of_type(btf, &ty)
+}
+
+/// Number of elements of the array that a path ends in, such as `memcg_vmstats.state`.
+///
+/// # Errors
+///
+/// When this kernel has no such array.
+pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
+    let (_, ty) = walk(btf, path)?;
+    Ok(array_element(btf, &ty)?.1)
 }
 
 /// Value of an enumerator, such as `NR_FILE_PAGES` of `node_stat_item`.

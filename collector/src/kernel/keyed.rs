@@ -40,7 +40,9 @@ macro_rules! keyed {
     };
 }
 
-keyed! {}
+keyed! {
+    collector_common::pass::CgroupRecord, "LAST_RECORDS";
+}
 
 /// The values of a source.
 #[derive(Debug)]

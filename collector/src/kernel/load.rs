@@ -17,7 +17,7 @@ use aya::{
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    pass::RECORDS_PER_CHUNK,
+    pass::{IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
     stat::{STATS, Stat},
 };
 
@@ -26,7 +26,7 @@ use super::{
     cells::{CELL_MAPS, Cell, Cells, Lanes},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue},
-    pass::Pass,
+    pass::{Maps, Pass},
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     slots::SlotPool,
 };
@@ -87,6 +87,7 @@ impl Kernel {
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
         let shards = Lanes::Shards.count(options.lanes);
+        let keep_last = u32::from(options.programs.contains(&"pass"));
         let mut loader = EbpfLoader::new();
         for &(map, lanes) in CELL_MAPS {
             let cells = u64::from(slots) * u64::from(lanes.count(options.lanes));
@@ -101,12 +102,14 @@ impl Kernel {
             .allow_unsupported_maps()
             .override_global("LANES", &options.lanes, true)
             .override_global("SHARDS", &shards, false)
+            .override_global("KEEP_LAST", &keep_last, false)
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global(aya_log::LEVEL, &options.log_level, false)
             .map_max_entries("SLOTS", options.max_slots)
             .map_max_entries("FREE_SLOTS", slots)
             // More cgroups than slots are possible; 4 million is beyond any host.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
+            .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
         let mut kernel = Self {
@@ -322,13 +325,12 @@ impl Kernel {
             bail!("pass is not an iterator");
         };
         let program = program.fd()?.as_fd().try_clone_to_owned()?;
-        let control = map_data(self.ebpf.map("PASS").context("PASS")?)?
-            .fd()
-            .as_fd();
-        let records = map_data(self.ebpf.map("RECORDS").context("RECORDS")?)?
-            .fd()
-            .as_fd();
-        Pass::new(program, control, records)
+        let maps = Maps {
+            control: self.map("PASS")?,
+            records: self.map("RECORDS")?,
+            devices: self.map("IO_RECORDS")?,
+        };
+        Pass::new(program.as_fd(), &maps)
     }
 
     /// Lifecycle events.
@@ -349,8 +351,13 @@ impl Kernel {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
+    /// Notes why a program that is loaded can't be used after all.
+    pub fn set_failed(&mut self, name: &'static str, why: String) {
+        self.failures.insert(name, why);
+    }
+
     /// Whether a program was asked for and could be loaded.
-    fn is_loaded(&self, name: &str) -> bool {
+    pub fn is_loaded(&self, name: &str) -> bool {
         self.wanted.contains(&name) && !self.failures.contains_key(name)
     }
 

@@ -120,6 +120,11 @@ const LOST_EVENTS: Family = family(
     "Cgroup events that did not fit into the ring buffer; the hierarchy is walked again.",
     Kind::Counter,
 );
+const LOST_RECORDS: Family = family(
+    "cgmeter_lost_records_total",
+    "Removed cgroups whose last values could not be kept.",
+    Kind::Counter,
+);
 const UNTRACKED_TASKS: Family = family(
     "cgmeter_untracked_tasks_total",
     "Tasks that had no storage when they were first met: the kernel was short of memory.",
@@ -160,6 +165,7 @@ pub const FAMILIES: &[&Family] = &[
     &SLOTS,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
+    &LOST_RECORDS,
     &UNTRACKED_TASKS,
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
@@ -241,6 +247,7 @@ impl SelfMetrics {
         for (family, value) in [
             (&OVERFLOW_EVENTS, report.stats.get(Stat::Overflow)),
             (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
+            (&LOST_RECORDS, report.stats.get(Stat::LostRecords)),
             (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
             (&KERNEL_MEMORY, report.kernel_memory),
             (&SCRAPE_ERROR, u64::from(failed)),

@@ -1,28 +1,15 @@
-//! User and system time, CFS bandwidth and the cpu controller's settings, by the one pass.
+//! User and system time, CFS bandwidth and the cpu controller's settings, from the kernel's books.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: cpu.stat, cpu.max, cpu.cfs_* (tests).
-//!
-//! On a hybrid host the cpu controller is in a v1 hierarchy: that one is passed over as well, and
-//! its cgroups are joined to those of cgroup2 by path.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use anyhow::Result;
+use collector_common::pass::{CgroupRecord, HAS_CPU, UNIFIED};
 
-use anyhow::{Context, Result};
-use collector_common::pass::{CgroupRecord, DYING, HAS_CPU_CONTROLLER};
-
-use super::{ForeignEvent, Metric, Registration, Samples, Snapshot, Source, encode};
+use super::{Metric, Part, Registration, Samples, Snapshot, Source, encode};
 use crate::{
-    cgroup::{Found, Mount, NodeId, ROOT, Tree},
+    cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
-    kernel::{
-        pass::{Pass, PassLink},
-        programs::Requirement,
-    },
+    kernel::programs::Requirement,
 };
 
 /// A node's numbers.
@@ -207,15 +194,6 @@ pub const METRICS: &[Metric<Numbers>] = &[
     },
 ];
 
-/// Where the cpu controller is.
-#[derive(Debug)]
-struct ControllerHierarchy {
-    link: PassLink,
-    mount: Mount,
-    /// Paths of the v1 cgroups by their id in that hierarchy.
-    paths: HashMap<u64, Vec<u8>>,
-}
-
 /// The source.
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
@@ -224,116 +202,13 @@ pub const SOURCE: Registration = Registration {
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
-    build: |builder| {
-        let pass = builder.kernel.pass()?;
-        Ok(Box::new(Cpu::new(
-            pass,
-            builder.root,
-            builder.cpu_v1.take(),
-        )?))
-    },
+    build: |_| Ok(Box::new(Cpu::default())),
 };
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Cpu {
-    pass: Pass,
-    unified: PassLink,
-    root: PathBuf,
-    controller: Option<ControllerHierarchy>,
-    /// cpu.stat of the cgroups just below the root: reading one makes the kernel fold the counts
-    /// of its whole subtree (since 6.17 a controller at a time).
-    flushers: HashMap<NodeId, File>,
     numbers: Vec<Numbers>,
 }
-
-impl Cpu {
-    /// Over the pass, with the v1 hierarchy of the cpu controller if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When the pass can't be attached.
-    fn new(pass: Pass, root: &Path, controller: Option<(Mount, Vec<Found>)>) -> Result<Self> {
-        let link = |path: &Path| {
-            let directory =
-                File::open(path).with_context(|| format!("opening {}", path.display()))?;
-            pass.link(&directory).with_context(|| {
-                format!(
-                    "attaching the cgroup iterator to {} (kernel 6.1 or later has it)",
-                    path.display()
-                )
-            })
-        };
-        let unified = link(root)?;
-        let controller = match controller {
-            Some((mount, found)) => Some(ControllerHierarchy {
-                link: link(&mount.path)?,
-                mount,
-                paths: found
-                    .into_iter()
-                    .map(|found| (found.id, found.path))
-                    .collect(),
-            }),
-            None => None,
-        };
-        Ok(Self {
-            pass,
-            unified,
-            root: root.to_owned(),
-            controller,
-            flushers: HashMap::new(),
-            numbers: Vec::new(),
-        })
-    }
-
-    fn flush(&mut self, tree: &Tree) -> Result<()> {
-        let mut buffer = [0; 512];
-        self.flushers.retain(|&number, file| {
-            tree.node(number).is_some_and(|node| node.died.is_none())
-                && file.read_at(&mut buffer, 0).is_ok()
-        });
-        for (number, node) in tree.iter() {
-            if node.parent != Some(ROOT)
-                || node.died.is_some()
-                || self.flushers.contains_key(&number)
-            {
-                continue;
-            }
-            let Ok(file) = File::open(self.file(&node.path, "cpu.stat")) else {
-                continue;
-            };
-            if file.read_at(&mut buffer, 0).is_ok() && self.flushers.len() < MAX_FLUSHERS {
-                self.flushers.insert(number, file);
-            }
-        }
-        // The root's own books are not in its cgroup but made up from the CPUs' statistics.
-        let text = std::fs::read_to_string(self.root.join("cpu.stat"))?;
-        let [usage, user, system] = ["usage_usec ", "user_usec ", "system_usec "].map(|key| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(key)?.parse::<u64>().ok())
-        });
-        if let (Some(usage), Some(user), Some(system)) = (usage, user, system)
-            && let Some(root) = self.numbers.get_mut(ROOT)
-        {
-            root.time = CpuTime {
-                usage_ns: usage * 1000,
-                user_ns: user * 1000,
-                system_ns: system * 1000,
-                known: true,
-            };
-        }
-        Ok(())
-    }
-
-    fn file(&self, path: &[u8], name: &str) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
-        let relative = std::ffi::OsStr::from_bytes(path.get(1..).unwrap_or_default());
-        self.root.join(relative).join(name)
-    }
-}
-
-/// Descriptors kept open for flushing; cgroups below the root are few on every usual host, and
-/// those beyond are opened anew.
-const MAX_FLUSHERS: usize = 128;
 
 fn take(numbers: &mut Numbers, record: &CgroupRecord) {
     if numbers.time.user_ns == 0 && numbers.time.system_ns == 0 {
@@ -346,7 +221,8 @@ fn take(numbers: &mut Numbers, record: &CgroupRecord) {
         .adjust(record.utime_ns, record.stime_ns, record.usage_ns);
 }
 
-fn take_controller(numbers: &mut Numbers, record: &CgroupRecord, v1: bool) {
+fn take_controller(numbers: &mut Numbers, record: &CgroupRecord) {
+    let v1 = record.flags & UNIFIED == 0;
     // shares are kept at the resolution of load, 10 bits finer (include/linux/sched.h,
     // SCHED_FIXEDPOINT_SHIFT; kernel/sched/sched.h, scale_load).
     let shares = record.shares >> 10;
@@ -378,42 +254,39 @@ impl Source for Cpu {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let tree = snapshot.tree;
+        let (tree, books) = (snapshot.tree, snapshot.books()?);
         self.numbers
             .resize(tree.capacity().max(self.numbers.len()), Numbers::default());
-        self.flush(tree).context("reading the root's cpu.stat")?;
-        let numbers = &mut self.numbers;
-        self.pass
-            .run(&self.unified, |record| {
-                if record.flags & DYING != 0 || !tree.knows(record.id) {
-                    return;
-                }
-                let Some(node) = tree.by_id(record.id) else {
-                    return;
+        for (number, _) in tree.iter() {
+            let numbers = &mut self.numbers[number];
+            if number == ROOT {
+                let times = books.root_times();
+                numbers.time = CpuTime {
+                    usage_ns: times.usage_ns,
+                    user_ns: times.user_ns,
+                    system_ns: times.system_ns,
+                    known: true,
                 };
-                let numbers = &mut numbers[node];
-                if node != ROOT {
-                    take(numbers, record);
-                }
-                if record.flags & HAS_CPU_CONTROLLER != 0 {
-                    take_controller(numbers, record, false);
-                }
-            })
-            .context("the pass over cgroup2")?;
-        if let Some(controller) = &self.controller {
-            let paths = &controller.paths;
-            self.pass
-                .run(&controller.link, |record| {
-                    if record.flags & HAS_CPU_CONTROLLER == 0 || record.flags & DYING != 0 {
-                        return;
-                    }
-                    if let Some(node) = paths.get(&record.id).and_then(|path| tree.by_path(path)) {
-                        take_controller(&mut numbers[node], record, true);
-                    }
-                })
-                .context("the pass over the cpu controller's v1 hierarchy")?;
+            } else if let Some(record) = books.part(number, Part::Time) {
+                take(numbers, &record);
+            }
+            if let Some(record) = books.part(number, Part::Cpu) {
+                take_controller(numbers, &record);
+            }
         }
         Ok(())
+    }
+
+    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
+        let Some(numbers) = self.numbers.get_mut(node) else {
+            return;
+        };
+        if record.flags & UNIFIED != 0 {
+            take(numbers, record);
+        }
+        if record.flags & HAS_CPU != 0 {
+            take_controller(numbers, record);
+        }
     }
 
     fn fold(&mut self, from: NodeId, _into: NodeId) {
@@ -421,11 +294,9 @@ impl Source for Cpu {
         if let Some(numbers) = self.numbers.get_mut(from) {
             *numbers = Numbers::default();
         }
-        self.flushers.remove(&from);
     }
 
     fn revive(&mut self, node: NodeId) {
-        self.flushers.remove(&node);
         if let Some(numbers) = self.numbers.get_mut(node) {
             numbers.earlier.user_ns += numbers.time.user_ns;
             numbers.earlier.system_ns += numbers.time.system_ns;
@@ -434,33 +305,9 @@ impl Source for Cpu {
         }
     }
 
-    fn foreign(&mut self, event: &ForeignEvent) {
-        let Some(controller) = &mut self.controller else {
-            return;
-        };
-        if controller.mount.hierarchy != event.hierarchy {
-            return;
-        }
-        match &event.made {
-            Some((parent, name)) => {
-                if let Some(parent) = controller.paths.get(parent) {
-                    let path = crate::cgroup::join(parent, name);
-                    controller.paths.insert(event.id, path);
-                }
-            }
-            None => {
-                controller.paths.remove(&event.id);
-            }
-        }
-    }
-
     fn lifetime(&self) -> Option<Vec<Option<u64>>> {
         let usage = |numbers: &Numbers| numbers.time.known.then_some(numbers.time.usage_ns);
         Some(self.numbers.iter().map(usage).collect())
-    }
-
-    fn kernel_memory(&self) -> u64 {
-        self.pass.bytes()
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
@@ -471,6 +318,7 @@ impl Source for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::keyed::KeyedValue;
 
     #[test]
     fn user_and_system_add_up_to_usage_and_never_fall() {
@@ -494,38 +342,17 @@ mod tests {
     #[test]
     fn default_weight_and_shares() {
         let mut numbers = Numbers::default();
-        let record = CgroupRecord {
+        let mut record = CgroupRecord {
             shares: 1024 << 10,
             quota_ns: u64::MAX,
-            ..blank()
+            ..CgroupRecord::ZERO
         };
-        take_controller(&mut numbers, &record, true);
+        take_controller(&mut numbers, &record);
         assert_eq!(numbers.shares, Some(1024));
-        take_controller(&mut numbers, &record, false);
+        record.flags = UNIFIED;
+        take_controller(&mut numbers, &record);
         // What cAdvisor makes of cpu.weight 100.
         assert_eq!(numbers.shares, Some(2597));
         assert!(numbers.bandwidth.is_none());
-    }
-
-    fn blank() -> CgroupRecord {
-        CgroupRecord {
-            id: 0,
-            flags: 0,
-            utime_ns: 0,
-            stime_ns: 0,
-            usage_ns: 0,
-            prev_utime_ns: 0,
-            prev_stime_ns: 0,
-            quota_ns: 0,
-            period_ns: 0,
-            shares: 0,
-            throttled_ns: 0,
-            burst_ns: 0,
-            periods: 0,
-            throttled_periods: 0,
-            burst_periods: 0,
-            reserved: 0,
-            spare: [0; 2],
-        }
     }
 }

@@ -8,6 +8,7 @@
 //! dead ones too: what a node's vanished children and recycled slots had is *kept* at the node.
 
 mod agent;
+mod books;
 mod counters;
 mod cpu;
 #[allow(dead_code)]
@@ -16,13 +17,17 @@ mod lifecycle;
 mod process;
 mod sched;
 
-use std::{path::Path, time::SystemTime};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use collector_common::pass::CgroupRecord;
 
 pub use agent::{FAMILIES, Report, SelfMetrics};
+pub use books::{Books, ForeignEvent, Part};
 pub use lifecycle::Lifecycle;
 
 use crate::{
-    cgroup::{Found, Mount, NodeId, Tree},
+    cgroup::{Hierarchies, NodeId, Tree},
     exposition::{Family, Histogram, Kind, LabelSet, Value, Writer},
     kernel::{cells::SlotMemory, load::Kernel, programs::Requirement},
 };
@@ -42,25 +47,12 @@ pub struct Registration {
 pub struct Builder<'a> {
     /// The loaded object.
     pub kernel: &'a mut Kernel,
-    /// Root directory of cgroup2.
-    pub root: &'a Path,
-    /// The v1 hierarchy of the cpu controller with its cgroups, on hybrid hosts.
-    pub cpu_v1: Option<(Mount, Vec<Found>)>,
+    /// Where the hierarchies are.
+    pub hierarchies: &'a Hierarchies,
 }
 
 /// Every source that can be switched on and off (`--collector.NAME`).
 pub const SOURCES: &[Registration] = &[sched::SOURCE, cpu::SOURCE, process::SOURCE];
-
-/// A cgroup that came or went in a hierarchy other than cgroup2.
-#[derive(Clone, Debug)]
-pub struct ForeignEvent {
-    /// The hierarchy.
-    pub hierarchy: u32,
-    /// Id of the cgroup.
-    pub id: u64,
-    /// The parent's id and the directory's name if it came, `None` if it went.
-    pub made: Option<(u64, Vec<u8>)>,
-}
 
 /// What a source reads from for one snapshot.
 #[derive(Debug)]
@@ -69,8 +61,21 @@ pub struct Snapshot<'a> {
     pub tree: &'a Tree,
     /// Nodes and the slots that count for them, recycled ones' last numbers included.
     pub slots: &'a [(NodeId, u32)],
+    /// The kernel's own books, where the pass can run.
+    pub books: Option<&'a Books>,
     /// When the snapshot was taken.
     pub time: SystemTime,
+}
+
+impl<'a> Snapshot<'a> {
+    /// The kernel's own books.
+    ///
+    /// # Errors
+    ///
+    /// When the pass can't run: a source that needs it is off then.
+    pub fn books(&self) -> anyhow::Result<&'a Books> {
+        self.books.context("there is no pass")
+    }
 }
 
 /// A source of metrics by cgroup.
@@ -105,9 +110,9 @@ pub trait Source: Send {
     fn revive(&mut self, node: NodeId) {
         let _ = node;
     }
-    /// A cgroup came or went in another hierarchy than cgroup2.
-    fn foreign(&mut self, event: &ForeignEvent) {
-        let _ = event;
+    /// A cgroup was removed: its last record, of cgroup2 or of a v1 hierarchy with the same path.
+    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
+        let _ = (node, record);
     }
     /// CPU time by node since the cgroup was made, ns, from the kernel's own books.
     fn lifetime(&self) -> Option<Vec<Option<u64>>> {
@@ -120,10 +125,6 @@ pub trait Source: Send {
     /// Runs of its hot programs, which count nothing themselves: name and number.
     fn runs(&self) -> Option<(&'static str, u64)> {
         None
-    }
-    /// Kernel memory that it uses beside the object's maps and its cells, bytes.
-    fn kernel_memory(&self) -> u64 {
-        0
     }
     /// Writes its families.
     fn encode(&self, tree: &Tree, writer: &mut Writer);

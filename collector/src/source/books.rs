@@ -1,0 +1,386 @@
+//! The kernel's own books of every cgroup, read by one pass a hierarchy and joined to the tree.
+//!
+//! Program: `pass` (collector-ebpf/src/pass.rs). Sources read their parts of the records: `cpu`,
+//! `memory`, `hugetlb`, `pids`, `pressure`, `io`.
+//!
+//! On a hybrid host controllers are in v1 hierarchies: those are passed over as well, and their
+//! cgroups are joined to those of cgroup2 by path. Invariant: no file is opened for a cgroup, but
+//! for those just below the root: reading one makes the kernel fold the counts of its subtree.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use collector_common::{
+    keyed::CgroupKey,
+    pass::{
+        CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, IoRecord,
+        UNIFIED,
+    },
+};
+
+use crate::{
+    cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, join},
+    kernel::{
+        keyed::Keyed,
+        load::Kernel,
+        pass::{Pass, PassLink},
+    },
+};
+
+/// A part of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// CPU time: cgroup2's alone.
+    Time,
+    /// The cpu controller.
+    Cpu,
+    /// The memory controller.
+    Memory,
+    /// The pids controller.
+    Pids,
+    /// The hugetlb controller.
+    Hugetlb,
+    /// Pressure: cgroup2's alone.
+    Pressure,
+}
+
+/// Parts and the flags of the records that have them.
+const PARTS: [(Part, u64); 6] = [
+    (Part::Time, UNIFIED),
+    (Part::Cpu, HAS_CPU),
+    (Part::Memory, HAS_MEMORY),
+    (Part::Pids, HAS_PIDS),
+    (Part::Hugetlb, HAS_HUGETLB),
+    (Part::Pressure, HAS_PRESSURE),
+];
+
+/// A cgroup that came or went in a hierarchy other than cgroup2.
+#[derive(Clone, Debug)]
+pub struct ForeignEvent {
+    /// The hierarchy.
+    pub hierarchy: u32,
+    /// Id of the cgroup.
+    pub id: u64,
+    /// The parent's id and the directory's name if it came, `None` if it went.
+    pub made: Option<(u64, Vec<u8>)>,
+}
+
+/// A v1 hierarchy.
+#[derive(Debug)]
+struct Foreign {
+    link: PassLink,
+    mount: V1Mount,
+    /// Paths by cgroup id in that hierarchy.
+    paths: HashMap<u64, Vec<u8>>,
+}
+
+/// Times of the root's cpu.stat, ns: the root's own books are not in its cgroup but made up from the
+/// CPUs' statistics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RootTimes {
+    /// `usage_usec`
+    pub usage_ns: u64,
+    /// `user_usec`
+    pub user_ns: u64,
+    /// `system_usec`
+    pub system_ns: u64,
+}
+
+/// The books.
+#[derive(Debug)]
+pub struct Books {
+    pass: Pass,
+    unified: PassLink,
+    v1: Vec<Foreign>,
+    last: Keyed<CgroupRecord>,
+    /// By node and part: the number of the record, and one; 0 is none.
+    places: Vec<[u32; PARTS.len()]>,
+    root: PathBuf,
+    /// Files of the cgroups just below the root that are read for their side effect.
+    flushers: HashMap<NodeId, Vec<File>>,
+    /// Names of those files.
+    flushing: Vec<&'static str>,
+    root_times: RootTimes,
+    /// Root directory of the hierarchy with the memory controller.
+    memory_root: Option<PathBuf>,
+    memory_stat: Option<File>,
+    memory_text: Vec<u8>,
+}
+
+/// Descriptors kept open for flushing; cgroups below the root are few on every usual host, and
+/// those beyond are opened anew.
+const MAX_FLUSHERS: usize = 128;
+
+impl Books {
+    /// Over the pass and every hierarchy that has controllers.
+    ///
+    /// # Errors
+    ///
+    /// When the pass can't be attached.
+    pub fn new(
+        kernel: &mut Kernel,
+        hierarchies: &Hierarchies,
+        v1: Vec<(V1Mount, Vec<Found>)>,
+    ) -> Result<Self> {
+        let pass = kernel.pass()?;
+        let last = kernel.keyed::<CgroupRecord>()?;
+        let link = |path: &Path| {
+            let directory =
+                File::open(path).with_context(|| format!("opening {}", path.display()))?;
+            pass.link(&directory).with_context(|| {
+                format!(
+                    "attaching the cgroup iterator to {} (kernel 6.1 or later has it)",
+                    path.display()
+                )
+            })
+        };
+        let root = hierarchies.unified.path.clone();
+        let unified = link(&root)?;
+        let mut foreign = Vec::new();
+        for (mount, found) in v1 {
+            foreign.push(Foreign {
+                link: link(&mount.mount.path)?,
+                mount,
+                paths: found
+                    .into_iter()
+                    .map(|found| (found.id, found.path))
+                    .collect(),
+            });
+        }
+        let controllers =
+            std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        let has = |name| controllers.split_whitespace().any(|found| found == name);
+        let memory_root = if has("memory") {
+            Some(root.clone())
+        } else {
+            let of = |foreign: &&Foreign| foreign.mount.controllers.contains(&"memory");
+            foreign
+                .iter()
+                .find(of)
+                .map(|foreign| foreign.mount.mount.path.clone())
+        };
+        let mut flushing = vec!["cpu.stat"];
+        // Since 6.17 each controller folds its own counts.
+        flushing.extend(has("io").then_some("io.stat"));
+        Ok(Self {
+            pass,
+            unified,
+            v1: foreign,
+            last,
+            places: Vec::new(),
+            flushers: HashMap::new(),
+            flushing,
+            root_times: RootTimes::default(),
+            memory_stat: memory_root
+                .as_ref()
+                .and_then(|root| File::open(root.join("memory.stat")).ok()),
+            memory_root,
+            memory_text: Vec::new(),
+            root,
+        })
+    }
+
+    /// Has the kernel fold its counts and reads all books.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn refresh(&mut self, tree: &Tree) -> Result<()> {
+        self.flush(tree).context("reading the root's cpu.stat")?;
+        self.pass.clear();
+        self.pass
+            .run(&self.unified)
+            .context("the pass over cgroup2")?;
+        let mut ends = vec![self.pass.len()];
+        for foreign in &self.v1 {
+            self.pass
+                .run(&foreign.link)
+                .with_context(|| format!("the pass over {}", foreign.mount.mount.path.display()))?;
+            ends.push(self.pass.len());
+        }
+        self.places.clear();
+        self.places.resize(tree.capacity(), [0; PARTS.len()]);
+        let mut hierarchy = 0;
+        for number in 0..self.pass.len() {
+            while number >= ends[hierarchy] {
+                hierarchy += 1;
+            }
+            let (id, flags) = self.pass.head(number);
+            if flags & DYING != 0 {
+                continue;
+            }
+            let node = match hierarchy.checked_sub(1) {
+                None => tree.knows(id).then(|| tree.by_id(id)).flatten(),
+                Some(foreign) => self.v1[foreign]
+                    .paths
+                    .get(&id)
+                    .and_then(|path| tree.by_path(path)),
+            };
+            let Some(places) = node.and_then(|node| self.places.get_mut(node)) else {
+                continue;
+            };
+            for (place, (_, flag)) in places.iter_mut().zip(PARTS) {
+                if flags & flag != 0 {
+                    *place = number as u32 + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, tree: &Tree) -> io::Result<()> {
+        let mut buffer = [0; 512];
+        self.flushers.retain(|&number, files| {
+            tree.node(number).is_some_and(|node| node.died.is_none())
+                && files
+                    .iter()
+                    .all(|file| file.read_at(&mut buffer, 0).is_ok())
+        });
+        for (number, node) in tree.iter() {
+            if node.parent != Some(ROOT)
+                || node.died.is_some()
+                || self.flushers.contains_key(&number)
+            {
+                continue;
+            }
+            let open = |name: &&str| File::open(below(&self.root, &node.path).join(name)).ok();
+            let files: Vec<File> = self.flushing.iter().filter_map(open).collect();
+            let read = |file: &File| file.read_at(&mut buffer, 0).is_ok();
+            if files.iter().all(read) && self.flushers.len() < MAX_FLUSHERS {
+                self.flushers.insert(number, files);
+            }
+        }
+        if self.flushing.contains(&"io.stat") {
+            // The root's io books are made up when its file is read (block/blk-cgroup.c,
+            // blkcg_fill_root_iostats).
+            std::fs::read(self.root.join("io.stat"))?;
+        }
+        let text = std::fs::read_to_string(self.root.join("cpu.stat"))?;
+        let [usage, user, system] = ["usage_usec ", "user_usec ", "system_usec "].map(|key| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.parse::<u64>().ok())
+        });
+        if let (Some(usage), Some(user), Some(system)) = (usage, user, system) {
+            self.root_times = RootTimes {
+                usage_ns: usage * 1000,
+                user_ns: user * 1000,
+                system_ns: system * 1000,
+            };
+        }
+        self.memory_text = self.read_memory_stat();
+        Ok(())
+    }
+
+    /// The root's memory.stat; reading it folds the counts of the whole tree.
+    fn read_memory_stat(&self) -> Vec<u8> {
+        let mut text = vec![0; 8192];
+        let length = self
+            .memory_stat
+            .as_ref()
+            .and_then(|file| file.read_at(&mut text, 0).ok())
+            .unwrap_or(0);
+        text.truncate(length);
+        text
+    }
+
+    /// The root's memory.stat as it was just before the pass, and as it is now.
+    pub fn root_memory_stat(&self) -> [Vec<u8>; 2] {
+        [self.memory_text.clone(), self.read_memory_stat()]
+    }
+
+    /// A file of the memory controller's directory of a cgroup.
+    pub fn memory_file(&self, path: &[u8], name: &str) -> Option<PathBuf> {
+        Some(below(self.memory_root.as_ref()?, path).join(name))
+    }
+
+    /// Times of the root's cpu.stat.
+    pub fn root_times(&self) -> RootTimes {
+        self.root_times
+    }
+
+    /// The record that has a part of a node's books; `None` if the cgroup has gone or there is no
+    /// such controller.
+    pub fn part(&self, node: NodeId, part: Part) -> Option<CgroupRecord> {
+        let column = PARTS.iter().position(|(other, _)| *other == part)?;
+        let number = self.places.get(node)?[column].checked_sub(1)?;
+        self.pass.record(number as usize)
+    }
+
+    /// What the io controller's books say, by cgroup and device.
+    pub fn devices(&self) -> impl Iterator<Item = IoRecord> + '_ {
+        self.pass.devices()
+    }
+
+    /// Takes in what happened in another hierarchy. If a cgroup went there whose path the tree has:
+    /// its node and last record.
+    pub fn foreign(&mut self, event: &ForeignEvent, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
+        let removed = event.made.is_none();
+        let last = removed
+            .then(|| self.take_last(event.id, event.hierarchy))
+            .flatten();
+        let foreign = self
+            .v1
+            .iter_mut()
+            .find(|foreign| foreign.mount.mount.hierarchy == event.hierarchy)?;
+        match &event.made {
+            Some((parent, name)) => {
+                let path = join(foreign.paths.get(parent)?, name);
+                foreign.paths.insert(event.id, path);
+                None
+            }
+            None => {
+                let path = foreign.paths.remove(&event.id)?;
+                Some((tree.by_path(&path)?, last?))
+            }
+        }
+    }
+
+    /// Walks the v1 hierarchies again, after events were lost, and forgets the last records that
+    /// those told of.
+    pub fn walk_again(&mut self) {
+        let keys: Vec<CgroupKey> = match self.last.read() {
+            Ok(entries) => entries.map(|(key, _)| key).collect(),
+            Err(_) => Vec::new(),
+        };
+        for key in keys {
+            // That of the overflow, which nobody writes.
+            if key != CgroupKey::OVERFLOW {
+                self.last.take(key);
+            }
+        }
+        for foreign in &mut self.v1 {
+            if let Ok(found) = crate::cgroup::walk(&foreign.mount.mount.path) {
+                foreign.paths = found
+                    .into_iter()
+                    .map(|found| (found.id, found.path))
+                    .collect();
+            }
+        }
+    }
+
+    /// The record that the kernel side made when a cgroup was removed.
+    pub fn take_last(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
+        self.last.take(CgroupKey {
+            cgroup: id,
+            what: u64::from(hierarchy),
+        })
+    }
+
+    /// Kernel memory of the buffers, bytes.
+    pub fn kernel_memory(&self) -> u64 {
+        self.pass.bytes()
+    }
+}
+
+/// A cgroup's directory below a mount point.
+fn below(root: &Path, path: &[u8]) -> PathBuf {
+    root.join(std::ffi::OsStr::from_bytes(
+        path.get(1..).unwrap_or_default(),
+    ))
+}
