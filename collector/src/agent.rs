@@ -17,7 +17,6 @@ use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
 
 pub use start::Options;
-pub(crate) use start::probe;
 
 use crate::{
     cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},

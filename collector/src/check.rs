@@ -1,9 +1,14 @@
 //! `cgmeter check`: what this host and kernel allow, and what not and why.
+//!
+//! The agent is started, reads everything once and ends: what can't be attached or understood is
+//! found by trying.
 
 use std::io::Write;
 
+use prometheus::Registry;
+
 use crate::{
-    agent::probe,
+    agent::{Agent, Options},
     cgroup::Hierarchies,
     config::Settings,
     kernel::{self, load::BTF_PATH},
@@ -45,9 +50,9 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "cgroup2    FAILED: {error}")?;
         }
     }
-    match probe(&settings.sources, settings.cgroup_max) {
-        Ok((_, sources)) => {
-            for state in sources {
+    match Agent::start(Options::new(settings, Registry::new())) {
+        Ok(agent) => {
+            for state in agent.availability() {
                 let switched_on =
                     state.source == "cgroups" || settings.sources.contains(&state.source);
                 fine &= state.up || !switched_on;
@@ -56,12 +61,12 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
                     .reason
                     .map(|reason| format!(": {reason}"))
                     .unwrap_or_default();
-                writeln!(out, "source     {:<8} {word}{reason}", state.source)?;
+                writeln!(out, "source     {:<10} {word}{reason}", state.source)?;
             }
         }
         Err(error) => {
             fine = false;
-            writeln!(out, "programs   FAILED: {error:#}")?;
+            writeln!(out, "agent      FAILED: {error:#}")?;
         }
     }
     writeln!(

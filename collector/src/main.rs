@@ -74,19 +74,6 @@ fn print(bytes: &[u8]) -> Result<()> {
     }
 }
 
-fn options(settings: &Settings, registry: Registry) -> Options {
-    Options {
-        sources: settings.sources.clone(),
-        root: settings.cgroup_root.clone(),
-        filter: settings.filter.clone(),
-        max_slots: settings.cgroup_max,
-        linger: settings.linger,
-        min_interval: settings.min_interval,
-        kernel_log_level: settings.log_level.kernel(),
-        registry,
-    }
-}
-
 fn run(settings: &Settings) -> Result<()> {
     log::init(settings.log_level, settings.log_format);
     for name in config::unknown_variables() {
@@ -96,7 +83,7 @@ fn run(settings: &Settings) -> Result<()> {
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
-    let agent = Agent::start(options(settings, registry))?;
+    let agent = Agent::start(Options::new(settings, registry))?;
     agent
         .follow()
         .context("cannot start the thread that follows cgroups")?;
@@ -133,7 +120,7 @@ fn run(settings: &Settings) -> Result<()> {
 }
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
-    let agent = Agent::start(options(settings, Registry::new()))?;
+    let agent = Agent::start(Options::new(settings, Registry::new()))?;
     let text = agent.scrape(format.exposition())?;
     match format {
         DumpFormat::Json => print(dump::json(&text)?.as_bytes()),

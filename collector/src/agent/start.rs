@@ -18,6 +18,7 @@ use prometheus::Registry;
 use super::{Agent, Core};
 use crate::{
     cgroup::{Filter, Hierarchies, Tree, walk},
+    config::Settings,
     kernel::{
         self,
         load::{self, Kernel},
@@ -47,6 +48,22 @@ pub struct Options {
     pub registry: Registry,
 }
 
+impl Options {
+    /// As the settings say.
+    pub fn new(settings: &Settings, registry: Registry) -> Self {
+        Self {
+            sources: settings.sources.clone(),
+            root: settings.cgroup_root.clone(),
+            filter: settings.filter.clone(),
+            max_slots: settings.cgroup_max,
+            linger: settings.linger,
+            min_interval: settings.min_interval,
+            kernel_log_level: settings.log_level.kernel(),
+            registry,
+        }
+    }
+}
+
 /// Slots kept free for cgroups that come between two looks: many where they are cheap, few on a
 /// host with many CPUs.
 fn reserve(cpus: u32) -> usize {
@@ -70,25 +87,6 @@ fn programs_for(sources: &[&str]) -> Vec<&'static str> {
         .map(|program| program.name)
         .filter(|name| needed.contains(name))
         .collect()
-}
-
-/// Loads the kernel side and says of each source whether it can run, without attaching anything.
-///
-/// # Errors
-///
-/// As [`Agent::start`].
-pub(crate) fn probe(
-    sources: &[&'static str],
-    max_slots: u32,
-) -> Result<(Kernel, Vec<Availability>)> {
-    let kernel = Kernel::load(&load::Options {
-        programs: programs_for(sources),
-        max_slots,
-        lanes: kernel::possible_cpus()?,
-        log_level: 0,
-    })?;
-    let availability = availability(&kernel, sources);
-    Ok((kernel, availability))
 }
 
 fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
@@ -210,6 +208,13 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// Every source with its state.
+    pub fn availability(&self) -> Vec<Availability> {
+        self.core().availability.clone()
+    }
+}
+
 impl Core {
     /// Takes out the sources whose programs could not be attached, and says what runs.
     fn settle_availability(&mut self, mut availability: Vec<Availability>) {
@@ -244,6 +249,13 @@ impl Core {
     /// say of the time before.
     fn take_earlier(&mut self) -> Result<()> {
         self.take_snapshot()?;
+        for source in &self.sources {
+            let state = self.availability.iter_mut().find(|state| state.source == source.name());
+            if let (Some(note), Some(state)) = (source.note(), state) {
+                tracing::warn!(source = source.name(), note, "source on, but not as it should be");
+                state.reason.get_or_insert_default().push_str(&note);
+            }
+        }
         let Some(lifetime) = self.sources.iter().find_map(|source| source.lifetime()) else {
             return Ok(());
         };

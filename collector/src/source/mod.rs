@@ -14,6 +14,7 @@ mod cpu;
 #[allow(dead_code)]
 mod keyed;
 mod lifecycle;
+mod memory;
 mod process;
 mod sched;
 
@@ -52,7 +53,7 @@ pub struct Builder<'a> {
 }
 
 /// Every source that can be switched on and off (`--collector.NAME`).
-pub const SOURCES: &[Registration] = &[sched::SOURCE, cpu::SOURCE, process::SOURCE];
+pub const SOURCES: &[Registration] = &[sched::SOURCE, cpu::SOURCE, memory::SOURCE, process::SOURCE];
 
 /// What a source reads from for one snapshot.
 #[derive(Debug)]
@@ -94,6 +95,10 @@ pub trait Source: Send {
     ///
     /// What went wrong; the families keep their last values.
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
+    /// How it runs, if that is not as it should be; asked after its first reading.
+    fn note(&self) -> Option<String> {
+        None
+    }
     /// Keeps a slot's last numbers at a node, before the slot is recycled.
     fn keep(&mut self, slot: u32, node: NodeId) {
         let _ = (slot, node);

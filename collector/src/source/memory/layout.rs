@@ -1,0 +1,308 @@
+//! Which word of `memcg_vmstats` is which statistic.
+//!
+//! Up to 6.9 `state[]` is indexed by the enumerators of BTF. Since 6.10 it is a compact array whose
+//! table (mm/memcontrol.c, `mem_cgroup_stats_index`, filled by `init_memcg_stats` in the order of
+//! `memcg_node_stat_items` and `memcg_stat_items`) is private; `events[]` has been compact since 6.1
+//! (`memcg_vm_event_stat`). Invariant: nothing is believed that the root's memory.stat does not
+//! confirm; where it does not, memory.stat is read for every cgroup and the agent says so.
+
+use btf_rs::Btf;
+use collector_common::pass::{EVENTS, MemoryRecord, STATES};
+
+use super::stat::Statistics;
+use crate::kernel::fields::{enumerator_value, len_of};
+
+/// First entries of `memcg_node_stat_items` (6.10 to 6.18); what follows depends on the
+/// configuration.
+const NODE_ITEMS: &[&str] = &[
+    "NR_INACTIVE_ANON",
+    "NR_ACTIVE_ANON",
+    "NR_INACTIVE_FILE",
+    "NR_ACTIVE_FILE",
+    "NR_UNEVICTABLE",
+    "NR_SLAB_RECLAIMABLE_B",
+    "NR_SLAB_UNRECLAIMABLE_B",
+    "WORKINGSET_REFAULT_ANON",
+    "WORKINGSET_REFAULT_FILE",
+    "WORKINGSET_ACTIVATE_ANON",
+    "WORKINGSET_ACTIVATE_FILE",
+    "WORKINGSET_RESTORE_ANON",
+    "WORKINGSET_RESTORE_FILE",
+    "WORKINGSET_NODERECLAIM",
+    "NR_ANON_MAPPED",
+    "NR_FILE_MAPPED",
+    "NR_FILE_PAGES",
+    "NR_FILE_DIRTY",
+    "NR_WRITEBACK",
+];
+
+/// Where the statistics are in `state[]`; `None` where this kernel has none or it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct States {
+    anon: Option<usize>,
+    file: Option<usize>,
+    mapped: Option<usize>,
+    dirty: Option<usize>,
+    writeback: Option<usize>,
+    inactive_file: Option<usize>,
+    active_file: Option<usize>,
+    refault_anon: Option<usize>,
+    refault_file: Option<usize>,
+    swap: Option<usize>,
+    kernel: Option<usize>,
+}
+
+/// Where everything is.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    states: States,
+    /// Whether the root's memory.stat has confirmed `states`.
+    confirmed: bool,
+    /// Reclaim's ways of scanning, and of stealing: PGSCAN_KSWAPD, PGSCAN_DIRECT, and what newer
+    /// kernels add. Their counters stand just before that of page faults.
+    ways: usize,
+    /// Place of PGFAULT in `events[]`, which PGMAJFAULT follows; `None` until it is learnt.
+    faults: Option<usize>,
+    page: u64,
+}
+
+impl Layout {
+    /// What BTF tells.
+    pub fn new(btf: &Btf, page: u64) -> Self {
+        let value = |of: &str, name: &str| Some(enumerator_value(btf, of, name).ok()? as usize);
+        let length = len_of(btf, "memcg_vmstats.state").unwrap_or(0) as usize;
+        let all = value("memcg_stat_item", "MEMCG_NR_STAT").unwrap_or(0);
+        let compact = length < all;
+        let within = |index: &usize| *index < length.min(STATES);
+        let node = |name: &str| {
+            let index = if compact {
+                NODE_ITEMS.iter().position(|item| *item == name)
+            } else {
+                value("node_stat_item", name)
+            };
+            index.filter(within)
+        };
+        // The memory controller's own items are the last ones, all of them.
+        let own = |name: &str| {
+            let index = value("memcg_stat_item", name)?;
+            let index = if compact {
+                (length + index).checked_sub(all)?
+            } else {
+                index
+            };
+            Some(index).filter(within)
+        };
+        let ways = ["KSWAPD", "DIRECT", "KHUGEPAGED", "PROACTIVE"]
+            .iter()
+            .filter(|way| value("vm_event_item", &format!("PGSCAN_{way}")).is_some())
+            .count();
+        Self {
+            states: States {
+                anon: node("NR_ANON_MAPPED"),
+                file: node("NR_FILE_PAGES"),
+                mapped: node("NR_FILE_MAPPED"),
+                dirty: node("NR_FILE_DIRTY"),
+                writeback: node("NR_WRITEBACK"),
+                inactive_file: node("NR_INACTIVE_FILE"),
+                active_file: node("NR_ACTIVE_FILE"),
+                refault_anon: node("WORKINGSET_REFAULT_ANON"),
+                refault_file: node("WORKINGSET_REFAULT_FILE"),
+                swap: own("MEMCG_SWAP"),
+                kernel: own("MEMCG_KMEM"),
+            },
+            confirmed: false,
+            ways,
+            faults: None,
+            page,
+        }
+    }
+
+    /// Whether everything is known.
+    pub fn is_known(&self) -> bool {
+        self.confirmed && self.faults.is_some()
+    }
+
+    /// Compares the root's record with what its memory.stat said before and after it was read.
+    ///
+    /// # Errors
+    ///
+    /// What doesn't fit.
+    pub fn learn(
+        &mut self,
+        root: &MemoryRecord,
+        before: &Statistics,
+        after: &Statistics,
+    ) -> Result<(), String> {
+        self.confirmed = false;
+        self.faults = None;
+        let found = self.states(root);
+        for (name, value, before, after) in [
+            ("anon", found.anon, before.anon, after.anon),
+            ("file", found.file, before.file, after.file),
+            ("file_mapped", found.mapped, before.mapped, after.mapped),
+            (
+                "inactive_file",
+                found.inactive_file,
+                before.inactive_file,
+                after.inactive_file,
+            ),
+            (
+                "active_file",
+                found.active_file,
+                before.active_file,
+                after.active_file,
+            ),
+            ("kernel", found.kernel, before.kernel, after.kernel),
+        ] {
+            let (Some(before), Some(after)) = (before, after) else {
+                continue;
+            };
+            let (low, high) = (before.min(after), before.max(after));
+            // The host goes on meanwhile, and small counts wait unfolded on each CPU.
+            let slack = high / 16 + (1 << 20);
+            match value {
+                Some(value) if value + slack >= low && value <= high + slack => {}
+                _ => return Err(format!("{name} of memory.stat is not where it is expected")),
+            }
+        }
+        let (Some(f0), Some(f1), Some(m0), Some(m1)) = (
+            before.faults,
+            after.faults,
+            before.major_faults,
+            after.major_faults,
+        ) else {
+            return Err("the root's memory.stat has no page faults".to_owned());
+        };
+        let fits = |&at: &usize| {
+            let (faults, major) = (root.events[at], root.events[at + 1]);
+            f0 > 0 && f0 <= faults && faults <= f1 && m0 <= major && major <= m1
+        };
+        let places: Vec<usize> = (2 * self.ways..EVENTS - 1).filter(fits).collect();
+        match places[..] {
+            [place] => self.faults = Some(place),
+            [] => return Err("page faults are not found".to_owned()),
+            _ => return Err("page faults may be in more than one place".to_owned()),
+        }
+        self.confirmed = true;
+        Ok(())
+    }
+
+    fn states(&self, record: &MemoryRecord) -> Statistics {
+        let count = |index: Option<usize>| {
+            // Counts on their way between CPUs may add up to less than nothing for a while.
+            index.map(|index| (record.state[index] as i64).max(0) as u64)
+        };
+        let bytes = |index| count(index).map(|pages| pages * self.page);
+        let states = &self.states;
+        Statistics {
+            anon: bytes(states.anon),
+            file: bytes(states.file),
+            mapped: bytes(states.mapped),
+            dirty: bytes(states.dirty),
+            writeback: bytes(states.writeback),
+            inactive_file: bytes(states.inactive_file),
+            active_file: bytes(states.active_file),
+            swap: bytes(states.swap),
+            kernel: bytes(states.kernel),
+            refault_anon: count(states.refault_anon),
+            refault_file: count(states.refault_file),
+            ..Statistics::default()
+        }
+    }
+
+    /// A record's statistics, with the cgroup's own page faults; only once everything is known.
+    pub fn read(&self, record: &MemoryRecord) -> Option<Statistics> {
+        let place = self.faults.filter(|_| self.confirmed)?;
+        let sum = |range: std::ops::Range<usize>| Some(record.events[range].iter().sum());
+        let local = record.events_local.iter().any(|&count| count > 0);
+        Some(Statistics {
+            faults: Some(record.events[place]),
+            major_faults: Some(record.events[place + 1]),
+            own_faults: local.then(|| record.events_local[place]),
+            own_major_faults: local.then(|| record.events_local[place + 1]),
+            scanned: sum(place - 2 * self.ways..place - self.ways),
+            stolen: sum(place - self.ways..place),
+            ..self.states(record)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::keyed::KeyedValue;
+    use collector_common::pass::CgroupRecord;
+
+    const PAGE: u64 = 4096;
+
+    fn layout() -> Layout {
+        Layout {
+            states: States {
+                anon: Some(14),
+                file: Some(16),
+                ..States::default()
+            },
+            confirmed: false,
+            ways: 2,
+            faults: None,
+            page: PAGE,
+        }
+    }
+
+    fn record() -> MemoryRecord {
+        let mut record = CgroupRecord::ZERO.memory;
+        record.state[14] = 100_000;
+        record.state[16] = 50_000;
+        record.events[2..6].copy_from_slice(&[7, 8, 5, 6]);
+        record.events[6] = 1_000_000;
+        record.events[7] = 3;
+        record
+    }
+
+    fn stat(faults: u64) -> Statistics {
+        Statistics {
+            anon: Some(100_000 * PAGE),
+            file: Some(50_100 * PAGE),
+            faults: Some(faults),
+            major_faults: Some(3),
+            ..Statistics::default()
+        }
+    }
+
+    #[test]
+    fn what_the_file_confirms_is_known() {
+        let mut layout = layout();
+        assert!(layout.read(&record()).is_none());
+        layout
+            .learn(&record(), &stat(999_990), &stat(1_000_020))
+            .unwrap();
+        let read = layout.read(&record()).unwrap();
+        assert_eq!(read.faults, Some(1_000_000));
+        assert_eq!(read.major_faults, Some(3));
+        assert_eq!((read.scanned, read.stolen), (Some(15), Some(11)));
+        assert_eq!(read.anon, Some(100_000 * PAGE));
+        assert_eq!(read.own_faults, None, "this kernel keeps no own counts");
+    }
+
+    #[test]
+    fn what_it_denies_is_not() {
+        let mut layout = layout();
+        let mut other = record();
+        other.state[14] = 5;
+        assert!(
+            layout
+                .learn(&other, &stat(1_000_000), &stat(1_000_000))
+                .is_err()
+        );
+        let mut twice = record();
+        twice.events[20] = 1_000_000;
+        twice.events[21] = 3;
+        assert!(
+            layout
+                .learn(&twice, &stat(1_000_000), &stat(1_000_000))
+                .is_err()
+        );
+        assert!(layout.learn(&record(), &stat(5), &stat(6)).is_err());
+        assert!(!layout.is_known() && layout.read(&record()).is_none());
+    }
+}

@@ -1,0 +1,303 @@
+//! Families of the memory source.
+
+use super::{Levels, Numbers, Statistics, sum};
+use crate::{
+    exposition::{Family, Kind, Unit, Value},
+    source::{Metric, Samples},
+};
+
+const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+    Family {
+        name,
+        help,
+        kind,
+        unit,
+        labels: &[],
+        origin: "pass: mem_cgroup.vmstats",
+        oracle: "memory.stat",
+    }
+}
+
+/// A level in bytes; it ends with its cgroup.
+macro_rules! level {
+    ($name:literal, $help:literal, $unit:ident, $origin:literal, $oracle:literal, $read:expr) => {
+        Metric {
+            family: Family {
+                origin: $origin,
+                oracle: $oracle,
+                ..family($name, $help, Kind::Gauge, Unit::$unit)
+            },
+            samples: Samples::Scalars(&[(&[], |v: &Numbers| {
+                let read: fn(&Levels) -> Option<u64> = $read;
+                v.levels.as_ref().and_then(read).map(Value::Count)
+            })]),
+        }
+    };
+}
+
+/// What the present cgroup and its predecessors of the same path have counted.
+fn counted(v: &Numbers, read: fn(&Statistics) -> Option<u64>) -> Option<Value> {
+    let now = read(&v.counts.statistics);
+    sum(read(&v.earlier.statistics), now).map(Value::Count)
+}
+
+/// The source's families.
+pub const METRICS: &[Metric<Numbers>] = &[
+    level!(
+        "container_memory_usage_bytes",
+        "Memory in use, caches included; for / what is not free.",
+        Bytes,
+        "pass: mem_cgroup.memory.usage",
+        "memory.current, memory.usage_in_bytes",
+        |l| Some(l.usage)
+    ),
+    level!(
+        "container_memory_working_set_bytes",
+        "Memory in use less the inactive page cache.",
+        Bytes,
+        "pass: mem_cgroup.memory.usage, vmstats",
+        "memory.current, memory.stat",
+        Levels::working_set
+    ),
+    level!(
+        "container_memory_max_usage_bytes",
+        "Highest memory usage so far.",
+        Bytes,
+        "pass: mem_cgroup.memory.watermark",
+        "memory.peak, memory.max_usage_in_bytes",
+        |l| l.highest
+    ),
+    level!(
+        "container_memory_rss",
+        "Anonymous memory, in bytes; transparent huge pages are part of it.",
+        None,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: anon, total_rss",
+        |l| l.statistics.anon
+    ),
+    level!(
+        "container_memory_cache",
+        "Page cache, in bytes; shared memory and tmpfs are part of it.",
+        None,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: file, total_cache",
+        |l| l.statistics.file
+    ),
+    level!(
+        "container_memory_mapped_file",
+        "Mapped page cache, in bytes.",
+        None,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: file_mapped, total_mapped_file",
+        |l| l.statistics.mapped
+    ),
+    level!(
+        "container_memory_kernel_usage",
+        "Kernel memory, in bytes: slabs, stacks, page tables, sockets' buffers apart.",
+        None,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: kernel, memory.kmem.usage_in_bytes",
+        |l| l.statistics.kernel
+    ),
+    level!(
+        "container_memory_swap",
+        "Swapped out, in bytes.",
+        None,
+        "pass: mem_cgroup.swap.usage; vmstats in v1",
+        "memory.swap.current, total_swap",
+        |l| l.swap
+    ),
+    level!(
+        "container_memory_file_dirty_bytes",
+        "Dirty page cache.",
+        Bytes,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: file_dirty",
+        |l| l.statistics.dirty
+    ),
+    level!(
+        "container_memory_file_writeback_bytes",
+        "Page cache under writeback.",
+        Bytes,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: file_writeback",
+        |l| l.statistics.writeback
+    ),
+    level!(
+        "container_memory_total_active_file_bytes",
+        "Active page cache.",
+        Bytes,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: active_file",
+        |l| l.statistics.active_file
+    ),
+    level!(
+        "container_memory_total_inactive_file_bytes",
+        "Inactive page cache.",
+        Bytes,
+        "pass: mem_cgroup.vmstats",
+        "memory.stat: inactive_file",
+        |l| l.statistics.inactive_file
+    ),
+    level!(
+        "container_spec_memory_limit_bytes",
+        "Memory limit, 0 if there is none.",
+        Bytes,
+        "pass: mem_cgroup.memory.max",
+        "memory.max, memory.limit_in_bytes",
+        |l| Some(l.limit)
+    ),
+    level!(
+        "container_spec_memory_reservation_limit_bytes",
+        "Memory that is protected (memory.min), or v1's soft limit; 0 if there is none.",
+        Bytes,
+        "pass: mem_cgroup.memory.min, soft_limit",
+        "memory.min, memory.soft_limit_in_bytes",
+        |l| Some(l.reservation)
+    ),
+    level!(
+        "container_spec_memory_swap_limit_bytes",
+        "Swap limit (v1: of memory and swap), 0 if there is none.",
+        Bytes,
+        "pass: mem_cgroup.swap.max",
+        "memory.swap.max, memory.memsw.limit_in_bytes",
+        |l| Some(l.swap_limit)
+    ),
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.memory_events, memory.failcnt in v1",
+            oracle: "memory.events: max; memory.failcnt",
+            ..family(
+                "container_memory_failcnt",
+                "Times that the memory limit was hit.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| {
+            v.counts
+                .known
+                .then(|| Value::Count(v.earlier.limit_hits + v.counts.limit_hits))
+        })]),
+    },
+    Metric {
+        family: Family {
+            labels: &["failure_type", "scope"],
+            origin: "pass: mem_cgroup.vmstats->events, events_local",
+            oracle: "memory.stat: pgfault, pgmajfault",
+            ..family(
+                "container_memory_failures_total",
+                "Page faults by kind (pgmajfault: had to wait for a device; pgfault: all) and scope (container: the cgroup itself, where the kernel keeps that; hierarchy: with its descendants).",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[
+            (
+                &[("failure_type", "pgfault"), ("scope", "container")],
+                |v| counted(v, |s| s.own_faults),
+            ),
+            (
+                &[("failure_type", "pgfault"), ("scope", "hierarchy")],
+                |v| counted(v, |s| s.faults),
+            ),
+            (
+                &[("failure_type", "pgmajfault"), ("scope", "container")],
+                |v| counted(v, |s| s.own_major_faults),
+            ),
+            (
+                &[("failure_type", "pgmajfault"), ("scope", "hierarchy")],
+                |v| counted(v, |s| s.major_faults),
+            ),
+        ]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.memory_events",
+            oracle: "memory.events: high",
+            ..family(
+                "container_memory_events_high_total",
+                "Times that memory.high was exceeded and the cgroup throttled; cgroup2 only.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| {
+            sum(v.earlier.over_high, v.counts.over_high).map(Value::Count)
+        })]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.memory_events",
+            oracle: "memory.events: max",
+            ..family(
+                "container_memory_events_max_total",
+                "Times that memory.max was about to be exceeded; cgroup2 only.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| {
+            sum(v.earlier.over_max, v.counts.over_max).map(Value::Count)
+        })]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.vmstats",
+            oracle: "memory.stat: pgscan",
+            ..family(
+                "container_memory_pgscan_total",
+                "Pages that reclaim looked at.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.scanned))]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.vmstats",
+            oracle: "memory.stat: pgsteal",
+            ..family(
+                "container_memory_pgsteal_total",
+                "Pages that reclaim freed.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.stolen))]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.vmstats",
+            oracle: "memory.stat: workingset_refault_anon",
+            ..family(
+                "container_memory_workingset_refault_anon_total",
+                "Refaults of anonymous pages that had been swapped out lately.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.refault_anon))]),
+    },
+    Metric {
+        family: Family {
+            labels: &[],
+            origin: "pass: mem_cgroup.vmstats",
+            oracle: "memory.stat: workingset_refault_file",
+            ..family(
+                "container_memory_workingset_refault_file_total",
+                "Refaults of page cache that had been evicted lately.",
+                Kind::Counter,
+                Unit::None,
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.refault_file))]),
+    },
+];
