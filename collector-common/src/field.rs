@@ -55,6 +55,7 @@ fields! {
     TASK_LAST_ARRIVAL = "task_struct.sched_info.last_arrival";
     TASK_RUN_DELAY = "task_struct.sched_info.run_delay";
     TASK_PCOUNT = "task_struct.sched_info.pcount";
+    SIGNAL_OOM_MM = "signal_struct.oom_mm";
     SIGNAL_LIVE = "signal_struct.live.counter";
     CSS_SET_CGROUP = "css_set.dfl_cgrp";
     CGROUP_KN = "cgroup.kn";

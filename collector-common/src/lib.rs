@@ -13,5 +13,6 @@ pub mod histogram;
 pub mod keyed;
 pub mod pass;
 pub mod process;
+pub mod reclaim;
 pub mod sched;
 pub mod stat;

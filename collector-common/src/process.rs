@@ -14,8 +14,10 @@ pub struct ProcessCell {
     pub exited: u64,
     /// Processes that a signal ended.
     pub signaled: u64,
+    /// Of those, the ones that the OOM killer ended.
+    pub oom_killed: u64,
     /// Keeps cells within a cache line.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 const _: () = assert!(size_of::<ProcessCell>() == 64);

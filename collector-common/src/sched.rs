@@ -73,6 +73,8 @@ pub struct TaskBooks {
     pub moved_at: u64,
     /// Not 0 once the process that this task leads has been counted as ended.
     pub ended: u64,
+    /// CLOCK_MONOTONIC at which the task began to free memory, ns; 0 while it does not.
+    pub reclaim_since: u64,
 }
 
-const _: () = assert!(size_of::<TaskBooks>() == 128);
+const _: () = assert!(size_of::<TaskBooks>() == 136);

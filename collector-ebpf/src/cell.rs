@@ -12,7 +12,10 @@ use collector_common::{
     cell::{CELLS_PER_CHUNK, CHUNK_SHIFT},
     process::ProcessCell,
     sched::SchedCell,
+    stat::Stat,
 };
+
+use crate::{slot::Slot, stat};
 
 /// BPF_F_MMAPABLE: the agent reads cells without a system call.
 const MMAPABLE: usize = 1 << 10;
@@ -66,6 +69,25 @@ macro_rules! cell {
 pub(crate) use cell;
 
 const _: () = assert!(CELLS_PER_CHUNK == 1 << CHUNK_SHIFT);
+
+/// The cell of a slot in a source of one lane if it is `owner`'s or nobody's yet, else the overflow
+/// cell. A cell's first word is its owner.
+#[inline(always)]
+pub fn claimed<T>(cells: &Cells<T>, owner: u64, slot: u32) -> Option<*mut T> {
+    let cell = cell!(cells, slot)?;
+    let owned_by = cell.cast::<u64>();
+    // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
+    unsafe {
+        if *owned_by == 0 {
+            *owned_by = owner;
+        }
+        if *owned_by == owner {
+            return Some(cell);
+        }
+    }
+    stat::count(Stat::Overflow);
+    cell!(cells, Slot::OVERFLOW.number)
+}
 
 /// Adds to a counter that other CPUs, or other contexts on this CPU, may add to as well.
 ///

@@ -188,6 +188,12 @@ impl Task {
         let signal = load64!(self.0, field::TASK_SIGNAL) as *const c_void;
         load32!(signal, field::SIGNAL_LIVE)
     }
+    /// Whether the OOM killer has chosen the task's process (`signal->oom_mm`).
+    #[inline(always)]
+    pub fn is_oom_victim(self) -> bool {
+        let signal = load64!(self.0, field::TASK_SIGNAL) as *const c_void;
+        load64!(signal, field::SIGNAL_OOM_MM) != 0
+    }
     #[inline(always)]
     pub fn exit_code(self) -> u32 {
         load32!(self.0, field::TASK_EXIT_CODE)

@@ -14,6 +14,7 @@ mod kernel;
 mod keyed;
 mod pass;
 mod process;
+mod reclaim;
 mod sched;
 mod slot;
 mod stat;

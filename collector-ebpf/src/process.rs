@@ -12,10 +12,9 @@ use aya_log_ebpf::warn;
 use collector_common::{process::ProcessCell, sched::TaskBooks, stat::Stat};
 
 use crate::{
-    cell::{self, PROCESS_CELLS, cell},
+    cell::{self, PROCESS_CELLS},
     kernel::Task,
-    slot::{self, Slot},
-    stat, task,
+    slot, stat, task,
 };
 
 /// Gives the child its books, with everything at 0, and counts it if it is a process.
@@ -80,6 +79,12 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
             cell::add(&raw mut (*cell).exited, 1);
         } else {
             cell::add(&raw mut (*cell).signaled, 1);
+            // The OOM killer marks its victim before it kills it (mm/oom_kill.c, mark_oom_victim).
+            // Counted here rather than there: the tracepoint of the mark tells kernels before 6.8
+            // no more than a pid.
+            if task.is_oom_victim() {
+                cell::add(&raw mut (*cell).oom_killed, 1);
+            }
         }
     }
     0
@@ -93,27 +98,10 @@ fn cell_of(task: Task) -> Option<*mut ProcessCell> {
     }
     // Not the books' business: the scheduler settles them at the next switch-out.
     let slot = slot::resolve(task.cgroup().id());
-    claimed(slot.owner, slot.number)
+    cell::claimed(&PROCESS_CELLS, slot.owner, slot.number)
 }
 
 #[inline(always)]
 fn process_cell(books: &TaskBooks) -> Option<*mut ProcessCell> {
-    claimed(books.owner, books.slot)
-}
-
-/// The slot's cell if it is `owner`'s or nobody's yet, else the overflow cell.
-#[inline(always)]
-fn claimed(owner: u64, slot: u32) -> Option<*mut ProcessCell> {
-    let cell = cell!(PROCESS_CELLS, slot)?;
-    // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
-    unsafe {
-        if (*cell).owner == 0 {
-            (*cell).owner = owner;
-        }
-        if (*cell).owner == owner {
-            return Some(cell);
-        }
-    }
-    stat::count(Stat::Overflow);
-    cell!(PROCESS_CELLS, Slot::OVERFLOW.number)
+    cell::claimed(&PROCESS_CELLS, books.owner, books.slot)
 }

@@ -250,9 +250,16 @@ impl Core {
     fn take_earlier(&mut self) -> Result<()> {
         self.take_snapshot()?;
         for source in &self.sources {
-            let state = self.availability.iter_mut().find(|state| state.source == source.name());
+            let state = self
+                .availability
+                .iter_mut()
+                .find(|state| state.source == source.name());
             if let (Some(note), Some(state)) = (source.note(), state) {
-                tracing::warn!(source = source.name(), note, "source on, but not as it should be");
+                tracing::warn!(
+                    source = source.name(),
+                    note,
+                    "source on, but not as it should be"
+                );
                 state.reason.get_or_insert_default().push_str(&note);
             }
         }

@@ -64,6 +64,7 @@ macro_rules! cells {
 cells! {
     collector_common::sched::SchedCell, "SCHED_CELLS", PerCpu;
     collector_common::process::ProcessCell, "PROCESS_CELLS", One;
+    collector_common::reclaim::ReclaimCell, "RECLAIM_CELLS", One;
 }
 
 /// The cells of a source.

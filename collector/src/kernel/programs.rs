@@ -55,6 +55,10 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("sched_switch"),
     program("in_flight", Hook::OnDemand),
     program("pass", Hook::CgroupIterator),
+    tracepoint("mm_vmscan_direct_reclaim_begin"),
+    tracepoint("mm_vmscan_direct_reclaim_end"),
+    tracepoint("mm_vmscan_memcg_reclaim_begin"),
+    tracepoint("mm_vmscan_memcg_reclaim_end"),
 ];
 
 /// What a source needs of the kernel.

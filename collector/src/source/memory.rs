@@ -74,6 +74,7 @@ pub const SOURCE: Registration = Registration {
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
+        builder.require_controller("memory", "mem_cgroup.memory")?;
         let page = kernel::page_size();
         Ok(Box::new(Memory {
             layout: Layout::new(builder.kernel.types()?, page),

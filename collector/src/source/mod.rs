@@ -11,11 +11,17 @@ mod agent;
 mod books;
 mod counters;
 mod cpu;
+mod devices;
+mod hugetlb;
+mod io;
 #[allow(dead_code)]
 mod keyed;
 mod lifecycle;
 mod memory;
+mod pids;
+mod pressure;
 mod process;
+mod reclaim;
 mod sched;
 
 use std::time::SystemTime;
@@ -30,7 +36,7 @@ pub use lifecycle::Lifecycle;
 use crate::{
     cgroup::{Hierarchies, NodeId, Tree},
     exposition::{Family, Histogram, Kind, LabelSet, Value, Writer},
-    kernel::{cells::SlotMemory, load::Kernel, programs::Requirement},
+    kernel::{cells::SlotMemory, fields, load::Kernel, programs::Requirement},
 };
 
 /// What the agent knows of a source before it is made.
@@ -52,8 +58,31 @@ pub struct Builder<'a> {
     pub hierarchies: &'a Hierarchies,
 }
 
+impl Builder<'_> {
+    /// Makes sure that this kernel has a controller, by a field of its books.
+    ///
+    /// # Errors
+    ///
+    /// When it hasn't.
+    fn require_controller(&self, name: &str, field: &str) -> anyhow::Result<()> {
+        fields::offset_of(self.kernel.types()?, field)
+            .map(drop)
+            .with_context(|| format!("this kernel has no {name} controller"))
+    }
+}
+
 /// Every source that can be switched on and off (`--collector.NAME`).
-pub const SOURCES: &[Registration] = &[sched::SOURCE, cpu::SOURCE, memory::SOURCE, process::SOURCE];
+pub const SOURCES: &[Registration] = &[
+    sched::SOURCE,
+    cpu::SOURCE,
+    memory::SOURCE,
+    hugetlb::SOURCE,
+    pressure::SOURCE,
+    pids::SOURCE,
+    io::SOURCE,
+    reclaim::SOURCE,
+    process::SOURCE,
+];
 
 /// What a source reads from for one snapshot.
 #[derive(Debug)]

@@ -23,6 +23,7 @@ pub struct Totals {
     executed: u64,
     exited: u64,
     signaled: u64,
+    oom_killed: u64,
 }
 
 impl AddAssign<&ProcessCell> for Totals {
@@ -31,6 +32,7 @@ impl AddAssign<&ProcessCell> for Totals {
         self.executed += cell.executed;
         self.exited += cell.exited;
         self.signaled += cell.signaled;
+        self.oom_killed += cell.oom_killed;
     }
 }
 
@@ -40,6 +42,7 @@ impl AddAssign<&Totals> for Totals {
         self.executed += other.executed;
         self.exited += other.exited;
         self.signaled += other.signaled;
+        self.oom_killed += other.oom_killed;
     }
 }
 
@@ -87,6 +90,18 @@ pub const METRICS: &[Metric<Totals>] = &[
                 Some(Value::Count(v.signaled))
             }),
         ]),
+    },
+    Metric {
+        family: Family {
+            name: "container_oom_events_total",
+            help: "Processes that the kernel killed for want of memory.",
+            kind: Kind::Counter,
+            unit: Unit::None,
+            labels: &[],
+            origin: "sched_process_exit: signal_struct.oom_mm, task_struct.exit_code",
+            oracle: "memory.events: oom_kill; memory.oom_control: oom_kill",
+        },
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.oom_killed)))]),
     },
 ];
 

@@ -1,0 +1,19 @@
+//! Values of the reclaim source.
+
+use crate::histogram::BUCKETS;
+
+/// Direct reclaim of one slot; one lane, atomic adds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ReclaimCell {
+    /// Cgroup id of the slot's owner, 0 while untouched.
+    pub owner: u64,
+    /// Time that tasks spent freeing memory before they got any, ns.
+    pub stall_ns: u64,
+    /// Stalls by their duration, see [`crate::histogram`].
+    pub histogram: [u64; BUCKETS],
+    /// Keeps cells within whole cache lines.
+    pub reserved: [u64; 6],
+}
+
+const _: () = assert!(size_of::<ReclaimCell>() == 256);

@@ -1,0 +1,169 @@
+//! What the io controller itself has charged to cgroups, by device: io.stat without its files.
+//!
+//! Program: `pass` (collector-ebpf/src/pass.rs): `blkcg_gq.iostat`. The kernel counts here what was
+//! submitted (block/blk-cgroup.c, blk_cgroup_bio_start), `block` what was completed. Only where the
+//! controller is in cgroup2: v1 has other books. Oracle: io.stat (tests/live/io.rs).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+
+use super::{Registration, Snapshot, Source, devices::Devices};
+use crate::{
+    cgroup::{NodeId, Tree},
+    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    kernel::programs::Requirement,
+};
+
+const BYTES: Family = Family {
+    name: "container_io_charged_bytes_total",
+    help: "Bytes that the io controller has charged by device and operation: read, write, discard.",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &["device", "operation"],
+    origin: "pass: blkcg_gq.iostat.cur.bytes",
+    oracle: "io.stat: rbytes, wbytes, dbytes",
+};
+
+const OPERATIONS: Family = Family {
+    name: "container_io_charged_operations_total",
+    help: "I/O requests (bios) that the io controller has charged by device and operation.",
+    kind: Kind::Counter,
+    unit: Unit::None,
+    labels: &["device", "operation"],
+    origin: "pass: blkcg_gq.iostat.cur.ios",
+    oracle: "io.stat: rios, wios, dios",
+};
+
+/// In the kernel's order (block/blk-cgroup.h, enum blkg_iostat_type).
+const KINDS: [&str; 3] = ["read", "write", "discard"];
+
+/// Bytes and operations of one cgroup and device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Charges {
+    bytes: [u64; 3],
+    ios: [u64; 3],
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    labels: LabelSet,
+    /// What predecessors of the same path had.
+    earlier: Charges,
+    now: Charges,
+}
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "io",
+        required: &["pass"],
+        optional: &[],
+    },
+    families: || vec![&BYTES, &OPERATIONS],
+    build: |builder| {
+        builder.require_controller("io", "blkcg_gq.iostat")?;
+        let file = builder.hierarchies.unified.path.join("cgroup.controllers");
+        let controllers = std::fs::read_to_string(file)?;
+        if !controllers.split_whitespace().any(|name| name == "io") {
+            bail!("the io controller is not in cgroup2, and v1 keeps no such books");
+        }
+        Ok(Box::new(Io::default()))
+    },
+};
+
+#[derive(Debug, Default)]
+struct Io {
+    devices: Devices,
+    /// By node and device.
+    rows: Vec<BTreeMap<u32, Row>>,
+}
+
+impl Source for Io {
+    fn name(&self) -> &'static str {
+        "io"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        (SOURCE.families)()
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
+        let (tree, books) = (snapshot.tree, snapshot.books()?);
+        self.rows
+            .resize(tree.capacity().max(self.rows.len()), BTreeMap::new());
+        for record in books.devices() {
+            if !tree.knows(record.id) {
+                continue;
+            }
+            // A predecessor of the path that lingers in the kernel leads to the same node.
+            let Some(node) = tree.by_id(record.id) else {
+                continue;
+            };
+            let Some(known) = tree.node(node).filter(|node| node.id == record.id) else {
+                continue;
+            };
+            let now = Charges {
+                bytes: record.bytes,
+                ios: record.ios,
+            };
+            if now.ios == [0; 3] {
+                continue;
+            }
+            let device = record.device as u32;
+            let row = self.rows[node].entry(device).or_insert_with(|| Row {
+                labels: known
+                    .labels
+                    .with([("device", self.devices.get(device).name.as_str())]),
+                earlier: Charges::default(),
+                now,
+            });
+            row.now = now;
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, from: NodeId, _into: NodeId) {
+        // The kernel charges a child's I/O to its ancestors as well.
+        if let Some(rows) = self.rows.get_mut(from) {
+            rows.clear();
+        }
+    }
+
+    fn revive(&mut self, node: NodeId) {
+        for row in self
+            .rows
+            .get_mut(node)
+            .into_iter()
+            .flat_map(|rows| rows.values_mut())
+        {
+            let now = std::mem::take(&mut row.now);
+            for kind in 0..KINDS.len() {
+                row.earlier.bytes[kind] += now.bytes[kind];
+                row.earlier.ios[kind] += now.ios[kind];
+            }
+        }
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        let read: [fn(&Charges) -> &[u64; 3]; 2] = [|c| &c.bytes, |c| &c.ios];
+        for (family, read) in [&BYTES, &OPERATIONS].into_iter().zip(read) {
+            writer.family(family);
+            for (number, _) in tree.iter().filter(|(_, node)| node.exported) {
+                for row in self
+                    .rows
+                    .get(number)
+                    .into_iter()
+                    .flat_map(|rows| rows.values())
+                {
+                    for (kind, name) in KINDS.iter().enumerate() {
+                        let value = read(&row.earlier)[kind] + read(&row.now)[kind];
+                        if value > 0 {
+                            writer.sample(&row.labels, &[("operation", name)], Value::Count(value));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
