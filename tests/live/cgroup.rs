@@ -32,26 +32,26 @@ pub fn root() -> Result<PathBuf> {
     mount("cgroup2", None).context("no cgroup2 is mounted")
 }
 
-/// Where quotas are set: the v1 hierarchy of the cpu controller, or cgroup2 if that has it.
+/// Where a controller is.
 #[derive(Clone, Debug)]
-pub enum CpuController {
+pub enum Hierarchy {
     /// A v1 mount.
     V1(PathBuf),
     /// cgroup2's root.
     V2(PathBuf),
 }
 
-/// The cpu controller.
-pub fn cpu_controller() -> Option<CpuController> {
-    if let Some(path) = mount("cgroup", Some("cpu")) {
-        return Some(CpuController::V1(path));
+/// Where a controller is, `None` if it is nowhere.
+pub fn controller(name: &str) -> Option<Hierarchy> {
+    if let Some(path) = mount("cgroup", Some(name)) {
+        return Some(Hierarchy::V1(path));
     }
     let root = root().ok()?;
     let controllers = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
     controllers
         .split_whitespace()
-        .any(|name| name == "cpu")
-        .then_some(CpuController::V2(root))
+        .any(|found| found == name)
+        .then_some(Hierarchy::V2(root))
 }
 
 /// A cgroup, removed with all that is in it when the test ends.

@@ -12,13 +12,18 @@ mod cgroup;
 mod cpu;
 mod errors;
 mod formats;
+mod io;
 mod limits;
+mod memory;
 mod metrics;
 mod needs;
+mod pressure;
 mod process;
 mod sched;
 mod slots;
+mod trace;
 mod tree;
+mod twin;
 mod worker;
 
 use libtest_mimic::{Arguments, Trial};
@@ -37,6 +42,9 @@ fn main() -> std::process::ExitCode {
         sched::TESTS,
         process::TESTS,
         limits::TESTS,
+        memory::TESTS,
+        pressure::TESTS,
+        io::TESTS,
         tree::TESTS,
         slots::TESTS,
         formats::TESTS,

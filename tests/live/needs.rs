@@ -2,6 +2,11 @@
 
 use std::{fs::OpenOptions, io::Write, path::Path, process::Command};
 
+use crate::{
+    cgroup::{self, Hierarchy},
+    trace,
+};
+
 /// A need.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
@@ -15,8 +20,16 @@ pub enum Need {
     Python(&'static str),
     /// Two CPUs.
     TwoCpus,
-    /// The cpu controller, in cgroup2 or v1.
-    CpuController,
+    /// A controller, in cgroup2 or v1.
+    Controller(&'static str),
+    /// A controller in cgroup2.
+    Unified(&'static str),
+    /// A tracing file system.
+    Tracing,
+    /// Pressure stall information.
+    Pressure,
+    /// A block device that is nobody's.
+    Device(&'static str),
 }
 
 /// Python as Debian's packages install for it.
@@ -57,9 +70,21 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             (cpus < 2).then(|| "needs two CPUs".to_owned())
         }
-        Need::CpuController => crate::cgroup::cpu_controller()
+        Need::Controller(name) => cgroup::controller(name)
             .is_none()
-            .then(|| "needs the cpu controller".to_owned()),
+            .then(|| format!("needs the {name} controller")),
+        Need::Unified(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V2(_))))
+            .then(|| format!("needs the {name} controller in cgroup2")),
+        Need::Device(path) => {
+            let in_use = std::fs::read_to_string("/proc/mounts")
+                .is_ok_and(|mounts| mounts.lines().any(|line| line.starts_with(path)));
+            (in_use || !Path::new(path).exists())
+                .then(|| format!("needs the device {path} for itself"))
+        }
+        Need::Tracing => (!trace::is_there()).then(|| "needs the tracing file system".to_owned()),
+        Need::Pressure => std::fs::read("/proc/pressure/cpu")
+            .is_err()
+            .then(|| "needs a kernel that measures pressure (psi=1)".to_owned()),
     })
 }
 

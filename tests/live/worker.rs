@@ -223,6 +223,11 @@ pub fn main() -> ExitCode {
             "migrate" => (0..number(1)).for_each(|n| pin(n as usize % 2)),
             "fork" => (0..number(1)).for_each(|_| fork(0)),
             "kill" => (0..number(1)).for_each(|_| fork(libc::SIGKILL)),
+            "anon" => keep(anonymous(number(1), 0)),
+            "huge" => keep(anonymous(number(1), libc::MAP_HUGETLB)),
+            "cache" => read_file(words.get(1).copied().unwrap_or_default()),
+            "cache-some" => read_some(words.get(1).copied().unwrap_or_default(), number(2)),
+            "write" => write_file(words.get(1).copied().unwrap_or_default(), number(2)),
             "exec" => (0..number(1)).for_each(|_| exec()),
             other => {
                 eprintln!("unknown order {other:?}");
@@ -359,4 +364,57 @@ fn exec() {
         .stdout(Stdio::null())
         .status();
     assert!(status.is_ok_and(|status| status.success()));
+}
+
+/// So many MiB of memory, each page written to.
+fn anonymous(mib: u64, flags: libc::c_int) -> *mut u8 {
+    let length = (mib << 20) as usize;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
+    // SAFETY: a new mapping at an address of the kernel's choice, written within its length.
+    unsafe {
+        let memory = libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0);
+        assert!(
+            memory != libc::MAP_FAILED,
+            "{}",
+            std::io::Error::last_os_error()
+        );
+        let memory = memory.cast::<u8>();
+        // Huge pages would make the number of faults a matter of luck.
+        libc::madvise(memory.cast(), length, libc::MADV_NOHUGEPAGE);
+        for at in (0..length).step_by(4096) {
+            memory.add(at).write_volatile(1);
+        }
+        memory
+    }
+}
+
+/// Mappings stay until the process ends.
+fn keep<T>(_mapping: *mut T) {}
+
+/// Reads a file a piece at a time.
+fn read_file(path: &str) {
+    let read =
+        fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
+    assert!(matches!(read, Ok(1..)), "reading {path}: {read:?}");
+}
+
+/// Reads the first MiBs of a file, past what is cached.
+fn read_some(path: &str, mib: u64) {
+    use std::{io::Read, os::fd::AsRawFd};
+    let read = fs::File::open(path).and_then(|mut file| {
+        // SAFETY: a descriptor of our own; the call is only a hint.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        file.read_exact(&mut vec![0; (mib << 20) as usize])
+    });
+    assert!(read.is_ok(), "reading {path}: {read:?}");
+}
+
+/// Writes a file of so many MiB through the page cache, a MiB at a time.
+fn write_file(path: &str, mib: u64) {
+    let written = fs::File::create(path).and_then(|mut file| {
+        let block = vec![7; 1 << 20];
+        (0..mib).try_for_each(|_| file.write_all(&block))
+    });
+    assert!(written.is_ok(), "writing {path}: {written:?}");
 }

@@ -54,9 +54,12 @@ pub const SOURCE: Registration = Registration {
     families: || vec![&USAGE, &MAX_USAGE, &FAILCNT],
     build: |builder| {
         builder.require_controller("hugetlb", "hugetlb_cgroup.hugepage")?;
+        let page = kernel::page_size();
         Ok(Box::new(Hugetlb {
-            sizes: Default::default(),
-            page: kernel::page_size(),
+            orders: orders(page),
+            seen: [None; HUGE_SIZES],
+            sizes: Vec::new(),
+            page,
             numbers: Vec::new(),
         }))
     },
@@ -64,19 +67,62 @@ pub const SOURCE: Registration = Registration {
 
 #[derive(Debug)]
 struct Hugetlb {
-    /// The kernel's sizes as cAdvisor writes them; empty where there is none.
-    sizes: [String; HUGE_SIZES],
+    /// Orders of the kernel's sizes, largest first.
+    orders: Vec<u32>,
+    /// By the kernel's number of a size: the smallest power of two of which every limit seen so far
+    /// was a multiple.
+    seen: [Option<u32>; HUGE_SIZES],
+    /// By the kernel's number: the size as cAdvisor writes it.
+    sizes: Vec<String>,
     page: u64,
     numbers: Vec<Option<[PageCounter; HUGE_SIZES]>>,
 }
 
-/// The size whose counter has this highest value: a new cgroup's limit is the largest number of
-/// pages that is a multiple of the size (mm/hugetlb_cgroup.c, hugetlb_cgroup_init).
-fn size(max: u64, page: u64) -> String {
-    if max == 0 {
-        return String::new();
+/// Orders of the sizes that this kernel has, largest first: `hugepages-2048kB` is of order 9.
+fn orders(page: u64) -> Vec<u32> {
+    let mut orders: Vec<u32> = std::fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let kib: u64 = name
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            (kib * 1024 / page).checked_ilog2()
+        })
+        .collect();
+    orders.sort_unstable_by(|a, b| b.cmp(a));
+    orders.truncate(HUGE_SIZES);
+    orders
+}
+
+/// Which size the kernel has given which number.
+///
+/// It numbers them as they were registered: gigantic ones first (arch/x86/mm/hugetlbpage.c,
+/// gigantic_pages_init), unless the command line said otherwise. A limit is a multiple of its size,
+/// and that of a new cgroup the largest one (mm/hugetlb_cgroup.c, hugetlb_cgroup_init): so each
+/// limit seen tells what its size can't be.
+fn assign(orders: &[u32], seen: &[Option<u32>]) -> Vec<u32> {
+    let fits = |order: u32, number: usize| seen[number].is_none_or(|seen| order <= seen);
+    let mut left = orders.to_vec();
+    let mut assigned = vec![0; orders.len()];
+    // The most constrained numbers choose first, and take the largest size that they can have.
+    let mut numbers: Vec<usize> = (0..orders.len()).collect();
+    numbers.sort_by_key(|&number| (seen[number].unwrap_or(u32::MAX), number));
+    for number in numbers {
+        let at = left
+            .iter()
+            .position(|&order| fits(order, number))
+            .unwrap_or(0);
+        assigned[number] = left.remove(at);
     }
-    let bytes = page << max.trailing_zeros();
+    assigned
+}
+
+fn text(bytes: u64) -> String {
     match bytes.trailing_zeros() {
         30.. => format!("{}GB", bytes >> 30),
         20.. => format!("{}MB", bytes >> 20),
@@ -97,14 +143,21 @@ impl Source for Hugetlb {
         let (tree, books) = (snapshot.tree, snapshot.books()?);
         self.numbers
             .resize(tree.capacity().max(self.numbers.len()), None);
-        if let Some(root) = books.part(ROOT, Part::Hugetlb) {
-            self.sizes = root.hugetlb.map(|counter| size(counter.max, self.page));
-        }
         for (number, _) in tree.iter().filter(|(number, _)| *number != ROOT) {
             if let Some(record) = books.part(number, Part::Hugetlb) {
                 self.numbers[number] = Some(record.hugetlb);
+                for (seen, counter) in self.seen.iter_mut().zip(record.hugetlb) {
+                    if counter.max > 0 {
+                        let multiple = counter.max.trailing_zeros();
+                        *seen = Some(seen.map_or(multiple, |seen| seen.min(multiple)));
+                    }
+                }
             }
         }
+        self.sizes = assign(&self.orders, &self.seen)
+            .into_iter()
+            .map(|order| text(self.page << order))
+            .collect();
         Ok(())
     }
 
@@ -137,10 +190,8 @@ impl Source for Hugetlb {
                     continue;
                 };
                 for (size, counter) in self.sizes.iter().zip(numbers) {
-                    if !size.is_empty() {
-                        let value = Value::Count(read(counter) * scale);
-                        writer.sample(&node.labels, &[("pagesize", size)], value);
-                    }
+                    let value = Value::Count(read(counter) * scale);
+                    writer.sample(&node.labels, &[("pagesize", size)], value);
                 }
             }
         }
@@ -152,12 +203,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_told_from_limits() {
-        // PAGE_COUNTER_MAX of 64-bit kernels.
-        let highest = (1u64 << 51) - 1;
-        assert_eq!(size(highest & !511, 4096), "2MB");
-        assert_eq!(size(highest & !((1 << 18) - 1), 4096), "1GB");
-        assert_eq!(size(highest & !15, 4096), "64KB");
-        assert_eq!(size(0, 4096), "");
+    fn gigantic_pages_come_first_unless_limits_tell_otherwise() {
+        assert_eq!(assign(&[18, 9], &[None, None]), [18, 9]);
+        assert_eq!(assign(&[18, 9], &[Some(18), Some(9)]), [18, 9]);
+        assert_eq!(assign(&[18, 9], &[Some(9), Some(18)]), [9, 18]);
+        assert_eq!(assign(&[18, 9], &[Some(9), None]), [9, 18]);
+        // A limit of 4 GiB on pages of 2 MiB tells nothing.
+        assert_eq!(assign(&[18, 9], &[Some(18), Some(20)]), [18, 9]);
+    }
+
+    #[test]
+    fn sizes_are_written_as_the_kernel_does() {
+        assert_eq!(text(2 << 20), "2MB");
+        assert_eq!(text(1 << 30), "1GB");
+        assert_eq!(text(64 << 10), "64KB");
     }
 }

@@ -1,0 +1,512 @@
+//! Memory: usage, limits, statistics, events, huge pages, reclaim, OOM kills. Oracle: the memory and
+//! hugetlb controllers' files.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::{Metrics, agree, same},
+    needs::Need,
+    trace::Trace,
+    twin::Twin,
+    worker::Worker,
+};
+
+const NEEDS: &[Need] = &[Need::Agent, Need::Controller("memory")];
+
+pub const TESTS: &[Test] = &[
+    ("memory::usage_and_statistics", NEEDS, usage),
+    ("memory::the_host", NEEDS, host),
+    ("memory::limits", NEEDS, limits),
+    (
+        "memory::reclaim_at_the_limit",
+        &[Need::Agent, Need::Controller("memory"), Need::Tracing],
+        reclaim,
+    ),
+    ("memory::an_oom_kill", NEEDS, oom),
+    ("memory::last_values_of_a_removed_cgroup", NEEDS, last),
+    (
+        "memory::huge_pages",
+        &[Need::Agent, Need::Controller("hugetlb")],
+        huge,
+    ),
+];
+
+const MIB: f64 = 1048576.0;
+const OOM: &str = "container_oom_events_total";
+const FAULTS: &str = "container_memory_failures_total";
+
+/// A cgroup with a worker in it, seen by the memory controller as well.
+struct Place {
+    worker: Worker,
+    twin: Twin,
+    cgroup: Cgroup,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        Self::within(Cgroup::new()?)
+    }
+
+    fn within(cgroup: Cgroup) -> Result<Self> {
+        let twin = Twin::of(&cgroup, "memory")?;
+        let worker = Worker::start(&cgroup)?;
+        twin.admit(worker.pid())?;
+        Ok(Self {
+            worker,
+            twin,
+            cgroup,
+        })
+    }
+
+    fn limit(&self, mib: u64) -> Result<()> {
+        let bytes = (mib << 20).to_string();
+        if self.twin.v1 {
+            return self.twin.write("memory.limit_in_bytes", &bytes);
+        }
+        self.twin.write("memory.max", &bytes)
+    }
+}
+
+/// A file that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("cgmeter-test-memory-{}", std::process::id())))
+    }
+
+    fn order(&self, mib: u64) -> String {
+        format!("write {} {mib}", self.0.display())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Scrapes while the controller's files stand still: what they say before and after is the same.
+fn still<T: PartialEq>(agent: &Agent, read: impl Fn() -> Result<T>) -> Result<(Metrics, T)> {
+    for _ in 0..20 {
+        let before = read()?;
+        let metrics = agent.scrape()?;
+        let after = read()?;
+        if before == after {
+            return Ok((metrics, after));
+        }
+    }
+    anyhow::bail!("the controller's files don't come to rest")
+}
+
+fn usage() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut place = Place::new()?;
+    let file = Scratch::new();
+    place.worker.run("anon 24")?;
+    place.worker.run(&file.order(12))?;
+    let twin = &place.twin;
+    let keys: &[(&str, &str, &str)] = &[
+        ("container_memory_rss", "anon", "total_rss"),
+        ("container_memory_cache", "file", "total_cache"),
+        (
+            "container_memory_mapped_file",
+            "file_mapped",
+            "total_mapped_file",
+        ),
+        (
+            "container_memory_total_inactive_file_bytes",
+            "inactive_file",
+            "total_inactive_file",
+        ),
+        (
+            "container_memory_total_active_file_bytes",
+            "active_file",
+            "total_active_file",
+        ),
+        (
+            "container_memory_file_dirty_bytes",
+            "file_dirty",
+            "total_dirty",
+        ),
+        (
+            "container_memory_file_writeback_bytes",
+            "file_writeback",
+            "total_writeback",
+        ),
+    ];
+    let read = || {
+        let mut values = vec![
+            twin.either("memory.current", "memory.usage_in_bytes")?,
+            twin.either("memory.peak", "memory.max_usage_in_bytes")?,
+        ];
+        for &(_, v2, v1) in keys {
+            values.push(twin.stat("memory.stat", if twin.v1 { v1 } else { v2 })?);
+        }
+        for (v2, v1) in [
+            ("pgfault", "total_pgfault"),
+            ("pgmajfault", "total_pgmajfault"),
+        ] {
+            values.push(twin.stat("memory.stat", if twin.v1 { v1 } else { v2 })?);
+        }
+        Ok(values)
+    };
+    let (metrics, expected) = still(&agent, read)?;
+    let id = &place.cgroup.id;
+    let found = |name: &str| metrics.of(id, name);
+    same("usage", found("container_memory_usage_bytes")?, expected[0])?;
+    same(
+        "highest usage",
+        found("container_memory_max_usage_bytes")?,
+        expected[1],
+    )?;
+    for (at, &(name, ..)) in keys.iter().enumerate() {
+        same(name, found(name)?, expected[at + 2])?;
+    }
+    ensure!(
+        found("container_memory_rss")? >= 24.0 * MIB,
+        "24 MiB were written to"
+    );
+    ensure!(
+        found("container_memory_cache")? >= 12.0 * MIB,
+        "12 MiB were cached"
+    );
+    let inactive = found("container_memory_total_inactive_file_bytes")?;
+    same(
+        "working set",
+        found("container_memory_working_set_bytes")?,
+        expected[0] - inactive,
+    )?;
+    let faults = |kind: &str, scope: &str| {
+        metrics.get(
+            FAULTS,
+            &[("id", id), ("failure_type", kind), ("scope", scope)],
+        )
+    };
+    let at = keys.len() + 2;
+    same("faults", faults("pgfault", "hierarchy")?, expected[at])?;
+    same(
+        "major faults",
+        faults("pgmajfault", "hierarchy")?,
+        expected[at + 1],
+    )?;
+    ensure!(expected[at] >= 24.0 * 256.0, "each page is a fault");
+    if metrics.has(FAULTS, &[("id", id), ("scope", "container")]) {
+        // It has no children.
+        same("own faults", faults("pgfault", "container")?, expected[at])?;
+    }
+    if twin.v1 {
+        same(
+            "kernel",
+            found("container_memory_kernel_usage")?,
+            twin.number("memory.kmem.usage_in_bytes")?,
+        )?;
+    } else {
+        same(
+            "kernel",
+            found("container_memory_kernel_usage")?,
+            twin.stat("memory.stat", "kernel")?,
+        )?;
+        same(
+            "swap",
+            found("container_memory_swap")?,
+            twin.number("memory.swap.current")?,
+        )?;
+    }
+    // Gauges end with the cgroup, counters don't.
+    place.worker.finish()?;
+    drop(place.twin);
+    place.cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    ensure!(
+        !metrics.has("container_memory_usage_bytes", &[("id", id)]),
+        "a gauge of the dead"
+    );
+    ensure!(
+        metrics.get(
+            FAULTS,
+            &[
+                ("id", id),
+                ("failure_type", "pgfault"),
+                ("scope", "hierarchy")
+            ]
+        )? >= expected[at],
+        "a counter that went back"
+    );
+    Ok(())
+}
+
+/// A line of /proc/meminfo, bytes.
+fn meminfo(key: &str) -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib: Option<f64> = text.lines().find_map(|line| {
+        let value = line.strip_prefix(key)?.strip_prefix(':')?;
+        value.trim().strip_suffix(" kB")?.parse().ok()
+    });
+    Ok(kib.ok_or_else(|| anyhow::anyhow!("no {key}"))? * 1024.0)
+}
+
+fn host() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let metrics = agent.scrape()?;
+    let used = meminfo("MemTotal")? - meminfo("MemFree")?;
+    let found = |name: &str| metrics.of("/", name);
+    agree(
+        "usage",
+        found("container_memory_usage_bytes")?,
+        used,
+        0.02,
+        32.0 * MIB,
+    )?;
+    // What is in no cgroup but the root is part of it.
+    let cache = meminfo("Cached")? + meminfo("Buffers")?;
+    agree(
+        "cache",
+        found("container_memory_cache")?,
+        cache,
+        0.05,
+        32.0 * MIB,
+    )
+}
+
+fn limits() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let place = Place::new()?;
+    let id = &place.cgroup.id;
+    let limit = "container_spec_memory_limit_bytes";
+    let reservation = "container_spec_memory_reservation_limit_bytes";
+    let metrics = agent.scrape()?;
+    same("no limit", metrics.of(id, limit)?, 0.0)?;
+    same("no reservation", metrics.of(id, reservation)?, 0.0)?;
+    same(
+        "no swap limit",
+        metrics.of(id, "container_spec_memory_swap_limit_bytes")?,
+        0.0,
+    )?;
+    place.limit(64)?;
+    let file = if place.twin.v1 {
+        "memory.soft_limit_in_bytes"
+    } else {
+        "memory.min"
+    };
+    place.twin.write(file, &(8 << 20).to_string())?;
+    let metrics = agent.scrape()?;
+    let expected = place.twin.either("memory.max", "memory.limit_in_bytes")?;
+    same("limit", metrics.of(id, limit)?, expected)?;
+    same("64 MiB", expected, 64.0 * MIB)?;
+    same(
+        "reservation",
+        metrics.of(id, reservation)?,
+        place.twin.number(file)?,
+    )?;
+    if !place.twin.v1 {
+        place
+            .twin
+            .write("memory.swap.max", &(16 << 20).to_string())?;
+        let found = agent
+            .scrape()?
+            .of(id, "container_spec_memory_swap_limit_bytes")?;
+        same("swap limit", found, place.twin.number("memory.swap.max")?)?;
+    }
+    Ok(())
+}
+
+fn reclaim() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut place = Place::new()?;
+    let file = Scratch::new();
+    place.limit(16)?;
+    let reclaim = "container_memory_reclaim_seconds";
+    ensure!(
+        !agent
+            .scrape()?
+            .has(&format!("{reclaim}_count"), &[("id", &place.cgroup.id)]),
+        "a stall before the first"
+    );
+    let events = [
+        "vmscan/mm_vmscan_memcg_reclaim_end",
+        "vmscan/mm_vmscan_direct_reclaim_end",
+    ];
+    let trace = Trace::of(place.worker.pid(), &events)?;
+    place.worker.run(&file.order(48))?;
+    place.worker.run(&format!("cache {}", file.0.display()))?;
+    let twin = &place.twin;
+    let read = || {
+        Ok(if twin.v1 {
+            vec![twin.number("memory.failcnt")?]
+        } else {
+            vec![
+                twin.stat("memory.events", "max")?,
+                twin.stat("memory.events", "high")?,
+                twin.stat("memory.stat", "pgscan")?,
+                twin.stat("memory.stat", "pgsteal")?,
+                twin.stat("memory.stat", "workingset_refault_file")?,
+            ]
+        })
+    };
+    let (metrics, expected) = still(&agent, read)?;
+    let id = &place.cgroup.id;
+    same(
+        "hits",
+        metrics.of(id, "container_memory_failcnt")?,
+        expected[0],
+    )?;
+    ensure!(expected[0] > 0.0, "48 MiB don't fit into 16");
+    for (name, value) in [
+        ("container_memory_events_max_total", 0),
+        ("container_memory_events_high_total", 1),
+        ("container_memory_pgscan_total", 2),
+        ("container_memory_pgsteal_total", 3),
+        ("container_memory_workingset_refault_file_total", 4),
+    ] {
+        if let Some(&value) = expected.get(value).filter(|_| !twin.v1) {
+            same(name, metrics.of(id, name)?, value)?;
+        }
+    }
+    let mut traced = 0.0;
+    for event in [
+        "mm_vmscan_memcg_reclaim_end",
+        "mm_vmscan_direct_reclaim_end",
+    ] {
+        traced += trace.count(event)? as f64;
+    }
+    ensure!(traced > 0.0, "no reclaim");
+    same(
+        "stalls",
+        metrics.of(id, &format!("{reclaim}_count"))?,
+        traced,
+    )?;
+    ensure!(
+        metrics.of(id, &format!("{reclaim}_sum"))? > 0.0,
+        "stalls that took no time"
+    );
+    Ok(())
+}
+
+fn oom() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    let above = Twin::of(&parent, "memory")?;
+    let place = Place::within(parent.child("victim")?)?;
+    same("no kill", agent.scrape()?.of(&place.cgroup.id, OOM)?, 0.0)?;
+    place.limit(16)?;
+    // With swap it would only get slow.
+    let swap = if place.twin.v1 {
+        "memory.swappiness"
+    } else {
+        "memory.swap.max"
+    };
+    place.twin.write(swap, "0")?;
+    let Place {
+        mut worker,
+        twin,
+        cgroup,
+    } = place;
+    ensure!(worker.run("anon 64").is_err(), "64 MiB fit into 16");
+    let killed = twin.stat(
+        if twin.v1 {
+            "memory.oom_control"
+        } else {
+            "memory.events"
+        },
+        "oom_kill",
+    )?;
+    same("kernel's count", killed, 1.0)?;
+    let metrics = agent.scrape()?;
+    same("kills", metrics.of(&cgroup.id, OOM)?, killed)?;
+    let by_signal = [("id", cgroup.id.as_str()), ("reason", "signaled")];
+    same(
+        "signals",
+        metrics.get("container_processes_exited_total", &by_signal)?,
+        1.0,
+    )?;
+    // The count outlives the cgroup, and is its parent's as well.
+    drop(worker);
+    drop(twin);
+    cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    same("kills of the dead", metrics.of(&cgroup.id, OOM)?, 1.0)?;
+    same("kills below the parent", metrics.of(&parent.id, OOM)?, 1.0)?;
+    // A kill by hand is none.
+    let worker = Worker::start(&parent)?;
+    drop(worker);
+    same("a kill by hand", agent.scrape()?.of(&parent.id, OOM)?, 1.0)?;
+    drop(above);
+    Ok(())
+}
+
+fn last() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut place = Place::new()?;
+    let file = Scratch::new();
+    // Never scraped while it lives.
+    place.limit(16)?;
+    place.worker.run(&file.order(48))?;
+    let (name, key) = if place.twin.v1 {
+        ("memory.failcnt", "")
+    } else {
+        ("memory.events", "max")
+    };
+    let hits = |twin: &Twin| match key {
+        "" => twin.number(name),
+        key => twin.stat(name, key),
+    };
+    place.worker.finish()?;
+    let expected = hits(&place.twin)?;
+    ensure!(expected > 0.0, "48 MiB don't fit into 16");
+    drop(place.twin);
+    place.cgroup.remove()?;
+    same(
+        "hits of a cgroup that was never scraped",
+        agent
+            .scrape()?
+            .of(&place.cgroup.id, "container_memory_failcnt")?,
+        expected,
+    )
+}
+
+fn huge() -> Result<()> {
+    const POOL: &str = "/proc/sys/vm/nr_hugepages";
+    /// Puts the pool back.
+    struct Pool(String);
+    impl Drop for Pool {
+        fn drop(&mut self) {
+            let _ = fs::write(POOL, &self.0);
+        }
+    }
+    let _pool = Pool(fs::read_to_string(POOL)?);
+    fs::write(POOL, "8")?;
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let twin = Twin::of(&cgroup, "hugetlb")?;
+    let mut worker = Worker::start(&cgroup)?;
+    twin.admit(worker.pid())?;
+    worker.run("huge 6")?;
+    let metrics = agent.scrape()?;
+    let of = |name: &str, size: &str| metrics.get(name, &[("id", &cgroup.id), ("pagesize", size)]);
+    let expected = twin.either("hugetlb.2MB.current", "hugetlb.2MB.usage_in_bytes")?;
+    same("6 MiB", expected, 6.0 * MIB)?;
+    same(
+        "usage",
+        of("container_hugetlb_usage_bytes", "2MB")?,
+        expected,
+    )?;
+    worker.finish()?;
+    let metrics = agent.scrape()?;
+    let of = |name: &str, size: &str| metrics.get(name, &[("id", &cgroup.id), ("pagesize", size)]);
+    same(
+        "usage at the end",
+        of("container_hugetlb_usage_bytes", "2MB")?,
+        0.0,
+    )?;
+    same(
+        "highest",
+        of("container_hugetlb_max_usage_bytes", "2MB")?,
+        expected,
+    )
+}
