@@ -99,6 +99,16 @@ fields! {
     VMSTATS_STATE = "memcg_vmstats.state";
     VMSTATS_EVENTS = "memcg_vmstats.events";
     VMSTATS_EVENTS_LOCAL = "memcg_vmstats.events_local";
+    ARRAY_POINTERS = "bpf_array.pptrs";
+    CGROUP_RSTAT = "cgroup.rstat_base_cpu|cgroup.rstat_cpu";
+    RSTAT_NOW = "cgroup_rstat_base_cpu.bstat.cputime|cgroup_rstat_cpu.bstat.cputime";
+    RSTAT_FOLDED = "cgroup_rstat_base_cpu.last_bstat.cputime|cgroup_rstat_cpu.last_bstat.cputime";
+    CPUTIME_UTIME = "task_cputime.utime";
+    CPUTIME_STIME = "task_cputime.stime";
+    CPUTIME_RUNTIME = "task_cputime.sum_exec_runtime";
+    MEMCG_PERCPU = "mem_cgroup.vmstats_percpu";
+    PERCPU_EVENTS = "memcg_vmstats_percpu.events";
+    PERCPU_FOLDED = "memcg_vmstats_percpu.events_prev";
     PIDS_COUNTER = "pids_cgroup.counter";
     PIDS_LIMIT = "pids_cgroup.limit";
     HUGETLB_0 = "hugetlb_cgroup.hugepage[0]";

@@ -50,6 +50,12 @@ pub fn sharded_cell(slot: u32) -> u32 {
     slot * shards + (cpu & (shards - 1))
 }
 
+/// The number of possible CPUs.
+#[inline(always)]
+pub fn lanes() -> u32 {
+    LANES.load()
+}
+
 /// The cell of lane 0 of a slot in a per-CPU source.
 #[inline(always)]
 pub fn first_cell(slot: u32) -> u32 {

@@ -245,6 +245,11 @@ impl Cgroup {
             load64!(self.0, field::CGROUP_RUNTIME),
         )
     }
+    /// Per-CPU address of the CPUs' books: a number, to which an offset can be added.
+    #[inline(always)]
+    pub fn rstat(self) -> u64 {
+        read(address!(self.0, field::CGROUP_RSTAT))
+    }
     /// (user, system) CPU time that cpu.stat last showed, ns.
     #[inline(always)]
     pub fn shown_cpu_time(self) -> (u64, u64) {

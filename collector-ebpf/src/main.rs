@@ -13,6 +13,7 @@ mod kernel;
 #[allow(dead_code)]
 mod keyed;
 mod pass;
+mod pending;
 mod process;
 mod reclaim;
 mod sched;

@@ -25,7 +25,7 @@ use collector_common::{
 use crate::{
     kernel::{Cgroup, Css, address, copy, has, read},
     keyed::{Keyed, Zero},
-    stat,
+    pending, stat,
 };
 
 /// BPF_F_MMAPABLE
@@ -106,7 +106,9 @@ pub fn keep_last(cgroup: Cgroup) {
         && let Some(record) = LAST_RECORDS.get_ptr_mut(key)
     {
         // SAFETY: a map value; a cgroup is removed once.
-        fill(unsafe { &mut *record }, cgroup);
+        let record = unsafe { &mut *record };
+        fill(record, cgroup);
+        pending::add(record, cgroup);
     } else {
         stat::count(Stat::LostRecords);
     }

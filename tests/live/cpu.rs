@@ -29,6 +29,11 @@ pub const TESTS: &[Test] = &[
     ("cpu::realtime_and_idle_tasks", &[Need::Agent], policies),
     ("cpu::user_and_system", &[Need::Agent], user_and_system),
     (
+        "cpu::user_and_system_of_a_short_life",
+        &[Need::Agent],
+        short_life,
+    ),
+    (
         "cpu::time_before_the_agent",
         &[Need::Agent],
         before_the_agent,
@@ -156,6 +161,26 @@ fn user_and_system() -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// A cgroup that was never scraped while it lived: nobody had the kernel fold its CPUs' counts.
+fn short_life() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("spin 300")?;
+    worker.finish()?;
+    cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    let usage = metrics.of(&cgroup.id, USAGE)?;
+    let user = metrics.of(&cgroup.id, "container_cpu_user_seconds_total")?;
+    let system = metrics.of(&cgroup.id, "container_cpu_system_seconds_total")?;
+    ensure!(
+        user >= 0.25,
+        "it spun for 300 ms, in user mode for {user} s"
+    );
+    // The two add up to what the kernel says of the cgroup; the usage is the agent's own sum.
+    agree("user and system", user + system, usage, 0.01, 0.001)
 }
 
 fn before_the_agent() -> Result<()> {

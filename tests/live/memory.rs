@@ -446,28 +446,59 @@ fn last() -> Result<()> {
     let file = Scratch::new();
     // Never scraped while it lives.
     place.limit(16)?;
+    let entered = faults(place.worker.pid())?;
     place.worker.run(&file.order(48))?;
-    let (name, key) = if place.twin.v1 {
-        ("memory.failcnt", "")
-    } else {
-        ("memory.events", "max")
-    };
-    let hits = |twin: &Twin| match key {
-        "" => twin.number(name),
-        key => twin.stat(name, key),
+    place.worker.run("anon 8")?;
+    let faults = faults(place.worker.pid())? - entered;
+    let hits = |twin: &Twin| {
+        if twin.v1 {
+            twin.number("memory.failcnt")
+        } else {
+            twin.stat("memory.events", "max")
+        }
     };
     place.worker.finish()?;
     let expected = hits(&place.twin)?;
     ensure!(expected > 0.0, "48 MiB don't fit into 16");
     drop(place.twin);
     place.cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    let id = &place.cgroup.id;
     same(
-        "hits of a cgroup that was never scraped",
-        agent
-            .scrape()?
-            .of(&place.cgroup.id, "container_memory_failcnt")?,
+        "hits",
+        metrics.of(id, "container_memory_failcnt")?,
         expected,
-    )
+    )?;
+    // Its end cost it a few more. Nobody had the kernel fold its CPUs' counts.
+    let kind = [
+        ("id", id.as_str()),
+        ("failure_type", "pgfault"),
+        ("scope", "hierarchy"),
+    ];
+    let found = metrics.get(FAULTS, &kind)?;
+    ensure!(
+        (faults..faults + 300.0).contains(&found),
+        "{found} page faults, its task had {faults}"
+    );
+    Ok(())
+}
+
+/// Page faults of a process since its start, by /proc/PID/stat (fields 10 and 12).
+fn faults(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = text
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split(' ').collect())
+        .unwrap_or_default();
+    let number = |field: usize| {
+        fields
+            .get(field - 3)
+            .and_then(|text| text.parse::<f64>().ok())
+    };
+    number(10)
+        .zip(number(12))
+        .map(|(minor, major)| minor + major)
+        .ok_or_else(|| anyhow::anyhow!("no page faults in {text:?}"))
 }
 
 fn huge() -> Result<()> {

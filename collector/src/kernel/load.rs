@@ -136,7 +136,8 @@ impl Kernel {
                 Some(missing) => Err(anyhow!("this kernel has no {}", missing.join(", "))),
             };
             if let Err(error) = result {
-                kernel.failures.insert(program.name, format!("{error:#}"));
+                let why = shortened(&format!("{error:#}"));
+                kernel.failures.insert(program.name, why);
             }
         }
         Ok(kernel)
@@ -475,18 +476,24 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
              root, or with the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN"
         );
     }
-    // The verifier may have said a lot; its last lines say what was wrong.
+    anyhow!(
+        "the kernel programs could not be loaded: {}",
+        shortened(&text)
+    )
+}
+
+/// The verifier may have said a lot; its first line names the error and its last ones say what was
+/// wrong.
+fn shortened(text: &str) -> String {
     let text: Vec<char> = text.chars().collect();
-    let text: String = if text.len() > 800 {
-        text[..300]
-            .iter()
-            .chain(&[' ', '…', ' '])
-            .chain(&text[text.len() - 400..])
-            .collect()
-    } else {
-        text.into_iter().collect()
-    };
-    anyhow!("the kernel programs could not be loaded: {text}")
+    if text.len() <= 800 {
+        return text.into_iter().collect();
+    }
+    text[..200]
+        .iter()
+        .chain(&[' ', '…', ' '])
+        .chain(&text[text.len() - 400..])
+        .collect()
 }
 
 /// CLOCK_MONOTONIC, ns: the clock of `bpf_ktime_get_ns`.

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_CPU, UNIFIED};
 
-use super::{Metric, Part, Registration, Samples, Snapshot, Source, encode};
+use super::{Metric, Part, Registration, Samples, Snapshot, Source, at, encode};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -278,9 +278,7 @@ impl Source for Cpu {
     }
 
     fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        let Some(numbers) = self.numbers.get_mut(node) else {
-            return;
-        };
+        let numbers = at(&mut self.numbers, node);
         if record.flags & UNIFIED != 0 {
             take(numbers, record);
         }

@@ -4,9 +4,9 @@
 //! v1's usage_in_bytes, max_usage_in_bytes, failcnt (tests/live/memory.rs).
 
 use anyhow::Result;
-use collector_common::pass::{CgroupRecord, HUGE_SIZES, PageCounter};
+use collector_common::pass::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
 
-use super::{Part, Registration, Snapshot, Source};
+use super::{Part, Registration, Snapshot, Source, at};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -162,8 +162,8 @@ impl Source for Hugetlb {
     }
 
     fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        if let Some(Some(numbers)) = self.numbers.get_mut(node) {
-            *numbers = record.hugetlb;
+        if record.flags & HAS_HUGETLB != 0 {
+            *at(&mut self.numbers, node) = Some(record.hugetlb);
         }
     }
 

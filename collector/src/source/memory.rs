@@ -11,7 +11,7 @@ use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED};
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
-use super::{Books, Part, Registration, Snapshot, Source, encode};
+use super::{Books, Part, Registration, Snapshot, Source, at, encode};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Writer},
@@ -232,10 +232,7 @@ impl Source for Memory {
         if record.flags & HAS_MEMORY != 0
             && let Some(statistics) = self.layout.read(&record.memory)
         {
-            if self.numbers.len() <= node {
-                self.numbers.resize(node + 1, Numbers::default());
-            }
-            self.numbers[node].counts = counts(record, statistics);
+            at(&mut self.numbers, node).counts = counts(record, statistics);
         }
     }
 

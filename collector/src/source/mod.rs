@@ -164,6 +164,14 @@ pub trait Source: Send {
     fn encode(&self, tree: &Tree, writer: &mut Writer);
 }
 
+/// A node's place in a vector by node, which is made longer if need be.
+fn at<T: Clone + Default>(values: &mut Vec<T>, node: NodeId) -> &mut T {
+    if values.len() <= node {
+        values.resize(node + 1, T::default());
+    }
+    &mut values[node]
+}
+
 /// Names and values of the labels that tell the series of a family apart.
 pub type Extra = &'static [(&'static str, &'static str)];
 

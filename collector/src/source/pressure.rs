@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, bail};
 use collector_common::pass::{CgroupRecord, HAS_PRESSURE, PRESSURES};
 
-use super::{Metric, Part, Registration, Samples, Snapshot, Source, encode};
+use super::{Metric, Part, Registration, Samples, Snapshot, Source, at, encode};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -153,10 +153,8 @@ impl Source for Pressure {
     }
 
     fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        if record.flags & HAS_PRESSURE != 0
-            && let Some(numbers) = self.numbers.get_mut(node)
-        {
-            numbers.now = Some(record.pressure_ns);
+        if record.flags & HAS_PRESSURE != 0 {
+            at(&mut self.numbers, node).now = Some(record.pressure_ns);
         }
     }
 

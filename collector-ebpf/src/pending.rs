@@ -1,0 +1,139 @@
+//! What a cgroup's CPUs have counted and the kernel has not yet folded into its books.
+//!
+//! The kernel folds when somebody reads, or when the cgroup is freed: too late for the last record
+//! of one that has just been removed. So its counts are summed up here, CPU by CPU: once in a
+//! cgroup's life.
+//!
+//! Helpers read a CPU's variables only by typed symbols, for which the kernel would need all of its
+//! symbol table. A CPU's offset is told by a per-CPU array of our own instead: where an element is
+//! on that CPU, less where the kernel keeps it (kernel/bpf/arraymap.c, `bpf_array.pptrs`).
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    btf_maps::PerCpuArray,
+    helpers::generated::{bpf_map_lookup_percpu_elem, bpf_probe_read_kernel},
+    macros::btf_map,
+};
+use collector_common::{
+    field,
+    pass::{CgroupRecord, EVENTS, MemoryRecord},
+};
+
+use crate::{
+    cell::lanes,
+    kernel::{Cgroup, Css, address, copy, has, read},
+};
+
+/// Longer than `struct bpf_array` (344 bytes in 6.18).
+const MAP_HEAD: usize = 512;
+
+/// Room for what doesn't fit on the stack.
+#[repr(C)]
+struct Scratch {
+    map: [u8; MAP_HEAD],
+    element: u64,
+    events: [u64; EVENTS],
+    folded: [u64; EVENTS],
+}
+
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Its only element is never used, but for its address.
+#[btf_map]
+static PROBE: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Adds what is pending to a removed cgroup's record.
+#[inline(always)]
+pub fn add(record: &mut CgroupRecord, cgroup: Cgroup) {
+    if !has!(field::ARRAY_POINTERS) {
+        return;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's value; the program isn't preempted by itself, since removals are under the
+    // cgroup mutex.
+    let scratch = unsafe { &mut *scratch };
+    let probe = ptr::from_ref(&PROBE).cast_mut().cast::<c_void>();
+    // SAFETY: the helper reads the map's own structure, and checks.
+    unsafe { bpf_probe_read_kernel(scratch.map.as_mut_ptr().cast(), MAP_HEAD as u32, probe) };
+    let Some(base) = pointer_in(&scratch.map) else {
+        return;
+    };
+    let memory = cgroup.memory();
+    for cpu in 0..lanes() {
+        let key = 0u32;
+        // SAFETY: the map and a key of its.
+        let element = unsafe { bpf_map_lookup_percpu_elem(probe, (&raw const key).cast(), cpu) };
+        if element.is_null() {
+            return;
+        }
+        // Through memory, so that the verifier takes it for a number: it lets nobody subtract an
+        // unknown one from a pointer.
+        // SAFETY: a field of a map value.
+        let element = unsafe {
+            (&raw mut scratch.element).write_volatile(element as u64);
+            (&raw const scratch.element).read_volatile()
+        };
+        let offset = element - base;
+        if cgroup.hierarchy() == 0 {
+            cpu_time(record, cgroup, offset);
+        }
+        if let Some(css) = memory {
+            events(&mut record.memory, css, offset, scratch);
+        }
+    }
+}
+
+/// `pptrs[0]` of the map's structure.
+#[inline(always)]
+fn pointer_in(map: &[u8; MAP_HEAD]) -> Option<u64> {
+    let at = address!(0, field::ARRAY_POINTERS) as usize;
+    if at > MAP_HEAD - 8 {
+        return None;
+    }
+    // SAFETY: eight bytes within the array; the offset of a pointer is aligned.
+    Some(unsafe { map.as_ptr().add(at).cast::<u64>().read() })
+}
+
+#[inline(always)]
+fn cpu_time(record: &mut CgroupRecord, cgroup: Cgroup, offset: u64) {
+    if !has!(field::CGROUP_RSTAT) || !has!(field::RSTAT_NOW) || !has!(field::RSTAT_FOLDED) {
+        return;
+    }
+    let books = cgroup.rstat().wrapping_add(offset);
+    let now = address!(books, field::RSTAT_NOW);
+    let folded = address!(books, field::RSTAT_FOLDED);
+    let since = |now: *const c_void, folded: *const c_void| {
+        read::<u64>(now).wrapping_sub(read::<u64>(folded))
+    };
+    record.utime_ns += since(
+        address!(now, field::CPUTIME_UTIME),
+        address!(folded, field::CPUTIME_UTIME),
+    );
+    record.stime_ns += since(
+        address!(now, field::CPUTIME_STIME),
+        address!(folded, field::CPUTIME_STIME),
+    );
+    record.usage_ns += since(
+        address!(now, field::CPUTIME_RUNTIME),
+        address!(folded, field::CPUTIME_RUNTIME),
+    );
+}
+
+#[inline(always)]
+fn events(record: &mut MemoryRecord, css: Css, offset: u64, scratch: &mut Scratch) {
+    if !has!(field::MEMCG_PERCPU) || !has!(field::PERCPU_EVENTS) || !has!(field::PERCPU_FOLDED) {
+        return;
+    }
+    let books = read::<u64>(address!(css.0, field::MEMCG_PERCPU)).wrapping_add(offset);
+    copy(&mut scratch.events, address!(books, field::PERCPU_EVENTS));
+    copy(&mut scratch.folded, address!(books, field::PERCPU_FOLDED));
+    for at in 0..EVENTS {
+        let since = scratch.events[at].wrapping_sub(scratch.folded[at]);
+        record.events[at] = record.events[at].wrapping_add(since);
+        record.events_local[at] = record.events_local[at].wrapping_add(since);
+    }
+}
