@@ -88,6 +88,11 @@ pub fn missing(needs: &[Need]) -> Option<String> {
     })
 }
 
+/// Whether the CPUs are emulated: time passes on them also while they can't run.
+pub fn emulated() -> bool {
+    std::env::var_os("CGMETER_EMULATED").is_some()
+}
+
 /// Notes a skipped test where the caller counts them.
 pub fn record_skip(name: &str, reason: &str) {
     if let Some(path) = std::env::var_os("CGMETER_SKIPS")
