@@ -30,10 +30,7 @@ pub fn usable() -> Result<(), &'static str> {
 pub fn install(packages: &[&str]) -> Result<()> {
     println!("installing {}", packages.join(" "));
     let guard = NoServices::new(Path::new("/usr/sbin/policy-rc.d"))?;
-    // One source that can't be reached is no reason to stop: the install tells what it lacks.
-    if let Err(error) = run(&mut apt_get(&["update"])) {
-        eprintln!("xtask: warning: {error:#}");
-    }
+    update();
     let result = run(apt_get(&["install", "--yes", "--no-install-recommends"]).args(packages));
     drop(guard);
     result?;
@@ -45,6 +42,29 @@ pub fn install(packages: &[&str]) -> Result<()> {
         run(Command::new("systemctl").args(["disable", "--now", "--quiet", service]))?;
     }
     Ok(())
+}
+
+/// Fetches the package lists. One source that can't be reached is no reason to stop: what is done
+/// next tells what it lacks.
+pub fn update() {
+    if let Err(error) = run(&mut apt_get(&["update"])) {
+        eprintln!("xtask: warning: {error:#}");
+    }
+}
+
+/// Downloads a package's file into a folder, again with new lists if theirs are outdated. Needs no
+/// root.
+pub fn download(package: &str, folder: &Path) -> Result<()> {
+    println!("downloading {package}");
+    let mut command = apt_get(&["download", "-o", "APT::Sandbox::User=root", package]);
+    command.current_dir(folder);
+    match run(&mut command) {
+        Err(_) if is_root() => {
+            update();
+            run(&mut command)
+        }
+        result => result,
+    }
 }
 
 fn apt_get(arguments: &[&str]) -> Command {

@@ -18,6 +18,7 @@ mod tally;
 mod test;
 #[allow(dead_code, reason = "the build script uses the rest")]
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Run the live tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
     };
     match result {

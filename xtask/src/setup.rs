@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     apt,
-    shell::{cargo, has, run},
+    shell::{cargo, program, run},
     toolchain::{self, Compiler, Missing, Toolchain},
 };
 
@@ -44,6 +44,23 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
     ),
 ];
 
+/// What makes virtual machines, in the same way.
+const GUEST_TOOLS: &[(Tool, &str, &str)] = &[
+    (
+        Tool::Program("qemu-system-x86_64"),
+        "qemu-system-x86",
+        "those on other kernels",
+    ),
+    (
+        Tool::Program("busybox"),
+        "busybox-static",
+        "those on other kernels",
+    ),
+    (Tool::Program("cpio"), "cpio", "those on other kernels"),
+    (Tool::Program("depmod"), "kmod", "those on other kernels"),
+    (Tool::Program("xz"), "xz-utils", "those on other kernels"),
+];
+
 #[derive(Clone, Copy)]
 enum Tool {
     Program(&'static str),
@@ -60,7 +77,7 @@ impl Tool {
 
     fn is_there(self) -> bool {
         match self {
-            Self::Program(name) => has(name),
+            Self::Program(name) => program(name).is_some(),
             Self::Python(name) => Command::new("/usr/bin/python3")
                 .args(["-c", &format!("import {name}")])
                 .output()
@@ -75,6 +92,9 @@ pub fn all(tests: bool) -> Result<()> {
     if tests {
         setup_lints()?;
         setup_tests()?;
+        if setup_guests().is_ok() {
+            println!("virtual machines: all of their tools are there");
+        }
     }
     Ok(())
 }
@@ -218,11 +238,28 @@ pub fn setup_lints() -> Result<Toolchain> {
 /// Installs what the tests use, as far as that can be done here, and says loudly what can't and
 /// which tests that costs.
 pub fn setup_tests() -> Result<()> {
-    let missing = || TEST_TOOLS.iter().filter(|(tool, ..)| !tool.is_there());
+    // What can't be had is told by name already.
+    if install_tools(TEST_TOOLS).is_ok() {
+        println!("tests: all of their tools are there");
+    }
+    Ok(())
+}
+
+/// Installs what makes virtual machines.
+///
+/// # Errors
+///
+/// What is missing and can't be installed, in words.
+pub fn setup_guests() -> Result<(), String> {
+    install_tools(GUEST_TOOLS)
+}
+
+/// Installs what is missing of a table; what could not be is warned of, and told in short.
+fn install_tools(tools: &[(Tool, &str, &str)]) -> Result<(), String> {
+    let missing = || tools.iter().filter(|(tool, ..)| !tool.is_there());
     let mut packages: Vec<&str> = missing().map(|&(_, package, _)| package).collect();
     packages.dedup();
     if packages.is_empty() {
-        println!("tests: all of their tools are there");
         return Ok(());
     }
     let outcome = match apt::usable() {
@@ -239,7 +276,11 @@ pub fn setup_tests() -> Result<()> {
             tool.name()
         );
     }
-    Ok(())
+    let lacking: Vec<&str> = missing().map(|(tool, ..)| tool.name()).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(format!("no {}: {why}", lacking.join(", no ")))
 }
 
 #[cfg(test)]

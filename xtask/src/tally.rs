@@ -49,7 +49,7 @@ impl Counts {
     }
 
     /// What counts and exit status come to.
-    fn verdict(self, ended_well: bool) -> Result<()> {
+    pub fn verdict(self, ended_well: bool) -> Result<()> {
         match self.failed {
             0 if ended_well => Ok(()),
             0 => bail!("ended badly without a failed test: see above"),
@@ -58,10 +58,21 @@ impl Counts {
     }
 
     /// Adds other counts.
-    pub fn add(&mut self, other: Self) {
+    fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(out, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
 
@@ -84,12 +95,23 @@ impl Tally {
 
     /// Runs a test command and counts its tests, given how many were recorded as skipped.
     pub fn tests(&mut self, name: &str, command: &mut Command, recorded: impl FnOnce() -> u64) {
-        let mut counts = Counts::default();
-        self.step(name, || {
-            let ended_well = watched(command, std::io::stdout(), |line| counts.add_line(line))?;
-            counts.verdict(ended_well)
+        self.counted(name, |counts| {
+            let ended_well = watched(command, std::io::stdout(), |line| counts.add_line(line));
+            *counts = counts.with_recorded_skips(recorded());
+            counts.verdict(ended_well?)
         });
-        self.counts.add(counts.with_recorded_skips(recorded()));
+    }
+
+    /// Does a step that counts tests.
+    pub fn counted(&mut self, name: &str, step: impl FnOnce(&mut Counts) -> Result<()>) {
+        let mut counts = Counts::default();
+        self.step(name, || step(&mut counts));
+        self.counts.add(counts);
+    }
+
+    /// Counts what was skipped before it could run.
+    pub fn skip(&mut self, count: usize) {
+        self.counts.skipped += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
     /// Prints the closing line.
@@ -98,16 +120,11 @@ impl Tally {
     ///
     /// The steps that failed, or that there was no test at all.
     pub fn close(&self) -> Result<()> {
-        let Counts {
-            passed,
-            failed,
-            skipped,
-        } = self.counts;
-        println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+        println!("\n{}", self.counts);
         if !self.failures.is_empty() {
             bail!("failed: {}", self.failures.join(", "));
         }
-        if passed == 0 {
+        if self.counts.passed == 0 {
             bail!("no test ran: is the filter right?");
         }
         Ok(())

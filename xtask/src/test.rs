@@ -11,18 +11,22 @@ use crate::{
     check::{lints, unit_tests},
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, target},
-    skips,
+    skips::{self, Place},
     tally::Tally,
+    vm,
 };
 
 /// What to test.
 #[derive(Debug, Default, clap::Args)]
 pub struct Options {
-    /// Only tests whose name contains this, and no lints
+    /// Only tests whose name contains this, no lints and no virtual machines
     filter: Option<String>,
     /// Without root: leave out what needs it
     #[arg(long)]
     no_privileged: bool,
+    /// Leave out the virtual machines with other kernels
+    #[arg(long)]
+    no_vm: bool,
 }
 
 /// Sets up, builds, checks, and runs the tests.
@@ -40,6 +44,9 @@ pub fn test(options: &Options) -> Result<()> {
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
+    if filter.is_none() && !options.no_vm {
+        vm::matrix(&mut tally, &vm::Options::default());
+    }
     tally.close()
 }
 
@@ -58,7 +65,7 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
     // Whoever leaves root out leaves tests out; CI does not.
     let strict = skips::in_ci() && !options.no_privileged;
     tally.step("skipped tests", || {
-        skips::judge(&skips::recorded(&recorded()), strict)
+        skips::judge(&skips::recorded(&recorded()), Place::Host, strict)
     });
     Ok(())
 }

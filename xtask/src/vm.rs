@@ -1,0 +1,268 @@
+//! `vm`: the live tests on other kernels, each in a virtual machine of its own.
+//!
+//! Invariant: the guests run the same test binary as the host, linked statically, and nothing of
+//! them is looked at but what they say on their console. Emulation is slow, so no test may be
+//! decided by time; it needs neither root nor KVM.
+
+mod console;
+mod initramfs;
+mod kernel;
+mod modules;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use self::{console::Console, initramfs::Contents, kernel::Kernel};
+use crate::{
+    setup::{setup, setup_guests},
+    shell::{cargo, output, run, target, watched},
+    skips::{self, Place, Skip},
+    tally::Tally,
+};
+
+/// The kernels, by the series of their Debian packages: the oldest one supported, and a newer one.
+const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// What the guests' programs are built for, and how.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+const PROFILE: &str = "guest";
+/// Minutes after which a guest is ended: several times what it needs.
+const PATIENCE: u32 = 25;
+/// The guest's disk, /dev/vda.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// What to test.
+#[derive(Debug, Default, clap::Args)]
+pub struct Options {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only this kernel; may be given again
+    #[arg(long = "kernel", value_name = "SERIES", value_parser = SERIES)]
+    kernels: Vec<String>,
+}
+
+/// Sets up, builds, and runs the live tests on each kernel.
+pub fn vm(options: &Options) -> Result<()> {
+    setup()?;
+    let mut tally = Tally::default();
+    matrix(&mut tally, options);
+    tally.close()
+}
+
+/// Runs the live tests on each kernel.
+pub fn matrix(tally: &mut Tally, options: &Options) {
+    let wanted = |series: &&str| {
+        options.kernels.is_empty() || options.kernels.iter().any(|kernel| kernel == series)
+    };
+    let kernels: Vec<&str> = SERIES.into_iter().filter(wanted).collect();
+    if let Err(why) = usable() {
+        return leave_out(tally, &kernels, &why);
+    }
+    let mut programs = None;
+    tally.step("build for virtual machines", || {
+        programs = Some(build()?);
+        Ok(())
+    });
+    // A failed step is noted.
+    let Some((agent, tests)) = programs else {
+        return;
+    };
+    for series in kernels {
+        match kernel::find(series) {
+            Ok(Some(kernel)) => test(tally, &kernel, &agent, &tests, options.filter.as_deref()),
+            Ok(None) => {
+                let why = format!("no cloud kernel of Linux {series} in Debian's package lists");
+                leave_out(tally, &[series], &why);
+            }
+            Err(error) => tally.step(&format!("Linux {series}"), || Err(error)),
+        }
+    }
+}
+
+/// Whether there can be virtual machines; if not, why not.
+fn usable() -> Result<(), String> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err("the guests are x86-64, and this machine is not".to_owned());
+    }
+    setup_guests()
+}
+
+/// Counts kernels as skipped, loudly.
+fn leave_out(tally: &mut Tally, kernels: &[&str], why: &str) {
+    let names: Vec<String> = kernels
+        .iter()
+        .map(|series| format!("vm::{series}"))
+        .collect();
+    let skips: Vec<Skip<'_>> = names.iter().map(|name| Skip::new(name, why)).collect();
+    tally.skip(skips.len());
+    tally.step("virtual machines", || {
+        skips::judge(&skips, Place::Host, skips::in_ci())
+    });
+}
+
+/// Builds the agent and the live tests; their paths.
+fn build() -> Result<(PathBuf, PathBuf)> {
+    run(guest_cargo("build").args(["--package", "cgmeter"]))?;
+    let messages = output(guest_cargo("test").args([
+        "--package",
+        "cgmeter-tests",
+        "--test",
+        "live",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]))?;
+    let agent = target().join(TRIPLE).join(PROFILE).join("cgmeter");
+    let tests = executable(&messages).context("cargo names no executable of the live tests")?;
+    Ok((agent, tests))
+}
+
+/// cargo for static binaries, away from what runs on the host.
+fn guest_cargo(verb: &str) -> Command {
+    let mut command = cargo(&[verb, "--locked", "--profile", PROFILE, "--target", TRIPLE]);
+    command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    command
+}
+
+/// The executable that cargo's messages, a JSON object a line, tell of.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    })
+}
+
+/// Runs the tests on a kernel and counts them.
+fn test(tally: &mut Tally, kernel: &Kernel, agent: &Path, tests: &Path, filter: Option<&str>) {
+    let series = kernel.series;
+    let mut console = Console::default();
+    let begin = Instant::now();
+    let name = format!("Linux {series}: integration tests");
+    tally.counted(&name, |counts| {
+        let folder = folder(series);
+        let outcome = boot(kernel, &folder, agent, tests, filter, &mut console);
+        let seconds = begin.elapsed().as_secs();
+        *counts = console.counts.with_recorded_skips(console.skipped());
+        println!(
+            "Linux {series} ({}): {counts} in {seconds} s; {}",
+            kernel.version,
+            folder.display()
+        );
+        outcome?;
+        let Some(status) = console.status else {
+            let tail = last_lines(&folder.join("kernel.log"), 20);
+            bail!(
+                "the guest was gone, or was ended after {PATIENCE} minutes, before its tests were \
+                 through. Its kernel's last words:\n{tail}"
+            );
+        };
+        counts.verdict(status == 0)
+    });
+    tally.step(&format!("Linux {series}: skipped tests"), || {
+        skips::judge(
+            &skips::recorded(&console.skips),
+            Place::Guest(series),
+            skips::in_ci(),
+        )
+    });
+}
+
+/// Where what belongs to a guest is.
+fn folder(series: &str) -> PathBuf {
+    target().join("vm").join(series)
+}
+
+/// Boots a guest and listens to it until it is gone.
+fn boot(
+    kernel: &Kernel,
+    folder: &Path,
+    agent: &Path,
+    tests: &Path,
+    filter: Option<&str>,
+    console: &mut Console,
+) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let contents = Contents {
+        kernel,
+        agent,
+        tests,
+        filter,
+    };
+    let initramfs = initramfs::make(&contents, folder).context("making the initramfs")?;
+    let disk = folder.join("disk.img");
+    File::create(&disk)
+        .and_then(|file| file.set_len(DISK_BYTES))
+        .with_context(|| format!("making {}", disk.display()))?;
+    let log = folder.join("console.log");
+    let file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
+    let mut command = qemu(kernel, &initramfs, &disk, &folder.join("kernel.log"));
+    let series = kernel.series;
+    watched(&mut command, file, |line| {
+        if let Some(text) = console.line(line) {
+            println!("{series} | {text}");
+        }
+    })?;
+    let check = folder.join("check.txt");
+    fs::write(&check, &console.check).with_context(|| format!("writing {}", check.display()))
+}
+
+/// QEMU, which shows the guest's first serial port on its standard output.
+fn qemu(kernel: &Kernel, initramfs: &Path, disk: &Path, log: &Path) -> Command {
+    // In the foreground, so that a terminal's Ctrl-C ends the guest, too.
+    let mut command = Command::new("timeout");
+    command.args(["--foreground", "--kill-after=10", &format!("{PATIENCE}m")]);
+    command.args("qemu-system-x86_64 -nodefaults -display none -no-reboot".split(' '));
+    command.args("-accel tcg,thread=multi -smp 2 -m 1024 -serial stdio".split(' '));
+    command.arg("-serial").arg(joined("file:", log));
+    command.arg("-kernel").arg(&kernel.image);
+    command.arg("-initrd").arg(initramfs);
+    let drive = joined("format=raw,if=virtio,cache=unsafe,file=", disk);
+    command.arg("-drive").arg(drive);
+    // The second port is the kernel's, so that its words don't come between those of the tests.
+    let line = "console=ttyS1 loglevel=6 cgroup_no_v1=all psi=1 panic=-1";
+    command.args(["-append", line]);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn joined(prefix: &str, path: &Path) -> std::ffi::OsString {
+    let mut text = std::ffi::OsString::from(prefix);
+    text.push(path);
+    text
+}
+
+fn last_lines(path: &Path, count: usize) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_among_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        not json\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/live-1\"}\n\
+                        {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/live-1")));
+        assert_eq!(executable("{}\n"), None);
+    }
+
+    #[test]
+    fn a_log_is_shown_from_its_end() {
+        let file = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
+        fs::write(&file, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(last_lines(&file, 2), "two\nthree");
+        assert_eq!(last_lines(&file, 9), "one\ntwo\nthree");
+        fs::remove_file(&file).unwrap();
+        assert_eq!(last_lines(&file, 2), "");
+    }
+}

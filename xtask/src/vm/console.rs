@@ -1,0 +1,139 @@
+//! What a guest says on its console.
+//!
+//! Invariant: a line belongs to the section whose marker came last (see init.sh); a guest has come
+//! to its end if, and only if, the marker that ends its tests was seen.
+
+use crate::{skips, tally::Counts};
+
+/// How a line of init.sh's `marker` begins.
+const MARKER: &str = ":::guest ";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Section {
+    Check,
+    Tests,
+    Skips,
+}
+
+/// What was said so far.
+#[derive(Debug, Default)]
+pub struct Console {
+    section: Option<Section>,
+    /// The output of `cgmeter check`.
+    pub check: String,
+    /// The tests' notes of what they skipped.
+    pub skips: String,
+    /// The tests by their end.
+    pub counts: Counts,
+    /// The tests' exit status, once they have ended.
+    pub status: Option<i32>,
+}
+
+impl Console {
+    /// Takes a line; what of it is to be shown.
+    pub fn line<'a>(&mut self, line: &'a str) -> Option<&'a str> {
+        let line = line.trim_end();
+        if let Some(words) = line.strip_prefix(MARKER) {
+            self.marker(words);
+            return None;
+        }
+        match self.section {
+            Some(Section::Check) => {
+                self.check.push_str(line);
+                self.check.push('\n');
+                // In short: what can't run, and the closing line.
+                let on = line.ends_with(" on");
+                (line.starts_with("source") && !on || !line.contains("  ")).then_some(line)
+            }
+            Some(Section::Tests) => {
+                self.counts.add_line(line);
+                Some(line)
+            }
+            Some(Section::Skips) => {
+                self.skips.push_str(line);
+                self.skips.push('\n');
+                None
+            }
+            None => (!line.is_empty()).then_some(line),
+        }
+    }
+
+    /// How many tests said that they were skipped.
+    pub fn skipped(&self) -> u64 {
+        let count = skips::recorded(&self.skips).len();
+        count.try_into().unwrap_or(u64::MAX)
+    }
+
+    fn marker(&mut self, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.section = match words[..] {
+            ["check", "begin"] => Some(Section::Check),
+            ["tests", "begin"] => Some(Section::Tests),
+            ["skips", "begin"] => Some(Section::Skips),
+            ["tests", "end", status] => {
+                self.status = status.parse().ok();
+                None
+            }
+            _ => None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "init: module x does not load\r
+:::guest check begin
+kernel     6.1.0-56-cloud-amd64
+source     sched    on
+source     tcp      off: no program
+1 source cannot run
+:::guest check end 1
+:::guest tests begin
+
+running 3 tests
+test a::b ... ok
+test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out
+:::guest tests end 101
+:::guest skips begin
+c::d: needs the program promtool
+:::guest skips end 0
+";
+
+    fn listen(said: &str) -> (Console, Vec<&str>) {
+        let mut console = Console::default();
+        let shown = said.lines().filter_map(|line| console.line(line)).collect();
+        (console, shown)
+    }
+
+    #[test]
+    fn sections_are_kept_apart() {
+        let (console, shown) = listen(SAID);
+        assert_eq!(
+            console.counts,
+            Counts {
+                passed: 1,
+                failed: 1,
+                skipped: 1
+            }
+        );
+        assert_eq!(console.status, Some(101));
+        assert_eq!(console.skips, "c::d: needs the program promtool\n");
+        assert_eq!(console.skipped(), 1);
+        assert_eq!(console.check.lines().count(), 4);
+        assert_eq!(shown[0], "init: module x does not load");
+        assert_eq!(
+            shown[1..3],
+            ["source     tcp      off: no program", "1 source cannot run"]
+        );
+        assert_eq!(shown.len(), 7);
+    }
+
+    #[test]
+    fn a_guest_that_died_has_no_status() {
+        let end = SAID.find(":::guest tests end").unwrap();
+        let (console, _) = listen(&SAID[..end]);
+        assert_eq!(console.status, None);
+    }
+}
