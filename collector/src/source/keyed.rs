@@ -34,8 +34,8 @@ pub type Labels = Box<dyn FnMut(u64) -> Vec<(&'static str, String)> + Send>;
 #[derive(Clone, Debug)]
 struct Row<T> {
     what: u64,
-    /// Those of the node and of the thing; absent until the next reading.
-    labels: Option<LabelSet>,
+    /// Those of the node and of the thing, by kind of family; absent until the next reading.
+    labels: Option<Box<[LabelSet]>>,
     kept: T,
     total: T,
 }
@@ -46,23 +46,33 @@ pub struct KeyedCounters<V, T: 'static> {
     metrics: &'static [Metric<T>],
     map: Keyed<V>,
     labels: Labels,
+    /// Names of labels that families have, each list once.
+    label_names: Vec<&'static [&'static str]>,
     /// Rows by node, few each.
     rows: Vec<Vec<Row<T>>>,
 }
 
 impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
-    /// A source over its entries; `labels` names what a key is of.
+    /// A source over its entries; `labels` names what a key is of. A family's series have those of
+    /// them that the family names.
     pub fn new(
         name: &'static str,
         metrics: &'static [Metric<T>],
         map: Keyed<V>,
         labels: Labels,
     ) -> Self {
+        let mut label_names = Vec::new();
+        for metric in metrics {
+            if !label_names.contains(&metric.family.labels) {
+                label_names.push(metric.family.labels);
+            }
+        }
         Self {
             name,
             metrics,
             map,
             labels,
+            label_names,
             rows: Vec::new(),
         }
     }
@@ -94,8 +104,12 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
             for row in self.rows.get_mut(number).into_iter().flatten() {
                 row.labels.get_or_insert_with(|| {
                     let pairs = (self.labels)(row.what);
-                    let pairs = pairs.iter().map(|(name, value)| (*name, value.as_str()));
-                    node.labels.with(pairs)
+                    let set = |names: &&[&str]| {
+                        let own = pairs.iter().filter(|(name, _)| names.contains(name));
+                        let own = own.map(|(name, value)| (*name, value.as_str()));
+                        node.labels.with(own)
+                    };
+                    self.label_names.iter().map(set).collect()
                 });
             }
         }
@@ -183,12 +197,16 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
         for metric in self.metrics {
             writer.family(&metric.family);
             let gauge = metric.family.kind == Kind::Gauge;
+            let names = &metric.family.labels;
+            let Some(own) = self.label_names.iter().position(|found| found == names) else {
+                continue;
+            };
             for (number, node) in tree.iter() {
                 if !node.exported || gauge && node.died.is_some() {
                     continue;
                 }
                 for row in self.rows.get(number).into_iter().flatten() {
-                    if let Some(labels) = &row.labels {
+                    if let Some(labels) = row.labels.as_ref().and_then(|sets| sets.get(own)) {
                         metric.samples.write(labels, &row.total, writer);
                     }
                 }
