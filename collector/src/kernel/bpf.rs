@@ -234,7 +234,9 @@ pub fn lookup_all<K: Copy + Default, V: Copy>(
     // The cursor is a bucket number for hash maps (kernel/bpf/hashtab.c).
     let mut cursor = 0u32;
     let mut first = true;
-    let mut room = 1024usize;
+    // So much at a time, whatever the size of an entry: room is made before it is known to be needed.
+    const BYTES: usize = 128 << 10;
+    let mut room = (BYTES / (size_of::<K>() + size_of::<V>())).clamp(16, 1024);
     loop {
         let have = keys.len();
         keys.resize(have + room, K::default());
