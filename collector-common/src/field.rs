@@ -122,4 +122,34 @@ fields! {
     QUEUE_DISK = "request_queue.disk";
     DISK_PART0 = "gendisk.part0";
     BDEV_DEVICE = "block_device.bd_dev";
+    CSS_SET_IO = "css_set.subsys[io_cgrp_id]";
+    CGROUP_DESCENDANTS = "cgroup.nr_descendants";
+    REQUEST_QUEUE = "request.q";
+    REQUEST_HCTX = "request.mq_hctx";
+    REQUEST_FLAGS = "request.cmd_flags";
+    REQUEST_STATE = "request.rq_flags";
+    REQUEST_LENGTH = "request.__data_len";
+    REQUEST_BIO = "request.bio";
+    REQUEST_LAST_BIO = "request.biotail";
+    REQUEST_START = "request.start_time_ns";
+    REQUEST_ISSUED = "request.io_start_time_ns";
+    /// Link of a request that waits for a flush: in `queuelist` since `flush.list` is gone (6.11).
+    REQUEST_FLUSH_LINK = "request.flush.list|request.queuelist";
+    QUEUE_MQ_OPS = "request_queue.mq_ops";
+    DISK_QUEUE = "gendisk.queue";
+    DISK_MAJOR = "gendisk.major";
+    DISK_MINOR = "gendisk.first_minor";
+    BDEV_DISK = "block_device.bd_disk";
+    BIO_BDEV = "bio.bi_bdev";
+    BIO_FLAGS = "bio.bi_opf";
+    BIO_STATUS = "bio.bi_status";
+    BIO_SIZE = "bio.bi_iter.bi_size";
+    BIO_VECS = "bio.bi_io_vec";
+    BIO_BLKG = "bio.bi_blkg";
+    BLKG_BLKCG = "blkcg_gq.blkcg";
+    BLKCG_CGROUP = "blkcg.css.cgroup";
+    HCTX_FLUSH = "blk_mq_hw_ctx.fq";
+    FLUSH_REQUEST = "blk_flush_queue.flush_rq";
+    FLUSH_INDEX = "blk_flush_queue.flush_running_idx";
+    FLUSH_LISTS = "blk_flush_queue.flush_queue";
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
+pub mod block;
 pub mod cell;
 pub mod event;
 pub mod field;

@@ -50,6 +50,24 @@ macro_rules! load32 {
     }};
 }
 
+/// Reads a field of 1 byte, zero-extended.
+macro_rules! load8 {
+    ($base:expr, $field:expr) => {{
+        let value: u64;
+        // SAFETY: as in `load64`.
+        unsafe {
+            asm!(
+                "{value} = *(u8 *)({base} + {offset})",
+                value = lateout(reg) value,
+                base = in(reg) $base,
+                offset = const $field,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        value as u8
+    }};
+}
+
 /// Whether this kernel has a field: a constant to the verifier, which removes what stands behind a 0.
 macro_rules! has {
     ($field:expr) => {{
@@ -363,4 +381,7 @@ pub fn copy<const WORDS: usize>(to: &mut [u64; WORDS], address: *const c_void) {
     unsafe { generated_read(to.as_mut_ptr().cast(), (WORDS * 8) as u32, address) };
 }
 
+mod block;
+
+pub use block::{Bio, Disk, Request};
 pub(crate) use {address, has};

@@ -7,10 +7,10 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod block;
 mod cell;
 mod cgroup;
 mod kernel;
-#[allow(dead_code)]
 mod keyed;
 mod pass;
 mod pending;

@@ -54,6 +54,17 @@ pub fn controller(name: &str) -> Option<Hierarchy> {
         .then_some(Hierarchy::V2(root))
 }
 
+/// Enables controllers for the cgroups below the root of cgroup2. False where it doesn't have them.
+pub fn enable(controllers: &[&str]) -> Result<bool> {
+    let unified = |name: &&str| matches!(controller(name), Some(Hierarchy::V2(_)));
+    if !controllers.iter().all(unified) {
+        return Ok(false);
+    }
+    let wanted: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
+    fs::write(root()?.join("cgroup.subtree_control"), wanted.join(" "))?;
+    Ok(true)
+}
+
 /// A cgroup, removed with all that is in it when the test ends.
 #[derive(Debug)]
 pub struct Cgroup {

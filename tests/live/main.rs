@@ -8,8 +8,10 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod block;
 mod cgroup;
 mod cpu;
+mod disk;
 mod errors;
 mod formats;
 mod io;
@@ -49,6 +51,7 @@ fn main() -> std::process::ExitCode {
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,
+        block::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -30,7 +30,18 @@ pub enum Need {
     Pressure,
     /// A block device that is nobody's.
     Device(&'static str),
+    /// Loop devices.
+    Loop,
+    /// zram devices that can be added.
+    Zram,
+    /// The device mapper and its tool.
+    DeviceMapper,
+    /// A disk whose contents nobody needs: a guest's.
+    SpareDisk,
 }
+
+/// The disk of a guest, where every disk is the tests' own.
+pub const SPARE_DISK: &str = "/dev/vda";
 
 /// Python as Debian's packages install for it.
 pub const PYTHON: &str = "/usr/bin/python3";
@@ -85,12 +96,26 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Pressure => std::fs::read("/proc/pressure/cpu")
             .is_err()
             .then(|| "needs a kernel that measures pressure (psi=1)".to_owned()),
+        Need::Loop => missing_path("/dev/loop-control", "loop devices"),
+        Need::Zram => missing_path(crate::disk::ZRAM_CONTROL, "zram devices"),
+        Need::DeviceMapper => missing_path("/dev/mapper/control", "the device mapper")
+            .or_else(|| missing(&[Need::Program("dmsetup")])),
+        Need::SpareDisk => match std::env::var_os("CGMETER_EMULATED") {
+            Some(_) => missing_path(SPARE_DISK, "a disk"),
+            None => {
+                Some("needs a disk that may be overwritten, as in a virtual machine".to_owned())
+            }
+        },
     })
 }
 
 /// Whether the CPUs are emulated: time passes on them also while they can't run.
 pub fn emulated() -> bool {
     std::env::var_os("CGMETER_EMULATED").is_some()
+}
+
+fn missing_path(path: &str, what: &str) -> Option<String> {
+    (!Path::new(path).exists()).then(|| format!("needs {what} ({path})"))
 }
 
 /// Notes a skipped test where the caller counts them.

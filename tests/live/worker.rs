@@ -228,6 +228,12 @@ pub fn main() -> ExitCode {
             "cache" => read_file(words.get(1).copied().unwrap_or_default()),
             "cache-some" => read_some(words.get(1).copied().unwrap_or_default(), number(2)),
             "write" => write_file(words.get(1).copied().unwrap_or_default(), number(2)),
+            "io" => {
+                if let Err(error) = crate::disk::order(&words[1..]) {
+                    eprintln!("{line}: {error:#}");
+                    return ExitCode::FAILURE;
+                }
+            }
             "exec" => (0..number(1)).for_each(|_| exec()),
             other => {
                 eprintln!("unknown order {other:?}");

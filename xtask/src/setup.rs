@@ -38,6 +38,16 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "checks of the exposition",
     ),
     (
+        Tool::Program("mkfs.ext4"),
+        "e2fsprogs",
+        "block I/O of a file system",
+    ),
+    (
+        Tool::Program("dmsetup"),
+        "dmsetup",
+        "block I/O of mapped disks",
+    ),
+    (
         Tool::Python("prometheus_client"),
         "python3-prometheus-client",
         "parses by its Python client",

@@ -222,7 +222,7 @@ impl Core {
                 .drain(..)
                 .partition(|(_, since)| due(since, QUARANTINE));
             self.departed = waiting;
-            for (id, _) in over {
+            for &(id, _) in &over {
                 let node = self.tree.by_id(id);
                 if let Some(slot) = self.slots.disown(id, &mut memories(&mut self.sources)) {
                     self.disowned.push(Disowned {
@@ -231,10 +231,13 @@ impl Core {
                         since: now,
                     });
                 }
-                self.tree.forget_alias(id);
             }
+            // A node may have been reaped already: the alias leads to where its numbers belong.
             for source in &mut self.sources {
                 source.retire(&self.tree);
+            }
+            for (id, _) in over {
+                self.tree.forget_alias(id);
             }
         }
         let (over, waiting): (Vec<_>, Vec<_>) = self

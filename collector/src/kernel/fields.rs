@@ -409,3 +409,21 @@ pub fn enumerator_value(btf: &Btf, of: &str, name: &str) -> Result<u32> {
     }
     bail!("no enumerator {name} of {of}")
 }
+
+/// `RQF_FLUSH_SEQ`: a bit numbered by an enumerator since 6.11 (include/linux/blk-mq.h, `__RQF_FLUSH_SEQ`,
+/// at first of an enumeration without a name); before that a macro, and always this bit.
+pub fn flush_sequence_flag(btf: &Btf) -> u32 {
+    const NAME: &str = "__RQF_FLUSH_SEQ";
+    let bit = enumerator_value(btf, "rqf_flags", NAME).or_else(|_| {
+        let ids = btf.resolve_ids_by_name("")?;
+        let is_it = |id: &u32| match btf.resolve_type_by_id(*id) {
+            Ok(Type::Enum(list)) => list.members.iter().find_map(|member| {
+                let found = btf.resolve_name(member).is_ok_and(|found| found == NAME);
+                found.then(|| member.val())
+            }),
+            _ => None,
+        };
+        ids.iter().find_map(is_it).context(NAME)
+    });
+    1 << bit.unwrap_or(4)
+}

@@ -42,6 +42,7 @@ macro_rules! keyed {
 
 keyed! {
     collector_common::pass::CgroupRecord, "LAST_RECORDS";
+    collector_common::block::BlockValue, "BLOCK_IO";
 }
 
 /// The values of a source.
@@ -69,7 +70,7 @@ impl<T: KeyedValue> Keyed<T> {
         })
     }
 
-    /// Reads every entry.
+    /// Reads every entry; that of those that found no room once there is something in it.
     ///
     /// # Errors
     ///
@@ -82,11 +83,20 @@ impl<T: KeyedValue> Keyed<T> {
             &mut self.values,
             T::ZERO,
         )?;
-        Ok(self.keys.iter().copied().zip(&self.values))
+        let entries = self.keys.iter().copied().zip(&self.values);
+        Ok(entries.filter(|(key, value)| *key != CgroupKey::OVERFLOW || !is_zero(*value)))
     }
 
     /// Takes an entry out and returns its last value, `None` if it is gone already.
     pub fn take(&self, key: CgroupKey) -> Option<T> {
         bpf::lookup_and_delete(self.map.as_fd(), &key, T::ZERO).ok()
     }
+}
+
+/// Whether every word of a value is 0.
+fn is_zero<T: KeyedValue>(value: &T) -> bool {
+    let words = size_of::<T>() / size_of::<u64>();
+    // SAFETY: a value is made of so many words.
+    let words = unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u64>(), words) };
+    words.iter().all(|&word| word == 0)
 }

@@ -104,9 +104,12 @@ impl Kernel {
             .override_global("SHARDS", &shards, false)
             .override_global("KEEP_LAST", &keep_last, false)
             .override_global("LOADED_AT", &loaded_at, true)
+            .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
             .override_global(aya_log::LEVEL, &options.log_level, false)
             .map_max_entries("SLOTS", options.max_slots)
             .map_max_entries("FREE_SLOTS", slots)
+            // Requests under way; a part of them is set aside by each CPU.
+            .map_max_entries("SUBMITTERS", 4096 + 256 * options.lanes)
             // More cgroups than slots are possible; 4 million is beyond any host.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
@@ -131,6 +134,15 @@ impl Kernel {
             .iter()
             .filter(|program| options.programs.contains(&program.name))
         {
+            let superseded = match program.hook {
+                Hook::Newer(name) => !has_tracepoint(kernel.types()?, name),
+                Hook::Substitute(_, newer) => has_tracepoint(kernel.types()?, newer),
+                _ => false,
+            };
+            if superseded {
+                kernel.wanted.retain(|name| *name != program.name);
+                continue;
+            }
             let result = match patched.missing.get(program.name) {
                 None => kernel.load_program(program, &btf),
                 Some(missing) => Err(anyhow!("this kernel has no {}", missing.join(", "))),
@@ -145,9 +157,10 @@ impl Kernel {
 
     fn load_program(&mut self, program: &Program, btf: &Btf) -> Result<()> {
         match (program.hook, self.program_mut(program.name)?) {
-            (Hook::Tracepoint(name), AyaProgram::BtfTracePoint(loaded)) => {
-                loaded.load(name, btf)?
-            }
+            (
+                Hook::Tracepoint(name) | Hook::Newer(name) | Hook::Substitute(name, _),
+                AyaProgram::BtfTracePoint(loaded),
+            ) => loaded.load(name, btf)?,
             (Hook::Packets(_), AyaProgram::CgroupSkb(loaded)) => loaded.load()?,
             (Hook::Baseline | Hook::TaskIterator, AyaProgram::Iter(loaded)) => {
                 loaded.load("task", btf)?;
@@ -184,7 +197,10 @@ impl Kernel {
 
     fn attach_program(&mut self, program: &Program, root: &File) -> Result<()> {
         match (program.hook, self.program_mut(program.name)?) {
-            (Hook::Tracepoint(_), AyaProgram::BtfTracePoint(loaded)) => {
+            (
+                Hook::Tracepoint(_) | Hook::Newer(_) | Hook::Substitute(..),
+                AyaProgram::BtfTracePoint(loaded),
+            ) => {
                 loaded.attach().map(drop)?;
             }
             // `Single` sets no flags. The kernel makes a link, which is multi whatever the flags,
@@ -442,12 +458,20 @@ fn map_data(map: &Map) -> Result<&MapData> {
         Map::Array(map)
         | Map::ArrayOfMaps(map)
         | Map::HashMap(map)
+        | Map::LruHashMap(map)
         | Map::PerCpuArray(map)
         | Map::Queue(map)
         | Map::RingBuf(map)
         | Map::Unsupported(map) => Ok(map),
         other => bail!("unexpected kind of map: {other:?}"),
     }
+}
+
+/// Whether the kernel describes a tracepoint (include/trace/bpf_probe.h).
+fn has_tracepoint(types: &btf_rs::Btf, name: &str) -> bool {
+    types
+        .resolve_ids_by_name(&format!("btf_trace_{name}"))
+        .is_ok_and(|ids| !ids.is_empty())
 }
 
 fn read_btf() -> Result<Vec<u8>> {

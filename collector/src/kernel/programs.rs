@@ -11,6 +11,10 @@ use aya::programs::CgroupSkbAttachType;
 pub enum Hook {
     /// BTF tracepoint of that name.
     Tracepoint(&'static str),
+    /// BTF tracepoint of that name where the kernel has it; where it has not, its substitutes do.
+    Newer(&'static str),
+    /// BTF tracepoint of the first name, a substitute for the newer one of the second.
+    Substitute(&'static str, &'static str),
     /// At the root of cgroup2, for packets that tasks below it receive or send.
     Packets(CgroupSkbAttachType),
     /// Iterator over tasks, run once when it would be attached.
@@ -59,6 +63,18 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("mm_vmscan_direct_reclaim_end"),
     tracepoint("mm_vmscan_memcg_reclaim_begin"),
     tracepoint("mm_vmscan_memcg_reclaim_end"),
+    program("block_submit", Hook::Newer("block_io_start")),
+    program(
+        "block_insert",
+        Hook::Substitute("block_rq_insert", "block_io_start"),
+    ),
+    program(
+        "block_issue",
+        Hook::Substitute("block_rq_issue", "block_io_start"),
+    ),
+    tracepoint("block_bio_queue"),
+    tracepoint("block_bio_complete"),
+    tracepoint("block_rq_complete"),
 ];
 
 /// What a source needs of the kernel.

@@ -18,8 +18,9 @@ use crate::{
 };
 
 /// How long after a cgroup's end its entries are taken out of the kernel's map: what it had under
-/// way is mostly counted by then. What comes later makes a new entry and is taken in as well.
-const QUARANTINE: Duration = Duration::from_secs(2);
+/// way is mostly counted by then. What comes later makes a new entry and is taken in as well. Less
+/// than the agent waits before it has sources retire cgroups, so that none is left.
+const QUARANTINE: Duration = Duration::from_millis(1500);
 
 /// Numbers of which all are sums.
 pub trait Sums<V>:

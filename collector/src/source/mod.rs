@@ -8,13 +8,13 @@
 //! dead ones too: what a node's vanished children and recycled slots had is *kept* at the node.
 
 mod agent;
+mod block;
 mod books;
 mod counters;
 mod cpu;
 mod devices;
 mod hugetlb;
 mod io;
-#[allow(dead_code)]
 mod keyed;
 mod lifecycle;
 mod memory;
@@ -82,6 +82,7 @@ pub const SOURCES: &[Registration] = &[
     io::SOURCE,
     reclaim::SOURCE,
     process::SOURCE,
+    block::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.

@@ -1,0 +1,63 @@
+//! Values of the block source.
+
+use crate::histogram::BUCKETS;
+
+/// What a request does, as the number of its part of a [`BlockValue`].
+///
+/// The kernel's own books (`op_stat_group`, block/blk.h; `blk_cgroup_io_type`, block/blk-cgroup.c)
+/// know three of them, and so do these: what is neither a discard nor a flush is a read or a write
+/// by its lowest bit, so that zones appended to, zeroes written and secure erasures are writes.
+pub const READ: usize = 0;
+/// See [`READ`].
+pub const WRITE: usize = 1;
+/// See [`READ`].
+pub const DISCARD: usize = 2;
+/// A device's cache written to its medium.
+pub const FLUSH: usize = 3;
+/// Kinds of requests. A power of two: the kernel side masks.
+pub const OPERATIONS: usize = 4;
+
+/// Requests of one kind. A request is counted in `latency`, or in `untimed`: their sum is the
+/// number of requests.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BlockOperation {
+    /// Bytes transferred, failed ones included, as in the kernel's own books.
+    pub bytes: u64,
+    /// Requests that carry no time of submission: those of a queue without statistics
+    /// (queue/iostats), and bios of drivers that make no requests.
+    pub untimed: u64,
+    /// Completions with an error.
+    pub errors: u64,
+    /// Time from submission to completion, ns.
+    pub latency_ns: u64,
+    /// Time from issue to the device to completion, ns, where the kernel stamps the issue.
+    pub device_ns: u64,
+    /// Requests by the former, see [`crate::histogram`].
+    pub latency: [u64; BUCKETS],
+    /// Requests by the latter.
+    pub device: [u64; BUCKETS],
+}
+
+/// Numbers of one cgroup on one disk, whose `dev_t` is the second part of the key; atomic adds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BlockValue {
+    /// By kind.
+    pub operations: [BlockOperation; OPERATIONS],
+}
+
+const _: () = assert!(size_of::<BlockValue>() == OPERATIONS * 8 * (5 + 2 * BUCKETS));
+
+/// Who submitted a request, remembered until it is complete.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Submitter {
+    /// Cgroup id; 0 if it was somebody else on behalf of the cgroup that is charged.
+    pub cgroup: u64,
+    /// Not 0: `start_time_ns` of the request, where that was noted. Requests are used again and entries
+    /// are not removed: one with another time is of an earlier use.
+    pub start_ns: u64,
+}
+
+const _: () = assert!(size_of::<Submitter>() == 16);

@@ -1,0 +1,382 @@
+//! Block I/O: bytes, operations, latency and errors by cgroup and disk.
+//!
+//! Programs: `block_rq_complete`, `block_submit`, `block_insert`, `block_issue`,
+//! `block_bio_queue`, `block_bio_complete` (collector-ebpf/src/block.rs). Oracle: direct I/O of known size,
+//! /proc/diskstats, io.stat (tests/live/block.rs).
+//!
+//! A request counts once, for the whole disk, when it completes. It belongs to the cgroup that the
+//! kernel charges; where that is not a cgroup of cgroup2 or stands for its descendants, to the one
+//! that submitted it, as far as it did so for itself.
+
+use std::ops::AddAssign;
+
+use collector_common::{
+    block::{BlockOperation, BlockValue, DISCARD, FLUSH, OPERATIONS, READ, WRITE},
+    histogram::BUCKETS,
+};
+
+use super::{
+    HistogramReader, Metric, Reader, Registration, Samples,
+    devices::Devices,
+    keyed::{KeyedCounters, Sums},
+};
+use crate::{
+    exposition::{Family, Histogram, Kind, Unit, Value},
+    kernel::programs::Requirement,
+};
+
+/// Numbers of one kind of requests.
+#[derive(Clone, Copy, Debug, Default)]
+struct Operation {
+    bytes: u64,
+    untimed: u64,
+    errors: u64,
+    latency_ns: u64,
+    device_ns: u64,
+    latency: [u64; BUCKETS],
+    device: [u64; BUCKETS],
+}
+
+impl Operation {
+    /// Requests of which the latency is known.
+    fn timed(&self) -> u64 {
+        self.latency.iter().sum()
+    }
+
+    fn count(&self) -> u64 {
+        self.untimed + self.timed()
+    }
+}
+
+/// A cgroup's numbers of one disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals([Operation; OPERATIONS]);
+
+macro_rules! add {
+    ($from:ty) => {
+        impl AddAssign<&$from> for Operation {
+            fn add_assign(&mut self, other: &$from) {
+                self.bytes += other.bytes;
+                self.untimed += other.untimed;
+                self.errors += other.errors;
+                self.latency_ns += other.latency_ns;
+                self.device_ns += other.device_ns;
+                for (sum, count) in self.latency.iter_mut().zip(&other.latency) {
+                    *sum += count;
+                }
+                for (sum, count) in self.device.iter_mut().zip(&other.device) {
+                    *sum += count;
+                }
+            }
+        }
+    };
+}
+add!(BlockOperation);
+add!(Operation);
+
+impl AddAssign<&BlockValue> for Totals {
+    fn add_assign(&mut self, value: &BlockValue) {
+        for (sum, operation) in self.0.iter_mut().zip(&value.operations) {
+            *sum += operation;
+        }
+    }
+}
+
+impl AddAssign<&Totals> for Totals {
+    fn add_assign(&mut self, other: &Totals) {
+        for (sum, operation) in self.0.iter_mut().zip(&other.0) {
+            *sum += operation;
+        }
+    }
+}
+
+impl Sums<BlockValue> for Totals {}
+
+// How families read the numbers of one kind of requests.
+
+fn bytes<const OF: usize>(totals: &Totals) -> Option<Value> {
+    Some(Value::Count(totals.0[OF].bytes))
+}
+
+fn count<const OF: usize>(totals: &Totals) -> Option<Value> {
+    Some(Value::Count(totals.0[OF].count()))
+}
+
+fn sectors<const OF: usize>(totals: &Totals) -> Option<Value> {
+    // The kernel's sector, whatever the disk's is (SECTOR_SHIFT).
+    Some(Value::Count(totals.0[OF].bytes >> 9))
+}
+
+/// None where there were requests and none has told how long it took.
+fn seconds<const OF: usize>(totals: &Totals) -> Option<Value> {
+    let operation = &totals.0[OF];
+    let known = operation.untimed == 0 || operation.timed() > 0;
+    known.then_some(Value::Nanos(operation.latency_ns))
+}
+
+/// None before the first request of the kind.
+fn errors<const OF: usize>(totals: &Totals) -> Option<Value> {
+    let operation = &totals.0[OF];
+    let any = operation.errors > 0 || operation.count() > 0;
+    any.then_some(Value::Count(operation.errors))
+}
+
+fn all_bytes(totals: &Totals) -> Option<Value> {
+    Some(Value::Count(totals.0.iter().map(|of| of.bytes).sum()))
+}
+
+fn histogram(buckets: &[u64; BUCKETS], ns: u64) -> Option<Histogram<'_>> {
+    buckets.iter().any(|&count| count > 0).then_some(Histogram {
+        buckets,
+        sum: Value::Nanos(ns),
+    })
+}
+
+fn latency<const OF: usize>(totals: &Totals) -> Option<Histogram<'_>> {
+    histogram(&totals.0[OF].latency, totals.0[OF].latency_ns)
+}
+
+fn device<const OF: usize>(totals: &Totals) -> Option<Histogram<'_>> {
+    histogram(&totals.0[OF].device, totals.0[OF].device_ns)
+}
+
+const COMPLETED: &str = "block_rq_complete: request.cmd_flags, nr_bytes";
+const TIMED: &str = "block_rq_complete: request.start_time_ns";
+const DISKSTATS: &str = "direct I/O of a known size; /proc/diskstats; io.stat";
+
+const fn counter(name: &'static str, help: &'static str, unit: Unit) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Counter,
+        unit,
+        labels: &["device"],
+        origin: COMPLETED,
+        oracle: DISKSTATS,
+    }
+}
+
+const fn by_device(
+    family: Family,
+    read: &'static [(super::Extra, Reader<Totals>)],
+) -> Metric<Totals> {
+    Metric {
+        family,
+        samples: Samples::Scalars(read),
+    }
+}
+
+const fn by_operation(
+    name: &'static str,
+    help: &'static str,
+    origin: &'static str,
+    read: &'static [(super::Extra, HistogramReader<Totals>)],
+) -> Metric<Totals> {
+    Metric {
+        family: Family {
+            name,
+            help,
+            kind: Kind::Histogram,
+            unit: Unit::Seconds,
+            labels: &["device", "operation"],
+            origin,
+            oracle: "/proc/diskstats: operations and their time",
+        },
+        samples: Samples::Histograms(read),
+    }
+}
+
+/// The source's families.
+pub const METRICS: &[Metric<Totals>] = &[
+    by_device(
+        counter(
+            "container_fs_reads_bytes_total",
+            "Bytes read from the disk.",
+            Unit::Bytes,
+        ),
+        &[(&[], bytes::<READ>)],
+    ),
+    by_device(
+        counter(
+            "container_fs_writes_bytes_total",
+            "Bytes written to the disk, zeroes by command included, discards not.",
+            Unit::Bytes,
+        ),
+        &[(&[], bytes::<WRITE>)],
+    ),
+    by_device(
+        counter(
+            "container_fs_reads_total",
+            "Read requests completed by the disk.",
+            Unit::None,
+        ),
+        &[(&[], count::<READ>)],
+    ),
+    by_device(
+        counter(
+            "container_fs_writes_total",
+            "Write requests completed by the disk, flushes and discards not included.",
+            Unit::None,
+        ),
+        &[(&[], count::<WRITE>)],
+    ),
+    by_device(
+        counter(
+            "container_fs_sector_reads_total",
+            "Sectors of 512 bytes read from the disk.",
+            Unit::None,
+        ),
+        &[(&[], sectors::<READ>)],
+    ),
+    by_device(
+        counter(
+            "container_fs_sector_writes_total",
+            "Sectors of 512 bytes written to the disk.",
+            Unit::None,
+        ),
+        &[(&[], sectors::<WRITE>)],
+    ),
+    by_device(
+        Family {
+            origin: TIMED,
+            ..counter(
+                "container_fs_read_seconds_total",
+                "Time from submission to completion, summed over read requests.",
+                Unit::Seconds,
+            )
+        },
+        &[(&[], seconds::<READ>)],
+    ),
+    by_device(
+        Family {
+            origin: TIMED,
+            ..counter(
+                "container_fs_write_seconds_total",
+                "Time from submission to completion, summed over write requests.",
+                Unit::Seconds,
+            )
+        },
+        &[(&[], seconds::<WRITE>)],
+    ),
+    by_operation(
+        "container_block_io_latency_seconds",
+        "Time from the submission of a request to its completion, queues included.",
+        TIMED,
+        &[
+            (&[("operation", "read")], latency::<READ>),
+            (&[("operation", "write")], latency::<WRITE>),
+            (&[("operation", "discard")], latency::<DISCARD>),
+            (&[("operation", "flush")], latency::<FLUSH>),
+        ],
+    ),
+    by_operation(
+        "container_block_io_device_seconds",
+        "Time from a request's issue to its driver to its completion; only for disks whose requests the kernel stamps.",
+        "block_rq_complete: request.io_start_time_ns",
+        &[
+            (&[("operation", "read")], device::<READ>),
+            (&[("operation", "write")], device::<WRITE>),
+            (&[("operation", "discard")], device::<DISCARD>),
+            (&[("operation", "flush")], device::<FLUSH>),
+        ],
+    ),
+    by_device(
+        Family {
+            labels: &["device", "operation"],
+            origin: "block_rq_complete: error; block_bio_complete: bio.bi_status",
+            oracle: "reads and writes that failed",
+            ..counter(
+                "container_block_io_errors_total",
+                "Requests that completed with an error, in whole or in part.",
+                Unit::None,
+            )
+        },
+        &[
+            (&[("operation", "read")], errors::<READ>),
+            (&[("operation", "write")], errors::<WRITE>),
+            (&[("operation", "discard")], errors::<DISCARD>),
+            (&[("operation", "flush")], errors::<FLUSH>),
+        ],
+    ),
+    by_device(
+        Family {
+            labels: &["device", "major", "minor", "operation"],
+            ..counter(
+                "container_blkio_device_usage_total",
+                "Bytes transferred to and from the disk, by operation.",
+                Unit::None,
+            )
+        },
+        &[
+            (&[("operation", "Read")], bytes::<READ>),
+            (&[("operation", "Write")], bytes::<WRITE>),
+            (&[("operation", "Discard")], bytes::<DISCARD>),
+            (&[("operation", "Total")], all_bytes),
+        ],
+    ),
+];
+
+/// Labels of a disk. What found no room for its own numbers has no disk.
+fn labels(disks: &mut Devices, disk: u64) -> Vec<(&'static str, String)> {
+    match u32::try_from(disk) {
+        Ok(disk) if disk != 0 => {
+            let disk = disks.get(disk);
+            vec![
+                ("device", disk.name.clone()),
+                ("major", disk.major.to_string()),
+                ("minor", disk.minor.to_string()),
+            ]
+        }
+        _ => Vec::new(),
+    }
+}
+
+const SUBMITTERS: &str = "I/O is charged to the nearest cgroup above that has the io controller, to \
+                          the root where that is v1's";
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "block",
+        required: &["block_rq_complete"],
+        optional: &[
+            ("block_submit", SUBMITTERS),
+            ("block_insert", SUBMITTERS),
+            ("block_issue", SUBMITTERS),
+            (
+                "block_bio_queue",
+                "I/O of disks whose drivers make no requests is missing",
+            ),
+            (
+                "block_bio_complete",
+                "errors of disks whose drivers make no requests are missing",
+            ),
+        ],
+    },
+    families: || METRICS.iter().map(|metric| &metric.family).collect(),
+    build: |builder| {
+        let map = builder.kernel.keyed::<BlockValue>()?;
+        let mut disks = Devices::default();
+        let labels = Box::new(move |disk| labels(&mut disks, disk));
+        Ok(Box::new(KeyedCounters::new("block", METRICS, map, labels)))
+    },
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_not_told_where_nobody_measured() {
+        let mut totals = Totals::default();
+        let zero = Some(Value::Nanos(0));
+        assert_eq!(seconds::<READ>(&totals), zero);
+        totals.0[READ].untimed = 3;
+        assert_eq!(seconds::<READ>(&totals), None);
+        assert_eq!(count::<READ>(&totals), Some(Value::Count(3)));
+        totals.0[READ].latency[2] = 1;
+        totals.0[READ].latency_ns = 7;
+        assert_eq!(seconds::<READ>(&totals), Some(Value::Nanos(7)));
+        assert_eq!(count::<READ>(&totals), Some(Value::Count(4)));
+    }
+}

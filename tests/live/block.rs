@@ -1,0 +1,486 @@
+//! Block I/O. Oracle: I/O of known size, /proc/diskstats, io.stat where cgroup2 has the io controller.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::{self, Cgroup},
+    disk::{Disk, Loop, Mapped, Mounted, Stats, Zram},
+    metrics::{Metrics, agree, same},
+    needs::Need,
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "block::direct_io_of_known_size",
+        &[Need::Agent, Need::Loop],
+        direct,
+    ),
+    ("block::a_mixed_load", &[Need::Agent, Need::Loop], mixed),
+    (
+        "block::a_disk_of_its_own",
+        &[Need::Agent, Need::SpareDisk, Need::Program("mkfs.ext4")],
+        spare_disk,
+    ),
+    (
+        "block::pages_written_back",
+        &[Need::Agent, Need::Loop, Need::Program("mkfs.ext4")],
+        written_back,
+    ),
+    (
+        "block::below_a_cgroup_with_the_io_controller",
+        &[Need::Agent, Need::Loop, Need::Unified("io")],
+        without_controller,
+    ),
+    ("block::failed_requests", &[Need::Agent, Need::Loop], failed),
+    (
+        "block::a_driver_without_requests",
+        &[Need::Agent, Need::Zram],
+        zram,
+    ),
+    (
+        "block::mapped_disks",
+        &[Need::Agent, Need::Loop, Need::DeviceMapper],
+        mapped,
+    ),
+    (
+        "block::an_ended_cgroup_s_numbers",
+        &[Need::Agent, Need::Loop],
+        ended,
+    ),
+    (
+        "block::more_cgroups_than_entries",
+        &[Need::Agent, Need::Loop],
+        overflow,
+    ),
+];
+
+const READS: &str = "container_fs_reads_total";
+const READ_BYTES: &str = "container_fs_reads_bytes_total";
+const WRITES: &str = "container_fs_writes_total";
+const WRITE_BYTES: &str = "container_fs_writes_bytes_total";
+const LATENCY: &str = "container_block_io_latency_seconds";
+const ERRORS: &str = "container_block_io_errors_total";
+const USAGE: &str = "container_blkio_device_usage_total";
+const KIB: f64 = 1024.0;
+const SECTOR: f64 = 512.0;
+
+/// A cgroup's numbers on a disk, 0 where there is no series yet, in the units of /proc/diskstats.
+fn of(metrics: &Metrics, id: &str, disk: &Disk) -> Stats {
+    let device = [("id", id), ("device", disk.0.as_str())];
+    let sum = |name: &str| metrics.sum(name, &device);
+    let with = |name: &str, operation: &str| {
+        metrics.sum(name, &[device[0], device[1], ("operation", operation)])
+    };
+    let count = |operation: &str| with(&format!("{LATENCY}_count"), operation);
+    Stats {
+        reads: sum(READS),
+        read_sectors: sum(READ_BYTES) / SECTOR,
+        read_ms: with(&format!("{LATENCY}_sum"), "read") * 1e3,
+        writes: sum(WRITES),
+        write_sectors: sum(WRITE_BYTES) / SECTOR,
+        write_ms: with(&format!("{LATENCY}_sum"), "write") * 1e3,
+        discards: count("discard"),
+        discard_sectors: with(USAGE, "Discard") / SECTOR,
+        flushes: count("flush"),
+    }
+}
+
+/// What a disk and the agent say has been done since.
+struct Since<'a> {
+    agent: &'a Agent,
+    disk: &'a Disk,
+    theirs: Stats,
+    ours: Stats,
+}
+
+impl<'a> Since<'a> {
+    fn now(agent: &'a Agent, disk: &'a Disk) -> Result<Self> {
+        let ours = of(&agent.scrape()?, "/", disk);
+        let theirs = disk.stats()?;
+        Ok(Self {
+            agent,
+            disk,
+            theirs,
+            ours,
+        })
+    }
+
+    /// Fails unless all cgroups together have what the disk's books have, but for the number of
+    /// requests that were nothing but a flush: to the books those are writes as well. Returns the
+    /// scrape and the disk's gain.
+    fn check(&self, empty_flushes: Option<f64>) -> Result<(Metrics, Stats)> {
+        let theirs = self.disk.stats()? - self.theirs;
+        let metrics = self.agent.scrape()?;
+        let ours = of(&metrics, "/", self.disk) - self.ours;
+        same("reads", ours.reads, theirs.reads)?;
+        same("sectors read", ours.read_sectors, theirs.read_sectors)?;
+        same("sectors written", ours.write_sectors, theirs.write_sectors)?;
+        same("discards", ours.discards, theirs.discards)?;
+        same(
+            "sectors discarded",
+            ours.discard_sectors,
+            theirs.discard_sectors,
+        )?;
+        same("flushes", ours.flushes, theirs.flushes)?;
+        match empty_flushes {
+            Some(empty) => same("writes", ours.writes + empty, theirs.writes)?,
+            // Each of them waits for a flush, and some share one.
+            None => ensure!(
+                ours.writes <= theirs.writes,
+                "{} writes instead of at most {}",
+                ours.writes,
+                theirs.writes
+            ),
+        }
+        Ok((metrics, theirs))
+    }
+}
+
+fn worker_in(cgroup: &Cgroup, order: &str) -> Result<()> {
+    Worker::once(cgroup, &format!("io {order}"))
+}
+
+fn direct() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(64 << 20)?;
+    direct_on(&agent, &disk.disk, true)
+}
+
+/// Two cgroups, one that writes and one that reads.
+fn direct_on(agent: &Agent, disk: &Disk, discards: bool) -> Result<()> {
+    let (writer, reader) = (Cgroup::new()?, Cgroup::new()?);
+    let since = Since::now(agent, disk)?;
+    worker_in(&writer, &format!("write {} 16384 200", disk.0))?;
+    worker_in(&reader, &format!("read {} 4096 300", disk.0))?;
+    worker_in(&reader, &format!("read {} 65536 7", disk.0))?;
+    worker_in(&writer, &format!("fsync {}", disk.0))?;
+    if discards {
+        worker_in(&writer, &format!("discard {} 1048576", disk.0))?;
+    }
+    let (metrics, theirs) = since.check(Some(1.0))?;
+    let own = of(&metrics, &writer.id, disk);
+    same("own writes", own.writes, 200.0)?;
+    same("own bytes", own.write_sectors * SECTOR, 200.0 * 16.0 * KIB)?;
+    same("own reads", own.reads, 0.0)?;
+    same("own flushes", own.flushes, 1.0)?;
+    if discards {
+        same("own discards", own.discard_sectors * SECTOR, 1024.0 * KIB)?;
+    }
+    let own = of(&metrics, &reader.id, disk);
+    same("own reads", own.reads, 307.0)?;
+    let read = (300.0 * 4.0 + 7.0 * 64.0) * KIB;
+    same("own bytes read", own.read_sectors * SECTOR, read)?;
+    same("own writes", own.writes, 0.0)?;
+    same("own flushes", own.flushes, 0.0)?;
+    check_labels(&metrics, &reader, disk, read)?;
+    // The books round each number down to milliseconds, and stop their clock a little later.
+    let host = of(&metrics, "/", disk) - since.ours;
+    agree("read ms", host.read_ms, theirs.read_ms, 0.05, 1.0)?;
+    // An empty flush is a write to the books; nothing else of theirs contains its time.
+    ensure!(
+        host.write_ms <= theirs.write_ms * 1.001 + 1.0,
+        "{} ms of writes instead of at most {}",
+        host.write_ms,
+        theirs.write_ms
+    );
+    let buckets = metrics.get(
+        &format!("{LATENCY}_bucket"),
+        &[
+            ("id", &reader.id),
+            ("device", &disk.0),
+            ("operation", "read"),
+            ("le", "+Inf"),
+        ],
+    )?;
+    same("requests in the histogram", buckets, 307.0)
+}
+
+/// The same numbers by cAdvisor's other names.
+fn check_labels(metrics: &Metrics, reader: &Cgroup, disk: &Disk, read: f64) -> Result<()> {
+    let number = disk.number()?;
+    let (major, minor) = number.split_once(':').context("no device number")?;
+    for (operation, expected) in [("Read", read), ("Write", 0.0), ("Total", read)] {
+        let labels = [
+            ("id", reader.id.as_str()),
+            ("device", &disk.0),
+            ("major", major),
+            ("minor", minor),
+            ("operation", operation),
+        ];
+        same(operation, metrics.get(USAGE, &labels)?, expected)?;
+    }
+    let labels = [("id", reader.id.as_str()), ("device", &disk.0)];
+    let sectors = metrics.get("container_fs_sector_reads_total", &labels)?;
+    same("sectors", sectors, read / SECTOR)?;
+    let seconds = metrics.get("container_fs_read_seconds_total", &labels)?;
+    let sum = metrics.get(
+        &format!("{LATENCY}_sum"),
+        &[labels[0], labels[1], ("operation", "read")],
+    )?;
+    same("seconds", seconds, sum)?;
+    let failed = metrics.get(ERRORS, &[labels[0], labels[1], ("operation", "read")])?;
+    same("errors", failed, 0.0)?;
+    ensure!(
+        !metrics.has(ERRORS, &[labels[0], labels[1], ("operation", "write")]),
+        "an operation that never occurred has series"
+    );
+    Ok(())
+}
+
+fn mixed() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(64 << 20)?;
+    let cgroups = [Cgroup::new()?, Cgroup::new()?, Cgroup::new()?];
+    let since = Since::now(&agent, &disk.disk)?;
+    let mut workers = Vec::new();
+    for (n, cgroup) in cgroups.iter().enumerate() {
+        let mut worker = Worker::start(cgroup)?;
+        worker.order(&format!("io mix {} 60 {}", disk.disk.0, n + 1))?;
+        workers.push(worker);
+    }
+    for worker in &mut workers {
+        worker.wait_done()?;
+    }
+    let (metrics, theirs) = since.check(None)?;
+    ensure!(
+        theirs.reads > 100.0 && theirs.writes > 100.0,
+        "no load: {theirs:?}"
+    );
+    for cgroup in &cgroups {
+        let own = of(&metrics, &cgroup.id, &disk.disk);
+        ensure!(
+            own.reads > 20.0 && own.writes > 10.0,
+            "{}: {own:?}",
+            cgroup.id
+        );
+    }
+    Ok(())
+}
+
+fn spare_disk() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let disk = Disk(crate::needs::SPARE_DISK.to_owned());
+    direct_on(&agent, &disk, false)?;
+    write_back_on(&agent, &disk)
+}
+
+fn written_back() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(64 << 20)?;
+    write_back_on(&agent, &disk.disk)
+}
+
+/// Pages made dirty by a cgroup, written by the kernel when somebody else asks for it.
+fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
+    const BYTES: f64 = 8.0 * KIB * KIB;
+    let charged = cgroup::enable(&["io", "memory"])?;
+    let cgroup = Cgroup::new()?;
+    let since = Since::now(agent, disk)?;
+    let mounted = Mounted::ext4(disk)?;
+    let file = mounted.path().join("file");
+    worker_in(&cgroup, &format!("dirty {} 65536 128", file.display()))?;
+    let before = of(&agent.scrape()?, &cgroup.id, disk);
+    ensure!(
+        before.write_sectors * SECTOR < BYTES,
+        "it was written before anybody asked for it"
+    );
+    mounted.sync()?;
+    let (metrics, _) = since.check(None)?;
+    let own = of(&metrics, &cgroup.id, disk);
+    if charged {
+        let written = own.write_sectors * SECTOR;
+        ensure!(
+            written >= BYTES,
+            "{written} bytes are charged to who dirtied {BYTES}"
+        );
+        let number = disk.number()?;
+        same(
+            "bytes written",
+            written,
+            io_stat(&cgroup, &number, "wbytes")?,
+        )?;
+        let read = own.read_sectors * SECTOR;
+        same("bytes read", read, io_stat(&cgroup, &number, "rbytes")?)?;
+    } else {
+        // The kernel does not know whose pages they are: they are the root's.
+        same("own", own.write_sectors, before.write_sectors)?;
+        let host = of(&metrics, "/", disk) - since.ours;
+        ensure!(host.write_sectors * SECTOR >= BYTES, "{host:?}");
+    }
+    Ok(())
+}
+
+/// A number of a disk in a cgroup's io.stat, 0 where the disk is not mentioned.
+fn io_stat(cgroup: &Cgroup, number: &str, key: &str) -> Result<f64> {
+    let text = fs::read_to_string(cgroup.directory.join("io.stat"))?;
+    let line = text
+        .lines()
+        .find(|line| line.split(' ').next().is_some_and(|found| found == number));
+    let Some(line) = line else {
+        return Ok(0.0);
+    };
+    let value = line
+        .split(' ')
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok());
+    value.with_context(|| format!("no {key} in io.stat"))
+}
+
+/// The kernel charges the nearest cgroup above that has the controller; the submitter is known.
+fn without_controller() -> Result<()> {
+    ensure!(
+        cgroup::enable(&["io"])?,
+        "the io controller can't be enabled"
+    );
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(16 << 20)?;
+    let parent = Cgroup::new()?;
+    let children = [parent.child("one")?, parent.child("two")?];
+    ensure!(
+        !children[0].directory.join("io.stat").exists(),
+        "the children have the io controller"
+    );
+    let since = Since::now(&agent, &disk.disk)?;
+    for (n, child) in children.iter().enumerate() {
+        let count = 50 + n;
+        worker_in(child, &format!("read {} 8192 {count}", disk.disk.0))?;
+        worker_in(child, &format!("write {} 4096 {count}", disk.disk.0))?;
+        worker_in(child, &format!("fsync {}", disk.disk.0))?;
+    }
+    let (metrics, _) = since.check(Some(2.0))?;
+    for (n, child) in children.iter().enumerate() {
+        let own = of(&metrics, &child.id, &disk.disk);
+        same("reads", own.reads, 50.0 + n as f64)?;
+        same("writes", own.writes, 50.0 + n as f64)?;
+        // Before 6.5 the kernel tells of no submission of a request that is nothing but a flush.
+        if Path::new("/sys/kernel/tracing/events/block/block_io_start").exists() {
+            same("flushes", own.flushes, 1.0)?;
+        }
+    }
+    let all = of(&metrics, &parent.id, &disk.disk);
+    let number = disk.disk.number()?;
+    let read = all.read_sectors * SECTOR;
+    same("bytes read", read, io_stat(&parent, &number, "rbytes")?)?;
+    let written = all.write_sectors * SECTOR;
+    same(
+        "bytes written",
+        written,
+        io_stat(&parent, &number, "wbytes")?,
+    )?;
+    same("flushes", all.flushes, 2.0)
+}
+
+fn failed() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    // The file behind the disk has no room for what is written.
+    let small = Mounted::tmpfs(64 << 10)?;
+    let disk = Loop::over(small.path().join("disk"), 8 << 20)?;
+    ensure!(fs::write(small.path().join("filler"), vec![0; 128 << 10]).is_err());
+    let cgroup = Cgroup::new()?;
+    let since = Since::now(&agent, &disk.disk)?;
+    worker_in(&cgroup, &format!("fail {} 131072 23", disk.disk.0))?;
+    let (metrics, theirs) = since.check(Some(0.0))?;
+    same("failed writes in the disk's books", theirs.writes, 23.0)?;
+    let labels = |operation| {
+        [
+            ("id", cgroup.id.as_str()),
+            ("device", disk.disk.0.as_str()),
+            ("operation", operation),
+        ]
+    };
+    same("errors", metrics.get(ERRORS, &labels("write"))?, 23.0)?;
+    ensure!(!metrics.has(ERRORS, &labels("read")));
+    Ok(())
+}
+
+fn zram() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let disk = Zram::new(16 << 20)?;
+    without_requests(&agent, &disk.disk)
+}
+
+/// A disk whose driver makes no requests has bytes and operations, and no latency.
+fn without_requests(agent: &Agent, disk: &Disk) -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    let since = Since::now(agent, disk)?;
+    worker_in(&cgroup, &format!("write {} 16384 40", disk.0))?;
+    worker_in(&cgroup, &format!("read {} 4096 30", disk.0))?;
+    let (metrics, _) = since.check(Some(0.0))?;
+    let own = of(&metrics, &cgroup.id, disk);
+    same("writes", own.writes, 40.0)?;
+    same("bytes", own.write_sectors * SECTOR, 40.0 * 16.0 * KIB)?;
+    same("reads", own.reads, 30.0)?;
+    same("bytes read", own.read_sectors * SECTOR, 30.0 * 4.0 * KIB)?;
+    let labels = [("id", cgroup.id.as_str()), ("device", disk.0.as_str())];
+    ensure!(!metrics.has(&format!("{LATENCY}_count"), &labels));
+    ensure!(!metrics.has("container_fs_read_seconds_total", &labels));
+    Ok(())
+}
+
+fn mapped() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let below = Loop::new(16 << 20)?;
+    let linear = Mapped::new(&format!("0 32768 linear {} 0", below.disk.0))?;
+    let lower = Since::now(&agent, &below.disk)?;
+    without_requests(&agent, &linear.disk)?;
+    // What was done on the mapped disk has been done on the one below as well: once each.
+    let (_, theirs) = lower.check(Some(0.0))?;
+    same("writes below", theirs.writes, 40.0)?;
+    let broken = Mapped::new("0 32768 error")?;
+    let cgroup = Cgroup::new()?;
+    worker_in(&cgroup, &format!("fail-read {} 4096 9", broken.disk.0))?;
+    let errors = agent.scrape()?.get(
+        ERRORS,
+        &[
+            ("id", "/"),
+            ("device", &broken.disk.0),
+            ("operation", "read"),
+        ],
+    )?;
+    same("errors", errors, 9.0)
+}
+
+fn ended() -> Result<()> {
+    let agent = Agent::start(&["--cgroup.linger", "1s"])?;
+    let disk = Loop::new(16 << 20)?;
+    let parent = Cgroup::new()?;
+    let since = Since::now(&agent, &disk.disk)?;
+    for n in 0..3 {
+        let child = parent.child(&format!("c{n}"))?;
+        worker_in(&child, &format!("read {} 4096 100", disk.disk.0))?;
+        child.remove()?;
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    let before = of(&agent.scrape()?, &parent.id, &disk.disk);
+    same("reads", before.reads, 300.0)?;
+    // Longer than the time to linger and the quarantine together.
+    std::thread::sleep(Duration::from_secs(4));
+    let (metrics, _) = since.check(Some(0.0))?;
+    let child = format!("{}/c0", parent.id);
+    ensure!(!metrics.has(READS, &[("id", &child)]), "it is still there");
+    same("kept", of(&metrics, &parent.id, &disk.disk).reads, 300.0)
+}
+
+fn overflow() -> Result<()> {
+    let agent = Agent::start(&["--cgroup.max", "4"])?;
+    let disk = Loop::new(16 << 20)?;
+    let parent = Cgroup::new()?;
+    let reads = |metrics: &Metrics, id: &str| metrics.sum(READS, &[("id", id)]);
+    ensure!(!agent.scrape()?.has(READS, &[("id", "(overflow)")]));
+    for n in 0..12 {
+        let child = parent.child(&format!("c{n}"))?;
+        worker_in(&child, &format!("read {} 4096 20", disk.disk.0))?;
+    }
+    let metrics = agent.scrape()?;
+    let (own, excess) = (reads(&metrics, &parent.id), reads(&metrics, "(overflow)"));
+    ensure!(own >= 20.0 && excess >= 20.0, "{own} and {excess} reads");
+    // Others on this host may have found no room either.
+    ensure!(own + excess >= 240.0, "{own} and {excess} reads");
+    let host = reads(&metrics, "/");
+    ensure!(host >= 240.0, "the host has {host} reads");
+    Ok(())
+}
