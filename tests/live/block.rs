@@ -114,8 +114,7 @@ impl<'a> Since<'a> {
     /// requests that were nothing but a flush: to the books those are writes as well. Returns the
     /// scrape and the disk's gain.
     fn check(&self, empty_flushes: Option<f64>) -> Result<(Metrics, Stats)> {
-        let theirs = self.disk.stats()? - self.theirs;
-        let metrics = self.agent.scrape()?;
+        let (metrics, theirs) = self.at_rest()?;
         let ours = of(&metrics, "/", self.disk) - self.ours;
         same("reads", ours.reads, theirs.reads)?;
         same("sectors read", ours.read_sectors, theirs.read_sectors)?;
@@ -138,6 +137,20 @@ impl<'a> Since<'a> {
             ),
         }
         Ok((metrics, theirs))
+    }
+}
+
+impl Since<'_> {
+    /// A scrape before and after which the disk's books say the same: its gain.
+    fn at_rest(&self) -> Result<(Metrics, Stats)> {
+        for _ in 0..100 {
+            let before = self.disk.stats()?;
+            let metrics = self.agent.scrape()?;
+            if self.disk.stats()? == before {
+                return Ok((metrics, before - self.theirs));
+            }
+        }
+        anyhow::bail!("{} does not come to rest", self.disk.0)
     }
 }
 
