@@ -5,6 +5,7 @@
 //! interleaved rounds with and without the agent. Nothing here fails for being slow.
 
 mod agent;
+mod block;
 mod empty;
 mod load;
 mod programs;
@@ -37,7 +38,8 @@ pub fn bench(options: &Options) -> Result<()> {
     build()?;
     let machine = machine()?;
     println!("\n{machine}\n");
-    let programs = programs::measure()?;
+    let mut programs = programs::measure()?;
+    programs.extend(block::measure()?);
     let switching = load::slow_down(options.rounds)?;
     let scrapes = options
         .cgroups

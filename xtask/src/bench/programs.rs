@@ -21,12 +21,13 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// Has the kernel time programs.
-struct Statistics(String);
+pub struct Statistics(String);
 
 const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Statistics {
-    fn on() -> Result<Self> {
+    /// Until it is dropped.
+    pub fn on() -> Result<Self> {
         let before = std::fs::read_to_string(SYSCTL)?;
         std::fs::write(SYSCTL, "1")?;
         Ok(Self(before))
