@@ -12,6 +12,7 @@ pub mod event;
 pub mod field;
 pub mod histogram;
 pub mod keyed;
+pub mod net;
 pub mod pass;
 pub mod process;
 pub mod reclaim;

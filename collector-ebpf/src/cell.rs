@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use collector_common::{
     cell::{CELLS_PER_CHUNK, CHUNK_SHIFT},
+    net::NetCell,
     process::ProcessCell,
     sched::SchedCell,
     stat::Stat,
@@ -31,6 +32,10 @@ pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
 /// Process cells, one lane.
 #[btf_map]
 pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
+
+/// Socket cells, shards.
+#[btf_map]
+pub static NET_CELLS: Cells<NetCell> = Cells::new();
 
 /// Lanes of a per-CPU source: the number of possible CPUs.
 #[unsafe(no_mangle)]
@@ -54,6 +59,20 @@ pub fn sharded_cell(slot: u32) -> u32 {
 #[inline(always)]
 pub fn lanes() -> u32 {
     LANES.load()
+}
+
+/// The first cell of a slot in a source with shards.
+#[inline(always)]
+pub fn first_shard(slot: u32) -> u32 {
+    slot * SHARDS.load()
+}
+
+/// The cell that this CPU shares with some others, by the slot's first one.
+#[inline(always)]
+pub fn shard(first: u32) -> u32 {
+    // SAFETY: always allowed.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    first + (cpu & (SHARDS.load() - 1))
 }
 
 /// The cell of lane 0 of a slot in a per-CPU source.

@@ -12,6 +12,7 @@ mod cell;
 mod cgroup;
 mod kernel;
 mod keyed;
+mod net;
 mod pass;
 mod pending;
 mod process;

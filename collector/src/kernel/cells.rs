@@ -65,6 +65,7 @@ cells! {
     collector_common::sched::SchedCell, "SCHED_CELLS", PerCpu;
     collector_common::process::ProcessCell, "PROCESS_CELLS", One;
     collector_common::reclaim::ReclaimCell, "RECLAIM_CELLS", One;
+    collector_common::net::NetCell, "NET_CELLS", Shards;
 }
 
 /// The cells of a source.

@@ -462,6 +462,7 @@ fn map_data(map: &Map) -> Result<&MapData> {
         | Map::PerCpuArray(map)
         | Map::Queue(map)
         | Map::RingBuf(map)
+        | Map::SkStorage(map)
         | Map::Unsupported(map) => Ok(map),
         other => bail!("unexpected kind of map: {other:?}"),
     }

@@ -75,6 +75,8 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("block_bio_queue"),
     tracepoint("block_bio_complete"),
     tracepoint("block_rq_complete"),
+    program("net_ingress", Hook::Packets(CgroupSkbAttachType::Ingress)),
+    program("net_egress", Hook::Packets(CgroupSkbAttachType::Egress)),
 ];
 
 /// What a source needs of the kernel.

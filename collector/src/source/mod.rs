@@ -18,6 +18,7 @@ mod io;
 mod keyed;
 mod lifecycle;
 mod memory;
+mod net;
 mod pids;
 mod pressure;
 mod process;
@@ -83,6 +84,7 @@ pub const SOURCES: &[Registration] = &[
     reclaim::SOURCE,
     process::SOURCE,
     block::SOURCE,
+    net::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.

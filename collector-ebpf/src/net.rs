@@ -1,0 +1,179 @@
+//! Packets of sockets: bytes and packets by cgroup, family and protocol.
+//!
+//! Hooks: `cgroup_skb` at the root of cgroup2, inherited by every cgroup below, also by those made
+//! later. The kernel runs them with the full socket that a packet is for or from
+//! (kernel/bpf/cgroup.c, `__cgroup_bpf_run_filter_skb`): on receive where the socket's filter is
+//! run (net/core/filter.c, `sk_filter_trim_cap`), on transmit after routing and before
+//! fragmentation (net/ipv4/ip_output.c, `ip_finish_output`).
+//! Metrics: collector/src/source/net.rs. Oracle: tests/live/net.rs.
+//!
+//! A packet counts for the cgroup in which its socket was made (`sk_cgrp_data`; an accepted
+//! socket has its listener's), wherever the socket's users are by now. Not seen, because there is
+//! no full socket: packets for connections in TIME_WAIT, forwarded ones, and those of packet
+//! sockets (AF_PACKET). What the kernel sends by itself (echo replies, resets of no connection)
+//! is sent by sockets of the root.
+//!
+//! Both programs let every packet pass, whatever happens.
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_sk_cgroup_id, bpf_sk_fullsock, bpf_sk_storage_get},
+    macros::{btf_map, cgroup_skb},
+    programs::SkBuffContext,
+};
+use collector_common::{
+    net::{Direction, NetCell, Protocol, SocketSlot, index},
+    stat::Stat,
+};
+
+use crate::{
+    cell::{self, NET_CELLS, cell},
+    slot::{self, Slot},
+    stat,
+};
+
+/// The slot of each socket that has had a packet.
+#[btf_map]
+static SOCKETS: SkStorage<SocketSlot> = SkStorage::new();
+
+/// Lets the packet pass.
+const PASS: i32 = 1;
+
+#[cgroup_skb(ingress)]
+pub fn net_ingress(ctx: SkBuffContext) -> i32 {
+    count(&ctx, Direction::Receive);
+    PASS
+}
+
+#[cgroup_skb(egress)]
+pub fn net_egress(ctx: SkBuffContext) -> i32 {
+    count(&ctx, Direction::Transmit);
+    PASS
+}
+
+#[inline(always)]
+fn count(ctx: &SkBuffContext, direction: Direction) {
+    let skb = ctx.skb.skb;
+    // SAFETY: the verifier knows the context's fields.
+    let (sk, length, segments, ethertype) = unsafe {
+        (
+            (*skb).__bindgen_anon_2.sk,
+            (*skb).len,
+            (*skb).gso_segs,
+            (*skb).protocol,
+        )
+    };
+    if sk.is_null() {
+        return;
+    }
+    let Some((cell, protocol)) = known(sk).or_else(|| settled(sk)) else {
+        return;
+    };
+    // By the packet and not by the socket: one of IPv6 may speak IPv4 as well. Network byte order.
+    const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+    let at = index(protocol, u32::from(ethertype == IPV6), direction);
+    // 0 for a packet that is neither to be segmented nor merged from segments.
+    let packets = u64::from(segments) + u64::from(segments == 0);
+    // SAFETY: `index` is within the array of the map value.
+    unsafe {
+        let traffic = (&raw mut (*cell).traffic)
+            .cast::<collector_common::net::Traffic>()
+            .add(at);
+        cell::add(&raw mut (*traffic).bytes, u64::from(length));
+        cell::add(&raw mut (*traffic).packets, packets);
+    }
+}
+
+/// The usual way: the cell of the slot that the socket's storage names, if it is still the owner's.
+#[inline(always)]
+fn known(sk: *mut bpf_sock) -> Option<(*mut NetCell, u32)> {
+    let socket = storage(sk, 0)?;
+    let (owner, protocol) = (socket.owner, socket.protocol);
+    let cell = cell!(NET_CELLS, cell::shard(socket.first_cell))?;
+    // SAFETY: a map value.
+    (owner != 0 && unsafe { (*cell).owner } == owner).then_some((cell, protocol))
+}
+
+/// The cell after the slot has been resolved: of a socket that is new, on CPUs where its cgroup's
+/// cell is, after the slot was recycled, and for want of a slot or of storage.
+#[inline(always)]
+fn settled(sk: *mut bpf_sock) -> Option<(*mut NetCell, u32)> {
+    let settled = settle(sk);
+    let cell = cell!(NET_CELLS, cell::shard((settled >> 32) as u32))?;
+    Some((cell, settled as u32))
+}
+
+/// Resolves a socket's slot and claims the cell. Returns the slot's first cell (high half) and the
+/// protocol.
+///
+/// Two CPUs may do this for one socket at the same time; both write the same, or the later one
+/// what is true by then, and a torn pair of owner and cell is noticed by [`known`].
+///
+/// Not inlined, so that the usual way stays one straight line.
+#[inline(never)]
+fn settle(sk: *mut bpf_sock) -> u64 {
+    // SAFETY: the verifier proves that `sk` is a socket.
+    let mut slot = slot::resolve(unsafe { bpf_sk_cgroup_id(sk.cast()) });
+    if !claim(slot) {
+        // The slot belongs to somebody else by now; its cells are not ours to touch.
+        stat::count(Stat::Overflow);
+        slot = Slot::OVERFLOW;
+        claim(slot);
+    }
+    let protocol = protocol(sk);
+    let first_cell = cell::first_shard(slot.number);
+    // None if the socket is being freed or has used up its memory for options: the next packet
+    // comes this way again. So does that of a socket in the overflow slot.
+    if let Some(socket) = storage(sk, BPF_SK_STORAGE_GET_F_CREATE.into()) {
+        socket.owner = if slot.is_overflow() { 0 } else { slot.owner };
+        socket.first_cell = first_cell;
+        socket.protocol = protocol;
+    }
+    u64::from(first_cell) << 32 | u64::from(protocol)
+}
+
+/// Whether the cell on this CPU is the slot's owner's; made so if it is nobody's yet.
+#[inline(always)]
+fn claim(slot: Slot) -> bool {
+    let Some(cell) = cell!(NET_CELLS, cell::shard(cell::first_shard(slot.number))) else {
+        return false;
+    };
+    // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
+    unsafe {
+        if (*cell).owner == 0 {
+            (*cell).owner = slot.owner;
+        }
+        (*cell).owner == slot.owner
+    }
+}
+
+#[inline(always)]
+fn protocol(sk: *mut bpf_sock) -> u32 {
+    // SAFETY: the verifier proves that `sk` is a socket, and checks the field of a full one.
+    let number = unsafe { bpf_sk_fullsock(sk).as_ref() }.map_or(0, |full| full.protocol);
+    // IPPROTO_* (include/uapi/linux/in.h, in6.h).
+    let protocol = match number {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        1 | 58 => Protocol::Icmp,
+        _ => Protocol::Other,
+    };
+    protocol as u32
+}
+
+#[inline(always)]
+fn storage(sk: *mut bpf_sock, flags: u64) -> Option<&'static mut SocketSlot> {
+    // SAFETY: the helper takes any socket, and returns null or a value that lives as long as the
+    // program runs.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const SOCKETS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
+        .cast::<SocketSlot>()
+        .as_mut()
+    }
+}

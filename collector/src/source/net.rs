@@ -1,0 +1,156 @@
+//! Packets of sockets: bytes and packets by cgroup, family and protocol.
+//!
+//! Programs: `net_ingress`, `net_egress` (collector-ebpf/src/net.rs). Oracle: known datagrams,
+//! /proc/net/netstat, tcp_info (tests).
+
+use std::ops::AddAssign;
+
+use collector_common::net::{
+    Direction, Family as Version, NetCell, Protocol, TRAFFIC, Traffic, index,
+};
+
+use super::{
+    Metric, Registration, Samples,
+    counters::{Counters, Numbers},
+};
+use crate::{
+    exposition::{Family, Kind, Unit, Value},
+    kernel::programs::Requirement,
+};
+
+/// A node's traffic, by `collector_common::net::index`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals([Traffic; TRAFFIC]);
+
+impl Totals {
+    fn add(&mut self, other: &[Traffic; TRAFFIC]) {
+        for (sum, traffic) in self.0.iter_mut().zip(other) {
+            sum.bytes += traffic.bytes;
+            sum.packets += traffic.packets;
+        }
+    }
+
+    /// One series' value: absent as long as neither direction has had a packet.
+    fn value(
+        &self,
+        protocol: Protocol,
+        version: Version,
+        direction: Direction,
+        read: fn(&Traffic) -> u64,
+    ) -> Option<Value> {
+        let of = |direction| &self.0[index(protocol as u32, version as u32, direction)];
+        let seen = of(Direction::Receive).packets + of(Direction::Transmit).packets > 0;
+        seen.then(|| Value::Count(read(of(direction))))
+    }
+}
+
+impl AddAssign<&NetCell> for Totals {
+    fn add_assign(&mut self, cell: &NetCell) {
+        self.add(&cell.traffic);
+    }
+}
+
+impl AddAssign<&Totals> for Totals {
+    fn add_assign(&mut self, other: &Totals) {
+        self.add(&other.0);
+    }
+}
+
+impl Numbers<NetCell> for Totals {}
+
+/// One family: a direction's bytes or packets, a series each for the families and protocols.
+macro_rules! metric {
+    ($name:literal, $unit:ident, $direction:ident, $read:ident, $help:literal, $origin:literal, $oracle:literal) => {
+        Metric {
+            family: Family {
+                name: $name,
+                help: $help,
+                kind: Kind::Counter,
+                unit: Unit::$unit,
+                labels: &["family", "protocol"],
+                origin: $origin,
+                oracle: $oracle,
+            },
+            samples: Samples::Scalars(&[
+                metric!(series "ipv4", V4, "tcp", Tcp, $direction, $read),
+                metric!(series "ipv4", V4, "udp", Udp, $direction, $read),
+                metric!(series "ipv4", V4, "icmp", Icmp, $direction, $read),
+                metric!(series "ipv4", V4, "other", Other, $direction, $read),
+                metric!(series "ipv6", V6, "tcp", Tcp, $direction, $read),
+                metric!(series "ipv6", V6, "udp", Udp, $direction, $read),
+                metric!(series "ipv6", V6, "icmp", Icmp, $direction, $read),
+                metric!(series "ipv6", V6, "other", Other, $direction, $read),
+            ]),
+        }
+    };
+    (series $family:literal, $version:ident, $protocol:literal, $kind:ident, $direction:ident, $read:ident) => {
+        (
+            &[("family", $family), ("protocol", $protocol)],
+            |totals: &Totals| {
+                totals.value(
+                    Protocol::$kind,
+                    Version::$version,
+                    Direction::$direction,
+                    |traffic| traffic.$read,
+                )
+            },
+        )
+    };
+}
+
+/// The source's families.
+pub const METRICS: &[Metric<Totals>] = &[
+    metric!(
+        "container_socket_receive_bytes_total",
+        Bytes,
+        Receive,
+        bytes,
+        "Bytes of IP packets that sockets of the cgroup received, IP header included; a merged packet \
+         has one header, and what comes over loopback is also counted where it was sent.",
+        "net_ingress: sk_buff.len",
+        "known datagrams, /proc/net/netstat InOctets"
+    ),
+    metric!(
+        "container_socket_transmit_bytes_total",
+        Bytes,
+        Transmit,
+        bytes,
+        "Bytes of IP packets that sockets of the cgroup sent, IP header included; a packet that is still \
+         to be segmented has one header, and what goes over loopback is also counted where it is received.",
+        "net_egress: sk_buff.len",
+        "known datagrams, /proc/net/netstat OutOctets"
+    ),
+    metric!(
+        "container_socket_receive_packets_total",
+        None,
+        Receive,
+        packets,
+        "IP packets that sockets of the cgroup received; the segments that make up a merged packet are \
+         counted one by one.",
+        "net_ingress: skb_shared_info.gso_segs, 1 if there is none",
+        "known datagrams, tcp_info tcpi_segs_in"
+    ),
+    metric!(
+        "container_socket_transmit_packets_total",
+        None,
+        Transmit,
+        packets,
+        "IP packets that sockets of the cgroup sent; segments are counted one by one, fragments are not.",
+        "net_egress: skb_shared_info.gso_segs, 1 if there is none",
+        "known datagrams, /proc/net/snmp OutSegs"
+    ),
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "net",
+        required: &["net_ingress", "net_egress"],
+        optional: &[],
+    },
+    families: || METRICS.iter().map(|metric| &metric.family).collect(),
+    build: |builder| {
+        let cells = builder.kernel.cells::<NetCell>()?;
+        Ok(Box::new(Counters::new("net", METRICS, cells)))
+    },
+};
