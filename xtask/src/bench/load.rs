@@ -86,6 +86,19 @@ pub fn slow_down(rounds: usize) -> Result<Value> {
     }))
 }
 
+/// Datagrams from one socket to another over loopback: a packet sent and one received each.
+pub fn datagrams(count: usize) -> Result<()> {
+    let receiver = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    sender.connect(receiver.local_addr()?)?;
+    let mut buffer = [0; 64];
+    for _ in 0..count {
+        sender.send(&buffer)?;
+        receiver.recv(&mut buffer)?;
+    }
+    Ok(())
+}
+
 /// Starts and waits for processes.
 pub fn processes(count: usize) -> Result<()> {
     for _ in 0..count {
@@ -154,7 +167,7 @@ fn remove(folder: &Path) {
 }
 
 /// The root of cgroup2.
-fn root() -> Result<PathBuf> {
+pub fn root() -> Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let line = text
         .lines()

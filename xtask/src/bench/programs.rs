@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::{
     agent::{Agent, value},
-    empty::Empty,
-    load::{Cgroups, ping_pong, processes},
+    empty::{Empty, Packets},
+    load::{Cgroups, datagrams, ping_pong, processes},
 };
 
 /// Programs with the tracepoint that they, and the empty program beside them, are attached to.
@@ -18,6 +18,12 @@ const PROGRAMS: &[&str] = &[
     "cgroup_mkdir",
     "cgroup_rmdir",
     "cgroup_attach_task",
+];
+
+/// Programs for packets, with the direction.
+const PACKETS: &[(&str, Packets)] = &[
+    ("net_ingress", Packets::Ingress),
+    ("net_egress", Packets::Egress),
 ];
 
 /// Has the kernel time programs.
@@ -43,10 +49,11 @@ impl Drop for Statistics {
 /// Measures under a load that has all of them run.
 pub fn measure() -> Result<Vec<Value>> {
     let agent = Agent::start()?;
-    let empties = PROGRAMS
+    let tracepoints = PROGRAMS.iter().map(|name| Empty::attach(name));
+    let packets = PACKETS
         .iter()
-        .map(|name| Empty::attach(name))
-        .collect::<Result<Vec<_>>>()?;
+        .map(|(_, direction)| Empty::attach_to_packets(*direction));
+    let empties = tracepoints.chain(packets).collect::<Result<Vec<_>>>()?;
     // Caches warm, storage made.
     ping_pong(20_000)?;
     let _statistics = Statistics::on()?;
@@ -54,24 +61,30 @@ pub fn measure() -> Result<Vec<Value>> {
     ping_pong(300_000)?;
     processes(1500)?;
     drop(Cgroups::make(500)?);
+    datagrams(300_000)?;
     let after = (agent.scrape()?, times(&empties)?);
-    let rows = PROGRAMS.iter().enumerate().map(|(at, program)| {
-        let gained = |family: &str| {
-            let series = format!("{family}{{program=\"{program}\"}} ");
-            value(&after.0, &series) - value(&before.0, &series)
-        };
-        let runs = gained("cgmeter_program_runs_total");
-        let gross = gained("cgmeter_program_run_seconds_total") * 1e9 / runs;
-        let empty = after.1[at].1.saturating_sub(before.1[at].1) as f64
-            / after.1[at].0.saturating_sub(before.1[at].0) as f64;
-        json!({
-            "program": program,
-            "runs": runs,
-            "gross_ns": gross,
-            "empty_ns": empty,
-            "net_ns": gross - empty,
-        })
-    });
+    let packets = PACKETS.iter().map(|(name, _)| name);
+    let rows = PROGRAMS
+        .iter()
+        .chain(packets)
+        .enumerate()
+        .map(|(at, program)| {
+            let gained = |family: &str| {
+                let series = format!("{family}{{program=\"{program}\"}} ");
+                value(&after.0, &series) - value(&before.0, &series)
+            };
+            let runs = gained("cgmeter_program_runs_total");
+            let gross = gained("cgmeter_program_run_seconds_total") * 1e9 / runs;
+            let empty = after.1[at].1.saturating_sub(before.1[at].1) as f64
+                / after.1[at].0.saturating_sub(before.1[at].0) as f64;
+            json!({
+                "program": program,
+                "runs": runs,
+                "gross_ns": gross,
+                "empty_ns": empty,
+                "net_ns": gross - empty,
+            })
+        });
     Ok(rows.collect())
 }
 
