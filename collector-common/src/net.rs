@@ -19,8 +19,9 @@ pub const TRAFFIC: usize = 16;
 pub struct NetCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
-    /// Has TCP over IPv4 share the owner's cache line.
-    pub reserved: u64,
+    /// 1 once somebody has owned the cell: what it has counted is still read when it is disowned.
+    /// (And TCP over IPv4 shares the owner's cache line.)
+    pub used: u64,
     /// By [`index`].
     pub traffic: [Traffic; TRAFFIC],
     /// Fills the last cache line.

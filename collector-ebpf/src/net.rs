@@ -10,8 +10,9 @@
 //! A packet counts for the cgroup in which its socket was made (`sk_cgrp_data`; an accepted
 //! socket has its listener's), wherever the socket's users are by now. Not seen, because there is
 //! no full socket: packets for connections in TIME_WAIT, forwarded ones, and those of packet
-//! sockets (AF_PACKET). What the kernel sends by itself (echo replies, resets of no connection)
-//! is sent by sockets of the root.
+//! sockets (AF_PACKET). What the kernel sends by itself is sent by sockets of its own: those for
+//! echo replies and resets of no connection are the root's, those for neighbours and multicast
+//! groups of IPv6 (net/ipv6/ndisc.c, mcast.c) are of the cgroup that made the network namespace.
 //!
 //! Both programs let every packet pass, whatever happens.
 
@@ -142,6 +143,7 @@ fn claim(slot: Slot) -> bool {
     // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
     unsafe {
         if (*cell).owner == 0 {
+            (*cell).used = 1;
             (*cell).owner = slot.owner;
         }
         (*cell).owner == slot.owner

@@ -35,7 +35,8 @@ impl Lanes {
     }
 }
 
-/// A cell as it is in the kernel: its first word is the owner's cgroup id.
+/// A cell as it is in the kernel: its first word is the owner's cgroup id, and its second one is not 0
+/// once anything has been counted.
 ///
 /// # Safety
 ///
