@@ -111,6 +111,7 @@ impl Core {
         self.kernel.take_in_flight()?;
         lap(&mut stages, "in_flight");
         self.slots.refresh().context("reading the slots")?;
+        self.depart_left_behind();
         let mut slots: Vec<(NodeId, u32)> = self
             .slots
             .used()

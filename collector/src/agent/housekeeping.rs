@@ -1,6 +1,7 @@
 //! Between scrapes: cgroups that come and go, slots that come back.
 
 use std::{
+    collections::HashSet,
     os::fd::AsRawFd,
     sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
@@ -62,7 +63,8 @@ fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
         tracing::warn!(%error, "slots could not be read");
     }
     core.provide_slots();
-    Some(core.next_round())
+    let idle = core.idle();
+    Some(core.next_round().min(idle))
 }
 
 impl Core {
@@ -75,8 +77,9 @@ impl Core {
         self.walk_if_events_were_lost();
         self.retire(Instant::now());
         let sources = &mut self.sources;
-        let departed = &self.departed;
-        let pending = |id| departed.iter().any(|&(found, _)| found == id);
+        let (departed, slots) = (&self.departed, &self.slots);
+        // A cgroup's sockets may outlive it and take a slot once more.
+        let pending = |id| slots.has(id) || departed.iter().any(|&(found, _)| found == id);
         self.tree
             .reap(SystemTime::now(), self.linger, pending, |from, into| {
                 for source in sources.iter_mut() {
@@ -157,6 +160,9 @@ impl Core {
                         source.last(node, &record);
                     }
                 }
+                for source in &mut self.sources {
+                    source.removed(event.id);
+                }
                 self.departed.push((event.id, Instant::now()));
             }
         }
@@ -188,6 +194,9 @@ impl Core {
             Ok(found) => {
                 for id in self.tree.merge(&found, SystemTime::now()) {
                     self.departed.push((id, Instant::now()));
+                    for source in &mut self.sources {
+                        source.removed(id);
+                    }
                 }
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
@@ -223,6 +232,10 @@ impl Core {
                 .partition(|(_, since)| due(since, QUARANTINE));
             self.departed = waiting;
             for &(id, _) in &over {
+                // It only seemed to be gone: it took a slot before its birth was told.
+                if self.tree.living(id).is_some() {
+                    continue;
+                }
                 let node = self.tree.by_id(id);
                 if let Some(slot) = self.slots.disown(id, &mut memories(&mut self.sources)) {
                     self.disowned.push(Disowned {
@@ -255,6 +268,18 @@ impl Core {
         }
     }
 
+    /// Has slots retired that were taken for cgroups which are not in the tree any more.
+    pub(super) fn depart_left_behind(&mut self) {
+        let departed: HashSet<u64> = self.departed.iter().map(|&(id, _)| id).collect();
+        let left_behind = self
+            .slots
+            .used()
+            .map(|(id, _)| id)
+            .filter(|id| self.tree.left_behind(*id) && !departed.contains(id));
+        self.departed
+            .extend(left_behind.map(|id| (id, Instant::now())));
+    }
+
     /// Keeps a slot free for each live cgroup that has none, and some more.
     pub(super) fn provide_slots(&mut self) {
         let (used, _, _) = self.slots.states();
@@ -276,6 +301,16 @@ impl Core {
                 .context("making the cells of the overflow slot")?;
         }
         Ok(())
+    }
+
+    /// Has sources do what must not wait for a scrape; returns how long there is nothing to do.
+    fn idle(&mut self) -> Duration {
+        let tree = &self.tree;
+        self.sources
+            .iter_mut()
+            .filter_map(|source| source.idle(tree))
+            .min()
+            .map_or(Duration::MAX, |next| next.max(Duration::from_millis(100)))
     }
 
     fn next_round(&self) -> Duration {

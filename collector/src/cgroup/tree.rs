@@ -302,6 +302,39 @@ impl Tree {
         self.by_id.contains_key(&id)
     }
 
+    /// The node of a cgroup that is there.
+    pub fn living(&self, id: u64) -> Option<NodeId> {
+        let number = *self.by_id.get(&id)?;
+        let node = self.node(number)?;
+        (node.id == id && node.died.is_none()).then_some(number)
+    }
+
+    /// Whether a cgroup has no node of its own any more, although it may still be charged: its
+    /// sockets outlive it.
+    pub fn left_behind(&self, id: u64) -> bool {
+        match self.by_id.get(&id) {
+            Some(&number) => self.node(number).is_some_and(|node| node.id != id),
+            None => self.whole,
+        }
+    }
+
+    /// Whether a node is another one, or below it.
+    pub fn is_within(&self, number: NodeId, other: NodeId) -> bool {
+        let mut at = Some(number);
+        while let Some(number) = at {
+            if number == other {
+                return true;
+            }
+            at = self.node(number).and_then(|node| node.parent);
+        }
+        false
+    }
+
+    /// Whether the root is the hierarchy's own: what belongs to the host belongs to it.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// The node of a path.
     pub fn by_path(&self, path: &[u8]) -> Option<NodeId> {
         self.by_path.get(path).copied()
@@ -438,6 +471,23 @@ mod tests {
             at: SystemTime::now(),
         });
         assert_eq!(tree.counts(), (3, 0));
+    }
+
+    #[test]
+    fn who_lives_and_who_is_left_behind() {
+        let mut tree = tree();
+        let now = SystemTime::now();
+        let b = tree.living(3).unwrap();
+        assert!(tree.is_within(b, ROOT) && tree.is_within(b, b) && !tree.is_within(ROOT, b));
+        tree.apply(&Event::Removed { id: 3, at: now });
+        assert!(tree.living(3).is_none() && !tree.left_behind(3));
+        // Its path is another's: its id only leads there.
+        tree.apply(&made(9, 2, "b"));
+        assert!(tree.left_behind(3) && !tree.left_behind(9));
+        assert_eq!(tree.living(9), Some(b));
+        tree.apply(&Event::Removed { id: 9, at: now });
+        tree.reap(now, Duration::ZERO, |_| false, |_, _| {});
+        assert!(tree.left_behind(9) && !tree.left_behind(2));
     }
 
     #[test]

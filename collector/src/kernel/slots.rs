@@ -83,6 +83,11 @@ impl SlotPool {
         self.keys.iter().copied().zip(self.values.iter().copied())
     }
 
+    /// Whether a cgroup had a slot at the last refresh.
+    pub fn has(&self, id: u64) -> bool {
+        self.used.contains_key(&id)
+    }
+
     /// Puts slots into the queue until `free` are there or the maximum is reached, making their
     /// memory first.
     ///

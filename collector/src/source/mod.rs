@@ -151,6 +151,16 @@ pub trait Source: Send {
     fn last(&mut self, node: NodeId, record: &CgroupRecord) {
         let _ = (node, record);
     }
+    /// A cgroup was removed.
+    fn removed(&mut self, id: u64) {
+        let _ = id;
+    }
+    /// Asked now and then when nobody scrapes, for what must not wait; returns for how long there
+    /// is nothing to do.
+    fn idle(&mut self, tree: &Tree) -> Option<std::time::Duration> {
+        let _ = tree;
+        None
+    }
     /// CPU time by node since the cgroup was made, ns, from the kernel's own books.
     fn lifetime(&self) -> Option<Vec<Option<u64>>> {
         None
