@@ -152,4 +152,7 @@ fields! {
     FLUSH_REQUEST = "blk_flush_queue.flush_rq";
     FLUSH_INDEX = "blk_flush_queue.flush_running_idx";
     FLUSH_LISTS = "blk_flush_queue.flush_queue";
+    TASK_NSPROXY = "task_struct.nsproxy";
+    NSPROXY_NET = "nsproxy.net_ns";
+    NET_COOKIE = "net.net_cookie";
 }

@@ -13,6 +13,7 @@ pub mod field;
 pub mod histogram;
 pub mod keyed;
 pub mod net;
+pub mod netns;
 pub mod pass;
 pub mod process;
 pub mod reclaim;

@@ -115,6 +115,11 @@ pub struct Task(pub *const c_void);
 #[repr(transparent)]
 pub struct Cgroup(pub *const c_void);
 
+/// `struct net`
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct NetNamespace(pub *const c_void);
+
 /// `struct cgroup_subsys_state` of the cpu controller, the first member of `struct task_group`.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -181,6 +186,22 @@ impl Task {
     #[inline(always)]
     pub fn start_time(self) -> u64 {
         load64!(self.0, field::TASK_START_TIME)
+    }
+    /// Thread id, as the first pid namespace has it.
+    #[inline(always)]
+    pub fn pid(self) -> u32 {
+        load32!(self.0, field::TASK_PID)
+    }
+    /// `None` for a task on its way out (kernel/nsproxy.c, `exit_task_namespaces`).
+    #[inline(always)]
+    pub fn net_namespace(self) -> Option<NetNamespace> {
+        let proxy = load64!(self.0, field::TASK_NSPROXY) as *const c_void;
+        if proxy.is_null() {
+            return None;
+        }
+        Some(NetNamespace(
+            load64!(proxy, field::NSPROXY_NET) as *const c_void
+        ))
     }
     /// The idle task of a CPU: the only one with pid 0.
     #[inline(always)]
@@ -326,6 +347,14 @@ impl Cgroup {
         } else {
             Some(TaskGroup(css))
         }
+    }
+}
+
+impl NetNamespace {
+    /// A number that no other namespace has had or will have (SO_NETNS_COOKIE tells it).
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        load64!(self.0, field::NET_COOKIE)
     }
 }
 

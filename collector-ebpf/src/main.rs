@@ -13,6 +13,7 @@ mod cgroup;
 mod kernel;
 mod keyed;
 mod net;
+mod netns;
 mod pass;
 mod pending;
 mod process;

@@ -11,6 +11,8 @@ pub mod keyed;
 pub mod load;
 pub mod mapping;
 mod names;
+pub mod netlink;
+pub mod netns;
 pub mod pass;
 pub mod programs;
 pub mod slots;
@@ -88,4 +90,26 @@ pub fn release_free_memory() {
     unsafe {
         libc::malloc_trim(0)
     };
+}
+
+/// Raises the limit of open files as far as the process may.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn raise_open_files() -> std::io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is readable.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }

@@ -77,6 +77,7 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("block_rq_complete"),
     program("net_ingress", Hook::Packets(CgroupSkbAttachType::Ingress)),
     program("net_egress", Hook::Packets(CgroupSkbAttachType::Egress)),
+    program("namespaces", Hook::TaskIterator),
 ];
 
 /// What a source needs of the kernel.

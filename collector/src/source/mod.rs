@@ -19,6 +19,7 @@ mod keyed;
 mod lifecycle;
 mod memory;
 mod net;
+mod netdev;
 mod pids;
 mod pressure;
 mod process;
@@ -85,6 +86,7 @@ pub const SOURCES: &[Registration] = &[
     process::SOURCE,
     block::SOURCE,
     net::SOURCE,
+    netdev::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.

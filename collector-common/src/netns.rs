@@ -1,0 +1,41 @@
+//! Network namespaces: which there are, and whose, as a pass over all tasks finds them.
+
+/// Namespaces that a pass can hold; those beyond are counted as missed.
+pub const NAMESPACES: u32 = 8192;
+
+/// Control block of the passes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct NamespacePass {
+    /// Number of the pass, set by the agent.
+    pub generation: u64,
+    /// Cookie of the host's namespace, that of the kernel's threads; 0 until one has been met.
+    pub host: u64,
+    /// Times that there was no room for a namespace.
+    pub missed: u64,
+    /// Keeps the layout explicit.
+    pub reserved: u64,
+}
+
+const _: () = assert!(size_of::<NamespacePass>() == 32);
+
+/// A network namespace other than the host's; the key is its cookie (`net.net_cookie`), which is
+/// never used again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Namespace {
+    /// The pass that has found a task in it last.
+    pub generation: u64,
+    /// Its oldest task's cgroup id,
+    pub cgroup: u64,
+    /// that task's start, ns of CLOCK_MONOTONIC,
+    pub start_time: u64,
+    /// and its thread id.
+    pub pid: u64,
+    /// Cgroup id that the agent has given it to, 0 for none: set by the agent.
+    pub owner: u64,
+    /// The pass that has found a task of that cgroup in it last.
+    pub owner_seen: u64,
+}
+
+const _: () = assert!(size_of::<Namespace>() == 48);

@@ -1,0 +1,317 @@
+//! rtnetlink: names and counters of the interfaces in one network namespace.
+//!
+//! A socket belongs to the namespace in which it was opened and goes on answering for it from
+//! outside. Invariant: what comes from anyone but the kernel is ignored, what is malformed is an
+//! error, and no call waits for longer than [`PATIENCE`].
+
+mod message;
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use message::Kind;
+
+/// Counters of an interface, by [`Counter`].
+pub type Counters = [u64; COUNTERS];
+
+/// Number of [`Counter`]s.
+pub const COUNTERS: usize = 8;
+
+/// What an interface counts; the values are indexes into [`Counters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Bytes received.
+    ReceiveBytes,
+    /// Packets received.
+    ReceivePackets,
+    /// Errors on receive.
+    ReceiveErrors,
+    /// Packets dropped on receive, those that the device missed included, as in /proc/net/dev.
+    ReceiveDropped,
+    /// Bytes transmitted.
+    TransmitBytes,
+    /// Packets transmitted.
+    TransmitPackets,
+    /// Errors on transmit.
+    TransmitErrors,
+    /// Packets dropped on transmit.
+    TransmitDropped,
+}
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Room for a datagram: a part of a dump has at most 32 KiB (net/netlink/af_netlink.c,
+/// `netlink_recvmsg`).
+const BUFFER: usize = 64 << 10;
+/// Queue of the socket: a part of a dump, and notices of changes until they are too many.
+const QUEUE: libc::c_int = 32 << 10;
+/// Dumps that are begun again because something changed meanwhile.
+const ATTEMPTS: usize = 4;
+
+const RTNLGRP_LINK: libc::c_int = 1;
+/// `SO_NETNS_COOKIE` (5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Room to receive into, shared by sockets that are read one after the other.
+pub struct Buffer(Box<[u8]>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(vec![0; BUFFER].into_boxed_slice())
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Buffer")
+    }
+}
+
+/// A socket in some network namespace.
+#[derive(Debug)]
+pub struct Rtnetlink {
+    socket: OwnedFd,
+    sequence: u32,
+    /// Whether interfaces may have come, gone or been renamed since their names were read.
+    changed: bool,
+}
+
+impl Rtnetlink {
+    /// A socket in the calling thread's namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: no memory is passed.
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                libc::NETLINK_ROUTE,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor for us.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let rtnetlink = Self {
+            socket,
+            sequence: 0,
+            changed: true,
+        };
+        let patience = libc::timeval {
+            tv_sec: PATIENCE.as_secs() as libc::time_t,
+            tv_usec: 0,
+        };
+        rtnetlink.set(libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
+        rtnetlink.set(libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE)?;
+        let group = RTNLGRP_LINK;
+        rtnetlink.set(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)?;
+        Ok(rtnetlink)
+    }
+
+    fn set<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: `value` is as long as said.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                level,
+                name,
+                (&raw const *value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// The namespace's cookie (`net.net_cookie`).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn cookie(&self) -> io::Result<u64> {
+        let mut cookie = 0u64;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: `cookie` is as long as `length` says.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        if result == 0 {
+            Ok(cookie)
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Whether the names may be others than those last read. Takes in the notices that are there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn changed(&mut self, buffer: &mut Buffer) -> io::Result<bool> {
+        // A bound, because who has rights in the namespace can send faster than this reads.
+        for _ in 0..1000 {
+            match self.receive(buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => self.changed = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.changed)
+    }
+
+    /// Index and name of each interface.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, and for answers that make no sense.
+    pub fn names(&mut self, buffer: &mut Buffer, names: &mut Vec<(u32, String)>) -> io::Result<()> {
+        let request = message::link_request();
+        self.changed = false;
+        let result = self.dump(Kind::GetLink, &request, buffer, names, |payload| {
+            message::link(payload).map(Some)
+        });
+        self.changed |= result.is_err();
+        result
+    }
+
+    /// Index and counters of each interface.
+    ///
+    /// # Errors
+    ///
+    /// As [`names`](Self::names).
+    pub fn counters(
+        &mut self,
+        buffer: &mut Buffer,
+        counters: &mut Vec<(u32, Counters)>,
+    ) -> io::Result<()> {
+        let request = message::statistics_request();
+        self.dump(Kind::GetStatistics, &request, buffer, counters, |payload| {
+            message::statistics(payload)
+        })
+    }
+
+    /// Asks for all of something and collects what `read` makes of each answer.
+    fn dump<T>(
+        &mut self,
+        kind: Kind,
+        request: &[u8],
+        buffer: &mut Buffer,
+        found: &mut Vec<T>,
+        read: impl Fn(&[u8]) -> io::Result<Option<T>>,
+    ) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            found.clear();
+            if self.dump_once(kind, request, buffer, found, &read)? {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(
+            "the namespace's interfaces change faster than they can be read",
+        ))
+    }
+
+    /// Whether nothing changed meanwhile.
+    fn dump_once<T>(
+        &mut self,
+        kind: Kind,
+        request: &[u8],
+        buffer: &mut Buffer,
+        found: &mut Vec<T>,
+        read: &impl Fn(&[u8]) -> io::Result<Option<T>>,
+    ) -> io::Result<bool> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.send(&message::dump(kind, self.sequence, request))?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut undisturbed = true;
+        while Instant::now() < deadline {
+            let length = self.receive(buffer, 0)?;
+            for message in message::messages(buffer.0.get(..length).unwrap_or_default()) {
+                let (header, payload) = message?;
+                if !header.answers(self.sequence) {
+                    // A notice, or an answer to what was given up.
+                    self.changed = true;
+                    continue;
+                }
+                undisturbed &= !header.interrupted;
+                match header.kind {
+                    message::DONE => return Ok(undisturbed),
+                    message::ERROR => return Err(message::error(payload)),
+                    answer if answer == kind.answer() => found.extend(read(payload)?),
+                    _ => {}
+                }
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        // SAFETY: the bytes are as many as said.
+        let sent = unsafe {
+            libc::send(
+                self.socket.as_raw_fd(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                0,
+            )
+        };
+        if sent == bytes.len() as isize {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Bytes of the next datagram, 0 for one that is nobody's business.
+    fn receive(&mut self, buffer: &mut Buffer, flags: libc::c_int) -> io::Result<usize> {
+        // SAFETY: an all-zero address is one.
+        let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        // SAFETY: buffer and address are as long as said.
+        let received = unsafe {
+            libc::recvfrom(
+                self.socket.as_raw_fd(),
+                buffer.0.as_mut_ptr().cast(),
+                buffer.0.len(),
+                flags | libc::MSG_TRUNC,
+                (&raw mut from).cast(),
+                &raw mut length,
+            )
+        };
+        let Ok(received) = usize::try_from(received) else {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                // Notices were lost; dumps are not.
+                Some(libc::ENOBUFS) => {
+                    self.changed = true;
+                    Ok(0)
+                }
+                Some(libc::EINTR) => Ok(0),
+                _ => Err(error),
+            };
+        };
+        // Who has rights in the namespace may send as well; the kernel's port is 0.
+        if from.nl_pid != 0 {
+            return Ok(0);
+        }
+        if received > buffer.0.len() {
+            return Err(io::Error::other("a netlink datagram of more than 64 KiB"));
+        }
+        Ok(received)
+    }
+}

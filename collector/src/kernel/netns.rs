@@ -1,0 +1,136 @@
+//! Network namespaces: the pass that finds them, and sockets opened inside.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use anyhow::{Context, Result};
+use collector_common::netns::{NAMESPACES, Namespace, NamespacePass};
+
+use super::{bpf, load::Kernel, mapping::Mapping, netlink::Rtnetlink};
+
+/// The pass over all tasks that finds the namespaces (collector-ebpf/src/netns.rs).
+#[derive(Debug)]
+pub struct Namespaces {
+    link: OwnedFd,
+    pass: Mapping<NamespacePass>,
+    map: OwnedFd,
+    generation: u64,
+    keys: Vec<u64>,
+    values: Vec<Namespace>,
+}
+
+// Words of the control block.
+const GENERATION: usize = 0;
+const HOST: usize = 1;
+const MISSED: usize = 2;
+
+impl Namespaces {
+    /// The pass of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// When the iterator can't be attached, or its control block can't be mapped.
+    pub fn new(kernel: &mut Kernel) -> Result<Self> {
+        let link = kernel
+            .task_iterator("namespaces")
+            .context("attaching the iterator over tasks")?;
+        Ok(Self {
+            link,
+            pass: Mapping::new(kernel.map("NETNS_PASS")?, 1)
+                .context("mapping the control block of the namespaces' pass")?,
+            map: kernel.map("NETNS")?.try_clone_to_owned()?,
+            generation: 0,
+            keys: Vec::new(),
+            values: Vec::new(),
+        })
+    }
+
+    /// Finds the namespaces that processes are in, the host's excepted: cookies, and whose.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn find(&mut self) -> io::Result<Vec<(u64, Namespace)>> {
+        self.generation += 1;
+        self.pass.store(0, GENERATION, self.generation);
+        bpf::run_iterator(self.link.as_fd())?;
+        bpf::lookup_all(
+            self.map.as_fd(),
+            NAMESPACES,
+            &mut self.keys,
+            &mut self.values,
+            Namespace::default(),
+        )?;
+        let mut found = Vec::with_capacity(self.keys.len());
+        for (&cookie, &namespace) in self.keys.iter().zip(&self.values) {
+            if namespace.generation == self.generation {
+                found.push((cookie, namespace));
+            } else {
+                // Nobody is in it any more.
+                bpf::lookup_and_delete(self.map.as_fd(), &cookie, namespace)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The number of the last pass.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Cookie of the host's namespace, once a pass has met a kernel thread.
+    pub fn host(&self) -> Option<u64> {
+        let cookie = self.pass.load(0, HOST);
+        (cookie != 0).then_some(cookie)
+    }
+
+    /// Times that a pass had no room for a namespace.
+    pub fn missed(&self) -> u64 {
+        self.pass.load(0, MISSED)
+    }
+
+    /// Notes to which cgroup a namespace has been given.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_owner(&self, cookie: u64, namespace: &Namespace, owner: u64) -> io::Result<()> {
+        let namespace = Namespace {
+            owner,
+            owner_seen: self.generation,
+            ..*namespace
+        };
+        bpf::update(self.map.as_fd(), &cookie, &namespace)
+    }
+}
+
+/// Opens a socket in the network namespace of each of some tasks.
+///
+/// A thread of its own enters the namespaces, one after the other, and ends: no other thread of
+/// the agent is ever elsewhere.
+///
+/// # Errors
+///
+/// When there can't be a thread; of each task: when it has gone (ENOENT, ESRCH), or its namespace
+/// must not be entered (EPERM, EACCES: CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed).
+pub fn open_in(tasks: Vec<u64>) -> io::Result<Vec<io::Result<Rtnetlink>>> {
+    let thread = std::thread::Builder::new()
+        .name("cgmeter-netns".to_owned())
+        .spawn(move || tasks.into_iter().map(open).collect())?;
+    thread
+        .join()
+        .map_err(|_| io::Error::other("the thread that enters namespaces panicked"))
+}
+
+fn open(task: u64) -> io::Result<Rtnetlink> {
+    let namespace = File::open(format!("/proc/{task}/ns/net"))?;
+    // SAFETY: a descriptor that is open. The thread shares no file system or user state that the
+    // kernel would refuse this for, and whoever else is in the process is not affected.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Rtnetlink::open()
+}

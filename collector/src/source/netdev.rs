@@ -1,0 +1,512 @@
+//! Interfaces: what the network devices of a cgroup's namespace count, under cAdvisor's names.
+//!
+//! Program: `namespaces` (collector-ebpf/src/netns.rs), which finds the namespaces; the counters
+//! are the kernel's own, asked of one rtnetlink socket a namespace (RTM_GETSTATS). Oracle:
+//! /proc/PID/net/dev (tests).
+//!
+//! A namespace is read once, however many cgroups share it, and belongs to one of them: that of
+//! its oldest process when it was first seen (of a pod: the sandbox), as long as that cgroup or one
+//! below it has processes in it. The host's belongs to `/`, and to no cgroup beside. Values are not
+//! added up for ancestors: the same bytes pass a container's interface and the host's.
+//!
+//! An open socket keeps a namespace in being. So it is closed, after a last reading, when the owner
+//! is removed, and when no process is in the namespace any more: seen at a scrape, or within
+//! [`IDLE`] where nobody scrapes.
+
+mod devices;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use collector_common::netns::{NAMESPACES, Namespace};
+use devices::{Devices, Rows};
+
+use super::{Registration, Snapshot, Source};
+use crate::{
+    cgroup::{NodeId, ROOT, Tree},
+    exposition::{Family, Kind, Unit, Value, Writer},
+    kernel::{
+        self,
+        netlink::{Buffer, Counter, Counters, Rtnetlink},
+        netns::{self, Namespaces},
+        programs::Requirement,
+    },
+};
+
+/// The kernel thread that starts all others: its namespace is the host's.
+const KTHREADD: u64 = 2;
+/// How long a namespace without processes may stay open where nobody scrapes.
+const IDLE: Duration = Duration::from_secs(60);
+/// Closed namespaces whose interfaces are remembered: one that is kept by a mount, or by another
+/// cgroup, may be entered again, and then goes on where it was.
+const REMEMBERED: usize = 1024;
+
+const fn family(
+    name: &'static str,
+    unit: Unit,
+    help: &'static str,
+    origin: &'static str,
+) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Counter,
+        unit,
+        labels: &["interface"],
+        origin,
+        oracle: "/proc/PID/net/dev",
+    }
+}
+
+/// The source's families, and the counter that each serves.
+const FAMILIES: &[(Family, Counter)] = &[
+    (
+        family(
+            "container_network_receive_bytes_total",
+            Unit::Bytes,
+            "Bytes that an interface of the cgroup's network namespace received, link header included; \
+             of the host's for /. Not added up for ancestors; lo, veth*, docker* and nerdctl* are left out.",
+            "RTM_GETSTATS: rtnl_link_stats64.rx_bytes",
+        ),
+        Counter::ReceiveBytes,
+    ),
+    (
+        family(
+            "container_network_receive_packets_total",
+            Unit::None,
+            "Packets that an interface received.",
+            "RTM_GETSTATS: rtnl_link_stats64.rx_packets",
+        ),
+        Counter::ReceivePackets,
+    ),
+    (
+        family(
+            "container_network_receive_errors_total",
+            Unit::None,
+            "Errors of an interface on receive.",
+            "RTM_GETSTATS: rtnl_link_stats64.rx_errors",
+        ),
+        Counter::ReceiveErrors,
+    ),
+    (
+        family(
+            "container_network_receive_packets_dropped_total",
+            Unit::None,
+            "Packets that an interface dropped on receive, those that it missed included.",
+            "RTM_GETSTATS: rtnl_link_stats64.rx_dropped, rx_missed_errors",
+        ),
+        Counter::ReceiveDropped,
+    ),
+    (
+        family(
+            "container_network_transmit_bytes_total",
+            Unit::Bytes,
+            "Bytes that an interface of the cgroup's network namespace transmitted, link header included.",
+            "RTM_GETSTATS: rtnl_link_stats64.tx_bytes",
+        ),
+        Counter::TransmitBytes,
+    ),
+    (
+        family(
+            "container_network_transmit_packets_total",
+            Unit::None,
+            "Packets that an interface transmitted.",
+            "RTM_GETSTATS: rtnl_link_stats64.tx_packets",
+        ),
+        Counter::TransmitPackets,
+    ),
+    (
+        family(
+            "container_network_transmit_errors_total",
+            Unit::None,
+            "Errors of an interface on transmit.",
+            "RTM_GETSTATS: rtnl_link_stats64.tx_errors",
+        ),
+        Counter::TransmitErrors,
+    ),
+    (
+        family(
+            "container_network_transmit_packets_dropped_total",
+            Unit::None,
+            "Packets that an interface dropped on transmit.",
+            "RTM_GETSTATS: rtnl_link_stats64.tx_dropped",
+        ),
+        Counter::TransmitDropped,
+    ),
+];
+
+fn families() -> Vec<&'static Family> {
+    FAMILIES.iter().map(|(family, _)| family).collect()
+}
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "netdev",
+        required: &["namespaces"],
+        optional: &[],
+    },
+    families,
+    build: |builder| {
+        // A descriptor a namespace: more than the usual soft limit on a busy host.
+        if let Err(error) = kernel::raise_open_files() {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+        }
+        Ok(Box::new(Netdev {
+            namespaces: Namespaces::new(builder.kernel)?,
+            passed: Instant::now(),
+            open: HashMap::new(),
+            closed: VecDeque::new(),
+            rows: Vec::new(),
+            room: Room::default(),
+        }))
+    },
+};
+
+/// A namespace that is read.
+#[derive(Debug)]
+struct Open {
+    socket: Rtnetlink,
+    /// Cgroup id of its owner.
+    owner: u64,
+    node: NodeId,
+    devices: Devices,
+}
+
+/// A namespace that is to be read.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    task: u64,
+    owner: u64,
+    node: NodeId,
+}
+
+/// Room that every reading uses.
+#[derive(Debug, Default)]
+struct Room {
+    buffer: Buffer,
+    names: Vec<(u32, String)>,
+    readings: Vec<(u32, Counters)>,
+}
+
+#[derive(Debug)]
+struct Netdev {
+    namespaces: Namespaces,
+    /// When the last pass was.
+    passed: Instant,
+    /// By cookie.
+    open: HashMap<u64, Open>,
+    /// Interfaces of namespaces that were closed last, by cookie.
+    closed: VecDeque<(u64, Devices)>,
+    /// By node.
+    rows: Vec<Rows>,
+    room: Room,
+}
+
+/// Whose a namespace is, if it is anybody's who is served.
+fn owner(tree: &Tree, namespace: &Namespace, generation: u64) -> Option<(u64, NodeId)> {
+    let holder = tree
+        .living(namespace.owner)
+        .filter(|&holder| {
+            let within = |node| tree.is_within(node, holder);
+            namespace.owner_seen == generation || tree.living(namespace.cgroup).is_some_and(within)
+        })
+        .map(|holder| (namespace.owner, holder));
+    let (owner, node) =
+        holder.or_else(|| Some((namespace.cgroup, tree.living(namespace.cgroup)?)))?;
+    // The root's interfaces are the host's; those of a namespace besides are not to be mixed in.
+    (node != ROOT && tree.node(node)?.exported).then_some((owner, node))
+}
+
+impl Open {
+    /// Adds what the interfaces have counted since the last reading.
+    fn read(&mut self, rows: &mut Rows, room: &mut Room) -> io::Result<()> {
+        let Room {
+            buffer,
+            names,
+            readings,
+        } = room;
+        if self.socket.changed(buffer)? {
+            self.socket.names(buffer, names)?;
+            self.devices.set_names(names, rows);
+        }
+        self.socket.counters(buffer, readings)?;
+        if self.devices.lack_names(readings) {
+            self.socket.names(buffer, names)?;
+            self.devices.set_names(names, rows);
+        }
+        self.devices.take(readings, rows);
+        Ok(())
+    }
+}
+
+impl Netdev {
+    /// The rows of a node, made if need be.
+    fn rows(rows: &mut Vec<Rows>, node: NodeId) -> &mut Rows {
+        if rows.len() <= node {
+            rows.resize_with(node + 1, Rows::default);
+        }
+        let rows = &mut rows[node];
+        rows.unlimited = node == ROOT;
+        rows
+    }
+
+    /// Reads a namespace a last time and lets go of it.
+    fn close(&mut self, cookie: u64) {
+        let Some(mut open) = self.open.remove(&cookie) else {
+            return;
+        };
+        let rows = Self::rows(&mut self.rows, open.node);
+        if let Err(error) = open.read(rows, &mut self.room) {
+            tracing::debug!(%error, "a network namespace could not be read a last time");
+        }
+        if self.closed.len() >= REMEMBERED {
+            self.closed.pop_front();
+        }
+        self.closed.push_back((cookie, open.devices));
+    }
+
+    /// Finds the namespaces, and closes those that nobody is in any more. Returns those wanted.
+    fn find(&mut self, tree: &Tree) -> anyhow::Result<HashMap<u64, Wanted>> {
+        let found = self
+            .namespaces
+            .find()
+            .context("looking for network namespaces")?;
+        self.passed = Instant::now();
+        let mut wanted = HashMap::with_capacity(found.len() + 1);
+        for (cookie, namespace) in &found {
+            let Some((owner, node)) = owner(tree, namespace, self.namespaces.generation()) else {
+                continue;
+            };
+            if owner != namespace.owner {
+                self.namespaces
+                    .set_owner(*cookie, namespace, owner)
+                    .context("noting the owner of a network namespace")?;
+            }
+            let task = namespace.pid;
+            wanted.insert(*cookie, Wanted { task, owner, node });
+        }
+        if let Some(host) = self.namespaces.host()
+            && let Some(root) = tree.node(ROOT)
+            && tree.is_whole()
+        {
+            let (task, owner, node) = (KTHREADD, root.id, ROOT);
+            wanted.insert(host, Wanted { task, owner, node });
+        }
+        let gone: HashSet<u64> = self
+            .open
+            .keys()
+            .copied()
+            .filter(|cookie| !wanted.contains_key(cookie))
+            .collect();
+        for cookie in gone {
+            self.close(cookie);
+        }
+        Ok(wanted)
+    }
+
+    /// Opens the namespaces that are new. Returns what went wrong.
+    fn open(&mut self, wanted: &HashMap<u64, Wanted>) -> anyhow::Result<Vec<anyhow::Error>> {
+        let new: Vec<(u64, Wanted)> = wanted
+            .iter()
+            .filter(|(cookie, _)| !self.open.contains_key(cookie))
+            .map(|(&cookie, &wanted)| (cookie, wanted))
+            .collect();
+        let mut problems = Vec::new();
+        if new.is_empty() {
+            return Ok(problems);
+        }
+        let tasks = new.iter().map(|(_, wanted)| wanted.task).collect();
+        let sockets = netns::open_in(tasks).context("entering network namespaces")?;
+        for ((cookie, Wanted { owner, node, .. }), socket) in new.into_iter().zip(sockets) {
+            let checked = socket.and_then(|socket| Ok((socket.cookie()?, socket)));
+            match checked {
+                Ok((found, socket)) if found == cookie => {
+                    let remembered = self.closed.iter().position(|(known, _)| *known == cookie);
+                    let devices = remembered
+                        .and_then(|at| self.closed.remove(at))
+                        .map(|(_, devices)| devices)
+                        .unwrap_or_default();
+                    let open = Open {
+                        socket,
+                        owner,
+                        node,
+                        devices,
+                    };
+                    self.open.insert(cookie, open);
+                }
+                // The task went elsewhere, or its number is another's by now.
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                Err(error) => {
+                    problems.push(anyhow!(error).context("entering a network namespace"));
+                }
+            }
+        }
+        Ok(problems)
+    }
+}
+
+impl Source for Netdev {
+    fn name(&self) -> &'static str {
+        "netdev"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        families()
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        let wanted = self.find(snapshot.tree)?;
+        let mut problems = self.open(&wanted)?;
+        let mut broken = Vec::new();
+        for (&cookie, open) in &mut self.open {
+            if let Some(wanted) = wanted.get(&cookie) {
+                (open.owner, open.node) = (wanted.owner, wanted.node);
+            }
+            let rows = Self::rows(&mut self.rows, open.node);
+            if let Err(error) = open.read(rows, &mut self.room) {
+                problems.push(anyhow!(error).context("reading interfaces"));
+                broken.push(cookie);
+            }
+        }
+        // Opened anew at the next scrape.
+        for cookie in broken {
+            self.close(cookie);
+        }
+        if self.namespaces.host().is_none() {
+            problems.push(anyhow!(
+                "no kernel thread can be seen: the agent needs the host's pid namespace"
+            ));
+        }
+        let missed = self.namespaces.missed();
+        if missed > 0 {
+            problems.push(anyhow!("more than {NAMESPACES} network namespaces"));
+        }
+        let all = problems.len();
+        match problems.into_iter().next() {
+            None => Ok(()),
+            Some(first) => Err(first.context(format!("{all} network namespaces are not counted"))),
+        }
+    }
+
+    fn removed(&mut self, id: u64) {
+        let owned: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.owner == id)
+            .map(|(&cookie, _)| cookie)
+            .collect();
+        for cookie in owned {
+            self.close(cookie);
+        }
+    }
+
+    fn idle(&mut self, tree: &Tree) -> Option<Duration> {
+        if self.passed.elapsed() >= IDLE
+            && let Err(error) = self.find(tree)
+        {
+            tracing::warn!(
+                source = "netdev",
+                error = format!("{error:#}"),
+                "reading failed"
+            );
+            self.passed = Instant::now();
+        }
+        Some(IDLE.saturating_sub(self.passed.elapsed()))
+    }
+
+    fn fold(&mut self, from: NodeId, _into: NodeId) {
+        if let Some(rows) = self.rows.get_mut(from) {
+            *rows = Rows::default();
+        }
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        for (family, counter) in FAMILIES {
+            writer.family(family);
+            for (number, node) in tree.iter().filter(|(_, node)| node.exported) {
+                for row in self.rows.get(number).into_iter().flat_map(Rows::shown) {
+                    let value = Value::Count(row.total[*counter as usize]);
+                    writer.sample(&node.labels, &[("interface", &row.name)], value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::cgroup::{Event, Filter, Found};
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
+    }
+
+    /// /pod with /pod/sandbox and /pod/app, and /other.
+    fn tree() -> Tree {
+        let found = [
+            found(1, 0, ""),
+            found(2, 1, "pod"),
+            found(3, 2, "sandbox"),
+            found(4, 2, "app"),
+            found(5, 1, "other"),
+        ];
+        Tree::new(&found, Filter::default())
+    }
+
+    fn namespace(cgroup: u64, owner: u64, owner_seen: u64) -> Namespace {
+        Namespace {
+            generation: 7,
+            cgroup,
+            owner,
+            owner_seen,
+            ..Namespace::default()
+        }
+    }
+
+    fn owner_of(tree: &Tree, namespace: Namespace) -> Option<u64> {
+        owner(tree, &namespace, 7).map(|(owner, _)| owner)
+    }
+
+    #[test]
+    fn a_namespace_is_the_oldest_task_s_and_stays_its_cgroup_s() {
+        let tree = tree();
+        assert_eq!(owner_of(&tree, namespace(3, 0, 0)), Some(3));
+        // An older process has come in from elsewhere.
+        assert_eq!(owner_of(&tree, namespace(5, 3, 7)), Some(3));
+        // The owner's processes have left.
+        assert_eq!(owner_of(&tree, namespace(4, 3, 6)), Some(4));
+        // They have moved into a cgroup below it.
+        assert_eq!(owner_of(&tree, namespace(4, 2, 6)), Some(2));
+    }
+
+    #[test]
+    fn a_dead_owner_is_followed_by_the_oldest_task_s() {
+        let mut tree = tree();
+        let at = SystemTime::now();
+        tree.apply(&Event::Removed { id: 3, at });
+        assert_eq!(owner_of(&tree, namespace(4, 3, 7)), Some(4));
+    }
+
+    #[test]
+    fn nobody_s_are_those_of_the_root_and_of_cgroups_not_known() {
+        let tree = tree();
+        assert_eq!(owner_of(&tree, namespace(1, 0, 0)), None);
+        assert_eq!(owner_of(&tree, namespace(99, 0, 0)), None);
+        assert_eq!(owner_of(&tree, namespace(99, 98, 7)), None);
+    }
+}
