@@ -19,13 +19,17 @@ mod limits;
 mod memory;
 mod metrics;
 mod needs;
+mod net;
+mod netdev;
 mod pressure;
 mod process;
 mod sched;
 mod slots;
 mod trace;
+mod traffic;
 mod tree;
 mod twin;
+mod wire;
 mod worker;
 
 use libtest_mimic::{Arguments, Trial};
@@ -52,6 +56,8 @@ fn main() -> std::process::ExitCode {
         formats::TESTS,
         errors::TESTS,
         block::TESTS,
+        net::TESTS,
+        netdev::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cgroup::Cgroup;
+use crate::{cgroup::Cgroup, traffic::Traffic};
 
 /// First argument of a worker.
 pub const FLAG: &str = "--worker";
@@ -197,6 +197,7 @@ impl Drop for Worker {
 pub fn main() -> ExitCode {
     say_done();
     let mut threads = Vec::new();
+    let mut traffic = Traffic::default();
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else {
             break;
@@ -235,10 +236,17 @@ pub fn main() -> ExitCode {
                 }
             }
             "exec" => (0..number(1)).for_each(|_| exec()),
-            other => {
-                eprintln!("unknown order {other:?}");
-                return ExitCode::FAILURE;
-            }
+            other => match traffic.obey(&words) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    eprintln!("{line}: {error:#}");
+                    return ExitCode::FAILURE;
+                }
+                None => {
+                    eprintln!("unknown order {other:?}");
+                    return ExitCode::FAILURE;
+                }
+            },
         }
         say_done();
     }

@@ -1,0 +1,405 @@
+//! Interfaces by network namespace. Oracle: /proc/PID/net/dev inside, /proc/PID/ns.
+
+use std::{
+    fs,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::{Metrics, same},
+    needs::Need,
+    traffic,
+    wire::{self, End, V4},
+    worker::Worker,
+};
+
+const WIRE: &[Need] = &[Need::Agent, Need::Program("ip")];
+
+pub const TESTS: &[Test] = &[
+    ("netdev::equal_to_proc_net_dev", WIRE, equal),
+    ("netdev::the_host_s_interfaces", &[Need::Agent], host),
+    ("netdev::shared_namespaces_are_told_once", WIRE, shared),
+    ("netdev::an_owner_s_heir_goes_on", WIRE, heir),
+    ("netdev::renamed_and_removed_interfaces", WIRE, renamed),
+    ("netdev::what_is_left_out", WIRE, left_out),
+    ("netdev::namespaces_are_not_kept_in_being", WIRE, let_go),
+    ("netdev::the_agent_stays_where_it_is", WIRE, stays),
+];
+
+/// In the order of [`End::interface`].
+const NAMES: [&str; 8] = [
+    "container_network_receive_bytes_total",
+    "container_network_receive_packets_total",
+    "container_network_receive_errors_total",
+    "container_network_receive_packets_dropped_total",
+    "container_network_transmit_bytes_total",
+    "container_network_transmit_packets_total",
+    "container_network_transmit_errors_total",
+    "container_network_transmit_packets_dropped_total",
+];
+
+fn counters(metrics: &Metrics, id: &str, interface: &str) -> Result<[f64; 8]> {
+    let mut found = [0.0; 8];
+    for (value, name) in found.iter_mut().zip(NAMES) {
+        *value = metrics.get(name, &[("id", id), ("interface", interface)])?;
+    }
+    Ok(found)
+}
+
+fn interfaces(metrics: &Metrics, id: &str) -> usize {
+    metrics.count(NAMES[0], &[("id", id)])
+}
+
+fn equals(what: &str, found: [f64; 8], expected: [f64; 8]) -> Result<()> {
+    ensure!(
+        found == expected,
+        "{what}: {found:?} instead of {expected:?} (bytes, packets, errors, drops; in, out)"
+    );
+    Ok(())
+}
+
+/// Scrapes until no packet has come meanwhile: the kernel sends some by itself when an interface
+/// comes up.
+fn scrape_at_rest(agent: &Agent, ends: &[&End]) -> Result<Metrics> {
+    let books = || {
+        ends.iter()
+            .map(|end| end.interface("eth0"))
+            .collect::<Result<Vec<_>>>()
+    };
+    for _ in 0..100 {
+        let before = books()?;
+        let metrics = agent.scrape()?;
+        if books()? == before {
+            return Ok(metrics);
+        }
+        sleep(Duration::from_millis(50));
+    }
+    anyhow::bail!("the interfaces don't come to rest")
+}
+
+fn equals_proc(metrics: &Metrics, end: &End) -> Result<()> {
+    let found = counters(metrics, &end.cgroup.id, "eth0")?;
+    equals(&end.cgroup.id, found, end.interface("eth0")?)
+}
+
+/// Datagrams from the first end to the second.
+fn datagrams(ends: &mut [End; 2], count: u32) -> Result<()> {
+    let [one, other] = ends;
+    other.worker.run(&format!("udp-bind {}:1001", V4[1]))?;
+    one.worker.run(&format!("udp-bind {}:1001", V4[0]))?;
+    other.worker.order(&format!("udp-receive {count}"))?;
+    one.worker
+        .run(&format!("udp-send {}:1001 {count} 500", V4[1]))?;
+    other.worker.wait_done()
+}
+
+fn equal() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut ends = wire::pair()?;
+    datagrams(&mut ends, 60)?;
+    ends[0].worker.run("frames eth0 7")?;
+    let [one, other] = &ends;
+    let metrics = scrape_at_rest(&agent, &[one, other])?;
+    equals_proc(&metrics, one)?;
+    equals_proc(&metrics, other)?;
+    let [bytes, packets, _, dropped, ..] = counters(&metrics, &other.cgroup.id, "eth0")?;
+    same("frames that nobody knows", dropped, 7.0)?;
+    ensure!(packets >= 67.0 && bytes >= 60.0 * 542.0 + 7.0 * 60.0);
+    // Later scrapes as well.
+    datagrams(&mut ends, 30)?;
+    let [one, other] = &ends;
+    let metrics = scrape_at_rest(&agent, &[one, other])?;
+    equals_proc(&metrics, one)?;
+    equals_proc(&metrics, other)?;
+    // An agent that comes later sees the same.
+    drop(agent);
+    let agent = Agent::start(&[])?;
+    let metrics = scrape_at_rest(&agent, &[one, other])?;
+    equals_proc(&metrics, one)?;
+    equals_proc(&metrics, other)
+}
+
+fn host() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let text = fs::read_to_string("/proc/self/net/dev")?;
+    let left_out = |name: &str| {
+        name == "lo"
+            || ["veth", "docker", "nerdctl"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+    };
+    let names: Vec<&str> = text
+        .lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()))
+        .filter(|name| !left_out(name))
+        .collect();
+    let pid = std::process::id();
+    for name in &names {
+        let before = wire::interface_of(pid, name)?;
+        let metrics = agent.scrape()?;
+        let after = wire::interface_of(pid, name)?;
+        let found = counters(&metrics, "/", name)?;
+        for (at, what) in NAMES.iter().enumerate() {
+            ensure!(
+                (before[at]..=after[at]).contains(&found[at]),
+                "{what}{{interface={name}}}: {} is not in {}..{}",
+                found[at],
+                before[at],
+                after[at]
+            );
+        }
+    }
+    let metrics = agent.scrape()?;
+    same(
+        "the host's interfaces",
+        interfaces(&metrics, "/") as f64,
+        names.len() as f64,
+    )?;
+    // A cgroup in the host's namespace has none of its own.
+    let cgroup = Cgroup::new()?;
+    let _worker = Worker::start(&cgroup)?;
+    same(
+        "interfaces of a cgroup in the host's namespace",
+        interfaces(&agent.scrape()?, &cgroup.id) as f64,
+        0.0,
+    )
+}
+
+/// A worker of another cgroup in the namespace of an end.
+fn guest(end: &End) -> Result<(Cgroup, Worker)> {
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run(&format!("join-net {}", end.worker.pid()))?;
+    Ok((cgroup, worker))
+}
+
+fn shared() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    // Older than the namespace's own worker, but there later than the agent has seen that.
+    let early = Cgroup::new()?;
+    let mut older = Worker::start(&early)?;
+    let mut ends = wire::pair()?;
+    let (younger, _worker) = guest(&ends[0])?;
+    datagrams(&mut ends, 20)?;
+    let [one, other] = &ends;
+    for _ in 0..2 {
+        let metrics = scrape_at_rest(&agent, &[one, other])?;
+        equals_proc(&metrics, one)?;
+        for guest in [&younger, &early] {
+            same(
+                "interfaces of a guest",
+                interfaces(&metrics, &guest.id) as f64,
+                0.0,
+            )?;
+        }
+        older.run(&format!("join-net {}", one.worker.pid()))?;
+    }
+    Ok(())
+}
+
+fn heir() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut ends = wire::pair()?;
+    let (heir, heirs) = guest(&ends[0])?;
+    datagrams(&mut ends, 20)?;
+    let [one, other] = ends;
+    let metrics = scrape_at_rest(&agent, &[&one, &other])?;
+    equals_proc(&metrics, &one)?;
+    let first = one.interface("eth0")?;
+    let id = one.cgroup.id.clone();
+    // The owner goes; what it had stays with it, what comes is the heir's.
+    let End { worker, cgroup } = one;
+    drop(worker);
+    cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    equals("the dead owner", counters(&metrics, &id, "eth0")?, first)?;
+    let mut heirs = heirs;
+    heirs.run(&format!("udp-bind {}:1002", V4[0]))?;
+    heirs.run(&format!("udp-send {}:1001 15 100", V4[1]))?;
+    let now = wire::interface_of(heirs.pid(), "eth0")?;
+    let metrics = agent.scrape()?;
+    let (had, gained) = (
+        counters(&metrics, &id, "eth0")?,
+        counters(&metrics, &heir.id, "eth0")?,
+    );
+    ensure!(gained[5] >= 15.0, "the heir sent {} packets", gained[5]);
+    let mut sum = had;
+    for (value, more) in sum.iter_mut().zip(gained) {
+        *value += more;
+    }
+    equals("owner and heir", sum, now)
+}
+
+fn renamed() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut ends = wire::pair()?;
+    datagrams(&mut ends, 20)?;
+    let metrics = scrape_at_rest(&agent, &[&ends[0], &ends[1]])?;
+    let id = ends[0].cgroup.id.clone();
+    let before = counters(&metrics, &id, "eth0")?;
+    ends[0].worker.run("ip link set eth0 down")?;
+    ends[0].worker.run("ip link set eth0 name net1")?;
+    let metrics = agent.scrape()?;
+    same(
+        "interfaces after the renaming",
+        interfaces(&metrics, &id) as f64,
+        1.0,
+    )?;
+    // The old name's counters are not told again under the new one.
+    let device = wire::interface_of(ends[0].worker.pid(), "net1")?;
+    let found = counters(&metrics, &id, "net1")?;
+    let mut expected = device;
+    for (value, before) in expected.iter_mut().zip(before) {
+        *value -= before;
+    }
+    equals("the new name", found, expected)?;
+    ends[0].worker.run("ip link del net1")?;
+    let metrics = agent.scrape()?;
+    same(
+        "interfaces after the removal",
+        interfaces(&metrics, &id) as f64,
+        0.0,
+    )
+}
+
+fn left_out() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut end = End::new()?;
+    end.worker
+        .run("ip link add veth7 type veth peer name net7")?;
+    end.worker
+        .run("ip link add docker9 type veth peer name dock9")?;
+    let metrics = agent.scrape()?;
+    let has = |name: &str| metrics.has(NAMES[0], &[("id", &end.cgroup.id), ("interface", name)]);
+    ensure!(has("net7") && has("dock9"));
+    ensure!(!has("lo") && !has("veth7") && !has("docker9"));
+    Ok(())
+}
+
+/// Whether the test's own namespace has an interface of that name.
+fn there(name: &str) -> bool {
+    fs::exists(format!("/sys/class/net/{name}")).unwrap_or(false)
+}
+
+/// An interface in the test's namespace, removed in any case.
+struct Peer(String);
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if there(&self.0) {
+            let _ = traffic::run(&["ip", "link", "del", &self.0]);
+        }
+    }
+}
+
+/// An end whose wire leads to the test's namespace.
+fn with_peer(name: &str) -> Result<(End, Peer)> {
+    let end = End::new()?;
+    let peer = Peer(format!("{name}{}", std::process::id()));
+    let pid = end.worker.pid().to_string();
+    let words = [
+        "ip", "link", "add", "name", &peer.0, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+    ];
+    traffic::run(&words)?;
+    ensure!(there(&peer.0));
+    Ok((end, peer))
+}
+
+/// The other end of a wire goes with the namespace, some time after its last user has.
+fn wait_until_gone(peer: &Peer) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while there(&peer.0) {
+        ensure!(
+            Instant::now() < deadline,
+            "{} is still there: the namespace is kept in being",
+            peer.0
+        );
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn let_go() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    // The cgroup is removed: without a scrape.
+    let (mut end, peer) = with_peer("cgta")?;
+    end.worker.run("ip link set eth0 up")?;
+    traffic::run(&["ip", "link", "set", &peer.0, "up"])?;
+    end.worker.run("frames eth0 9")?;
+    let metrics = agent.scrape()?;
+    ensure!(counters(&metrics, &end.cgroup.id, "eth0")?[5] >= 9.0);
+    end.worker.run("frames eth0 5")?;
+    let last = end.interface("eth0")?;
+    let End { worker, cgroup } = end;
+    drop(worker);
+    cgroup.remove()?;
+    wait_until_gone(&peer)?;
+    // Read a last time, and told as long as the dead cgroup is.
+    let found = counters(&agent.scrape()?, &cgroup.id, "eth0")?;
+    ensure!(
+        found[5] >= last[5] && last[5] >= 14.0,
+        "{} packets instead of {}",
+        found[5],
+        last[5]
+    );
+
+    // The processes go, the cgroup stays: at the next scrape.
+    let (end, peer) = with_peer("cgtb")?;
+    let metrics = agent.scrape()?;
+    ensure!(metrics.has(NAMES[0], &[("id", &end.cgroup.id), ("interface", "eth0")]));
+    let End { worker, cgroup } = end;
+    drop(worker);
+    let metrics = agent.scrape()?;
+    wait_until_gone(&peer)?;
+    ensure!(metrics.has(NAMES[0], &[("id", &cgroup.id), ("interface", "eth0")]));
+
+    // The agent ends.
+    let (end, peer) = with_peer("cgtc")?;
+    agent.scrape()?;
+    drop(agent);
+    drop(end);
+    wait_until_gone(&peer)
+}
+
+/// The network namespaces of a process's threads, other than the test's own.
+fn strays(pid: u32) -> Result<Vec<String>> {
+    let home = fs::read_link("/proc/self/ns/net")?;
+    let mut strays = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.path();
+        // Threads may end meanwhile.
+        if let Ok(namespace) = fs::read_link(thread.join("ns/net"))
+            && namespace != home
+        {
+            strays.push(format!("{} in {}", thread.display(), namespace.display()));
+        }
+    }
+    Ok(strays)
+}
+
+fn stays() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let ends = wire::pair()?;
+    for _ in 0..3 {
+        let metrics = agent.scrape()?;
+        ensure!(interfaces(&metrics, &ends[0].cgroup.id) == 1);
+        // A thread that has just ended may be seen on its way out.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !strays(agent.pid())?.is_empty() {
+            ensure!(
+                Instant::now() < deadline,
+                "{:?}",
+                strays(agent.pid())?.first().context("none any more")?
+            );
+            sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Network orders of a worker: a namespace of its own, datagrams, connections, echo requests.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{FromRawFd, OwnedFd},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// How long a worker waits for a packet before it gives up: a lost one ends the test.
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+
+/// What network orders have left behind.
+#[derive(Default)]
+pub struct Traffic {
+    udp: Option<UdpSocket>,
+    listener: Option<TcpListener>,
+}
+
+impl Traffic {
+    /// Carries an order out; `None` if it is not one of these.
+    pub fn obey(&mut self, words: &[&str]) -> Option<Result<()>> {
+        Some(match *words {
+            ["unshare-net"] => unshare(),
+            ["join-net", pid] => join(pid),
+            ["ip", ..] => run(words),
+            ["udp-bind", address] => self.bind(address),
+            ["udp-send", address, count, size] => self.send(address, count, size),
+            ["udp-receive", count] => self.receive(count),
+            ["tcp-listen", address] => self.listen(address),
+            ["tcp-serve"] => self.serve(),
+            ["tcp-send", address, bytes] => connect_and_send(address, bytes),
+            ["ping", address, count, size] => ping(address, count, size),
+            ["frames", interface, count] => frames(interface, count),
+            _ => return None,
+        })
+    }
+
+    fn bind(&mut self, address: &str) -> Result<()> {
+        // The port may be the same as before.
+        self.udp = None;
+        let socket = UdpSocket::bind(address)?;
+        socket.set_read_timeout(PATIENCE)?;
+        self.udp = Some(socket);
+        Ok(())
+    }
+
+    fn send(&mut self, address: &str, count: &str, size: &str) -> Result<()> {
+        let socket = self.udp.as_ref().context("not bound")?;
+        let address: SocketAddr = address.parse()?;
+        let payload = vec![b'x'; size.parse()?];
+        for _ in 0..count.parse::<u32>()? {
+            ensure!(socket.send_to(&payload, address)? == payload.len());
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, count: &str) -> Result<()> {
+        let socket = self.udp.as_ref().context("not bound")?;
+        let mut buffer = [0; 65_536];
+        for n in 0..count.parse::<u32>()? {
+            socket
+                .recv(&mut buffer)
+                .with_context(|| format!("after {n} datagrams"))?;
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, address: &str) -> Result<()> {
+        self.listener = Some(TcpListener::bind(address)?);
+        Ok(())
+    }
+
+    /// Takes one connection, reads it to its end and closes it.
+    fn serve(&mut self) -> Result<()> {
+        let listener = self.listener.as_ref().context("not listening")?;
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(PATIENCE)?;
+        let mut buffer = vec![0; 1 << 16];
+        while stream.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+}
+
+fn last() -> anyhow::Error {
+    std::io::Error::last_os_error().into()
+}
+
+fn unshare() -> Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(last().context("unshare"));
+    }
+    run(&["ip", "link", "set", "lo", "up"])
+}
+
+fn join(pid: &str) -> Result<()> {
+    let file = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    // SAFETY: an open descriptor.
+    let result = unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&file), libc::CLONE_NEWNET) };
+    if result != 0 {
+        return Err(last().context("setns"));
+    }
+    Ok(())
+}
+
+/// Runs a program to its end.
+pub fn run(words: &[&str]) -> Result<()> {
+    let (program, arguments) = words.split_first().context("no program")?;
+    let output = Command::new(program).args(arguments).output()?;
+    ensure!(
+        output.status.success(),
+        "{words:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Sends all, says so, and closes only when the other side has: no packet comes for a connection
+/// that is not there any more.
+fn connect_and_send(address: &str, bytes: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(PATIENCE)?;
+    let block = vec![b'x'; 1 << 16];
+    let mut left: usize = bytes.parse()?;
+    while left > 0 {
+        let part = left.min(block.len());
+        stream.write_all(&block[..part])?;
+        left -= part;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    ensure!(stream.read(&mut [0])? == 0, "an answer that nobody gave");
+    Ok(())
+}
+
+fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::socket(family, kind, protocol) };
+    ensure!(fd >= 0, "socket: {}", last());
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Echo requests of IPv4 over a raw socket, each answered before the next is sent.
+fn ping(address: &str, count: &str, size: &str) -> Result<()> {
+    let address: Ipv4Addr = address.parse()?;
+    // Of a raw socket's calls UdpSocket's are the same.
+    let socket = UdpSocket::from(socket(
+        libc::AF_INET,
+        libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+        libc::IPPROTO_ICMP,
+    )?);
+    socket.set_read_timeout(PATIENCE)?;
+    let mut request = vec![0u8; 8 + size.parse::<usize>()?];
+    // Type: echo request. All else is 0, so that the checksum is its complement.
+    request[0] = 8;
+    request[2..4].copy_from_slice(&(!0x0800u16).to_be_bytes());
+    let mut answer = [0; 65_536];
+    for n in 0..count.parse::<u32>()? {
+        socket.send_to(&request, (address, 0))?;
+        let got = socket
+            .recv(&mut answer)
+            .with_context(|| format!("after {n} answers"))?;
+        ensure!(
+            got == 20 + request.len() && answer[20] == 0,
+            "not an answer"
+        );
+    }
+    Ok(())
+}
+
+/// Frames of a protocol that nobody knows: the interface at the other end drops them.
+fn frames(interface: &str, count: &str) -> Result<()> {
+    /// IEEE Std 802: local experimental Ethertype.
+    const EXPERIMENTAL: u16 = 0x88b5;
+    let socket = socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)?;
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: a terminated string; an all-zero address is one.
+    let (index, mut to): (_, libc::sockaddr_ll) =
+        unsafe { (libc::if_nametoindex(name.as_ptr()), std::mem::zeroed()) };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_ifindex = index as i32;
+    to.sll_protocol = EXPERIMENTAL.to_be();
+    let mut frame = [0xff; 60];
+    frame[12..14].copy_from_slice(&EXPERIMENTAL.to_be_bytes());
+    for _ in 0..count.parse::<u32>()? {
+        // SAFETY: frame and address are as long as said.
+        let sent = unsafe {
+            libc::sendto(
+                std::os::fd::AsRawFd::as_raw_fd(&socket),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        ensure!(sent == frame.len() as isize, "sendto: {}", last());
+    }
+    Ok(())
+}
