@@ -10,7 +10,7 @@ use crate::{
 
 pub const TESTS: &[Test] = &[(
     "io::what_io_stat_says",
-    &[Need::Agent, Need::Unified("io"), Need::Device("/dev/vda")],
+    &[Need::Agent, Need::Unified("io"), Need::SpareDisk],
     charged,
 )];
 

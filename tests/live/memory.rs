@@ -9,8 +9,9 @@ use crate::{
     Test,
     agent::Agent,
     cgroup::Cgroup,
+    disk::{Disk, Mounted},
     metrics::{Metrics, agree, same},
-    needs::Need,
+    needs::{self, Need},
     trace::Trace,
     twin::Twin,
     worker::Worker,
@@ -72,22 +73,36 @@ impl Place {
     }
 }
 
-/// A file that is removed at the end.
-struct Scratch(PathBuf);
+/// A file on a disk, removed at the end. A guest's temporary files are memory themselves; it has a
+/// disk to spare.
+struct Scratch {
+    file: PathBuf,
+    _mounted: Option<Mounted>,
+}
 
 impl Scratch {
-    fn new() -> Self {
-        Self(std::env::temp_dir().join(format!("cgmeter-test-memory-{}", std::process::id())))
+    fn new() -> Result<Self> {
+        let guest = needs::missing(&[Need::SpareDisk]).is_none();
+        let mounted = guest
+            .then(|| Mounted::ext4(&Disk(needs::SPARE_DISK.to_owned())))
+            .transpose()?;
+        let folder = mounted
+            .as_ref()
+            .map_or_else(std::env::temp_dir, |mounted| mounted.path().to_owned());
+        Ok(Self {
+            file: folder.join(format!("cgmeter-test-memory-{}", std::process::id())),
+            _mounted: mounted,
+        })
     }
 
     fn order(&self, mib: u64) -> String {
-        format!("write {} {mib}", self.0.display())
+        format!("write {} {mib}", self.file.display())
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.file);
     }
 }
 
@@ -107,7 +122,7 @@ fn still<T: PartialEq>(agent: &Agent, read: impl Fn() -> Result<T>) -> Result<(M
 fn usage() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
-    let file = Scratch::new();
+    let file = Scratch::new()?;
     place.worker.run("anon 24")?;
     place.worker.run(&file.order(12))?;
     let twin = &place.twin;
@@ -319,7 +334,7 @@ fn limits() -> Result<()> {
 fn reclaim() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
-    let file = Scratch::new();
+    let file = Scratch::new()?;
     place.limit(16)?;
     let reclaim = "container_memory_reclaim_seconds";
     ensure!(
@@ -334,7 +349,9 @@ fn reclaim() -> Result<()> {
     ];
     let trace = Trace::of(place.worker.pid(), &events)?;
     place.worker.run(&file.order(48))?;
-    place.worker.run(&format!("cache {}", file.0.display()))?;
+    place
+        .worker
+        .run(&format!("cache {}", file.file.display()))?;
     let twin = &place.twin;
     let read = || {
         Ok(if twin.v1 {
@@ -443,7 +460,7 @@ fn oom() -> Result<()> {
 fn last() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
-    let file = Scratch::new();
+    let file = Scratch::new()?;
     // Never scraped while it lives.
     place.limit(16)?;
     let entered = faults(place.worker.pid())?;

@@ -28,8 +28,6 @@ pub enum Need {
     Tracing,
     /// Pressure stall information.
     Pressure,
-    /// A block device that is nobody's.
-    Device(&'static str),
     /// Loop devices.
     Loop,
     /// zram devices that can be added.
@@ -86,12 +84,6 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             .then(|| format!("needs the {name} controller")),
         Need::Unified(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V2(_))))
             .then(|| format!("needs the {name} controller in cgroup2")),
-        Need::Device(path) => {
-            let in_use = std::fs::read_to_string("/proc/mounts")
-                .is_ok_and(|mounts| mounts.lines().any(|line| line.starts_with(path)));
-            (in_use || !Path::new(path).exists())
-                .then(|| format!("needs the device {path} for itself"))
-        }
         Need::Tracing => (!trace::is_there()).then(|| "needs the tracing file system".to_owned()),
         Need::Pressure => std::fs::read("/proc/pressure/cpu")
             .is_err()
