@@ -93,6 +93,16 @@ impl<T: KeyedValue> Keyed<T> {
     }
 }
 
+impl<T> Keyed<T> {
+    /// Kernel memory of the entries that were there at the last reading, bytes: a value with its
+    /// key, 48 bytes of the hash's own (`struct htab_elem`) and 8 of the allocator's, as slab caches
+    /// round it up.
+    pub fn bytes(&self) -> u64 {
+        let entry = 48 + size_of::<CgroupKey>() + size_of::<T>() + 8;
+        self.keys.len() as u64 * entry.next_power_of_two() as u64
+    }
+}
+
 /// Whether every word of a value is 0.
 fn is_zero<T: KeyedValue>(value: &T) -> bool {
     let words = size_of::<T>() / size_of::<u64>();

@@ -185,6 +185,10 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
         }
     }
 
+    fn kernel_memory(&self) -> u64 {
+        self.map.bytes()
+    }
+
     fn fold(&mut self, from: NodeId, into: NodeId) {
         let Some(rows) = self.rows.get_mut(from) else {
             return;
