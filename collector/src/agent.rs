@@ -204,7 +204,9 @@ impl Core {
     }
 
     fn kernel_memory(&mut self) -> u64 {
-        let of = |source: &mut Box<dyn Source>| source.memory().map_or(0, |cells| cells.bytes());
+        let of = |source: &mut Box<dyn Source>| {
+            source.kernel_memory() + source.memory().map_or(0, |cells| cells.bytes())
+        };
         self.kernel.map_memory()
             + self.books.as_ref().map_or(0, Books::kernel_memory)
             + self.sources.iter_mut().map(of).sum::<u64>()

@@ -400,7 +400,7 @@ fn mix(path: &str, count: usize, seed: u64) -> Result<()> {
 
 fn mix_one(path: &str, count: usize, seed: u64) -> Result<()> {
     const LARGEST: usize = 512 << 10;
-    let direct = seed % 2 == 0;
+    let direct = seed.is_multiple_of(2);
     let file = if direct {
         open_direct(path)?
     } else {

@@ -175,6 +175,10 @@ pub trait Source: Send {
     fn runs(&self) -> Option<(&'static str, u64)> {
         None
     }
+    /// Kernel memory that it uses beside the object's fixed maps and its cells, bytes.
+    fn kernel_memory(&self) -> u64 {
+        0
+    }
     /// Writes its families.
     fn encode(&self, tree: &Tree, writer: &mut Writer);
 }
