@@ -57,6 +57,11 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
 /// What makes virtual machines, in the same way.
 const GUEST_TOOLS: &[(Tool, &str, &str)] = &[
     (
+        Tool::Program("ip"),
+        "iproute2",
+        "those of packets between network namespaces",
+    ),
+    (
         Tool::Program("qemu-system-x86_64"),
         "qemu-system-x86",
         "those on other kernels",
