@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, needs};
 
 /// The agent's binary.
 pub fn binary() -> OsString {
@@ -54,7 +54,9 @@ impl Agent {
             .spawn()
             .context("starting the agent")?;
         let mut agent = Self { child, port, log };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        // An emulated CPU takes its time to verify the programs.
+        let patience = if needs::emulated() { 180 } else { 20 };
+        let deadline = Instant::now() + Duration::from_secs(patience);
         while !agent
             .get("/-/ready", "")
             .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))

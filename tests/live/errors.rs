@@ -5,12 +5,12 @@ use std::{
     process::{Command, Output},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     Test,
     agent::{Agent, binary, run},
-    needs::Need,
+    needs::{self, Need},
 };
 
 pub const TESTS: &[Test] = &[
@@ -154,18 +154,10 @@ fn signals() -> Result<()> {
 
 fn commands() -> Result<()> {
     let output = run(&["check"])?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success() && text.contains("everything can run"),
-        "{text}"
-    );
-    for source in ["cgroups", "sched", "cpu", "process"] {
-        ensure!(
-            text.lines()
-                .any(|line| line.contains(source) && line.contains(" on")),
-            "{text}"
-        );
-    }
+    checked(
+        &String::from_utf8_lossy(&output.stdout),
+        output.status.success(),
+    )?;
     let output = as_nobody(&["check"])?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(
@@ -192,6 +184,46 @@ fn commands() -> Result<()> {
             "{text}"
         );
     }
+    Ok(())
+}
+
+/// What `check` says: every source is on, or off for a reason that the test knows as well.
+fn checked(text: &str, success: bool) -> Result<()> {
+    /// Sources that a machine may be without, and what they need.
+    const ABSENT: &[(&str, Need)] = &[
+        ("io", Need::Unified("io")),
+        ("pressure", Need::Pressure),
+        ("hugetlb", Need::Controller("hugetlb")),
+        ("pids", Need::Controller("pids")),
+        ("memory", Need::Controller("memory")),
+    ];
+    let mut on = Vec::new();
+    let mut off = Vec::new();
+    for line in text.lines() {
+        let Some(line) = line.strip_prefix("source ") else {
+            continue;
+        };
+        let (name, state) = line.trim().split_once(' ').unwrap_or((line, ""));
+        match state.trim().split_once(": ") {
+            None if state.trim() == "on" => on.push(name),
+            Some(("off", reason)) if !reason.is_empty() => off.push(name),
+            _ => bail!("neither on nor off for a reason: {line}"),
+        }
+    }
+    let expected: Vec<&str> = ABSENT
+        .iter()
+        .filter(|(_, need)| needs::missing(&[*need]).is_some())
+        .map(|(name, _)| *name)
+        .collect();
+    let unexpected: Vec<_> = off.iter().filter(|name| !expected.contains(name)).collect();
+    ensure!(unexpected.is_empty(), "{unexpected:?} are off: {text}");
+    for name in [
+        "cgroups", "sched", "cpu", "process", "block", "net", "netdev", "tcp", "tasks",
+    ] {
+        ensure!(on.contains(&name), "{name} is not on: {text}");
+    }
+    ensure!(success == off.is_empty(), "the status doesn't fit {text}");
+    ensure!(text.contains("everything can run"), "no verdict: {text}");
     Ok(())
 }
 

@@ -450,8 +450,8 @@ fn oom() -> Result<()> {
     same("kills of the dead", metrics.of(&cgroup.id, OOM)?, 1.0)?;
     same("kills below the parent", metrics.of(&parent.id, OOM)?, 1.0)?;
     // A kill by hand is none.
-    let worker = Worker::start(&parent)?;
-    drop(worker);
+    let other = parent.child("other")?;
+    drop(Worker::start(&other)?);
     same("a kill by hand", agent.scrape()?.of(&parent.id, OOM)?, 1.0)?;
     drop(above);
     Ok(())
