@@ -33,7 +33,9 @@ macro_rules! fields {
         /// Path of each field, in the order of its placeholder: `struct.member.member`, where a
         /// member may be an array element, named by an enumerator of `cgroup_subsys_id`
         /// (`subsys[cpu_cgrp_id]`) or by its number (`total[0]`), and alternatives for other kernel
-        /// versions are separated by `|`.
+        /// versions are separated by `|`. Of a tracepoint, `name(first, second)` is the offset in
+        /// the context of the last argument named, if there are that many; `enumeration::NAME` is
+        /// an enumerator's value.
         pub const PATHS: &[&str] = &[$($path,)*];
     };
 }
@@ -155,4 +157,20 @@ fields! {
     TASK_NSPROXY = "task_struct.nsproxy";
     NSPROXY_NET = "nsproxy.net_ns";
     NET_COOKIE = "net.net_cookie";
+    SOCK_FAMILY = "sock.__sk_common.skc_family";
+    SOCK_STATE = "sock.__sk_common.skc_state";
+    SOCK_CGROUP = "sock.sk_cgrp_data.cgroup";
+    SKB_SOCK = "sk_buff.sk";
+    SKB_CB = "sk_buff.cb";
+    TCP_SKB_SEGMENTS = "tcp_skb_cb.tcp_gso_segs";
+    TCP_TOTAL_RETRANS = "tcp_sock.total_retrans";
+    TCP_MSTAMP = "tcp_sock.tcp_mstamp";
+    TCP_SRTT = "tcp_sock.srtt_us";
+    RETRANSMIT_ERR = "tcp_retransmit_skb(sk, skb, err)";
+    KFREE_SKB_REASON = "kfree_skb(skb, location, reason)";
+    KFREE_SKB_SOCK = "kfree_skb(skb, location, reason, rx_sk)";
+    NOT_SPECIFIED = "skb_drop_reason::SKB_DROP_REASON_NOT_SPECIFIED";
+    QUEUE_PURGE = "skb_drop_reason::SKB_DROP_REASON_QUEUE_PURGE";
+    SOCKET_RCVBUFF = "skb_drop_reason::SKB_DROP_REASON_SOCKET_RCVBUFF";
+    PROTO_MEM = "skb_drop_reason::SKB_DROP_REASON_PROTO_MEM";
 }

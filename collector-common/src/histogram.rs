@@ -57,6 +57,17 @@ pub const fn bucket(ns: u64) -> u32 {
     }
 }
 
+/// log2 of how much wider the buckets of a *long* histogram are: bucket `i` holds values up to
+/// 2^([`MIN_EXPONENT`] + [`LONG_SHIFT`] + i) s, from 1 ms to 68 min.
+pub const LONG_SHIFT: u32 = 10;
+
+/// The bucket of a duration in nanoseconds in a long histogram: of things that last.
+#[inline(always)]
+pub const fn long_bucket(ns: u64) -> u32 {
+    // Rounded up, so that a value above a bound stays above it.
+    bucket((ns >> LONG_SHIFT) + (ns & ((1 << LONG_SHIFT) - 1) != 0) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,8 +114,26 @@ mod tests {
     }
 
     #[test]
+    fn buckets_of_a_long_histogram_are_as_many_and_wider() {
+        for exponent in -9..=12 {
+            let ns = (2f64.powi(exponent) * 1e9) as u64;
+            let expected = exponent - MIN_EXPONENT - LONG_SHIFT as i32;
+            assert_eq!(long_bucket(ns) as i32, expected, "2^{exponent} s");
+            assert_eq!(
+                long_bucket(ns + ns / 1_000_000 + 1025) as i32,
+                expected + 1,
+                "above 2^{exponent} s"
+            );
+        }
+        assert_eq!(long_bucket(900_000), 0);
+        assert_eq!(long_bucket(4_097_000_000_000) as usize, BUCKETS - 1);
+    }
+
+    #[test]
     fn extremes_stay_inside() {
         assert_eq!(bucket(0), 0);
         assert_eq!(bucket(u64::MAX) as usize, BUCKETS - 1);
+        assert_eq!(long_bucket(0), 0);
+        assert_eq!(long_bucket(u64::MAX) as usize, BUCKETS - 1);
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod block;
 pub mod cell;
+pub mod drops;
 pub mod event;
 pub mod field;
 pub mod histogram;
@@ -19,3 +20,4 @@ pub mod process;
 pub mod reclaim;
 pub mod sched;
 pub mod stat;
+pub mod tcp;

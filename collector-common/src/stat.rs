@@ -27,7 +27,21 @@ pub enum Stat {
     Renamed = 9,
     /// Removed cgroups whose last record could not be kept.
     LostRecords = 10,
+    /// TCP sockets for which storage could not be had.
+    NoSocketStorage = 11,
+    /// Runs of `inet_sock_set_state` in which a connection opened, failed or closed.
+    TcpStates = 12,
+    /// Runs of `tcp_retransmit_skb`.
+    TcpRetransmits = 13,
+    /// Runs of `tcp_retransmit_synack`.
+    SynAckRetransmits = 14,
+    /// Runs of `tcp_send_reset` for a socket.
+    ResetsSent = 15,
+    /// Runs of `tcp_receive_reset`.
+    ResetsReceived = 16,
+    /// Runs of `kfree_skb` and `udp_fail_queue_rcv_skb` that found a socket.
+    Drops = 17,
 }
 
 /// Entries of the array.
-pub const STATS: u32 = 11;
+pub const STATS: u32 = 18;

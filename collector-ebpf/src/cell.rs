@@ -14,6 +14,7 @@ use collector_common::{
     process::ProcessCell,
     sched::SchedCell,
     stat::Stat,
+    tcp::TcpCell,
 };
 
 use crate::{slot::Slot, stat};
@@ -36,6 +37,9 @@ pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
 /// Socket cells, shards.
 #[btf_map]
 pub static NET_CELLS: Cells<NetCell> = Cells::new();
+/// TCP cells, one lane.
+#[btf_map]
+pub static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
 /// Lanes of a per-CPU source: the number of possible CPUs.
 #[unsafe(no_mangle)]

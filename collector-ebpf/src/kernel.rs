@@ -101,8 +101,27 @@ macro_rules! address {
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
-        address as *const c_void
+        address as *const core::ffi::c_void
     }};
+}
+
+/// An argument of a tracepoint as a mere number.
+///
+/// For pointers that may be null: kernels from 6.3 to some 6.12 take every argument of a `tp_btf`
+/// program for a valid one, remove the check for null and let the program read through it
+/// (kernel/bpf/btf.c, `raw_tp_null_args` is what put an end to it). The helper reads the context
+/// as any memory.
+macro_rules! argument {
+    ($context:expr, $field:expr) => {
+        crate::kernel::read::<u64>(crate::kernel::address!($context, $field))
+    };
+}
+
+/// The value of an enumerator.
+macro_rules! enumerator {
+    ($field:expr) => {
+        crate::kernel::address!(0u64, $field) as u64
+    };
 }
 
 /// `struct task_struct`
@@ -413,4 +432,4 @@ pub fn copy<const WORDS: usize>(to: &mut [u64; WORDS], address: *const c_void) {
 mod block;
 
 pub use block::{Bio, Disk, Request};
-pub(crate) use {address, has};
+pub(crate) use {address, argument, enumerator, has, load32, load64};

@@ -10,6 +10,7 @@
 mod block;
 mod cell;
 mod cgroup;
+mod drops;
 mod kernel;
 mod keyed;
 mod net;
@@ -20,8 +21,10 @@ mod process;
 mod reclaim;
 mod sched;
 mod slot;
+mod sock;
 mod stat;
 mod task;
+mod tcp;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

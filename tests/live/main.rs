@@ -12,6 +12,8 @@ mod block;
 mod cgroup;
 mod cpu;
 mod disk;
+mod drops;
+mod egress;
 mod errors;
 mod formats;
 mod io;
@@ -21,10 +23,13 @@ mod metrics;
 mod needs;
 mod net;
 mod netdev;
+mod netns;
 mod pressure;
 mod process;
 mod sched;
 mod slots;
+mod sockets;
+mod tcp;
 mod trace;
 mod traffic;
 mod tree;
@@ -58,6 +63,8 @@ fn main() -> std::process::ExitCode {
         block::TESTS,
         net::TESTS,
         netdev::TESTS,
+        tcp::TESTS,
+        drops::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

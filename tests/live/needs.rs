@@ -36,6 +36,10 @@ pub enum Need {
     DeviceMapper,
     /// A disk whose contents nobody needs: a guest's.
     SpareDisk,
+    /// A file, which stands for something that the kernel can do.
+    File(&'static str),
+    /// A kernel of that version or later: what came with it has no better sign.
+    Kernel(u32, u32),
 }
 
 /// The disk of a guest, where every disk is the tests' own.
@@ -79,6 +83,10 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             (cpus < 2).then(|| "needs two CPUs".to_owned())
         }
+        Need::File(path) => (!Path::new(path).exists()).then(|| format!("needs {path}")),
+        Need::Kernel(major, minor) => {
+            (kernel() < (*major, *minor)).then(|| format!("needs kernel {major}.{minor} or later"))
+        }
         Need::Controller(name) => cgroup::controller(name)
             .is_none()
             .then(|| format!("needs the {name} controller")),
@@ -108,6 +116,15 @@ pub fn emulated() -> bool {
 
 fn missing_path(path: &str, what: &str) -> Option<String> {
     (!Path::new(path).exists()).then(|| format!("needs {what} ({path})"))
+}
+
+/// The running kernel's version.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Notes a skipped test where the caller counts them.

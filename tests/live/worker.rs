@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Write},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
     sync::mpsc,
@@ -16,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cgroup::Cgroup, traffic::Traffic};
+use crate::{cgroup::Cgroup, sockets::Sockets, traffic::Traffic};
 
 /// First argument of a worker.
 pub const FLAG: &str = "--worker";
@@ -59,13 +62,19 @@ impl std::ops::Sub for Books {
 impl Worker {
     /// A worker that has entered `cgroup` and waits for orders.
     pub fn start(cgroup: &Cgroup) -> Result<Self> {
+        Self::start_in(cgroup, None)
+    }
+
+    /// A worker that has entered `cgroup` and, if one is given, a network namespace.
+    pub fn start_in(cgroup: &Cgroup, namespace: Option<BorrowedFd<'_>>) -> Result<Self> {
+        let namespace = namespace.map(|namespace| namespace.as_raw_fd());
         let procs = std::ffi::CString::new(cgroup.procs().into_os_string().into_encoded_bytes())?;
         let mut command = Command::new("/proc/self/exe");
         command
             .arg(FLAG)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        // SAFETY: open, write and close are all that is called between fork and exec.
+        // SAFETY: open, write, close and setns are all that is called between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 let file = libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
@@ -73,6 +82,11 @@ impl Worker {
                     return Err(std::io::Error::last_os_error());
                 }
                 libc::close(file);
+                if let Some(namespace) = namespace
+                    && libc::setns(namespace, libc::CLONE_NEWNET) != 0
+                {
+                    return Err(std::io::Error::last_os_error());
+                }
                 Ok(())
             });
         }
@@ -117,6 +131,19 @@ impl Worker {
     pub fn run(&mut self, order: &str) -> Result<()> {
         self.order(order)?;
         self.wait_done()
+    }
+
+    /// Gives an order that is answered by a line of numbers.
+    pub fn ask(&mut self, order: &str) -> Result<Vec<f64>> {
+        self.order(order)?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let numbers = line
+            .split_whitespace()
+            .map(|word| word.parse().with_context(|| format!("{order}: {line:?}")))
+            .collect::<Result<_>>()?;
+        self.wait_done()?;
+        Ok(numbers)
     }
 
     fn wait_asleep(&self) -> Result<()> {
@@ -198,6 +225,7 @@ pub fn main() -> ExitCode {
     say_done();
     let mut threads = Vec::new();
     let mut traffic = Traffic::default();
+    let mut sockets = Sockets::default();
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else {
             break;
@@ -236,6 +264,13 @@ pub fn main() -> ExitCode {
                 }
             }
             "exec" => (0..number(1)).for_each(|_| exec()),
+            "tcp" | "udp" => match sockets.obey(&words) {
+                Ok(answer) => print!("{answer}"),
+                Err(error) => {
+                    eprintln!("{line}: {error:?}");
+                    return ExitCode::FAILURE;
+                }
+            },
             other => match traffic.obey(&words) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {

@@ -52,6 +52,11 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "python3-prometheus-client",
         "parses by its Python client",
     ),
+    (
+        Tool::Program("ip"),
+        "iproute2",
+        "those in network namespaces",
+    ),
 ];
 
 /// What makes virtual machines, in the same way.

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use collector_common::histogram::{BUCKETS, MIN_EXPONENT};
+use collector_common::histogram::{BUCKETS, LONG_SHIFT, MIN_EXPONENT};
 use prometheus::proto;
 
 use super::{Family, Format, Kind, LabelSet, Unit, Value, labels::escape};
@@ -59,15 +59,20 @@ fn open<T: BufMut + Extend<u8>>(
     true
 }
 
-/// Bounds of the log2 buckets as `le` values: text as Go prints floats, OpenMetrics with a point.
-static BOUNDS: LazyLock<[(String, String); BUCKETS]> = LazyLock::new(|| {
+/// Bounds of log2 buckets as `le` values: text as Go prints floats, OpenMetrics with a point.
+type Bounds = [(String, String); BUCKETS];
+
+static BOUNDS: LazyLock<Bounds> = LazyLock::new(|| bounds(MIN_EXPONENT));
+static LONG_BOUNDS: LazyLock<Bounds> = LazyLock::new(|| bounds(MIN_EXPONENT + LONG_SHIFT as i32));
+
+fn bounds(first: i32) -> Bounds {
     std::array::from_fn(|bucket| {
         if bucket + 1 == BUCKETS {
             return ("+Inf".to_owned(), "+Inf".to_owned());
         }
-        bound_texts(2f64.powi(MIN_EXPONENT + bucket as i32))
+        bound_texts(2f64.powi(first + bucket as i32))
     })
-});
+}
 
 fn bound_texts(bound: f64) -> (String, String) {
     // Go's %g: an exponent of at least two digits below 1e-4.
@@ -189,6 +194,26 @@ impl Writer {
         extra: &[(&str, &str)],
         histogram: Histogram<'_>,
     ) {
+        self.buckets(labels, extra, histogram, &BOUNDS);
+    }
+
+    /// One long histogram of the family last begun, see `collector_common::histogram`.
+    pub fn long_histogram(
+        &mut self,
+        labels: &LabelSet,
+        extra: &[(&str, &str)],
+        histogram: Histogram<'_>,
+    ) {
+        self.buckets(labels, extra, histogram, &LONG_BOUNDS);
+    }
+
+    fn buckets(
+        &mut self,
+        labels: &LabelSet,
+        extra: &[(&str, &str)],
+        histogram: Histogram<'_>,
+        bounds: &Bounds,
+    ) {
         self.flush_metadata();
         // All but the bound is the same in each bucket's line.
         let mut prefix = std::mem::take(&mut self.scratch);
@@ -197,7 +222,7 @@ impl Writer {
         prefix.extend_from_slice(if braced { b",le=\"" } else { b"{le=\"" });
         self.buffer.reserve(BUCKETS * (prefix.len() + 48));
         let mut count = 0;
-        for (bucket, (text, open)) in histogram.buckets.iter().zip(BOUNDS.iter()) {
+        for (bucket, (text, open)) in histogram.buckets.iter().zip(bounds) {
             count += bucket;
             let bound = match self.format {
                 Format::OpenMetrics => open,
@@ -383,6 +408,25 @@ mod tests {
         assert!(lines.ends_with("h_seconds_count 6\n"));
         assert_eq!(lines.lines().count(), 2 + 2 * (BUCKETS + 2));
         assert!(text(Format::OpenMetrics, write).contains("le=\"1.0\"} 5\n"));
+    }
+
+    #[test]
+    fn bounds_of_a_long_histogram() {
+        let lines = text(Format::Text, |writer| {
+            writer.family(&Family {
+                name: "h_seconds",
+                kind: Kind::Histogram,
+                ..COUNTER
+            });
+            let histogram = Histogram {
+                buckets: &[1; BUCKETS],
+                sum: Value::Nanos(5),
+            };
+            writer.long_histogram(&LabelSet::empty(), &[], histogram);
+        });
+        assert!(lines.contains("h_seconds_bucket{le=\"0.0009765625\"} 1\n"));
+        assert!(lines.contains("h_seconds_bucket{le=\"4096\"} 23\n"));
+        assert!(lines.contains("h_seconds_bucket{le=\"+Inf\"} 24\n"));
     }
 
     #[test]

@@ -67,6 +67,7 @@ cells! {
     collector_common::process::ProcessCell, "PROCESS_CELLS", One;
     collector_common::reclaim::ReclaimCell, "RECLAIM_CELLS", One;
     collector_common::net::NetCell, "NET_CELLS", Shards;
+    collector_common::tcp::TcpCell, "TCP_CELLS", One;
 }
 
 /// The cells of a source.

@@ -266,7 +266,34 @@ pub fn offset_of(btf: &Btf, path: &str) -> Result<u32> {
 }
 
 fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
+    if let Some((tracepoint, arguments)) = path.split_once('(') {
+        return argument_offset(btf, tracepoint, arguments.split(',').count());
+    }
+    if let Some((of, name)) = path.split_once("::") {
+        return enumerator_value(btf, of, name);
+    }
     walk(btf, path).map(|(offset, _)| offset)
+}
+
+/// Offset in a `tp_btf` program's context of the tracepoint's argument `number`, the first being 1.
+///
+/// The kernel describes a tracepoint by `typedef void (*btf_trace_NAME)(void *, ...)`, the
+/// arguments after the first (include/trace/bpf_probe.h).
+fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
+    for ty in btf.resolve_types_by_name(&format!("btf_trace_{tracepoint}"))? {
+        let Type::Typedef(typedef) = ty else {
+            continue;
+        };
+        let Type::Ptr(pointer) = btf.resolve_chained_type(&typedef)? else {
+            continue;
+        };
+        if let Type::FuncProto(prototype) = btf.resolve_chained_type(&pointer)?
+            && prototype.parameters.len() > number
+        {
+            return Ok(8 * (number as u32 - 1));
+        }
+    }
+    bail!("no {tracepoint} with {number} arguments")
 }
 
 /// Offset in bytes and type of what a path leads to.
@@ -389,6 +416,25 @@ pub fn size_of(btf: &Btf, path: &str) -> Result<u32> {
 pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
     let (_, ty) = walk(btf, path)?;
     Ok(array_element(btf, &ty)?.1)
+}
+
+/// Values and names of all enumerators.
+///
+/// # Errors
+///
+/// When this kernel doesn't have the enumeration.
+pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
+    for ty in btf.resolve_types_by_name(of)? {
+        let Type::Enum(list) = ty else {
+            continue;
+        };
+        return list
+            .members
+            .iter()
+            .map(|member| Ok((member.val(), btf.resolve_name(member)?)))
+            .collect();
+    }
+    bail!("no enum {of}")
 }
 
 /// Value of an enumerator, such as `NR_FILE_PAGES` of `node_stat_item`.

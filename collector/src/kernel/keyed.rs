@@ -43,6 +43,7 @@ macro_rules! keyed {
 keyed! {
     collector_common::pass::CgroupRecord, "LAST_RECORDS";
     collector_common::block::BlockValue, "BLOCK_IO";
+    collector_common::drops::Drops, "DROPS";
 }
 
 /// The values of a source.

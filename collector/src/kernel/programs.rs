@@ -78,6 +78,13 @@ pub const PROGRAMS: &[Program] = &[
     program("net_ingress", Hook::Packets(CgroupSkbAttachType::Ingress)),
     program("net_egress", Hook::Packets(CgroupSkbAttachType::Egress)),
     program("namespaces", Hook::TaskIterator),
+    tracepoint("inet_sock_set_state"),
+    tracepoint("tcp_retransmit_skb"),
+    tracepoint("tcp_retransmit_synack"),
+    tracepoint("tcp_send_reset"),
+    tracepoint("tcp_receive_reset"),
+    tracepoint("kfree_skb"),
+    tracepoint("udp_fail_queue_rcv_skb"),
 ];
 
 /// What a source needs of the kernel.

@@ -130,6 +130,12 @@ const UNTRACKED_TASKS: Family = family(
     "Tasks that had no storage when they were first met: the kernel was short of memory.",
     Kind::Counter,
 );
+const UNTRACKED_SOCKETS: Family = family(
+    "cgmeter_untracked_sockets_total",
+    "TCP sockets that had no storage when they were to get some: the kernel was short of memory, or \
+     the socket had used up its own (net.core.optmem_max).",
+    Kind::Counter,
+);
 const KERNEL_MEMORY: Family = Family {
     unit: Unit::Bytes,
     ..family(
@@ -167,6 +173,7 @@ pub const FAMILIES: &[&Family] = &[
     &LOST_EVENTS,
     &LOST_RECORDS,
     &UNTRACKED_TASKS,
+    &UNTRACKED_SOCKETS,
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
     &SCRAPE_ERROR,
@@ -220,6 +227,12 @@ impl SelfMetrics {
             ("cgroup_mkdir", Stat::Made),
             ("cgroup_rmdir", Stat::Removed),
             ("cgroup_rename", Stat::Renamed),
+            ("inet_sock_set_state", Stat::TcpStates),
+            ("tcp_retransmit_skb", Stat::TcpRetransmits),
+            ("tcp_retransmit_synack", Stat::SynAckRetransmits),
+            ("tcp_send_reset", Stat::ResetsSent),
+            ("tcp_receive_reset", Stat::ResetsReceived),
+            ("kfree_skb", Stat::Drops),
         ];
         let own = own
             .iter()
@@ -249,6 +262,7 @@ impl SelfMetrics {
             (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
             (&LOST_RECORDS, report.stats.get(Stat::LostRecords)),
             (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
+            (&UNTRACKED_SOCKETS, report.stats.get(Stat::NoSocketStorage)),
             (&KERNEL_MEMORY, report.kernel_memory),
             (&SCRAPE_ERROR, u64::from(failed)),
         ] {

@@ -13,6 +13,7 @@ mod books;
 mod counters;
 mod cpu;
 mod devices;
+mod drops;
 mod hugetlb;
 mod io;
 mod keyed;
@@ -25,6 +26,7 @@ mod pressure;
 mod process;
 mod reclaim;
 mod sched;
+mod tcp;
 
 use std::time::SystemTime;
 
@@ -87,6 +89,8 @@ pub const SOURCES: &[Registration] = &[
     block::SOURCE,
     net::SOURCE,
     netdev::SOURCE,
+    tcp::SOURCE,
+    drops::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.
@@ -206,6 +210,8 @@ pub enum Samples<T: 'static> {
     Scalars(&'static [(Extra, Reader<T>)]),
     /// One log2 histogram a series, left out until its first event.
     Histograms(&'static [(Extra, HistogramReader<T>)]),
+    /// The same in the wider buckets of a long histogram.
+    LongHistograms(&'static [(Extra, HistogramReader<T>)]),
 }
 
 impl<T> Samples<T> {
@@ -224,6 +230,13 @@ impl<T> Samples<T> {
                 for (extra, read) in *series {
                     if let Some(histogram) = read(value) {
                         writer.histogram(labels, extra, histogram);
+                    }
+                }
+            }
+            Self::LongHistograms(series) => {
+                for (extra, read) in *series {
+                    if let Some(histogram) = read(value) {
+                        writer.long_histogram(labels, extra, histogram);
                     }
                 }
             }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -103,6 +104,20 @@ pub fn datagrams(count: usize) -> Result<()> {
 pub fn processes(count: usize) -> Result<()> {
     for _ in 0..count {
         Command::new("/bin/true").stdout(Stdio::null()).status()?;
+    }
+    Ok(())
+}
+
+/// Opens and closes TCP connections over loopback: six changes of state each. The client closes
+/// with a byte unread, which is a reset, so that no port is left waiting.
+pub fn connections(count: usize) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    for _ in 0..count {
+        let client = TcpStream::connect(address)?;
+        let (mut server, _) = listener.accept()?;
+        server.write_all(b"x")?;
+        drop(client);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     agent::{Agent, value},
     empty::{Empty, Packets},
-    load::{Cgroups, datagrams, ping_pong, processes},
+    load::{Cgroups, connections, datagrams, ping_pong, processes},
 };
 
 /// Programs with the tracepoint that they, and the empty program beside them, are attached to.
@@ -18,6 +18,8 @@ const PROGRAMS: &[&str] = &[
     "cgroup_mkdir",
     "cgroup_rmdir",
     "cgroup_attach_task",
+    "inet_sock_set_state",
+    "kfree_skb",
 ];
 
 /// Programs for packets, with the direction.
@@ -60,6 +62,7 @@ pub fn measure() -> Result<Vec<Value>> {
     let before = (agent.scrape()?, times(&empties)?);
     ping_pong(300_000)?;
     processes(1500)?;
+    connections(20_000)?;
     drop(Cgroups::make(500)?);
     datagrams(300_000)?;
     let after = (agent.scrape()?, times(&empties)?);

@@ -1,0 +1,49 @@
+//! Values of the TCP source, and what it remembers of a connection.
+
+use crate::histogram::BUCKETS;
+
+/// TCP counters of one slot; one lane, atomic adds.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TcpCell {
+    /// Cgroup id of the slot's owner, 0 while untouched.
+    pub owner: u64,
+    /// Segments sent again, SYN and SYN-ACK included.
+    pub retransmits: u64,
+    /// Connections that this side asked for.
+    pub active: u64,
+    /// Connections that the other side asked for.
+    pub passive: u64,
+    /// Connections asked for that were not to be had.
+    pub failures: u64,
+    /// Resets that sockets sent.
+    pub resets_sent: u64,
+    /// Resets that sockets received.
+    pub resets_received: u64,
+    /// Sum of what `rtt_histogram` counts, µs.
+    pub rtt_us: u64,
+    /// Sum of what `duration_histogram` counts, µs.
+    pub duration_us: u64,
+    /// Keeps the layout explicit.
+    pub reserved: [u64; 7],
+    /// Smoothed round-trip times at the end of connections, by bucket.
+    pub rtt_histogram: [u64; BUCKETS],
+    /// Lifetimes of connections, by bucket of a long histogram.
+    pub duration_histogram: [u64; BUCKETS],
+}
+
+const _: () = assert!(size_of::<TcpCell>() == 512);
+
+/// What is remembered of a connection, in socket storage. Written under the socket's lock alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpBooks {
+    /// The socket's clock (`tcp_mstamp`, µs) when the connection stood; 0: it does not yet.
+    pub established_us: u64,
+    /// `total_retrans` as far as it has been counted.
+    pub retransmits: u32,
+    /// Not 0 if this side asked for the connection.
+    pub active: u32,
+}
+
+const _: () = assert!(size_of::<TcpBooks>() == 16);

@@ -1,0 +1,299 @@
+//! TCP: connections made, refused, reset and closed, and segments sent again.
+//!
+//! Hooks: `tp_btf/inet_sock_set_state` (net/ipv4/af_inet.c), `tcp_retransmit_skb`,
+//! `tcp_retransmit_synack`, `tcp_send_reset` (net/ipv4/tcp_output.c, tcp_ipv4.c, tcp_ipv6.c),
+//! `tcp_receive_reset` (net/ipv4/tcp_input.c). Most of it runs in softirq, on top of whoever was
+//! running: the cgroup is always the socket's, which is that of its maker; an accepted socket has
+//! its listener's.
+//! No clock is read: the socket's own, `tcp_mstamp`, is brought up to date by the packet or timer
+//! that changes its state.
+//! Metrics: collector/src/source/tcp.rs. Oracle: tests/live/tcp.rs.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    btf_maps::SkStorage,
+    helpers::generated::bpf_sk_storage_get,
+    macros::{btf_map, btf_tracepoint},
+    programs::BtfTracePointContext,
+};
+use collector_common::{
+    field,
+    histogram::{bucket, long_bucket},
+    stat::Stat,
+    tcp::{TcpBooks, TcpCell},
+};
+
+use crate::{
+    cell::{self, TCP_CELLS},
+    kernel::{has, load64},
+    slot,
+    sock::{SkBuff, TcpSock},
+    stat,
+};
+
+/// What is remembered of a connection; made by the kernel when asked for, gone with the socket.
+#[btf_map]
+static TCP_BOOKS: SkStorage<TcpBooks> = SkStorage::new();
+
+/// States, include/net/tcp_states.h.
+const ESTABLISHED: i32 = 1;
+const SYN_SENT: i32 = 2;
+const SYN_RECV: i32 = 3;
+const CLOSE: i32 = 7;
+const LISTEN: i32 = 10;
+
+/// TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), before the new state is
+/// stored. Sockets of SCTP, DCCP and MPTCP come here too; an MPTCP connection's subflows are TCP
+/// sockets, in its own cgroup, and count, the MPTCP socket does not.
+///
+/// TIME_WAIT is not a state of the socket, which closes when a small stand-in takes over
+/// (net/ipv4/tcp_minisocks.c, `tcp_time_wait`); a connection that is being asked for is none
+/// before the child stands (`inet_csk_clone_lock`, LISTEN to SYN_RECV, then ESTABLISHED).
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    let (old, new) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    match (old, new) {
+        (CLOSE, SYN_SENT) => asked(&ctx),
+        (SYN_SENT, SYN_RECV) | (CLOSE | LISTEN, _) => 0,
+        (SYN_SENT | SYN_RECV, CLOSE) => failed(&ctx, old),
+        // Mostly ESTABLISHED; FIN_WAIT1 for a fast open that is closed before it stands.
+        (SYN_SENT | SYN_RECV, _) => opened(&ctx, old),
+        (_, CLOSE) => closed(&ctx),
+        _ => 0,
+    }
+}
+
+/// connect(2): books from the start, so that every SYN sent again is seen.
+#[inline(always)]
+fn asked(ctx: &BtfTracePointContext) -> i32 {
+    if let Some(sock) = TcpSock::of(ctx, 0)
+        && let Some(books) = books_or_new(sock)
+    {
+        // The socket may have been used before.
+        *books = TcpBooks {
+            established_us: 0,
+            retransmits: sock.retransmits(),
+            active: 1,
+        };
+    }
+    0
+}
+
+#[inline(always)]
+fn opened(ctx: &BtfTracePointContext, old: i32) -> i32 {
+    let Some(sock) = TcpSock::of(ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::TcpStates);
+    let mut active = old == SYN_SENT;
+    if let Some(books) = books_or_new(sock) {
+        books.established_us = sock.clock_us();
+        // Two sides that ask at once go by way of SYN_RECV.
+        active |= books.active != 0;
+        if !active {
+            // A child starts with what its request sent again (`tcp_create_openreq_child`), which
+            // `tcp_retransmit_synack` has counted.
+            books.retransmits = sock.retransmits();
+        }
+    }
+    if let Some(cell) = cell_of(sock) {
+        // SAFETY: fields of a map value.
+        unsafe {
+            if active {
+                cell::add(&raw mut (*cell).active, 1);
+            } else {
+                cell::add(&raw mut (*cell).passive, 1);
+            }
+        }
+    }
+    0
+}
+
+/// Refused, timed out, or given up. A child that came to nothing was not asked for by this side.
+#[inline(always)]
+fn failed(ctx: &BtfTracePointContext, old: i32) -> i32 {
+    let Some(sock) = TcpSock::of(ctx, 0) else {
+        return 0;
+    };
+    let books = books(sock);
+    if old != SYN_SENT && !books.as_ref().is_some_and(|books| books.active != 0) {
+        return 0;
+    }
+    stat::count(Stat::TcpStates);
+    if let Some(cell) = cell_of(sock) {
+        if let Some(books) = books {
+            count_retransmits(sock, books, cell);
+        }
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).failures, 1) };
+    }
+    0
+}
+
+#[inline(always)]
+fn closed(ctx: &BtfTracePointContext) -> i32 {
+    let Some(sock) = TcpSock::of(ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::TcpStates);
+    let Some(cell) = cell_of(sock) else {
+        return 0;
+    };
+    // 0: no answer was ever timed.
+    let rtt_us = u64::from(sock.rtt_us());
+    if rtt_us != 0 {
+        let at = bucket(rtt_us * 1000) as usize;
+        // SAFETY: fields of a map value; `bucket` is within the array, and the verifier sees it.
+        unsafe {
+            cell::add(&raw mut (*cell).rtt_us, rtt_us);
+            cell::add(&raw mut (*cell).rtt_histogram[at], 1);
+        }
+    }
+    // Without books it is older than the agent, and nobody knows how old.
+    let Some(books) = books(sock) else {
+        return 0;
+    };
+    count_retransmits(sock, books, cell);
+    if books.established_us == 0 {
+        return 0;
+    }
+    let duration_us = sock.clock_us().saturating_sub(books.established_us);
+    books.established_us = 0;
+    let at = long_bucket(duration_us.wrapping_mul(1000)) as usize;
+    // SAFETY: as above.
+    unsafe {
+        cell::add(&raw mut (*cell).duration_us, duration_us);
+        cell::add(&raw mut (*cell).duration_histogram[at], 1);
+    }
+    0
+}
+
+/// TP_PROTO(const struct sock *sk, const struct sk_buff *skb), since 6.17 with `int err`.
+///
+/// The number is the growth of the socket's `total_retrans`, which goes with TcpRetransSegs. The
+/// event alone does not tell it: a retransmission has as many segments as the packet has; one that
+/// fails on this host is counted by the kernel and fires since 6.17 only, together with some that
+/// never got so far as to be counted (net/ipv4/tcp_output.c, `__tcp_retransmit_skb`). Before, such
+/// ones are counted here with the next that succeeds, or when the socket closes.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    let Some(sock) = TcpSock::of(&ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::TcpRetransmits);
+    let known = books(sock).is_some();
+    let Some(books) = books_or_new(sock) else {
+        return 0;
+    };
+    if !known {
+        // A socket older than the agent: all but this one was before its time.
+        let failed =
+            has!(field::RETRANSMIT_ERR) && load64!(ctx.as_ptr(), field::RETRANSMIT_ERR) as i32 != 0;
+        let segments = if failed {
+            0
+        } else {
+            SkBuff::argument(&ctx, 1).tcp_segments()
+        };
+        books.retransmits = sock.retransmits().wrapping_sub(u32::from(segments));
+    }
+    if let Some(cell) = cell_of(sock) {
+        count_retransmits(sock, books, cell);
+    }
+    0
+}
+
+/// TP_PROTO(const struct sock *sk, const struct request_sock *req): a SYN-ACK sent again, counted by
+/// TcpRetransSegs as well (`tcp_rtx_synack`). The socket is the listener, or a fast open's child.
+#[btf_tracepoint(function = "tcp_retransmit_synack")]
+pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
+    let Some(sock) = TcpSock::of(&ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::SynAckRetransmits);
+    if let Some(cell) = cell_of(sock) {
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).retransmits, 1) };
+    }
+    0
+}
+
+/// TP_PROTO(const struct sock *sk, const struct sk_buff *skb), since 6.10 with a reason, and then
+/// also without a socket. A reset for which there is none (nobody listens) is nobody's.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
+    let Some(sock) = TcpSock::of(&ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::ResetsSent);
+    if let Some(cell) = cell_of(sock) {
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).resets_sent, 1) };
+    }
+    0
+}
+
+/// TP_PROTO(struct sock *sk)
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
+    let Some(sock) = TcpSock::of(&ctx, 0) else {
+        return 0;
+    };
+    stat::count(Stat::ResetsReceived);
+    if let Some(cell) = cell_of(sock) {
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).resets_received, 1) };
+    }
+    0
+}
+
+#[inline(always)]
+fn count_retransmits(sock: TcpSock, books: &mut TcpBooks, cell: *mut TcpCell) {
+    let total = sock.retransmits();
+    let gained = total.wrapping_sub(books.retransmits);
+    if gained != 0 {
+        books.retransmits = total;
+        // SAFETY: a field of a map value.
+        unsafe { cell::add(&raw mut (*cell).retransmits, u64::from(gained)) };
+    }
+}
+
+#[inline(always)]
+fn cell_of(sock: TcpSock) -> Option<*mut TcpCell> {
+    let slot = slot::resolve(sock.cgroup().id());
+    cell::claimed(&TCP_CELLS, slot.owner, slot.number)
+}
+
+/// A socket's books, `None` if it has none.
+#[inline(always)]
+fn books(sock: TcpSock) -> Option<&'static mut TcpBooks> {
+    storage(sock, 0)
+}
+
+/// A socket's books, made if need be.
+#[inline(always)]
+fn books_or_new(sock: TcpSock) -> Option<&'static mut TcpBooks> {
+    let books = storage(sock, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    if books.is_none() {
+        stat::count(Stat::NoSocketStorage);
+    }
+    books
+}
+
+#[inline(always)]
+fn storage(sock: TcpSock, flags: u64) -> Option<&'static mut TcpBooks> {
+    // SAFETY: the helper returns null or a value that lives as long as the program runs; it is
+    // zeroed when new. The verifier proves that `sock` is a socket.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const TCP_BOOKS).cast_mut().cast(),
+            sock.0.cast_mut().cast(),
+            ptr::null_mut(),
+            flags,
+        )
+        .cast::<TcpBooks>()
+        .as_mut()
+    }
+}

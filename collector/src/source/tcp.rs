@@ -1,0 +1,199 @@
+//! TCP: connections made, refused, reset and closed, and segments sent again.
+//!
+//! Programs: `inet_sock_set_state`, `tcp_retransmit_skb`, `tcp_retransmit_synack`, `tcp_send_reset`,
+//! `tcp_receive_reset` (collector-ebpf/src/tcp.rs). Oracle: /proc/net/snmp of network namespaces of
+//! the test's own, getsockopt(TCP_INFO) (tests).
+//!
+//! Left out: cAdvisor's container_network_tcp_usage_total and its like count sockets by state in a
+//! network namespace; they need a walk of all sockets at each scrape, and are off there by default.
+
+use std::ops::AddAssign;
+
+use collector_common::{histogram::BUCKETS, tcp::TcpCell};
+
+use super::{
+    Metric, Registration, Samples,
+    counters::{Counters, Numbers},
+};
+use crate::{
+    exposition::{Family, Histogram, Kind, Unit, Value},
+    kernel::programs::Requirement,
+};
+
+/// A node's TCP numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    retransmits: u64,
+    active: u64,
+    passive: u64,
+    failures: u64,
+    resets_sent: u64,
+    resets_received: u64,
+    rtt_us: u64,
+    duration_us: u64,
+    rtt_histogram: [u64; BUCKETS],
+    duration_histogram: [u64; BUCKETS],
+}
+
+macro_rules! sums_of {
+    ($($of:ty),*) => {
+        $(
+            impl AddAssign<&$of> for Totals {
+                fn add_assign(&mut self, other: &$of) {
+                    self.retransmits += other.retransmits;
+                    self.active += other.active;
+                    self.passive += other.passive;
+                    self.failures += other.failures;
+                    self.resets_sent += other.resets_sent;
+                    self.resets_received += other.resets_received;
+                    self.rtt_us += other.rtt_us;
+                    self.duration_us += other.duration_us;
+                    add(&mut self.rtt_histogram, &other.rtt_histogram);
+                    add(&mut self.duration_histogram, &other.duration_histogram);
+                }
+            }
+        )*
+    };
+}
+
+// A node adds up its slots' cells and its children alike.
+sums_of!(TcpCell, Totals);
+
+fn add(sums: &mut [u64; BUCKETS], counts: &[u64; BUCKETS]) {
+    for (sum, count) in sums.iter_mut().zip(counts) {
+        *sum += count;
+    }
+}
+
+impl Numbers<TcpCell> for Totals {}
+
+/// A histogram, left out until its first event.
+fn histogram(buckets: &[u64; BUCKETS], sum_us: u64) -> Option<Histogram<'_>> {
+    buckets.iter().any(|&count| count > 0).then_some(Histogram {
+        buckets,
+        sum: Value::Nanos(sum_us.saturating_mul(1000)),
+    })
+}
+
+const fn counter(name: &'static str, help: &'static str) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Counter,
+        unit: Unit::None,
+        labels: &[],
+        origin: "inet_sock_set_state",
+        oracle: "/proc/net/snmp of a network namespace",
+    }
+}
+
+/// The source's families.
+pub const METRICS: &[Metric<Totals>] = &[
+    Metric {
+        family: Family {
+            origin: "tcp_retransmit_skb, inet_sock_set_state: tcp_sock.total_retrans; tcp_retransmit_synack",
+            oracle: "/proc/net/snmp RetransSegs; TCP_INFO tcpi_total_retrans",
+            ..counter(
+                "container_tcp_retransmits_total",
+                "TCP segments sent again, SYN and SYN-ACK included.",
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.retransmits)))]),
+    },
+    Metric {
+        family: Family {
+            labels: &["direction"],
+            oracle: "/proc/net/snmp ActiveOpens (less those that failed), PassiveOpens",
+            ..counter(
+                "container_tcp_connections_opened_total",
+                "TCP connections established: asked for by this side (active), or accepted by a \
+                 listening socket (passive).",
+            )
+        },
+        samples: Samples::Scalars(&[
+            (&[("direction", "active")], |v| Some(Value::Count(v.active))),
+            (&[("direction", "passive")], |v| {
+                Some(Value::Count(v.passive))
+            }),
+        ]),
+    },
+    Metric {
+        family: Family {
+            oracle: "/proc/net/snmp AttemptFails",
+            ..counter(
+                "container_tcp_connect_failures_total",
+                "TCP connections asked for that were refused, timed out or were given up.",
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.failures)))]),
+    },
+    Metric {
+        family: Family {
+            labels: &["direction"],
+            origin: "tcp_send_reset, tcp_receive_reset",
+            oracle: "/proc/net/snmp OutRsts, EstabResets; a known number of resets",
+            ..counter(
+                "container_tcp_resets_total",
+                "TCP resets that sockets sent or received; what the kernel sends without a socket \
+                 (nobody listens) is nobody's.",
+            )
+        },
+        samples: Samples::Scalars(&[
+            (&[("direction", "sent")], |v| {
+                Some(Value::Count(v.resets_sent))
+            }),
+            (&[("direction", "received")], |v| {
+                Some(Value::Count(v.resets_received))
+            }),
+        ]),
+    },
+    Metric {
+        family: Family {
+            kind: Kind::Histogram,
+            unit: Unit::Seconds,
+            origin: "inet_sock_set_state: tcp_sock.srtt_us",
+            oracle: "TCP_INFO tcpi_rtt before the close",
+            ..counter(
+                "container_tcp_rtt_seconds",
+                "Smoothed round-trip time of TCP connections, observed when they close.",
+            )
+        },
+        samples: Samples::Histograms(&[(&[], |v| histogram(&v.rtt_histogram, v.rtt_us))]),
+    },
+    Metric {
+        family: Family {
+            kind: Kind::Histogram,
+            unit: Unit::Seconds,
+            origin: "inet_sock_set_state: tcp_sock.tcp_mstamp",
+            oracle: "a known number of connections, the test's clock",
+            ..counter(
+                "container_tcp_connection_duration_seconds",
+                "Time from establishment to close of TCP connections, observed when they close; \
+                 those older than the agent are left out.",
+            )
+        },
+        samples: Samples::LongHistograms(&[(&[], |v| {
+            histogram(&v.duration_histogram, v.duration_us)
+        })]),
+    },
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "tcp",
+        required: &[
+            "inet_sock_set_state",
+            "tcp_retransmit_skb",
+            "tcp_retransmit_synack",
+            "tcp_send_reset",
+            "tcp_receive_reset",
+        ],
+        optional: &[],
+    },
+    families: || METRICS.iter().map(|metric| &metric.family).collect(),
+    build: |builder| {
+        let cells = builder.kernel.cells::<TcpCell>()?;
+        Ok(Box::new(Counters::new("tcp", METRICS, cells)))
+    },
+};

@@ -1,0 +1,142 @@
+//! Dropped packets, in two network namespaces of the test's own. Oracles: /proc/net/snmp and snmp6 of
+//! the receiver's, known numbers of datagrams.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    egress::Blocked,
+    metrics::{Metrics, same},
+    needs::Need,
+    netns::{Namespaces, RIGHT, snmp, snmp6},
+    worker::Worker,
+};
+
+/// Since when the kernel tells by which socket a packet was to be received.
+const RECEIVER_TOLD: Need = Need::Kernel(6, 11);
+
+pub const TESTS: &[Test] = &[
+    (
+        "drops::no_room_in_the_receive_buffer",
+        &[Need::Agent, Need::Program("ip")],
+        || no_room(RIGHT[0]),
+    ),
+    (
+        "drops::no_room_in_the_receive_buffer_of_ipv6",
+        &[Need::Agent, Need::Program("ip"), RECEIVER_TOLD],
+        || no_room(RIGHT[1]),
+    ),
+    (
+        "drops::filtered_by_the_socket",
+        &[Need::Agent, Need::Program("ip"), RECEIVER_TOLD],
+        filtered,
+    ),
+    (
+        "drops::not_let_out",
+        &[Need::Agent, Need::Program("ip")],
+        not_let_out,
+    ),
+    (
+        "drops::closing_is_no_drop",
+        &[Need::Agent, Need::Program("ip")],
+        closing,
+    ),
+];
+
+const DROPS: &str = "container_network_drops_total";
+
+struct Scene {
+    agent: Agent,
+    cgroups: [Cgroup; 2],
+    sender: Worker,
+    receiver: Worker,
+    _namespaces: Namespaces,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let agent = Agent::start(&[])?;
+        let namespaces = Namespaces::new()?;
+        let cgroups = [Cgroup::new()?, Cgroup::new()?];
+        Ok(Self {
+            sender: Worker::start_in(&cgroups[0], Some(namespaces.left()))?,
+            receiver: Worker::start_in(&cgroups[1], Some(namespaces.right()))?,
+            agent,
+            cgroups,
+            _namespaces: namespaces,
+        })
+    }
+
+    /// Sends datagrams; how many were refused.
+    fn send(&mut self, address: &str, count: usize, size: usize) -> Result<f64> {
+        let order = format!("udp send {address} 6000 {count} {size}");
+        Ok(self.sender.ask(&order)?[0])
+    }
+
+    /// Compares the only reason that a side has, and the other side's none.
+    fn only(&self, at: usize, reason: &str, count: f64) -> Result<()> {
+        let metrics = self.agent.scrape()?;
+        let of = |metrics: &Metrics, at: usize| metrics.sum(DROPS, &[("id", &self.cgroups[at].id)]);
+        let labels = [("id", self.cgroups[at].id.as_str()), ("reason", reason)];
+        same(reason, metrics.get(DROPS, &labels)?, count)?;
+        same("of all reasons", of(&metrics, at), count)?;
+        same("of the other side", of(&metrics, 1 - at), 0.0)
+    }
+}
+
+fn no_room(address: &str) -> Result<()> {
+    let mut scene = Scene::new()?;
+    let bind = format!("udp bind {address} 6000 4096");
+    scene.receiver.run(&bind)?;
+    scene.send(address, 200, 500)?;
+    let pid = scene.receiver.pid();
+    let lost = if address.contains(':') {
+        snmp6(pid, "Udp6RcvbufErrors")?
+    } else {
+        snmp(pid, "Udp", "RcvbufErrors")?
+    };
+    ensure!(lost > 100.0, "{lost} datagrams found no room");
+    scene.only(1, "socket_rcvbuff", lost)
+}
+
+fn filtered() -> Result<()> {
+    let mut scene = Scene::new()?;
+    for address in RIGHT {
+        let bind = format!("udp bind {address} 6000 100000 deaf");
+        scene.receiver.run(&bind)?;
+        scene.send(address, 130, 100)?;
+    }
+    scene.only(1, "socket_filter", 260.0)
+}
+
+fn not_let_out() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let _blocked = Blocked::new(&scene.cgroups[0])?;
+    for address in RIGHT {
+        same("refused", scene.send(address, 70, 100)?, 70.0)?;
+    }
+    scene.only(0, "bpf_cgroup_egress", 140.0)
+}
+
+/// Connections that open, talk and close: what is left in their queues is not lost on anybody.
+fn closing() -> Result<()> {
+    let mut scene = Scene::new()?;
+    for (port, address) in (4000..).zip(RIGHT) {
+        let listen = format!("tcp listen {address} {port}");
+        scene.receiver.run(&listen)?;
+        let connect = format!("tcp connect {address} {port} 10");
+        scene.sender.run(&connect)?;
+        scene.receiver.run("tcp accept 10")?;
+        scene.sender.run("tcp write 100")?;
+        scene.receiver.run("tcp read 100")?;
+        scene.sender.run("tcp close")?;
+        scene.receiver.run("tcp close")?;
+    }
+    let metrics = scene.agent.scrape()?;
+    for cgroup in &scene.cgroups {
+        same("dropped", metrics.sum(DROPS, &[("id", &cgroup.id)]), 0.0)?;
+    }
+    Ok(())
+}
