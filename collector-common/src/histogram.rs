@@ -61,11 +61,11 @@ pub const fn bucket(ns: u64) -> u32 {
 /// 2^([`MIN_EXPONENT`] + [`LONG_SHIFT`] + i) s, from 1 ms to 68 min.
 pub const LONG_SHIFT: u32 = 10;
 
-/// The bucket of a duration in nanoseconds in a long histogram: of things that last.
+/// The bucket of a duration in nanoseconds in a long histogram: of things that last. Upper bounds are
+/// inclusive, and exact to a microsecond.
 #[inline(always)]
 pub const fn long_bucket(ns: u64) -> u32 {
-    // Rounded up, so that a value above a bound stays above it.
-    bucket((ns >> LONG_SHIFT) + (ns & ((1 << LONG_SHIFT) - 1) != 0) as u64)
+    bucket(ns >> LONG_SHIFT)
 }
 
 #[cfg(test)]
