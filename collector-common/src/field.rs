@@ -173,4 +173,15 @@ fields! {
     QUEUE_PURGE = "skb_drop_reason::SKB_DROP_REASON_QUEUE_PURGE";
     SOCKET_RCVBUFF = "skb_drop_reason::SKB_DROP_REASON_SOCKET_RCVBUFF";
     PROTO_MEM = "skb_drop_reason::SKB_DROP_REASON_PROTO_MEM";
+    TASK_STATE = "task_struct.__state|task_struct.state";
+    TASK_EXIT_STATE = "task_struct.exit_state";
+    TASK_IN_IOWAIT = "task_struct.in_iowait";
+    TASK_START_BOOTTIME = "task_struct.start_boottime|task_struct.real_start_time";
+    TASK_FILES = "task_struct.files";
+    SIGNAL_SOFT_NOFILE = "signal_struct.rlim[7].rlim_cur";
+    FILES_TABLE = "files_struct.fdt";
+    TABLE_MAX = "fdtable.max_fds";
+    TABLE_FILES = "fdtable.fd";
+    TABLE_OPEN = "fdtable.open_fds";
+    FILE_OPERATIONS = "file.f_op";
 }

@@ -20,4 +20,5 @@ pub mod process;
 pub mod reclaim;
 pub mod sched;
 pub mod stat;
+pub mod tasks;
 pub mod tcp;

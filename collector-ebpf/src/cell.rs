@@ -14,6 +14,7 @@ use collector_common::{
     process::ProcessCell,
     sched::SchedCell,
     stat::Stat,
+    tasks::TasksCell,
     tcp::TcpCell,
 };
 
@@ -40,6 +41,10 @@ pub static NET_CELLS: Cells<NetCell> = Cells::new();
 /// TCP cells, one lane.
 #[btf_map]
 pub static TCP_CELLS: Cells<TcpCell> = Cells::new();
+
+/// Cells of the pass over tasks, one lane.
+#[btf_map]
+pub static TASKS_CELLS: Cells<TasksCell> = Cells::new();
 
 /// Lanes of a per-CPU source: the number of possible CPUs.
 #[unsafe(no_mangle)]

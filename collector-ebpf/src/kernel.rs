@@ -56,7 +56,7 @@ macro_rules! load8 {
         let value: u64;
         // SAFETY: as in `load64`.
         unsafe {
-            asm!(
+            core::arch::asm!(
                 "{value} = *(u8 *)({base} + {offset})",
                 value = lateout(reg) value,
                 base = in(reg) $base,
@@ -123,6 +123,11 @@ macro_rules! enumerator {
         crate::kernel::address!(0u64, $field) as u64
     };
 }
+mod files;
+mod thread;
+
+pub use files::{Files, file_operations};
+pub use thread::TaskState;
 
 /// `struct task_struct`
 #[derive(Clone, Copy)]

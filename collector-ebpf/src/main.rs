@@ -24,6 +24,7 @@ mod slot;
 mod sock;
 mod stat;
 mod task;
+mod tasks;
 mod tcp;
 
 #[panic_handler]

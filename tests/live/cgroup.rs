@@ -130,6 +130,23 @@ impl Cgroup {
         Ok(usec / 1e6)
     }
 
+    /// Ends every process in it, and waits until they are gone.
+    pub fn remove_tasks(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let pids = fs::read_to_string(self.procs())?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+                // SAFETY: a process that this test has put there.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            anyhow::ensure!(Instant::now() < deadline, "{pids:?} don't end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Removes it now; it has to be empty, or to become so.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);

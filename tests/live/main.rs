@@ -15,20 +15,25 @@ mod disk;
 mod drops;
 mod egress;
 mod errors;
+mod filesystem;
 mod formats;
 mod io;
 mod limits;
+mod machine;
 mod memory;
 mod metrics;
+mod mounted;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
 mod pressure;
 mod process;
+mod resident;
 mod sched;
 mod slots;
 mod sockets;
+mod tasks;
 mod tcp;
 mod trace;
 mod traffic;
@@ -52,6 +57,9 @@ fn main() -> std::process::ExitCode {
         cpu::TESTS,
         sched::TESTS,
         process::TESTS,
+        tasks::TESTS,
+        machine::TESTS,
+        filesystem::TESTS,
         limits::TESTS,
         memory::TESTS,
         pressure::TESTS,

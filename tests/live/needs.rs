@@ -40,6 +40,8 @@ pub enum Need {
     File(&'static str),
     /// A kernel of that version or later: what came with it has no better sign.
     Kernel(u32, u32),
+    /// FUSE file systems on block devices.
+    FuseBlock,
 }
 
 /// The disk of a guest, where every disk is the tests' own.
@@ -92,6 +94,12 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             .then(|| format!("needs the {name} controller")),
         Need::Unified(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V2(_))))
             .then(|| format!("needs the {name} controller in cgroup2")),
+        Need::FuseBlock => {
+            let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+            let known = known.split_whitespace().any(|name| name == "fuseblk");
+            (!known || !Path::new("/dev/fuse").exists())
+                .then(|| "needs FUSE with file systems on block devices".to_owned())
+        }
         Need::Tracing => (!trace::is_there()).then(|| "needs the tracing file system".to_owned()),
         Need::Pressure => std::fs::read("/proc/pressure/cpu")
             .is_err()

@@ -271,6 +271,7 @@ pub fn main() -> ExitCode {
                     return ExitCode::FAILURE;
                 }
             },
+            _ if crate::resident::obey(&words) => {}
             other => match traffic.obey(&words) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {

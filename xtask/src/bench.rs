@@ -10,6 +10,7 @@ mod empty;
 mod load;
 mod programs;
 mod scrapes;
+mod tasks;
 
 use std::fmt::Write as _;
 
@@ -27,6 +28,9 @@ pub struct Options {
     /// Cgroups to scrape
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000])]
     cgroups: Vec<usize>,
+    /// Tasks to pass over, beside those of the host
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 6000])]
+    tasks: Vec<usize>,
     /// Rounds of the context-switch benchmark, each with and without the agent
     #[arg(long, default_value_t = 15)]
     rounds: usize,
@@ -46,11 +50,17 @@ pub fn bench(options: &Options) -> Result<()> {
         .iter()
         .map(|&count| scrapes::measure(count))
         .collect::<Result<Vec<_>>>()?;
+    let tasks = options
+        .tasks
+        .iter()
+        .map(|&count| tasks::measure(count))
+        .collect::<Result<Vec<_>>>()?;
     let result = json!({
         "machine": machine,
         "programs": programs,
         "context_switches": switching,
         "scrapes": scrapes,
+        "tasks": tasks,
     });
     println!("{}", table(&result)?);
     let folder = root().join("bench-results");
@@ -129,6 +139,23 @@ fn table(result: &Value) -> Result<String> {
             number("anonymous_mb"),
             number("kernel_kib"),
             number("start_ms"),
+        )?;
+    }
+    writeln!(
+        text,
+        "\n| tasks | descriptors | pass ms | ns a task | ns a run of the program, gross |\n\
+         | --: | --: | --: | --: | --: |"
+    )?;
+    for row in result["tasks"].as_array().into_iter().flatten() {
+        let number = |key: &str| row[key].as_f64().unwrap_or_default();
+        writeln!(
+            text,
+            "| {} | {} | {:.2} | {:.0} | {:.0} |",
+            number("tasks"),
+            number("descriptors"),
+            number("pass_ms"),
+            number("ns_a_task"),
+            number("program_ns"),
         )?;
     }
     Ok(text)

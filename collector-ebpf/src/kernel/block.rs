@@ -1,6 +1,6 @@
 //! Structures of the block layer.
 
-use core::{arch::asm, ffi::c_void};
+use core::ffi::c_void;
 
 use collector_common::field;
 

@@ -12,6 +12,7 @@ mod walk;
 
 pub use filter::Filter;
 pub use label::printable;
+pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
 pub(crate) use tree::join;
 pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree};

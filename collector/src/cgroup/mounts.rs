@@ -159,7 +159,7 @@ fn hierarchy_of(controller: &str, cgroups: &str) -> Option<u32> {
 }
 
 /// mountinfo writes blanks and backslashes in octal.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {

@@ -114,6 +114,7 @@ impl Writer {
 
     fn metadata(&mut self, name: &str, help: &str, kind: Kind, unit: Unit) {
         use std::io::Write;
+        let has_suffix = name.ends_with("_total");
         let name = match self.format {
             Format::OpenMetrics if kind == Kind::Counter => {
                 name.strip_suffix("_total").unwrap_or(name)
@@ -121,6 +122,9 @@ impl Writer {
             _ => name,
         };
         let kind = match kind {
+            // OpenMetrics has no counter of which a sample's name doesn't end in `_total`
+            // (cAdvisor's failcnt); in the text format it is one.
+            Kind::Counter if self.format == Format::OpenMetrics && !has_suffix => "unknown",
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",

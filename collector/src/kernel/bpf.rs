@@ -360,7 +360,9 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
             n if n > 0 => {}
             _ => {
                 let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
+                // EAGAIN: the program wants to see the object again, or a million objects have
+                // been passed (kernel/bpf/bpf_iter.c, `bpf_iter_run_prog`, MAX_ITER_OBJECTS).
+                if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
                     return Err(error);
                 }
             }

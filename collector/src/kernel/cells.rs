@@ -68,6 +68,7 @@ cells! {
     collector_common::reclaim::ReclaimCell, "RECLAIM_CELLS", One;
     collector_common::net::NetCell, "NET_CELLS", Shards;
     collector_common::tcp::TcpCell, "TCP_CELLS", One;
+    collector_common::tasks::TasksCell, "TASKS_CELLS", One;
 }
 
 /// The cells of a source.
@@ -128,6 +129,20 @@ impl<T: Cell> Cells<T> {
                 *sum += &chunk.read(entry);
             }
         }
+    }
+}
+
+impl<T: Cell> Cells<T> {
+    /// Every cell of which word `word` is `value`, whoever's it is: for what a pass has just
+    /// written, slots that it has taken included.
+    pub fn with(&self, word: usize, value: u64) -> impl Iterator<Item = T> + '_ {
+        let entries = 0..CELLS_PER_CHUNK as usize;
+        self.chunks.iter().flat_map(move |chunk| {
+            entries
+                .clone()
+                .filter(move |&entry| chunk.load(entry, word) == value)
+                .map(|entry| chunk.read(entry))
+        })
     }
 }
 

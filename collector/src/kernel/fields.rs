@@ -272,7 +272,7 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
     if let Some((of, name)) = path.split_once("::") {
         return enumerator_value(btf, of, name);
     }
-    walk(btf, path).map(|(offset, _)| offset)
+    walk(btf, path).map(|(bits, _)| bits / 8)
 }
 
 /// Offset in a `tp_btf` program's context of the tracepoint's argument `number`, the first being 1.
@@ -297,6 +297,17 @@ fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
 }
 
 /// Offset in bytes and type of what a path leads to.
+
+/// The bit that a bit field is, in the byte at [`offset_of`] its path.
+///
+/// # Errors
+///
+/// As [`offset_of`].
+pub fn bit_of(btf: &Btf, path: &str) -> Result<u32> {
+    walk(btf, path).map(|(bits, _)| bits % 8)
+}
+
+/// Offset in bits and type of what a path leads to.
 fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
     let mut parts = path.split('.');
     let root = parts.next().unwrap_or_default();
@@ -313,7 +324,7 @@ fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
         };
         let (bits, ty) =
             member(btf, &current, name)?.with_context(|| format!("no member {name} in {path}"))?;
-        offset += bits / 8;
+        offset += bits;
         current = ty;
         if let Some(element) = element {
             let (size, len, ty) =
@@ -325,7 +336,7 @@ fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
             if index >= len {
                 bail!("{name} in {path} has {len} elements");
             }
-            offset += size * index;
+            offset += size * index * 8;
             current = ty;
         }
     }

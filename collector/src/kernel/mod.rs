@@ -16,6 +16,8 @@ pub mod netns;
 pub mod pass;
 pub mod programs;
 pub mod slots;
+pub mod system;
+pub mod tasks;
 
 /// Kernel object, built by build.rs; aligned, because it is parsed in place.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgmeter.bpf.o"));

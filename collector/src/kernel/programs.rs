@@ -85,6 +85,7 @@ pub const PROGRAMS: &[Program] = &[
     tracepoint("tcp_receive_reset"),
     tracepoint("kfree_skb"),
     tracepoint("udp_fail_queue_rcv_skb"),
+    program("tasks", Hook::TaskIterator),
 ];
 
 /// What a source needs of the kernel.

@@ -14,10 +14,12 @@ mod counters;
 mod cpu;
 mod devices;
 mod drops;
+mod filesystem;
 mod hugetlb;
 mod io;
 mod keyed;
 mod lifecycle;
+mod machine;
 mod memory;
 mod net;
 mod netdev;
@@ -26,6 +28,7 @@ mod pressure;
 mod process;
 mod reclaim;
 mod sched;
+mod tasks;
 mod tcp;
 
 use std::time::SystemTime;
@@ -91,6 +94,9 @@ pub const SOURCES: &[Registration] = &[
     netdev::SOURCE,
     tcp::SOURCE,
     drops::SOURCE,
+    tasks::SOURCE,
+    machine::SOURCE,
+    filesystem::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.

@@ -20,6 +20,7 @@ pub const WANTED: &[&str] = &[
     // File systems, and what checksums them.
     "ext4",
     "crc32c_generic",
+    "fuse",
     // Network devices and what they lose.
     "dummy",
     "veth",

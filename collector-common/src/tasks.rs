@@ -1,0 +1,84 @@
+//! Values of the tasks source: what one pass over all tasks finds in each cgroup.
+
+/// 64-bit words of a file table's bitmap that one run of the program looks at: 4,096 descriptors.
+pub const WORDS_A_RUN: usize = 64;
+
+/// What is in one slot's cgroup; one lane, written by the pass alone, with plain adds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TasksCell {
+    /// Cgroup id of the slot's owner, 0 while untouched.
+    pub owner: u64,
+    /// The pass that wrote the rest; whatever an older one wrote counts no more.
+    pub generation: u64,
+    /// Processes.
+    pub processes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open descriptors.
+    pub descriptors: u64,
+    /// Those of them that are sockets.
+    pub sockets: u64,
+    /// Threads by state, see `collector-ebpf/src/tasks.rs`.
+    pub sleeping: u64,
+    /// Threads that run or wait for a CPU.
+    pub running: u64,
+    /// Stopped or traced threads.
+    pub stopped: u64,
+    /// Threads in uninterruptible sleep, those that wait for I/O apart.
+    pub uninterruptible: u64,
+    /// Threads in uninterruptible sleep that wait for I/O.
+    pub iowaiting: u64,
+    /// `start_boottime` of the oldest process, ns; 0 if there is none.
+    pub oldest_start_ns: u64,
+    /// That process's soft RLIMIT_NOFILE.
+    pub oldest_nofile: u64,
+    /// Keeps cells to two cache lines.
+    pub reserved: [u64; 3],
+}
+
+const _: () = assert!(size_of::<TasksCell>() == 128);
+
+/// What the agent tells a pass, and what the program notes between its runs. There is one pass at a
+/// time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TasksControl {
+    /// Number of the pass, from 1; the agent counts on. 0: nothing is counted, but the file
+    /// operations of sockets are learnt.
+    pub generation: u64,
+    /// Which bit of the byte at `task_struct.in_iowait` it is.
+    pub iowait_mask: u64,
+    /// A descriptor of the agent that is a socket, to learn from.
+    pub sample_socket: u64,
+    /// `file.f_op` of sockets, learnt from the sample.
+    pub socket_ops: u64,
+    /// Not 0: sockets are counted in this pass.
+    pub with_sockets: u64,
+    /// Cgroup id of the task that was visited last.
+    pub last_owner: u64,
+    /// Its slot.
+    pub last_slot: u64,
+    /// Pid of the task whose file table is looked at in several runs; 0 is none.
+    pub walked: u64,
+    /// Its `start_time`: pids are used again.
+    pub walked_since: u64,
+    /// Its `files`.
+    pub table: u64,
+    /// Its slot.
+    pub slot: u64,
+    /// The next word of the table's bitmap.
+    pub next: u64,
+    /// Address of the table's array of files.
+    pub files: u64,
+    /// Descriptors found so far.
+    pub descriptors: u64,
+    /// Sockets found so far.
+    pub sockets: u64,
+    /// Room for words of the bitmap.
+    pub bitmap: [u64; WORDS_A_RUN],
+    /// Room for the files of one such word.
+    pub word: [u64; 64],
+}
+
+const _: () = assert!(size_of::<TasksControl>() == 120 + 512 + 512);

@@ -1,0 +1,80 @@
+//! Running the pass over all tasks.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use collector_common::tasks::TasksControl;
+
+use super::{bpf, fields, load::Kernel, mapping::Mapping, system};
+
+// Words of the control block that the agent writes.
+const GENERATION: usize = 0;
+const IOWAIT_MASK: usize = 1;
+const SAMPLE_SOCKET: usize = 2;
+const SOCKET_OPS: usize = 3;
+const WITH_SOCKETS: usize = 4;
+
+/// The pass.
+#[derive(Debug)]
+pub struct TasksPass {
+    link: OwnedFd,
+    control: Mapping<TasksControl>,
+    generation: u64,
+}
+
+impl TasksPass {
+    /// Attaches the program and has it learn what it can't know: which bit `in_iowait` is, and what
+    /// files of sockets look like.
+    ///
+    /// # Errors
+    ///
+    /// When the program can't be run, or has not learnt it.
+    pub fn new(kernel: &mut Kernel) -> Result<Self> {
+        let bit = fields::bit_of(kernel.types()?, "task_struct.in_iowait")?;
+        let link = kernel.task_iterator("tasks")?;
+        let control = Mapping::new(kernel.map("TASKS")?, 1)
+            .context("mapping the control block of the pass over tasks")?;
+        control.store(0, IOWAIT_MASK, 1 << bit);
+        let pass = Self {
+            link,
+            control,
+            generation: 0,
+        };
+        let socket = UnixDatagram::unbound().context("making a socket")?;
+        let descriptor = u64::try_from(socket.as_raw_fd())?;
+        pass.control.store(0, SAMPLE_SOCKET, descriptor);
+        // Generation 0 learns and counts nothing: there are no slots yet.
+        bpf::run_iterator(pass.link.as_fd()).context("the first pass over tasks")?;
+        anyhow::ensure!(
+            pass.control.load(0, SOCKET_OPS) != 0,
+            "the pass over tasks has not met the agent's own socket"
+        );
+        Ok(pass)
+    }
+
+    /// Visits every task, looking for sockets or not, and says how much CPU time that took.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn run(&mut self, with_sockets: bool) -> io::Result<Duration> {
+        self.generation += 1;
+        self.control.store(0, WITH_SOCKETS, u64::from(with_sockets));
+        self.control.store(0, GENERATION, self.generation);
+        let begin = system::thread_cpu_time();
+        bpf::run_iterator(self.link.as_fd())?;
+        Ok(system::thread_cpu_time() - begin)
+    }
+
+    /// Number of the last pass, which marks the cells that it wrote.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}

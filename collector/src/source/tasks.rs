@@ -1,0 +1,427 @@
+//! Processes, threads, open files and sockets that are there, by one pass over all tasks.
+//!
+//! Program: `tasks` (collector-ebpf/src/tasks.rs), run at a scrape. Oracle: cgroup.procs,
+//! cgroup.threads and /proc (tests/live/tasks.rs). What came and went between is the `process`
+//! source's business.
+//!
+//! Values are exact at the moment of the pass. A pass that took more than [`CHEAP`] is not repeated
+//! before [`REST`] times as long has gone by, so that a host with very many threads or descriptors
+//! spends at most 1 % of a CPU on it. Meanwhile passes that don't look for sockets go on by the same
+//! rule: they take a tenth of the time where there are many descriptors.
+
+use std::{
+    ops::AddAssign,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use collector_common::tasks::TasksCell;
+
+use super::{Metric, Registration, Samples, Snapshot, Source, encode};
+use crate::{
+    cgroup::{NodeId, Tree},
+    exposition::{Family, Kind, Unit, Value, Writer},
+    kernel::{
+        cells::{Cells, SlotMemory},
+        programs::Requirement,
+        system,
+        tasks::TasksPass,
+    },
+};
+
+/// A pass of this length is run at every snapshot: some 40,000 threads.
+const CHEAP: Duration = Duration::from_millis(10);
+/// How many times its own length a longer pass is good for.
+const REST: u32 = 100;
+/// The wall clock has been set if it moved by more against CLOCK_BOOTTIME.
+const CLOCK_SET: Duration = Duration::from_millis(50);
+/// `RLIM_INFINITY`
+const UNLIMITED: u64 = u64::MAX;
+
+/// A node's numbers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers {
+    processes: u64,
+    threads: u64,
+    descriptors: u64,
+    sockets: u64,
+    sleeping: u64,
+    running: u64,
+    stopped: u64,
+    uninterruptible: u64,
+    iowaiting: u64,
+    oldest: Option<Oldest>,
+    /// Unix time, ns.
+    started: Option<u64>,
+}
+
+/// The oldest process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Oldest {
+    /// CLOCK_BOOTTIME, ns.
+    start: u64,
+    nofile: u64,
+}
+
+/// The older of two.
+fn older(one: Option<Oldest>, other: Option<Oldest>) -> Option<Oldest> {
+    match (one, other) {
+        (Some(one), Some(other)) if other.start < one.start => Some(other),
+        (Some(one), _) => Some(one),
+        (None, other) => other,
+    }
+}
+
+impl AddAssign<&TasksCell> for Numbers {
+    fn add_assign(&mut self, cell: &TasksCell) {
+        self.processes += cell.processes;
+        self.threads += cell.threads;
+        self.descriptors += cell.descriptors;
+        self.sockets += cell.sockets;
+        self.sleeping += cell.sleeping;
+        self.running += cell.running;
+        self.stopped += cell.stopped;
+        self.uninterruptible += cell.uninterruptible;
+        self.iowaiting += cell.iowaiting;
+        let oldest = (cell.oldest_start_ns != 0).then_some(Oldest {
+            start: cell.oldest_start_ns,
+            nofile: cell.oldest_nofile,
+        });
+        self.oldest = older(self.oldest, oldest);
+    }
+}
+
+impl AddAssign<&Numbers> for Numbers {
+    fn add_assign(&mut self, other: &Numbers) {
+        self.processes += other.processes;
+        self.threads += other.threads;
+        self.descriptors += other.descriptors;
+        self.sockets += other.sockets;
+        self.sleeping += other.sleeping;
+        self.running += other.running;
+        self.stopped += other.stopped;
+        self.uninterruptible += other.uninterruptible;
+        self.iowaiting += other.iowaiting;
+        self.oldest = older(self.oldest, other.oldest);
+    }
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    origin: &'static str,
+    oracle: &'static str,
+) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Gauge,
+        unit: Unit::None,
+        labels: &[],
+        origin,
+        oracle,
+    }
+}
+
+/// The source's families.
+const METRICS: &[Metric<Numbers>] = &[
+    Metric {
+        family: gauge(
+            "container_processes",
+            "Processes; a zombie is none.",
+            "tasks: task_struct.exit_state, signal_struct.live",
+            "cgroup.procs",
+        ),
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.processes)))]),
+    },
+    Metric {
+        family: gauge(
+            "container_threads",
+            "Threads, those that processes start with included.",
+            "tasks: task_struct.exit_state",
+            "cgroup.threads",
+        ),
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.threads)))]),
+    },
+    Metric {
+        family: gauge(
+            "container_file_descriptors",
+            "Open file descriptors; those of a table that threads share are counted once.",
+            "tasks: fdtable.open_fds, fdtable.fd",
+            "/proc/PID/fd",
+        ),
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.descriptors)))]),
+    },
+    Metric {
+        family: gauge(
+            "container_sockets",
+            "File descriptors that are sockets.",
+            "tasks: file.f_op",
+            "/proc/PID/fd links to socket:",
+        ),
+        samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.sockets)))]),
+    },
+    Metric {
+        family: Family {
+            labels: &["state"],
+            ..gauge(
+                "container_tasks_state",
+                "Threads by state: running (R), sleeping (S, I), stopped (T, t), uninterruptible and iowaiting (D without and with I/O to wait for); they add up to the threads.",
+                "tasks: task_struct.__state, in_iowait",
+                "state in /proc/PID/task/TID/stat",
+            )
+        },
+        samples: Samples::Scalars(&[
+            (&[("state", "sleeping")], |v| Some(Value::Count(v.sleeping))),
+            (&[("state", "running")], |v| Some(Value::Count(v.running))),
+            (&[("state", "stopped")], |v| Some(Value::Count(v.stopped))),
+            (&[("state", "uninterruptible")], |v| {
+                Some(Value::Count(v.uninterruptible))
+            }),
+            (&[("state", "iowaiting")], |v| {
+                Some(Value::Count(v.iowaiting))
+            }),
+        ]),
+    },
+    Metric {
+        family: Family {
+            unit: Unit::Seconds,
+            ..gauge(
+                "container_start_time_seconds",
+                "Unix time at which the oldest process seen in the cgroup or below was started, or the cgroup was made if that was later.",
+                "tasks: task_struct.start_boottime; cgroup_mkdir",
+                "starttime in /proc/PID/stat, btime in /proc/stat",
+            )
+        },
+        samples: Samples::Scalars(&[(&[], |v| v.started.map(Value::Nanos))]),
+    },
+    Metric {
+        family: Family {
+            labels: &["ulimit"],
+            ..gauge(
+                "container_ulimits_soft",
+                "Soft limit of open files of the oldest process; -1 is none.",
+                "tasks: signal_struct.rlim",
+                "/proc/PID/limits",
+            )
+        },
+        samples: Samples::Scalars(&[(&[("ulimit", "max_open_files")], |v: &Numbers| {
+            Some(match v.oldest?.nofile {
+                UNLIMITED => Value::Float(-1.0),
+                limit => Value::Count(limit),
+            })
+        })]),
+    },
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "tasks",
+        required: &["tasks"],
+        optional: &[],
+    },
+    families: || METRICS.iter().map(|metric| &metric.family).collect(),
+    build: |builder| {
+        let cells = builder.kernel.cells()?;
+        let pass = TasksPass::new(builder.kernel)?;
+        if let Some(warning) = foreign_pid_namespace() {
+            tracing::warn!(source = "tasks", "{warning}");
+        }
+        Ok(Box::new(Tasks {
+            pass,
+            cells,
+            numbers: Vec::new(),
+            first: Vec::new(),
+            boot: system::boot_time(),
+            full: Budget::default(),
+            light: Budget::default(),
+        }))
+    },
+};
+
+/// A task iterator visits the tasks of the reader's PID namespace (kernel/bpf/task_iter.c,
+/// `init_seq_pidns`).
+fn foreign_pid_namespace() -> Option<&'static str> {
+    /// PROC_PID_INIT_INO (include/linux/proc_ns.h), the host's.
+    const HOST: &str = "pid:[4026531836]";
+    let own = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    (own.to_str() != Some(HOST)).then_some(
+        "the agent is in a PID namespace of its own: only tasks in there are counted; give it the \
+         host's (--pid=host, hostPID: true)",
+    )
+}
+
+struct Tasks {
+    pass: TasksPass,
+    cells: Cells<TasksCell>,
+    numbers: Vec<Numbers>,
+    /// The cgroup of each node and the start of the oldest process ever seen in it, CLOCK_BOOTTIME,
+    /// ns.
+    first: Vec<Option<(u64, u64)>>,
+    /// Wall-clock time of the boot.
+    boot: Duration,
+    /// Passes with sockets.
+    full: Budget,
+    /// Passes without.
+    light: Budget,
+}
+
+/// How often a pass may be run.
+#[derive(Debug, Default)]
+struct Budget {
+    not_before: Option<Instant>,
+}
+
+impl Budget {
+    fn allows(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|time| now >= time)
+    }
+
+    fn spend(&mut self, cost: Duration) {
+        self.not_before = (cost > CHEAP).then(|| Instant::now() + cost * REST);
+    }
+}
+
+impl Tasks {
+    fn take(&mut self, tree: &Tree) {
+        self.numbers.clear();
+        self.numbers.resize(tree.capacity(), Numbers::default());
+        // By the owners of the cells and not by the snapshot's slots: a cgroup whose first event is
+        // this pass gets its slot from it.
+        for cell in self.cells.with(GENERATION, self.pass.generation()) {
+            if let Some(node) = tree.by_id(cell.owner) {
+                self.numbers[node] += &cell;
+            }
+        }
+        // Deepest first.
+        for (number, node) in tree.iter().rev() {
+            if let Some(parent) = node.parent {
+                let child = self.numbers[number];
+                self.numbers[parent] += &child;
+            }
+        }
+    }
+
+    /// When each cgroup started. Its first process may be gone, or be older than the cgroup.
+    fn date(&mut self, tree: &Tree) {
+        let boot = system::boot_time();
+        if boot.abs_diff(self.boot) > CLOCK_SET {
+            self.boot = boot;
+        }
+        self.first
+            .resize(tree.capacity().max(self.first.len()), None);
+        for (number, node) in tree.iter() {
+            let numbers = &mut self.numbers[number];
+            let seen = self.first[number].and_then(|(id, start)| (id == node.id).then_some(start));
+            let now = numbers.oldest.map(|oldest| oldest.start);
+            let start = seen.into_iter().chain(now).min();
+            self.first[number] = start.map(|start| (node.id, start));
+            numbers.started = start.map(|start| started(self.boot, start, node.created));
+        }
+    }
+}
+
+/// Unix time in ns, to the millisecond, so that two agents agree.
+fn started(boot: Duration, start: u64, created: Option<SystemTime>) -> u64 {
+    let created = created
+        .and_then(|created| created.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or_default();
+    let start = (boot + Duration::from_nanos(start)).max(created);
+    start.as_millis() as u64 * 1_000_000
+}
+
+/// Word of a cell.
+const GENERATION: usize = 1;
+
+impl Source for Tasks {
+    fn name(&self) -> &'static str {
+        "tasks"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        METRICS.iter().map(|metric| &metric.family).collect()
+    }
+
+    fn memory(&mut self) -> Option<&mut dyn SlotMemory> {
+        Some(&mut self.cells)
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        let tree = snapshot.tree;
+        let nodes = tree.capacity().max(self.numbers.len());
+        // Cgroups that came since the last pass have no numbers yet.
+        self.numbers.resize(nodes, Numbers::default());
+        let now = Instant::now();
+        let context = "the pass over tasks";
+        if self.full.allows(now) {
+            let cost = self.pass.run(true).context(context)?;
+            tracing::debug!(?cost, "pass over tasks");
+            self.full.spend(cost);
+            self.take(tree);
+        } else if self.light.allows(now) {
+            let cost = self.pass.run(false).context(context)?;
+            tracing::debug!(?cost, "pass over tasks without a look at sockets");
+            self.light.spend(cost);
+            let sockets: Vec<u64> = self.numbers.iter().map(|numbers| numbers.sockets).collect();
+            self.take(tree);
+            for (numbers, sockets) in self.numbers.iter_mut().zip(sockets) {
+                numbers.sockets = sockets;
+            }
+        } else {
+            return Ok(());
+        }
+        self.date(tree);
+        Ok(())
+    }
+
+    fn fold(&mut self, from: NodeId, _into: NodeId) {
+        if let Some(numbers) = self.numbers.get_mut(from) {
+            *numbers = Numbers::default();
+        }
+        if let Some(first) = self.first.get_mut(from) {
+            *first = None;
+        }
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        encode(METRICS, tree, &self.numbers, writer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_process_is_whoever_started_first() {
+        let oldest = |start| Some(Oldest { start, nofile: 1 });
+        assert_eq!(older(None, None), None);
+        assert_eq!(older(oldest(5), None), oldest(5));
+        assert_eq!(older(None, oldest(5)), oldest(5));
+        assert_eq!(older(oldest(5), oldest(3)), oldest(3));
+        assert_eq!(older(oldest(3), oldest(5)), oldest(3));
+    }
+
+    #[test]
+    fn a_dear_pass_is_rare() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        assert!(budget.allows(now));
+        budget.spend(CHEAP);
+        assert!(budget.allows(now));
+        budget.spend(CHEAP * 2);
+        assert!(!budget.allows(now + CHEAP * 2 * (REST - 1)));
+        assert!(budget.allows(Instant::now() + CHEAP * 2 * REST));
+    }
+
+    #[test]
+    fn a_container_starts_with_its_first_process_but_not_before_it_is_made() {
+        let boot = Duration::from_secs(1_000);
+        let second = 1_000_000_000;
+        assert_eq!(started(boot, 5 * second + 999_999, None), 1_005 * second);
+        let made = UNIX_EPOCH + Duration::from_secs(1_003);
+        assert_eq!(started(boot, 5 * second, Some(made)), 1_005 * second);
+        assert_eq!(started(boot, 2 * second, Some(made)), 1_003 * second);
+    }
+}

@@ -1,0 +1,577 @@
+//! Processes, threads, descriptors, sockets. Oracle: cgroup.procs, cgroup.threads and /proc.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    ops::AddAssign,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    metrics::{Metrics, agree, same},
+    needs::Need,
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    ("tasks::processes_files_and_sockets", &[Need::Agent], crowd),
+    ("tasks::threads", &[Need::Agent], threads),
+    ("tasks::states", &[Need::Agent], states),
+    ("tasks::zombies_are_not_counted", &[Need::Agent], zombies),
+    (
+        "tasks::reserved_descriptors_are_not_open",
+        &[Need::Agent],
+        accepting,
+    ),
+    ("tasks::what_is_a_socket", &[Need::Agent], path_sockets),
+    ("tasks::tables_of_threads", &[Need::Agent], own_tables),
+    ("tasks::high_descriptors", &[Need::Agent], sparse),
+    ("tasks::a_million_descriptors", &[Need::Agent], many),
+    ("tasks::a_process_moved_in_its_sleep", &[Need::Agent], moved),
+    (
+        "tasks::start_and_limit_of_the_oldest",
+        &[Need::Agent],
+        oldest,
+    ),
+    ("tasks::the_whole_host", &[Need::Agent], host),
+];
+
+const STATES: [&str; 5] = [
+    "sleeping",
+    "running",
+    "stopped",
+    "uninterruptible",
+    "iowaiting",
+];
+
+/// What there is, by whichever source.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Census {
+    processes: f64,
+    threads: f64,
+    descriptors: f64,
+    sockets: f64,
+    /// As in [`STATES`]; /proc doesn't tell the last two apart.
+    states: [f64; 5],
+}
+
+impl AddAssign for Census {
+    fn add_assign(&mut self, other: Self) {
+        self.processes += other.processes;
+        self.threads += other.threads;
+        self.descriptors += other.descriptors;
+        self.sockets += other.sockets;
+        for (sum, state) in self.states.iter_mut().zip(other.states) {
+            *sum += state;
+        }
+    }
+}
+
+impl Census {
+    /// By the agent.
+    fn served(metrics: &Metrics, id: &str) -> Result<Self> {
+        let mut states = [0.0; 5];
+        for (value, state) in states.iter_mut().zip(STATES) {
+            *value = metrics.get("container_tasks_state", &[("id", id), ("state", state)])?;
+        }
+        Ok(Self {
+            processes: metrics.of(id, "container_processes")?,
+            threads: metrics.of(id, "container_threads")?,
+            descriptors: metrics.of(id, "container_file_descriptors")?,
+            sockets: metrics.of(id, "container_sockets")?,
+            states,
+        })
+    }
+
+    /// By the kernel's files, of one cgroup without its children.
+    fn of(cgroup: &Cgroup) -> Result<Self> {
+        let mut census = Self::default();
+        let list = |name: &str| -> Result<Vec<String>> {
+            let text = fs::read_to_string(cgroup.directory.join(name))?;
+            Ok(text.lines().map(str::to_owned).collect())
+        };
+        for pid in list("cgroup.procs")? {
+            census.processes += 1.0;
+            census.add_files(&Path::new("/proc").join(pid).join("fd"))?;
+        }
+        for thread in list("cgroup.threads")? {
+            census.threads += 1.0;
+            // /proc/TID is there for threads too, though it isn't listed.
+            census.add_state(&Path::new("/proc").join(thread))?;
+        }
+        Ok(census)
+    }
+
+    fn add_files(&mut self, folder: &Path) -> Result<()> {
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let target = fs::read_link(entry?.path())?;
+            self.descriptors += 1.0;
+            self.sockets += f64::from(target.to_string_lossy().starts_with("socket:"));
+        }
+        Ok(())
+    }
+
+    fn add_state(&mut self, thread: &Path) -> Result<()> {
+        let stat = fs::read_to_string(thread.join("stat"))?;
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next())
+            .context("no state")?;
+        let state = match state {
+            'S' | 'I' | 'P' => 0,
+            'R' => 1,
+            'T' | 't' => 2,
+            'D' => 3,
+            other => anyhow::bail!("{}: state {other}", thread.display()),
+        };
+        self.states[state] += 1.0;
+        Ok(())
+    }
+
+    fn same(&self, expected: &Self) -> Result<()> {
+        same("processes", self.processes, expected.processes)?;
+        same("threads", self.threads, expected.threads)?;
+        same("descriptors", self.descriptors, expected.descriptors)?;
+        same("sockets", self.sockets, expected.sockets)?;
+        let states = self.states.iter().zip(expected.states);
+        for (state, (&found, expected)) in STATES.iter().zip(states).take(3) {
+            same(state, found, expected)?;
+        }
+        same(
+            "uninterruptible and iowaiting",
+            self.states[3] + self.states[4],
+            expected.states[3],
+        )?;
+        same("states", self.states.iter().sum(), self.threads)
+    }
+}
+
+/// Fails unless the agent says of a cgroup what the kernel's files say of it and those below.
+fn check(agent: &Agent, cgroup: &Cgroup, below: &[&Cgroup]) -> Result<Census> {
+    let mut expected = Census::of(cgroup)?;
+    for child in below {
+        expected += Census::of(child)?;
+    }
+    let served = Census::served(&agent.scrape()?, &cgroup.id)?;
+    served
+        .same(&expected)
+        .with_context(|| format!("{}: {served:?} instead of {expected:?}", cgroup.id))?;
+    Ok(served)
+}
+
+/// As [`check`], for what the agent may look at less often.
+fn check_in_time(agent: &Agent, cgroup: &Cgroup) -> Result<Census> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match check(agent, cgroup, &[]) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            result => return result,
+        }
+    }
+}
+
+fn crowd() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let top = Cgroup::new()?;
+    let orders = ["brood 100 7 3", "brood 60 80 2", "brood 36 5 40"];
+    let (one, two) = (&top.child("one")?, &top.child("two")?);
+    let three = &two.child("three")?;
+    let mut workers = Vec::new();
+    for (cgroup, order) in [one, two, three].into_iter().zip(orders) {
+        let mut worker = Worker::start(cgroup)?;
+        worker.run(order)?;
+        workers.push(worker);
+    }
+    let mut outside = Worker::start(&top)?;
+    outside.run("sockets 3")?;
+    let first = check(&agent, one, &[])?;
+    same("processes", first.processes, 101.0)?;
+    // Of 100 children: n mod 7 files, n mod 3 sockets; and what each of them has of the worker.
+    let files: u32 = (0..100).map(|n| n % 7).sum();
+    let sockets: u32 = (0..100).map(|n| n % 3).sum();
+    same("sockets", first.sockets, f64::from(sockets))?;
+    ensure!(first.descriptors >= f64::from(files + sockets + 101 * 3));
+    same("sleeping", first.states[0], 101.0)?;
+    check(&agent, three, &[])?;
+    check(&agent, two, &[three])?;
+    let all = check(&agent, &top, &[one, two, three])?;
+    same("processes", all.processes, 200.0)?;
+    // Half of them go.
+    drop(workers.remove(0));
+    one.remove_tasks()?;
+    check(&agent, &top, &[two, three])?;
+    let gone = check(&agent, one, &[])?;
+    same("processes", gone.processes, 0.0)?;
+    let metrics = agent.scrape()?;
+    same(
+        "overflow",
+        metrics.get("cgmeter_overflow_events_total", &[])?,
+        0.0,
+    )
+}
+
+fn threads() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("threads 30 1")?;
+    worker.run("files 5")?;
+    let census = check(&agent, &cgroup, &[])?;
+    same("processes", census.processes, 1.0)?;
+    same("threads", census.threads, 31.0)
+}
+
+fn states() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("stopped 4")?;
+    worker.run("uninterruptible 3")?;
+    worker.run("running 2")?;
+    // The worker, and what the three in vfork wait for.
+    let sleeping = 4.0;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Children say that they are ready just before they are.
+    while Census::of(&cgroup)?.states != [sleeping, 2.0, 4.0, 3.0, 0.0] {
+        ensure!(Instant::now() < deadline, "{:?}", Census::of(&cgroup)?);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let census = check(&agent, &cgroup, &[])?;
+    // Nobody in vfork waits for a device.
+    same("uninterruptible", census.states[3], 3.0)
+}
+
+fn zombies() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("zombies 7")?;
+    let census = check(&agent, &cgroup, &[])?;
+    same("processes", census.processes, 1.0)?;
+    // A process without its first thread is one, and has descriptors, which /proc/PID/fd has lost.
+    worker.run("leaderless 3")?;
+    let before = census;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let procs = || fs::read_to_string(cgroup.directory.join("cgroup.threads"));
+    while procs()?.lines().count() != 4 {
+        ensure!(Instant::now() < deadline, "the leader does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let census = Census::served(&agent.scrape()?, &cgroup.id)?;
+    let mut expected = Census::default();
+    let threads = procs()?;
+    let thread = threads.lines().last().context("no thread")?;
+    expected.add_files(&Path::new("/proc").join(thread).join("fd"))?;
+    same("processes", census.processes, 2.0)?;
+    same("threads", census.threads, 4.0)?;
+    same(
+        "descriptors",
+        census.descriptors - before.descriptors,
+        expected.descriptors,
+    )
+}
+
+fn accepting() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("accepting 6")?;
+    let census = check(&agent, &cgroup, &[])?;
+    same("sockets", census.sockets, 6.0)
+}
+
+fn path_sockets() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    let name = std::env::temp_dir().join(format!("cgmeter-test-{}.socket", std::process::id()));
+    let result = worker.run(&format!("path-socket {}", name.display()));
+    let _ = fs::remove_file(&name);
+    result?;
+    let census = check(&agent, &cgroup, &[])?;
+    same("sockets", census.sockets, 0.0)
+}
+
+fn own_tables() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    let before = check(&agent, &cgroup, &[])?.descriptors;
+    worker.run("own-tables 4 10")?;
+    let served = Census::served(&agent.scrape()?, &cgroup.id)?;
+    // Each thread has what the process had when the thread left, and ten more.
+    let mut expected = Census::default();
+    for thread in fs::read_to_string(cgroup.directory.join("cgroup.threads"))?.lines() {
+        expected.add_files(&Path::new("/proc").join(thread).join("fd"))?;
+    }
+    same("descriptors", served.descriptors, expected.descriptors)?;
+    same("descriptors", served.descriptors, 5.0 * before + 40.0)
+}
+
+fn sparse() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("unlimited")?;
+    let before = check(&agent, &cgroup, &[])?.descriptors;
+    let limit = soft_limit(worker.pid())?;
+    // Both sides of a word's, a run's and a table's edge.
+    let numbers = [63, 64, 127, 4095, 4096, 8191, 10_000, limit - 1];
+    for number in numbers {
+        worker.run(&format!("high {number}"))?;
+    }
+    let census = check(&agent, &cgroup, &[])?;
+    same(
+        "descriptors",
+        census.descriptors,
+        before + numbers.len() as f64,
+    )
+}
+
+/// The soft limit of descriptors, by /proc.
+fn soft_limit(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .context("no limit of open files")?;
+    Ok(line
+        .split_whitespace()
+        .next()
+        .context("no limit")?
+        .parse()?)
+}
+
+fn many() -> Result<()> {
+    const MANY: u64 = 1 << 20;
+    let agent = Agent::start(&[])?;
+    let cgroup = Cgroup::new()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run("unlimited")?;
+    worker.run(&format!("fill {MANY}"))?;
+    let limit = soft_limit(worker.pid())?;
+    let census = check_in_time(&agent, &cgroup)?;
+    ensure!(
+        census.descriptors >= limit.min(MANY) as f64,
+        "{} descriptors with a limit of {limit}",
+        census.descriptors
+    );
+    // A million here as well where a process may not have as many: in tables of its threads.
+    let tables = MANY.div_ceil(limit).max(2) - 1;
+    worker.run(&format!("own-tables {tables} 0"))?;
+    let expected = census.descriptors * (tables + 1) as f64;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let served = Census::served(&agent.scrape()?, &cgroup.id)?;
+        if served.descriptors == expected && served.sockets == census.sockets * (tables + 1) as f64
+        {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{served:?} instead of {expected} descriptors"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn moved() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (from, to) = (Cgroup::new()?, Cgroup::new()?);
+    let mut worker = Worker::start(&from)?;
+    worker.run("brood 1 1 1")?;
+    let procs = fs::read_to_string(from.procs())?;
+    let sleeper = procs
+        .lines()
+        .filter_map(|pid| pid.parse().ok())
+        .find(|&pid: &u32| pid != worker.pid())
+        .context("no child")?;
+    // Nothing of it happens in the cgroup but this: no event has given that a slot.
+    to.admit(sleeper)?;
+    let census = check(&agent, &to, &[])?;
+    same("processes", census.processes, 1.0)?;
+    let census = check(&agent, &from, &[])?;
+    same("processes", census.processes, 1.0)
+}
+
+fn oldest() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let top = Cgroup::new()?;
+    let (one, two) = (top.child("one")?, top.child("two")?);
+    let started = |metrics: &Metrics, id: &str| metrics.of(id, "container_start_time_seconds");
+    ensure!(
+        started(&agent.scrape()?, &one.id).is_err(),
+        "the start of a cgroup in which nothing has started"
+    );
+    let mut first = Worker::start(&one)?;
+    first.run("limit 300")?;
+    std::thread::sleep(Duration::from_millis(50));
+    let mut second = Worker::start(&two)?;
+    second.run("limit 200")?;
+    let metrics = agent.scrape()?;
+    let start = |worker: &Worker| start_time(worker.pid());
+    // /proc tells hundredths of a second, and the boot's time to the second.
+    let (early, late) = (started(&metrics, &one.id)?, started(&metrics, &two.id)?);
+    agree("start", early, start(&first)?, 0.0, 1.011)?;
+    agree("start", late, start(&second)?, 0.0, 1.011)?;
+    agree(
+        "between them",
+        late - early,
+        start(&second)? - start(&first)?,
+        0.0,
+        0.011,
+    )?;
+    same("of the parent", started(&metrics, &top.id)?, early)?;
+    let limit = |metrics: &Metrics, id: &str| {
+        metrics.get(
+            "container_ulimits_soft",
+            &[("id", id), ("ulimit", "max_open_files")],
+        )
+    };
+    same("limit", limit(&metrics, &one.id)?, 300.0)?;
+    same("limit", limit(&metrics, &two.id)?, 200.0)?;
+    same("limit", limit(&metrics, &top.id)?, 300.0)?;
+    // The first ends: the cgroup started when it did, but the limit is that of who is there.
+    first.finish()?;
+    let metrics = agent.scrape()?;
+    same("start", started(&metrics, &one.id)?, early)?;
+    same("start", started(&metrics, &top.id)?, early)?;
+    same("limit", limit(&metrics, &top.id)?, 200.0)?;
+    // Moved into a cgroup that is younger: that is when it started there.
+    let three = top.child("three")?;
+    three.admit(second.pid())?;
+    let metrics = agent.scrape()?;
+    same(
+        "start",
+        started(&metrics, &three.id)?,
+        (metrics.of(&three.id, "container_creation_time_seconds")? * 1000.0).floor() / 1000.0,
+    )?;
+    // Another agent says the same of what it has not seen being made.
+    let other = Agent::start(&[])?;
+    same(
+        "start",
+        started(&other.scrape()?, &two.id).unwrap_or(0.0),
+        0.0,
+    )?;
+    let again = Worker::start(&two)?;
+    let (ours, theirs) = (agent.scrape()?, other.scrape()?);
+    agree(
+        "start",
+        started(&theirs, &two.id)?,
+        start(&again)?,
+        0.0,
+        1.011,
+    )?;
+    same("start", started(&ours, &two.id)?, late)
+}
+
+/// Unix time at which a process started, by /proc.
+fn start_time(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let ticks: f64 = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(19))
+        .context("no starttime")?
+        .parse()?;
+    let text = fs::read_to_string("/proc/stat")?;
+    let boot: f64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("btime ")?.parse().ok())
+        .context("no btime")?;
+    // SAFETY: always allowed.
+    let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(boot + ticks / hertz as f64)
+}
+
+/// Everything on the host but one process and its cgroup.
+fn walk(except: &str) -> Result<Census> {
+    let mut census = Census::default();
+    let processes: Vec<_> = fs::read_dir("/proc")?.collect::<std::io::Result<_>>()?;
+    let own = std::process::id().to_string();
+    for entry in processes {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) || name == except {
+            continue;
+        }
+        // Processes end while this reads.
+        let mut process = Census::default();
+        let Ok(threads) = fs::read_dir(entry.path().join("task")) else {
+            continue;
+        };
+        for thread in threads.flatten() {
+            // Fails for a zombie.
+            if process.add_state(&thread.path()).is_ok() {
+                process.threads += 1.0;
+            }
+        }
+        process.processes = f64::from(process.threads > 0.0);
+        let hidden = fs::read_link(entry.path().join("ns/pid"));
+        if hidden.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+            // A process that this machine hides from root, it hides from BPF as well.
+            continue;
+        }
+        let _ = process.add_files(&entry.path().join("fd"));
+        // Without the folder that is being read.
+        process.descriptors -= f64::from(name == own.as_str());
+        census += process;
+    }
+    Ok(census)
+}
+
+/// A name, and how to read it.
+type Quantity = (&'static str, fn(&Census) -> f64);
+
+/// The sums at the root against a walk of /proc. Processes come and go on a host: for each quantity
+/// there has to be a moment at which two walks and the agent between them agree.
+fn host() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let own = Cgroup::new()?;
+    // Its descriptors are others while it answers than before and after.
+    own.admit(agent.pid())?;
+    let name = agent.pid().to_string();
+    let quantities: [Quantity; 4] = [
+        ("processes", |census| census.processes),
+        ("threads", |census| census.threads),
+        ("descriptors", |census| census.descriptors),
+        ("sockets", |census| census.sockets),
+    ];
+    let mut agreed = [false; 4];
+    let mut last = String::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while agreed != [true; 4] {
+        ensure!(Instant::now() < deadline, "{last}");
+        // A connection that is there before, meanwhile and after.
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.port))?;
+        let before = walk(&name)?;
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let after = walk(&name)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        let metrics = Metrics::parse(body)?;
+        let all = Census::served(&metrics, "/")?;
+        let agents = Census::served(&metrics, &own.id)?;
+        for (at, (what, of)) in quantities.iter().enumerate() {
+            let served = of(&all) - of(&agents);
+            if of(&before) == of(&after) {
+                agreed[at] |= served == of(&before);
+            }
+            if !agreed[at] {
+                last = format!("{what}: {} then {served} then {}", of(&before), of(&after));
+            }
+        }
+    }
+    drop(agent);
+    own.remove_tasks()
+}
