@@ -360,7 +360,7 @@ fn time(to: *mut BlockOperation, request: Request) {
     // SAFETY: always allowed.
     let now = unsafe { bpf_ktime_get_ns() };
     // The kernel's clocks may differ by some nanoseconds (kernel/time/timekeeping.c, fast clocks).
-    let latency = if now > start { now - start } else { 0 };
+    let latency = now.saturating_sub(start);
     let bucket = histogram::bucket(latency) as usize;
     // SAFETY: a map value's; the bound is for the verifier.
     unsafe {
@@ -372,7 +372,7 @@ fn time(to: *mut BlockOperation, request: Request) {
     if issued == 0 {
         return;
     }
-    let device = if now > issued { now - issued } else { 0 };
+    let device = now.saturating_sub(issued);
     let bucket = histogram::bucket(device) as usize;
     // SAFETY: as above.
     unsafe {
