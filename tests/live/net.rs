@@ -85,7 +85,7 @@ fn packet(payload: usize, v6: bool) -> f64 {
 }
 
 fn over_loopback() -> Result<()> {
-    const COUNT: usize = 100;
+    const COUNT: usize = 50;
     let agent = Agent::start(&[])?;
     // A payload of 0 is a packet as well.
     for (v6, any, to, payload) in [
@@ -132,7 +132,7 @@ fn over_loopback() -> Result<()> {
 }
 
 fn between() -> Result<()> {
-    const COUNT: usize = 80;
+    const COUNT: usize = 50;
     let agent = Agent::start(&[])?;
     let mut ends = wire::pair()?;
     for (v6, [here, there]) in [(false, V4), (true, V6)] {
