@@ -21,7 +21,7 @@ pub struct Mount {
 pub struct V1Mount {
     /// Where it is.
     pub mount: Mount,
-    /// Those of [`CONTROLLERS`] that it has.
+    /// Those of `CONTROLLERS` that it has.
     pub controllers: Vec<&'static str>,
 }
 

@@ -15,6 +15,7 @@ pub const WANTED: &[&str] = &[
     "virtio_blk",
     "brd",
     "null_blk",
+    "zram",
     "loop",
     "dm-mod",
     // File systems, and what checksums them.
