@@ -296,8 +296,6 @@ fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
     bail!("no {tracepoint} with {number} arguments")
 }
 
-/// Offset in bytes and type of what a path leads to.
-
 /// The bit that a bit field is, in the byte at [`offset_of`] its path.
 ///
 /// # Errors

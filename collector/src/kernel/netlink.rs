@@ -2,7 +2,7 @@
 //!
 //! A socket belongs to the namespace in which it was opened and goes on answering for it from
 //! outside. Invariant: what comes from anyone but the kernel is ignored, what is malformed is an
-//! error, and no call waits for longer than [`PATIENCE`].
+//! error, and no call waits for longer than `PATIENCE`.
 
 mod message;
 
