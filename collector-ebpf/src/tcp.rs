@@ -39,7 +39,6 @@ use crate::{
 static TCP_BOOKS: SkStorage<TcpBooks> = SkStorage::new();
 
 /// States, include/net/tcp_states.h.
-const ESTABLISHED: i32 = 1;
 const SYN_SENT: i32 = 2;
 const SYN_RECV: i32 = 3;
 const CLOSE: i32 = 7;
@@ -119,7 +118,7 @@ fn failed(ctx: &BtfTracePointContext, old: i32) -> i32 {
         return 0;
     };
     let books = books(sock);
-    if old != SYN_SENT && !books.as_ref().is_some_and(|books| books.active != 0) {
+    if old != SYN_SENT && books.as_ref().is_none_or(|books| books.active == 0) {
         return 0;
     }
     stat::count(Stat::TcpStates);

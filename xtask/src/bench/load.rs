@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -89,8 +89,8 @@ pub fn slow_down(rounds: usize) -> Result<Value> {
 
 /// Datagrams from one socket to another over loopback: a packet sent and one received each.
 pub fn datagrams(count: usize) -> Result<()> {
-    let receiver = std::net::UdpSocket::bind("127.0.0.1:0")?;
-    let sender = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let receiver = UdpSocket::bind("127.0.0.1:0")?;
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
     sender.connect(receiver.local_addr()?)?;
     let mut buffer = [0; 64];
     for _ in 0..count {
@@ -118,6 +118,18 @@ pub fn connections(count: usize) -> Result<()> {
         let (mut server, _) = listener.accept()?;
         server.write_all(b"x")?;
         drop(client);
+    }
+    Ok(())
+}
+
+/// Sends datagrams over loopback to a socket that nobody reads: when its buffer is full, they are
+/// dropped.
+pub fn drops(count: usize) -> Result<()> {
+    let deaf = UdpSocket::bind("127.0.0.1:0")?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(deaf.local_addr()?)?;
+    for _ in 0..count {
+        socket.send(&[7; 1000])?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     agent::{Agent, value},
     empty::{Empty, Packets},
-    load::{Cgroups, connections, datagrams, ping_pong, processes},
+    load::{Cgroups, connections, datagrams, drops, ping_pong, processes},
 };
 
 /// Programs with the tracepoint that they, and the empty program beside them, are attached to.
@@ -63,6 +63,7 @@ pub fn measure() -> Result<Vec<Value>> {
     ping_pong(300_000)?;
     processes(1500)?;
     connections(20_000)?;
+    drops(20_000)?;
     drop(Cgroups::make(500)?);
     datagrams(300_000)?;
     let after = (agent.scrape()?, times(&empties)?);
