@@ -4,6 +4,9 @@
 //! source that is not the agent: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2),
 //! Prometheus itself. Counts decide, never durations.
 //!
+//! On emulated CPUs, which lose time when their host is busy, a test that fails is run once more; it
+//! says so.
+//!
 //! A test whose needs this machine can't meet is skipped loudly: it is ignored by the harness, and
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
@@ -86,7 +89,17 @@ fn main() -> std::process::ExitCode {
         {
             needs::record_skip(name, reason);
         }
-        let run = move || test().map_err(|error| format!("{error:?}").into());
+        let run = move || {
+            let result = match test() {
+                // Emulated CPUs lose time when the host is busy: once may be bad luck there.
+                Err(error) if needs::emulated() => {
+                    println!("{name} failed and is run once more: {error:#}");
+                    test()
+                }
+                result => result,
+            };
+            result.map_err(|error| format!("{error:?}").into())
+        };
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
