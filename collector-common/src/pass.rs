@@ -145,7 +145,7 @@ pub const IO_RECORDS_PER_CHUNK: u32 = 1 << IO_RECORD_SHIFT;
 /// log2 of [`IO_RECORDS_PER_CHUNK`].
 pub const IO_RECORD_SHIFT: u32 = 10;
 /// Devices of one cgroup that are read; io.stat of a cgroup with more is not complete.
-pub const MAX_DEVICES: u32 = 128;
+pub const MAX_DEVICES: u32 = 1024;
 
 /// Control block of a pass.
 #[repr(C)]
@@ -159,4 +159,8 @@ pub struct PassControl {
     pub io_next: u64,
     /// Io records for which there was no room.
     pub io_missed: u64,
+    /// The kernel side's own: where it is in a cgroup's list of devices.
+    pub io_node: u64,
+    /// The kernel side's own: whose list that is.
+    pub io_cgroup: u64,
 }

@@ -4,11 +4,12 @@
 //! the iterator's seq file: a cgroup iterator can't be resumed once that buffer is full
 //! (kernel/bpf/cgroup_iter.c, EOPNOTSUPP), so the records go into chunks that the agent has mapped.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     Global,
     btf_maps::{Array, ArrayOfMaps},
+    helpers::generated::bpf_loop,
     macros::btf_map,
 };
 use collector_common::{
@@ -48,7 +49,7 @@ static PASS: Array<PassControl, 1, MMAPABLE> = Array::new();
 /// Records of removed cgroups, by id and hierarchy, until the agent takes them. The loader sets
 /// `max_entries`.
 #[btf_map]
-static LAST_RECORDS: Keyed<CgroupRecord> = Keyed::new();
+pub static LAST_RECORDS: Keyed<CgroupRecord> = Keyed::new();
 
 /// Whether the agent will take last records: 0 where the pass can't run.
 #[unsafe(no_mangle)]
@@ -108,7 +109,7 @@ pub fn keep_last(cgroup: Cgroup) {
         // SAFETY: a map value; a cgroup is removed once.
         let record = unsafe { &mut *record };
         fill(record, cgroup);
-        pending::add(record, cgroup);
+        pending::add(key, cgroup);
     } else {
         stat::count(Stat::LostRecords);
     }
@@ -219,45 +220,59 @@ fn counter(to: &mut PageCounter, from: *const c_void) {
 
 /// Writes a record for each device that the io controller has books of.
 ///
-/// The loop is bounded for the verifier's sake; the list has as many entries as the cgroup has used
-/// devices.
+/// What the callback works on is in the map and not on the stack, so that one look at it satisfies
+/// the verifier whatever the number of rounds.
 #[inline(always)]
 fn devices(control: &mut PassControl, id: u64, io: Css) {
     if !has!(field::BLKCG_LIST) || !has!(field::BLKG_STAT) || !has!(field::QUEUE_DISK) {
         return;
     }
     // struct hlist_head { struct hlist_node *first; }, struct hlist_node { struct hlist_node *next; … }
-    let mut node: u64 = read(address!(io.0, field::BLKCG_LIST));
-    for _ in 0..MAX_DEVICES {
-        if node == 0 {
-            return;
-        }
-        let group = node - address!(0, field::BLKG_NODE) as u64;
-        let queue: u64 = read(address!(group, field::BLKG_QUEUE));
-        let disk: u64 = read(address!(queue, field::QUEUE_DISK));
-        let bdev: u64 = read(address!(disk, field::DISK_PART0));
-        let device: u32 = read(address!(bdev, field::BDEV_DEVICE));
-        let number = control.io_next as u32;
-        let record = IO_RECORDS.get_value_ptr_mut(
-            number >> IO_RECORD_SHIFT,
-            &(number & (IO_RECORDS_PER_CHUNK - 1)),
-        );
-        if let Some(record) = record {
-            let mut stat = [0; 6];
-            copy(&mut stat, address!(group, field::BLKG_STAT));
-            // SAFETY: a map value.
-            unsafe {
-                *record = IoRecord {
-                    id,
-                    device: device as u64,
-                    bytes: [stat[0], stat[1], stat[2]],
-                    ios: [stat[3], stat[4], stat[5]],
-                };
-            }
-            control.io_next += 1;
-        } else {
-            control.io_missed += 1;
-        }
-        node = read(node as *const c_void);
+    control.io_node = read(address!(io.0, field::BLKCG_LIST));
+    control.io_cgroup = id;
+    let callback: extern "C" fn(u64, *mut c_void) -> i64 = device;
+    // SAFETY: the callback is a function of this object and is given no context.
+    unsafe { bpf_loop(MAX_DEVICES, callback as *mut c_void, ptr::null_mut(), 0) };
+}
+
+/// One device: a callback of bpf_loop, which ends it by a 1.
+#[inline(never)]
+extern "C" fn device(_index: u64, _: *mut c_void) -> i64 {
+    let Some(control) = PASS.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: as in `pass`.
+    let control = unsafe { &mut *control };
+    let node = control.io_node;
+    if node == 0 {
+        return 1;
     }
+    let group = node - address!(0, field::BLKG_NODE) as u64;
+    let queue: u64 = read(address!(group, field::BLKG_QUEUE));
+    let disk: u64 = read(address!(queue, field::QUEUE_DISK));
+    let bdev: u64 = read(address!(disk, field::DISK_PART0));
+    let device: u32 = read(address!(bdev, field::BDEV_DEVICE));
+    let number = control.io_next as u32;
+    let record = IO_RECORDS.get_value_ptr_mut(
+        number >> IO_RECORD_SHIFT,
+        &(number & (IO_RECORDS_PER_CHUNK - 1)),
+    );
+    if let Some(record) = record {
+        let mut stat = [0; 6];
+        copy(&mut stat, address!(group, field::BLKG_STAT));
+        // SAFETY: a map value.
+        unsafe {
+            *record = IoRecord {
+                id: control.io_cgroup,
+                device: device as u64,
+                bytes: [stat[0], stat[1], stat[2]],
+                ios: [stat[3], stat[4], stat[5]],
+            };
+        }
+        control.io_next += 1;
+    } else {
+        control.io_missed += 1;
+    }
+    control.io_node = read(ptr::with_exposed_provenance(node as usize));
+    0
 }

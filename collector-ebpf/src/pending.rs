@@ -12,27 +12,36 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     btf_maps::PerCpuArray,
-    helpers::generated::{bpf_map_lookup_percpu_elem, bpf_probe_read_kernel},
+    helpers::generated::{bpf_loop, bpf_map_lookup_percpu_elem, bpf_probe_read_kernel},
     macros::btf_map,
 };
 use collector_common::{
     field,
+    keyed::CgroupKey,
     pass::{CgroupRecord, EVENTS, MemoryRecord},
 };
 
 use crate::{
     cell::lanes,
-    kernel::{Cgroup, Css, address, copy, has, read},
+    kernel::{Cgroup, address, copy, has, read},
+    pass::LAST_RECORDS,
 };
 
 /// Longer than `struct bpf_array` (344 bytes in 6.18).
 const MAP_HEAD: usize = 512;
 
-/// Room for what doesn't fit on the stack.
+/// What the callback works on, and room for what doesn't fit on the stack.
 #[repr(C)]
 struct Scratch {
-    map: [u8; MAP_HEAD],
+    /// Whose record it is.
+    key: CgroupKey,
+    /// Where the kernel keeps [`PROBE`]'s element.
+    base: u64,
+    /// Per-CPU addresses of the cgroup's CPU time and of its memory statistics; 0 is none.
+    times: u64,
+    statistics: u64,
     element: u64,
+    map: [u8; MAP_HEAD],
     events: [u64; EVENTS],
     folded: [u64; EVENTS],
 }
@@ -46,45 +55,87 @@ static PROBE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Adds what is pending to a removed cgroup's record.
 #[inline(always)]
-pub fn add(record: &mut CgroupRecord, cgroup: Cgroup) {
+pub fn add(key: CgroupKey, cgroup: Cgroup) {
     if !has!(field::ARRAY_POINTERS) {
         return;
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: this CPU's value; the program isn't preempted by itself, since removals are under the
+    // SAFETY: this CPU's value; the program isn't interrupted by itself, since removals are under the
     // cgroup mutex.
     let scratch = unsafe { &mut *scratch };
-    let probe = ptr::from_ref(&PROBE).cast_mut().cast::<c_void>();
     // SAFETY: the helper reads the map's own structure, and checks.
-    unsafe { bpf_probe_read_kernel(scratch.map.as_mut_ptr().cast(), MAP_HEAD as u32, probe) };
+    unsafe { bpf_probe_read_kernel(scratch.map.as_mut_ptr().cast(), MAP_HEAD as u32, probe()) };
     let Some(base) = pointer_in(&scratch.map) else {
         return;
     };
-    let memory = cgroup.memory();
-    for cpu in 0..lanes() {
-        let key = 0u32;
-        // SAFETY: the map and a key of its.
-        let element = unsafe { bpf_map_lookup_percpu_elem(probe, (&raw const key).cast(), cpu) };
-        if element.is_null() {
-            return;
-        }
-        // Through memory, so that the verifier takes it for a number: it lets nobody subtract an
-        // unknown one from a pointer.
-        // SAFETY: a field of a map value.
-        let element = unsafe {
-            (&raw mut scratch.element).write_volatile(element as u64);
-            (&raw const scratch.element).read_volatile()
-        };
-        let offset = element - base;
-        if cgroup.hierarchy() == 0 {
-            cpu_time(record, cgroup, offset);
-        }
-        if let Some(css) = memory {
-            events(&mut record.memory, css, offset, scratch);
-        }
+    scratch.base = base;
+    scratch.key = key;
+    scratch.times = 0;
+    if cgroup.hierarchy() == 0
+        && has!(field::CGROUP_RSTAT)
+        && has!(field::RSTAT_NOW)
+        && has!(field::RSTAT_FOLDED)
+    {
+        scratch.times = cgroup.rstat();
     }
+    scratch.statistics = 0;
+    if has!(field::MEMCG_PERCPU)
+        && has!(field::PERCPU_EVENTS)
+        && has!(field::PERCPU_FOLDED)
+        && let Some(css) = cgroup.memory()
+    {
+        scratch.statistics = read(address!(css.0, field::MEMCG_PERCPU));
+    }
+    let callback: extern "C" fn(u64, *mut c_void) -> i64 = cpu;
+    // SAFETY: the callback is a function of this object and is given no context.
+    unsafe { bpf_loop(lanes(), callback as *mut c_void, ptr::null_mut(), 0) };
+}
+
+fn probe() -> *mut c_void {
+    ptr::from_ref(&PROBE).cast_mut().cast()
+}
+
+/// One CPU: a callback of bpf_loop, which ends it by a 1.
+#[inline(never)]
+extern "C" fn cpu(number: u64, _: *mut c_void) -> i64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: as in `add`.
+    let scratch = unsafe { &mut *scratch };
+    let Some(record) = LAST_RECORDS.get_ptr_mut(scratch.key) else {
+        return 1;
+    };
+    // SAFETY: a map value; a cgroup is removed once.
+    let record = unsafe { &mut *record };
+    let key = 0u32;
+    // SAFETY: the map and a key of its.
+    let element =
+        unsafe { bpf_map_lookup_percpu_elem(probe(), (&raw const key).cast(), number as u32) };
+    if element.is_null() {
+        return 1;
+    }
+    // Through memory, so that the verifier takes it for a number: it lets nobody subtract an
+    // unknown one from a pointer.
+    // SAFETY: a field of a map value.
+    let element = unsafe {
+        (&raw mut scratch.element).write_volatile(element as u64);
+        (&raw const scratch.element).read_volatile()
+    };
+    let offset = element - scratch.base;
+    if scratch.times != 0 {
+        cpu_time(record, scratch.times.wrapping_add(offset));
+    }
+    if scratch.statistics != 0 {
+        events(
+            &mut record.memory,
+            scratch.statistics.wrapping_add(offset),
+            scratch,
+        );
+    }
+    0
 }
 
 /// `pptrs[0]` of the map's structure.
@@ -99,11 +150,7 @@ fn pointer_in(map: &[u8; MAP_HEAD]) -> Option<u64> {
 }
 
 #[inline(always)]
-fn cpu_time(record: &mut CgroupRecord, cgroup: Cgroup, offset: u64) {
-    if !has!(field::CGROUP_RSTAT) || !has!(field::RSTAT_NOW) || !has!(field::RSTAT_FOLDED) {
-        return;
-    }
-    let books = cgroup.rstat().wrapping_add(offset);
+fn cpu_time(record: &mut CgroupRecord, books: u64) {
     let now = address!(books, field::RSTAT_NOW);
     let folded = address!(books, field::RSTAT_FOLDED);
     let since = |now: *const c_void, folded: *const c_void| {
@@ -124,11 +171,7 @@ fn cpu_time(record: &mut CgroupRecord, cgroup: Cgroup, offset: u64) {
 }
 
 #[inline(always)]
-fn events(record: &mut MemoryRecord, css: Css, offset: u64, scratch: &mut Scratch) {
-    if !has!(field::MEMCG_PERCPU) || !has!(field::PERCPU_EVENTS) || !has!(field::PERCPU_FOLDED) {
-        return;
-    }
-    let books = read::<u64>(address!(css.0, field::MEMCG_PERCPU)).wrapping_add(offset);
+fn events(record: &mut MemoryRecord, books: u64, scratch: &mut Scratch) {
     copy(&mut scratch.events, address!(books, field::PERCPU_EVENTS));
     copy(&mut scratch.folded, address!(books, field::PERCPU_FOLDED));
     for at in 0..EVENTS {
