@@ -493,17 +493,18 @@ fn start_time(pid: u32) -> Result<f64> {
 /// Everything on the host but one process and its cgroup.
 fn walk(except: &str) -> Result<Census> {
     let mut census = Census::default();
-    let processes: Vec<_> = fs::read_dir("/proc")?.collect::<std::io::Result<_>>()?;
+    // Names, not entries: those keep the folder open, and this process is counted, too.
+    let names: Vec<String> = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && name != except)
+        .collect();
     let own = std::process::id().to_string();
-    for entry in processes {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.bytes().all(|byte| byte.is_ascii_digit()) || name == except {
-            continue;
-        }
+    for name in names {
+        let folder = Path::new("/proc").join(&name);
         // Processes end while this reads.
         let mut process = Census::default();
-        let Ok(threads) = fs::read_dir(entry.path().join("task")) else {
+        let Ok(threads) = fs::read_dir(folder.join("task")) else {
             continue;
         };
         for thread in threads.flatten() {
@@ -513,14 +514,14 @@ fn walk(except: &str) -> Result<Census> {
             }
         }
         process.processes = f64::from(process.threads > 0.0);
-        let hidden = fs::read_link(entry.path().join("ns/pid"));
+        let hidden = fs::read_link(folder.join("ns/pid"));
         if hidden.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
             // A process that this machine hides from root, it hides from BPF as well.
             continue;
         }
-        let _ = process.add_files(&entry.path().join("fd"));
+        let _ = process.add_files(&folder.join("fd"));
         // Without the folder that is being read.
-        process.descriptors -= f64::from(name == own.as_str());
+        process.descriptors -= f64::from(name == own);
         census += process;
     }
     Ok(census)
