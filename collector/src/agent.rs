@@ -189,7 +189,7 @@ impl Core {
                 .iter()
                 .filter_map(|source| source.runs())
                 .collect(),
-            run_times: self.kernel.run_times(),
+            program_runs: self.kernel.runs(),
             cgroups: self.tree.counts(),
             slots: self.slots.states(),
             kernel_memory,

@@ -33,6 +33,7 @@ mod netns;
 mod pressure;
 mod process;
 mod resident;
+mod programs;
 mod sched;
 mod slots;
 mod sockets;
@@ -76,6 +77,7 @@ fn main() -> std::process::ExitCode {
         netdev::TESTS,
         tcp::TESTS,
         drops::TESTS,
+        programs::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -7,6 +7,7 @@ use std::{
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -368,6 +369,48 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
             }
         }
     }
+}
+
+/// What the kernel has counted of a program's runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Runs {
+    /// Runs; only while `kernel.bpf_stats_enabled` is 1.
+    pub count: u64,
+    /// Their time, ns; likewise.
+    pub ns: u64,
+    /// Times that it was not run because it was running on that CPU already.
+    pub misses: u64,
+}
+
+/// A program's runs.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
+    // The start of `struct bpf_prog_info` (include/uapi/linux/bpf.h) up to `recursion_misses` (since
+    // 5.12), as words. All zero asks for numbers alone; the kernel fills in what it knows.
+    const RUN_TIME: usize = 24;
+    const RUN_COUNT: usize = 25;
+    const RECURSION_MISSES: usize = 26;
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = [0u64; RECURSION_MISSES + 1];
+    let mut attributes = Attributes {
+        fd: program.as_raw_fd() as u32,
+        length: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(Runs {
+        count: info[RUN_COUNT],
+        ns: info[RUN_TIME],
+        misses: info[RECURSION_MISSES],
+    })
 }
 
 /// Kernel memory of a map in bytes, as `/proc/self/fdinfo` tells it (exact since 6.4, a lower

@@ -413,13 +413,13 @@ impl Kernel {
         Ok(KernelStats(values))
     }
 
-    /// (name, runs, run time) of each loaded program; both 0 unless `kernel.bpf_stats_enabled`.
-    pub fn run_times(&self) -> Vec<(&str, u64, std::time::Duration)> {
+    /// Runs of each loaded program.
+    pub fn runs(&self) -> Vec<(&str, bpf::Runs)> {
         self.ebpf
             .programs()
             .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                Some((name, info.run_count(), info.run_time()))
+                let runs = bpf::program_runs(program.fd().ok()?.as_fd()).ok()?;
+                Some((name, runs))
             })
             .collect()
     }

@@ -7,7 +7,7 @@ use prometheus::{Registry, process_collector::ProcessCollector};
 
 use crate::{
     exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
-    kernel::{load::KernelStats, programs::Availability},
+    kernel::{bpf::Runs, load::KernelStats, programs::Availability},
 };
 
 /// What there is to say at a scrape.
@@ -21,8 +21,8 @@ pub struct Report<'a> {
     pub stats: KernelStats,
     /// Runs of programs that are told from a source's numbers.
     pub runs: Vec<(&'static str, u64)>,
-    /// Program, runs and run time, as far as the kernel keeps statistics.
-    pub run_times: Vec<(&'a str, u64, Duration)>,
+    /// What the kernel has counted of each program's runs.
+    pub program_runs: Vec<(&'a str, Runs)>,
     /// Live and dead cgroups.
     pub cgroups: (usize, usize),
     /// Used, free and quarantined slots.
@@ -91,6 +91,15 @@ const PROGRAM_RUNS: Family = Family {
     ..family(
         "cgmeter_program_runs_total",
         "Runs of a kernel program; only while kernel.bpf_stats_enabled is 1.",
+        Kind::Counter,
+    )
+};
+const PROGRAM_MISSES: Family = Family {
+    labels: &["program"],
+    origin: "the kernel: bpf_prog_info.recursion_misses",
+    ..family(
+        "cgmeter_program_misses_total",
+        "Events for which a kernel program was not run, because it was running on that CPU already.",
         Kind::Counter,
     )
 };
@@ -167,6 +176,7 @@ pub const FAMILIES: &[&Family] = &[
     &EVENTS,
     &PROGRAM_SECONDS,
     &PROGRAM_RUNS,
+    &PROGRAM_MISSES,
     &CGROUPS,
     &SLOTS,
     &OVERFLOW_EVENTS,
@@ -240,15 +250,23 @@ impl SelfMetrics {
         for (program, runs) in report.runs.iter().copied().chain(own) {
             writer.sample(none, &[("program", program)], Value::Count(runs));
         }
-        let timed = || report.run_times.iter().filter(|(_, runs, _)| *runs > 0);
+        let timed = || {
+            report
+                .program_runs
+                .iter()
+                .filter(|(_, runs)| runs.count > 0)
+        };
         writer.family(&PROGRAM_SECONDS);
-        for (program, _, time) in timed() {
-            let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            writer.sample(none, &[("program", program)], Value::Nanos(ns));
+        for (program, runs) in timed() {
+            writer.sample(none, &[("program", program)], Value::Nanos(runs.ns));
         }
         writer.family(&PROGRAM_RUNS);
-        for (program, runs, _) in timed() {
-            writer.sample(none, &[("program", program)], Value::Count(*runs));
+        for (program, runs) in timed() {
+            writer.sample(none, &[("program", program)], Value::Count(runs.count));
+        }
+        writer.family(&PROGRAM_MISSES);
+        for (program, runs) in &report.program_runs {
+            writer.sample(none, &[("program", program)], Value::Count(runs.misses));
         }
         writer.family(&CGROUPS);
         writer.sample(none, &[("state", "live")], count(report.cgroups.0));
