@@ -11,6 +11,7 @@ mod load;
 mod programs;
 mod scrapes;
 mod tasks;
+mod throughput;
 
 use std::fmt::Write as _;
 
@@ -45,6 +46,7 @@ pub fn bench(options: &Options) -> Result<()> {
     let mut programs = programs::measure()?;
     programs.extend(block::measure()?);
     let switching = load::slow_down(options.rounds)?;
+    let throughput = throughput::measure(options.rounds)?;
     let scrapes = options
         .cgroups
         .iter()
@@ -59,6 +61,7 @@ pub fn bench(options: &Options) -> Result<()> {
         "machine": machine,
         "programs": programs,
         "context_switches": switching,
+        "throughput": throughput,
         "scrapes": scrapes,
         "tasks": tasks,
     });
@@ -121,7 +124,20 @@ fn table(result: &Value) -> Result<String> {
     )?;
     writeln!(
         text,
-        "| cgroups | series | bytes | CPU ms | wall ms | ns a series | RSS MB | anonymous MB | kernel \
+        "| load | without the agent | with it |\n| --- | --: | --: |"
+    )?;
+    for row in result["throughput"].as_array().into_iter().flatten() {
+        writeln!(
+            text,
+            "| {} | {:.3e} | {:+.1} % |",
+            row["load"].as_str().unwrap_or_default(),
+            row["without"].as_f64().unwrap_or_default(),
+            row["agent_percent"].as_f64().unwrap_or_default(),
+        )?;
+    }
+    writeln!(
+        text,
+        "\n| cgroups | series | bytes | CPU ms | wall ms | ns a series | RSS MB | anonymous MB | kernel \
          KiB | start ms |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
     )?;
     for row in result["scrapes"].as_array().into_iter().flatten() {
@@ -141,6 +157,7 @@ fn table(result: &Value) -> Result<String> {
             number("start_ms"),
         )?;
     }
+    text.push_str(&stages(result));
     writeln!(
         text,
         "\n| tasks | descriptors | pass ms | ns a task | ns a run of the program, gross |\n\
@@ -159,6 +176,39 @@ fn table(result: &Value) -> Result<String> {
         )?;
     }
     Ok(text)
+}
+
+/// What each stage of a scrape takes, by number of cgroups.
+fn stages(result: &Value) -> String {
+    let scrapes: Vec<&Value> = result["scrapes"].as_array().into_iter().flatten().collect();
+    let names: Vec<&String> = scrapes
+        .last()
+        .and_then(|scrape| scrape["stages_us"].as_object())
+        .into_iter()
+        .flat_map(|stages| stages.keys())
+        .collect();
+    let heads: Vec<String> = scrapes
+        .iter()
+        .map(|scrape| format!("{} cgroups", scrape["cgroups"]))
+        .collect();
+    let mut text = format!(
+        "\n| stage, µs | {} |\n| --- |{}\n",
+        heads.join(" | "),
+        " --: |".repeat(heads.len())
+    );
+    for name in names {
+        let cells: Vec<String> = scrapes
+            .iter()
+            .map(|scrape| {
+                format!(
+                    "{:.0}",
+                    scrape["stages_us"][name].as_f64().unwrap_or_default()
+                )
+            })
+            .collect();
+        text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
+    }
+    text
 }
 
 /// The middle one.

@@ -44,5 +44,16 @@ pub fn measure(count: usize) -> Result<Value> {
         "anonymous_mb": anonymous / 1e6,
         "kernel_kib": value(&text, "cgmeter_kernel_memory_bytes ") / 1024.0,
         "start_ms": start.as_secs_f64() * 1e3,
+        "stages_us": stages(&text),
     }))
+}
+
+/// What each stage of the last snapshot took, µs, by the agent itself.
+fn stages(text: &str) -> Value {
+    let stage = |line: &str| {
+        let rest = line.strip_prefix("cgmeter_scrape_duration_seconds{stage=\"")?;
+        let (name, seconds) = rest.split_once("\"} ")?;
+        Some((name.to_owned(), json!(seconds.parse::<f64>().ok()? * 1e6)))
+    };
+    Value::Object(text.lines().filter_map(stage).collect())
 }
