@@ -21,3 +21,38 @@ impl CgroupKey {
 }
 
 const _: () = assert!(size_of::<CgroupKey>() == 16);
+
+/// A value in an array, where it costs no hash lookup: for those keys that came when there was
+/// room. The others have an entry in the hash, and a key may have both.
+///
+/// Aligned, so that no more cache lines are touched than need be.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct Row<T> {
+    /// Cgroup id of the key, 0: free, [`ROW_TAKEN`]: neither.
+    pub cgroup: u64,
+    /// The rest of the key.
+    pub what: u64,
+    /// The counters.
+    pub value: T,
+}
+
+/// In place of the cgroup id of a row that is being claimed, or taken from its owner; no cgroup has
+/// this id.
+pub const ROW_TAKEN: u64 = OVERFLOW_OWNER - 1;
+/// Rows that a key may have: so many, one after the other. A power of two.
+pub const WAYS: u32 = 4;
+/// Most rows of a source. A power of two.
+pub const MAX_ROWS: u32 = 256;
+
+/// The first of the rows that a key may have, of `rows` (a power of two).
+#[inline(always)]
+pub const fn first_way(key: CgroupKey, rows: u32) -> u32 {
+    // Multiplicative hashing: the product's upper bits depend on all of the factors' lower ones.
+    // Neither number is large, and both are mostly consecutive.
+    let mixed = key
+        .cgroup
+        .wrapping_add(key.what << 20)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 40) as u32 & (rows - 1) & !(WAYS - 1)
+}

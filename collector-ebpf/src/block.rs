@@ -30,10 +30,13 @@ use collector_common::{
 use crate::{
     cell,
     kernel::{Bio, Disk, Request, Task},
-    keyed::{self, Keyed, Zero},
+    keyed::{self, Keyed, Rows, Zero},
 };
 
-/// By cgroup and disk.
+/// By cgroup and disk: those that came first.
+#[btf_map]
+static BLOCK_ROWS: Rows<BlockValue> = Rows::new();
+/// The others.
 #[btf_map]
 static BLOCK_IO: Keyed<BlockValue> = Keyed::new();
 #[btf_map]
@@ -343,7 +346,10 @@ fn counters(cgroup: u64, disk: Disk, kind: usize) -> Option<*mut BlockOperation>
         cgroup,
         what: disk.number(),
     };
-    let value = keyed::entry(&BLOCK_IO, &BLOCK_ZERO, key)?;
+    let value = match keyed::row(&BLOCK_ROWS, key) {
+        Some(value) => value,
+        None => keyed::entry(&BLOCK_IO, &BLOCK_ZERO, key)?,
+    };
     // SAFETY: a map value; the mask is the bound that the verifier sees.
     Some(unsafe { &raw mut (*value).operations[kind & (OPERATIONS - 1)] })
 }

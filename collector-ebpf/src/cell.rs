@@ -162,3 +162,24 @@ pub unsafe fn swap(value: *mut u64, new: u64) -> u64 {
     }
     old
 }
+
+/// Replaces a value atomically if it is `old`; returns what it was.
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub unsafe fn exchange(value: *mut u64, old: u64, new: u64) -> u64 {
+    let mut was = old;
+    // SAFETY: by the caller. The instruction has r0 for what is compared and returned.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({value} + 0, r0, {new})",
+            value = in(reg) value,
+            new = in(reg) new,
+            inout("r0") was,
+            options(nostack),
+        );
+    }
+    was
+}

@@ -2,7 +2,7 @@
 //!
 //! For what a cgroup has few of and not always the same. The kernel side makes an entry at the
 //! first event (collector-ebpf/src/keyed.rs); the agent reads all of them in batches and takes out
-//! those of cgroups that have gone. Keys are cgroup ids, not slots: ids are never used again.
+//! those of cgroups that have gone. A source may have rows for some of them beside (`rows`). Keys are cgroup ids, not slots: ids are never used again.
 
 use std::{
     io,
@@ -21,29 +21,34 @@ use super::bpf;
 pub unsafe trait KeyedValue: Copy + Send {
     /// Name of the hash in the kernel object.
     const MAP: &'static str;
+    /// Name of the array of rows, if the source has any.
+    const ROWS: Option<&'static str>;
     /// All zero.
     const ZERO: Self;
 }
 
 macro_rules! keyed {
-    ($($value:path, $map:literal;)*) => {
+    ($($value:path, $map:literal, $rows:expr;)*) => {
         $(
             // SAFETY: words only.
             unsafe impl KeyedValue for $value {
                 const MAP: &'static str = $map;
+                const ROWS: Option<&'static str> = $rows;
                 // SAFETY: every bit pattern is a value.
                 const ZERO: Self = unsafe { std::mem::zeroed() };
             }
         )*
         /// Every such hash of the object; they have as many entries as there may be slots.
         pub const KEYED_MAPS: &[&str] = &[$($map,)*];
+        /// Every array of rows, where there is one.
+        pub const ROW_MAPS: &[Option<&str>] = &[$($rows,)*];
     };
 }
 
 keyed! {
-    collector_common::pass::CgroupRecord, "LAST_RECORDS";
-    collector_common::block::BlockValue, "BLOCK_IO";
-    collector_common::drops::Drops, "DROPS";
+    collector_common::pass::CgroupRecord, "LAST_RECORDS", None;
+    collector_common::block::BlockValue, "BLOCK_IO", Some("BLOCK_ROWS");
+    collector_common::drops::Drops, "DROPS", None;
 }
 
 /// The values of a source.

@@ -25,9 +25,10 @@ use super::{
     OBJECT, bpf,
     cells::{CELL_MAPS, Cell, Cells, Lanes},
     fields,
-    keyed::{KEYED_MAPS, Keyed, KeyedValue},
+    keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
     pass::{Maps, Pass},
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
+    rows::{self, Rows},
     slots::SlotPool,
 };
 
@@ -94,6 +95,10 @@ impl Kernel {
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
             loader.map_max_entries(map, chunks);
         }
+        let rows = rows::rows(options.max_slots);
+        for map in ROW_MAPS.iter().copied().flatten() {
+            loader.map_max_entries(map, rows);
+        }
         for &map in KEYED_MAPS {
             loader.map_max_entries(map, options.max_slots);
         }
@@ -102,6 +107,7 @@ impl Kernel {
             .allow_unsupported_maps()
             .override_global("LANES", &options.lanes, true)
             .override_global("SHARDS", &shards, false)
+            .override_global("ROWS", &rows, false)
             .override_global("KEEP_LAST", &keep_last, false)
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
@@ -289,6 +295,19 @@ impl Kernel {
     pub fn keyed<T: KeyedValue>(&mut self) -> Result<Keyed<T>> {
         let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
         Ok(Keyed::new(map.fd().as_fd(), self.max_slots)?)
+    }
+
+    /// Rows of values by cgroup and something else, where a source has any.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks the map, or it can't be mapped.
+    pub fn rows<T: KeyedValue>(&self) -> Result<Option<Rows<T>>> {
+        let Some(name) = T::ROWS else {
+            return Ok(None);
+        };
+        let rows = rows::rows(self.max_slots);
+        Ok(Some(Rows::new(self.map(name)?, rows)?))
     }
 
     /// An iterator over tasks, to be run by [`bpf::run_iterator`].

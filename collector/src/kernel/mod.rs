@@ -15,6 +15,7 @@ pub mod netlink;
 pub mod netns;
 pub mod pass;
 pub mod programs;
+pub mod rows;
 pub mod slots;
 pub mod system;
 pub mod tasks;

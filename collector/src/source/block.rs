@@ -356,9 +356,12 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let map = builder.kernel.keyed::<BlockValue>()?;
+        let rows = builder.kernel.rows()?;
         let mut disks = Devices::default();
         let labels = Box::new(move |disk| labels(&mut disks, disk));
-        Ok(Box::new(KeyedCounters::new("block", METRICS, map, labels)))
+        Ok(Box::new(KeyedCounters::new(
+            "block", METRICS, map, rows, labels,
+        )))
     },
 };
 

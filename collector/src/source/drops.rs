@@ -93,7 +93,9 @@ pub const SOURCE: Registration = Registration {
                 .collect();
         let map = builder.kernel.keyed::<Drops>()?;
         let labels = Box::new(move |reason| vec![("reason", name(&names, reason))]);
-        Ok(Box::new(KeyedCounters::new("drops", METRICS, map, labels)))
+        Ok(Box::new(KeyedCounters::new(
+            "drops", METRICS, map, None, labels,
+        )))
     },
 };
 

@@ -7,20 +7,29 @@
 use std::{
     collections::HashMap,
     ops::AddAssign,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
+
+use collector_common::keyed::CgroupKey;
 
 use super::{Metric, Snapshot, Source};
 use crate::{
     cgroup::{NodeId, Tree},
     exposition::{Family, Kind, LabelSet, Writer},
-    kernel::keyed::{Keyed, KeyedValue},
+    kernel::{
+        keyed::{Keyed, KeyedValue},
+        rows::Rows,
+    },
 };
 
 /// How long after a cgroup's end its entries are taken out of the kernel's map: what it had under
 /// way is mostly counted by then. What comes later makes a new entry and is taken in as well. Less
 /// than the agent waits before it has sources retire cgroups, so that none is left.
 const QUARANTINE: Duration = Duration::from_millis(1500);
+
+/// How long after a row was taken from its owner nobody writes it any more: a program that had
+/// found it before is done within microseconds.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Numbers of which all are sums.
 pub trait Sums<V>:
@@ -41,11 +50,23 @@ struct Row<T> {
     total: T,
 }
 
+/// A row of the kernel's that was taken from its owner, until [`GRACE`] is over.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    row: usize,
+    /// Whose its numbers are, `None`: of nobody in the tree.
+    node: Option<NodeId>,
+    what: u64,
+    since: Instant,
+}
+
 /// A source of counters: `V` is the value in the kernel, `T` a row's numbers.
 pub struct KeyedCounters<V, T: 'static> {
     name: &'static str,
     metrics: &'static [Metric<T>],
     map: Keyed<V>,
+    kernel_rows: Option<Rows<V>>,
+    leaving: Vec<Leaving>,
     labels: Labels,
     /// Names of labels that families have, each list once.
     label_names: Vec<&'static [&'static str]>,
@@ -54,12 +75,13 @@ pub struct KeyedCounters<V, T: 'static> {
 }
 
 impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
-    /// A source over its entries; `labels` names what a key is of. A family's series have those of
-    /// them that the family names.
+    /// A source over its entries, and its rows if it has any; `labels` names what a key is of. A
+    /// family's series have those of them that the family names.
     pub fn new(
         name: &'static str,
         metrics: &'static [Metric<T>],
         map: Keyed<V>,
+        kernel_rows: Option<Rows<V>>,
         labels: Labels,
     ) -> Self {
         let mut label_names = Vec::new();
@@ -72,6 +94,8 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
             name,
             metrics,
             map,
+            kernel_rows,
+            leaving: Vec::new(),
             labels,
             label_names,
             rows: Vec::new(),
@@ -121,19 +145,9 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
         let mut live: HashMap<(NodeId, u64), T> = HashMap::new();
         let mut gone = Vec::new();
         for (key, value) in self.map.read()? {
-            // Outside the root that the agent was given.
-            let Some(number) = tree.by_id(key.cgroup) else {
-                gone.push(key);
-                continue;
-            };
-            let over = |died: SystemTime| now.duration_since(died).is_ok_and(|d| d >= QUARANTINE);
-            let there = tree
-                .node(number)
-                .is_some_and(|node| node.id == key.cgroup && !node.died.is_some_and(over));
-            if there {
-                *live.entry((number, key.what)).or_default() += value;
-            } else {
-                gone.push(key);
+            match living(tree, now, key) {
+                Some(node) => *live.entry((node, key.what)).or_default() += value,
+                None => gone.push(key),
             }
         }
         for key in gone {
@@ -143,8 +157,57 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
                 self.row(number, key.what).kept += &value;
             }
         }
+        self.read_rows(tree, now, &mut live);
         Ok(live)
     }
+
+    /// The same of the kernel's rows.
+    fn read_rows(&mut self, tree: &Tree, now: SystemTime, live: &mut HashMap<(NodeId, u64), T>) {
+        let Some(rows) = self.kernel_rows.take() else {
+            return;
+        };
+        for (row, key) in rows.owned() {
+            if let Some(node) = living(tree, now, key) {
+                *live.entry((node, key.what)).or_default() += &rows.value(row);
+                continue;
+            }
+            rows.disown(row);
+            self.leaving.push(Leaving {
+                row,
+                node: tree.by_id(key.cgroup),
+                what: key.what,
+                since: Instant::now(),
+            });
+        }
+        for leaving in std::mem::take(&mut self.leaving) {
+            let Leaving {
+                row, node, what, ..
+            } = leaving;
+            let over = leaving.since.elapsed() >= GRACE;
+            let value = rows.value(row);
+            match node {
+                Some(node) if over => self.row(node, what).kept += &value,
+                Some(node) => *live.entry((node, what)).or_default() += &value,
+                // Outside the root that the agent was given.
+                None => {}
+            }
+            if over {
+                rows.free(row);
+            } else {
+                self.leaving.push(leaving);
+            }
+        }
+        self.kernel_rows = Some(rows);
+    }
+}
+
+/// The node of a key's cgroup, `None` if there is none or it has been dead for so long that its
+/// entries are to be taken out.
+fn living(tree: &Tree, now: SystemTime, key: CgroupKey) -> Option<NodeId> {
+    let over = |died: SystemTime| now.duration_since(died).is_ok_and(|d| d >= QUARANTINE);
+    let number = tree.by_id(key.cgroup)?;
+    let node = tree.node(number)?;
+    (node.id == key.cgroup && !node.died.is_some_and(over)).then_some(number)
 }
 
 impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
@@ -190,6 +253,11 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
     }
 
     fn fold(&mut self, from: NodeId, into: NodeId) {
+        for leaving in &mut self.leaving {
+            if leaving.node == Some(from) {
+                leaving.node = Some(into);
+            }
+        }
         let Some(rows) = self.rows.get_mut(from) else {
             return;
         };
