@@ -16,7 +16,7 @@ use collector_common::{
 use super::{Agent, Core, Disowned};
 use crate::{
     cgroup::{Event, walk},
-    kernel::{cells::SlotMemory, events, load::monotonic_ns},
+    kernel::{cells::SlotMemory, events, load::monotonic_ns, slots},
     source::{ForeignEvent, Source},
 };
 
@@ -295,12 +295,8 @@ impl Core {
 
     /// Makes the cells of the overflow slot.
     pub(super) fn provide_overflow(&mut self) -> anyhow::Result<()> {
-        for memory in memories(&mut self.sources) {
-            memory
-                .provide(1)
-                .context("making the cells of the overflow slot")?;
-        }
-        Ok(())
+        slots::provide(&mut memories(&mut self.sources), 1)
+            .context("making the cells of the overflow slot")
     }
 
     /// Has sources do what must not wait for a scrape; returns how long there is nothing to do.

@@ -80,7 +80,9 @@ pub struct Cells<T> {
 }
 
 /// What the slot pool and the reaper need of a source's cells, whatever their type.
-pub trait SlotMemory {
+pub trait SlotMemory: Send {
+    /// Whether `slots` slots need no new chunk.
+    fn has_room(&self, slots: u32) -> bool;
     /// Makes the chunks that `slots` slots need, those of 0 to `slots - 1`.
     ///
     /// # Errors
@@ -147,6 +149,11 @@ impl<T: Cell> Cells<T> {
 }
 
 impl<T: Cell> SlotMemory for Cells<T> {
+    fn has_room(&self, slots: u32) -> bool {
+        let cells = u64::from(slots) * u64::from(self.lanes);
+        self.chunks.len() as u64 >= cells.div_ceil(u64::from(CELLS_PER_CHUNK))
+    }
+
     fn provide(&mut self, slots: u32) -> io::Result<()> {
         let cells = u64::from(slots) * u64::from(self.lanes);
         let chunks = cells.div_ceil(u64::from(CELLS_PER_CHUNK)) as usize;

@@ -34,6 +34,35 @@ pub struct SlotPool {
     values: Vec<u32>,
 }
 
+/// Makes the chunks that `slots` slots need in every source, at the same time: for each, the kernel
+/// waits until no program uses the chunk's predecessor (kernel/bpf/syscall.c,
+/// `maybe_wait_bpf_programs`), whether there was one or not.
+///
+/// # Errors
+///
+/// The kernel's, ENOMEM mostly.
+pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()> {
+    let mut without: Vec<_> = memory
+        .iter_mut()
+        .filter(|source| !source.has_room(slots))
+        .collect();
+    // The usual case: a chunk has room for many slots.
+    if without.is_empty() {
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let work = |source: &mut &mut &mut dyn SlotMemory| source.provide(slots);
+        let threads: Vec<_> = without
+            .iter_mut()
+            .map(|source| scope.spawn(move || work(source)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            let result = thread.join();
+            result.unwrap_or_else(|_| Err(io::Error::other("making a chunk panicked")))
+        })
+    })
+}
+
 impl SlotPool {
     /// A pool of at most `max` slots over the object's maps.
     pub fn new(
@@ -99,11 +128,7 @@ impl SlotPool {
             let slot = match self.spare.pop_first() {
                 Some(slot) => slot,
                 None if self.made <= self.max => {
-                    for source in memory.iter_mut() {
-                        source
-                            .provide(self.made + 1)
-                            .context("no memory for more slots")?;
-                    }
+                    provide(memory, self.made + 1).context("no memory for more slots")?;
                     self.made += 1;
                     self.made - 1
                 }
