@@ -158,21 +158,10 @@ impl Rtnetlink {
         }
     }
 
-    /// Whether the names may be others than those last read. Takes in the notices that are there.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn changed(&mut self, buffer: &mut Buffer) -> io::Result<bool> {
-        // A bound, because who has rights in the namespace can send faster than this reads.
-        for _ in 0..1000 {
-            match self.receive(buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => self.changed = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(self.changed)
+    /// Whether names may be others than those last read, as of the last answer: notices of changes
+    /// wait in the same queue, before it.
+    pub fn changed(&self) -> bool {
+        self.changed
     }
 
     /// Index and name of each interface.
@@ -240,7 +229,7 @@ impl Rtnetlink {
         let deadline = Instant::now() + PATIENCE;
         let mut undisturbed = true;
         while Instant::now() < deadline {
-            let length = self.receive(buffer, 0)?;
+            let length = self.receive(buffer)?;
             for message in message::messages(buffer.0.get(..length).unwrap_or_default()) {
                 let (header, payload) = message?;
                 if !header.answers(self.sequence) {
@@ -278,7 +267,7 @@ impl Rtnetlink {
     }
 
     /// Bytes of the next datagram, 0 for one that is nobody's business.
-    fn receive(&mut self, buffer: &mut Buffer, flags: libc::c_int) -> io::Result<usize> {
+    fn receive(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
         // SAFETY: an all-zero address is one.
         let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
@@ -288,7 +277,7 @@ impl Rtnetlink {
                 self.socket.as_raw_fd(),
                 buffer.0.as_mut_ptr().cast(),
                 buffer.0.len(),
-                flags | libc::MSG_TRUNC,
+                libc::MSG_TRUNC,
                 (&raw mut from).cast(),
                 &raw mut length,
             )

@@ -230,12 +230,8 @@ impl Open {
             names,
             readings,
         } = room;
-        if self.socket.changed(buffer)? {
-            self.socket.names(buffer, names)?;
-            self.devices.set_names(names, rows);
-        }
         self.socket.counters(buffer, readings)?;
-        if self.devices.lack_names(readings) {
+        if self.socket.changed() || self.devices.lack_names(readings) {
             self.socket.names(buffer, names)?;
             self.devices.set_names(names, rows);
         }
