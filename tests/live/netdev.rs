@@ -336,6 +336,7 @@ fn let_go() -> Result<()> {
     let (mut end, peer) = with_peer("cgta")?;
     end.worker.run("ip link set eth0 up")?;
     traffic::run(&["ip", "link", "set", &peer.0, "up"])?;
+    end.worker.run("wait-up eth0")?;
     end.worker.run("frames eth0 9")?;
     let metrics = agent.scrape()?;
     ensure!(counters(&metrics, &end.cgroup.id, "eth0")?[5] >= 9.0);

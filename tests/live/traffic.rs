@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{FromRawFd, OwnedFd},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -27,6 +27,7 @@ impl Traffic {
             ["unshare-net"] => unshare(),
             ["join-net", pid] => join(pid),
             ["ip", ..] => run(words),
+            ["wait-up", interface] => wait_up(interface),
             ["udp-bind", address] => self.bind(address),
             ["udp-send", address, count, size] => self.send(address, count, size),
             ["udp-receive", count] => self.receive(count),
@@ -117,6 +118,22 @@ pub fn run(words: &[&str]) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
+}
+
+/// Waits until an interface sends: before, and for a moment after the other end of its wire is up,
+/// the kernel throws away what it is given.
+fn wait_up(interface: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let output = Command::new("ip")
+            .args(["-o", "link", "show", "dev", interface])
+            .output()?;
+        if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{interface} does not come up");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Sends all, says so, and closes only when the other side has: no packet comes for a connection

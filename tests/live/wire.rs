@@ -88,5 +88,8 @@ pub fn pair() -> Result<[End; 2]> {
             .run(&format!("ip addr add {v6}/64 dev eth0 nodad"))?;
         end.worker.run("ip link set eth0 up")?;
     }
+    for end in &mut ends {
+        end.worker.run("wait-up eth0")?;
+    }
     Ok(ends)
 }
