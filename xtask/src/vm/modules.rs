@@ -15,6 +15,8 @@ pub const WANTED: &[&str] = &[
     "virtio_blk",
     "brd",
     "null_blk",
+    // What zram compresses by, unless it is told otherwise; built into it since 6.12.
+    "lzo-rle",
     "zram",
     "loop",
     "dm-mod",
