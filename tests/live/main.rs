@@ -15,6 +15,7 @@ mod block;
 mod cgroup;
 mod cpu;
 mod disk;
+mod disk_stats;
 mod drops;
 mod egress;
 mod errors;
@@ -73,6 +74,7 @@ fn main() -> std::process::ExitCode {
         formats::TESTS,
         errors::TESTS,
         block::TESTS,
+        disk_stats::TESTS,
         net::TESTS,
         netdev::TESTS,
         tcp::TESTS,

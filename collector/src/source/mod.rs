@@ -13,6 +13,7 @@ mod books;
 mod counters;
 mod cpu;
 mod devices;
+mod disk;
 mod drops;
 mod filesystem;
 mod hugetlb;
@@ -90,6 +91,7 @@ pub const SOURCES: &[Registration] = &[
     reclaim::SOURCE,
     process::SOURCE,
     block::SOURCE,
+    disk::SOURCE,
     net::SOURCE,
     netdev::SOURCE,
     tcp::SOURCE,

@@ -1,0 +1,169 @@
+//! What the kernel keeps of whole disks and of no cgroup: requests under way, busy time, merges.
+//!
+//! One read of /proc/diskstats a scrape (block/genhd.c, diskstats_show), served at `/` as cAdvisor does.
+//! Partitions and disks that have done nothing are left out. Oracle: /proc/diskstats, before and
+//! after (tests/live/disk_stats.rs).
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{Registration, Snapshot, Source};
+use crate::{
+    cgroup::{ROOT, Tree},
+    exposition::{Family, Kind, Unit, Value, Writer},
+    kernel::programs::Requirement,
+};
+
+const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+    Family {
+        name,
+        help,
+        kind,
+        unit,
+        labels: &["device"],
+        origin: "/proc/diskstats",
+        oracle: "/proc/diskstats, before and after",
+    }
+}
+
+/// Families, and the column of /proc/diskstats (from 1, as in the kernel's documentation).
+const FAMILIES: &[(Family, usize)] = &[
+    (
+        family(
+            "container_fs_io_current",
+            "Requests under way on a disk; the host's alone.",
+            Kind::Gauge,
+            Unit::None,
+        ),
+        12,
+    ),
+    (
+        family(
+            "container_fs_io_time_seconds_total",
+            "Time in which a disk had a request under way; the host's alone.",
+            Kind::Counter,
+            Unit::Seconds,
+        ),
+        13,
+    ),
+    (
+        family(
+            "container_fs_io_time_weighted_seconds_total",
+            "Time that requests were under way on a disk, summed over them; the host's alone.",
+            Kind::Counter,
+            Unit::Seconds,
+        ),
+        14,
+    ),
+    (
+        family(
+            "container_fs_reads_merged_total",
+            "Reads that were merged with another; the host's alone.",
+            Kind::Counter,
+            Unit::None,
+        ),
+        5,
+    ),
+    (
+        family(
+            "container_fs_writes_merged_total",
+            "Writes that were merged with another; the host's alone.",
+            Kind::Counter,
+            Unit::None,
+        ),
+        9,
+    ),
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "disk",
+        required: &[],
+        optional: &[],
+    },
+    families: || FAMILIES.iter().map(|(family, _)| family).collect(),
+    build: |_| Ok(Box::new(Disk::default())),
+};
+
+#[derive(Debug, Default)]
+struct Disk {
+    /// Device and columns, those of the names and numbers included.
+    rows: Vec<(String, Vec<u64>)>,
+}
+
+/// Lines of disks that have done something; `is_disk` tells them from partitions.
+fn parse(text: &str, is_disk: impl Fn(&str) -> bool) -> Vec<(String, Vec<u64>)> {
+    text.lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let name = *words.get(2)?;
+            // The name's column is kept as 0, so that columns count as in the documentation.
+            let columns: Vec<u64> = words.iter().map(|word| word.parse().unwrap_or(0)).collect();
+            let used = columns.len() >= 14 && columns[3..14].iter().any(|&value| value > 0);
+            (used && is_disk(name)).then(|| (format!("/dev/{name}"), columns))
+        })
+        .collect()
+}
+
+impl Source for Disk {
+    fn name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        (SOURCE.families)()
+    }
+
+    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+        let path = "/proc/diskstats";
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+        self.rows = parse(&text, |name| {
+            // A `/` in a device's name is a `!` in sysfs; partitions are not in this folder.
+            Path::new("/sys/block")
+                .join(name.replace('/', "!"))
+                .exists()
+        });
+        Ok(())
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        let Some(root) = tree.node(ROOT).filter(|node| node.exported) else {
+            return;
+        };
+        for (family, column) in FAMILIES {
+            writer.family(family);
+            for (device, columns) in &self.rows {
+                let Some(&value) = columns.get(column - 1) else {
+                    continue;
+                };
+                let value = match family.unit {
+                    // Milliseconds.
+                    Unit::Seconds => Value::Nanos(value * 1_000_000),
+                    _ => Value::Count(value),
+                };
+                writer.sample(&root.labels, &[("device", device)], value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_told_from_partitions_and_idle_ones_left_out() {
+        let text = " 254 0 vda 10 2 80 7 5 1 40 9 3 11 16 0 0 0 0 0 0\n \
+                    254 1 vda1 10 2 80 7 5 1 40 9 3 11 16 0 0 0 0 0 0\n \
+                    7 0 loop0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
+        let rows = parse(text, |name| name != "vda1");
+        assert_eq!(rows.len(), 1);
+        let (device, columns) = &rows[0];
+        assert_eq!(device, "/dev/vda");
+        // Columns 5, 9, 12, 13 and 14 of the documentation.
+        let found = [5, 9, 12, 13, 14].map(|column: usize| columns[column - 1]);
+        assert_eq!(found, [2, 1, 3, 11, 16]);
+    }
+}
