@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -119,6 +120,46 @@ pub fn connections(count: usize) -> Result<()> {
         server.write_all(b"x")?;
         drop(client);
     }
+    Ok(())
+}
+
+/// Has segments of so many connections sent again, some three times each: their receivers drop
+/// everything by a filter.
+pub fn retransmits(count: usize) -> Result<()> {
+    // BPF_RET | BPF_K, 0: of no packet anything is kept.
+    let mut nothing = libc::sock_filter {
+        code: 6,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let filter = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut nothing,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut connections = Vec::new();
+    for _ in 0..count {
+        let mut client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        // SAFETY: the program and its only instruction outlive the call, which copies them.
+        let result = unsafe {
+            libc::setsockopt(
+                server.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const filter).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error()).context("attaching a filter");
+        }
+        client.write_all(b"x")?;
+        connections.push((client, server));
+    }
+    // Sent again after 0.2, 0.6 and 1.4 s.
+    std::thread::sleep(std::time::Duration::from_millis(1600));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     agent::{Agent, value},
     empty::{Empty, Packets},
-    load::{Cgroups, connections, datagrams, drops, ping_pong, processes},
+    load::{Cgroups, connections, datagrams, drops, ping_pong, processes, retransmits},
 };
 
 /// Programs with the tracepoint that they, and the empty program beside them, are attached to.
@@ -20,6 +20,7 @@ const PROGRAMS: &[&str] = &[
     "cgroup_attach_task",
     "inet_sock_set_state",
     "kfree_skb",
+    "tcp_retransmit_skb",
 ];
 
 /// Programs for packets, with the direction.
@@ -65,6 +66,7 @@ pub fn measure() -> Result<Vec<Value>> {
     processes(1500)?;
     connections(20_000)?;
     drops(20_000)?;
+    retransmits(300)?;
     drop(Cgroups::make(500)?);
     // Apart: each new connection's first packet makes its socket's storage.
     let between = look()?;
