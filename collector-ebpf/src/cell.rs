@@ -54,16 +54,6 @@ static LANES: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static SHARDS: Global<u32> = Global::new(1);
 
-/// The cell of a slot that this CPU shares with some others, in a source with shards.
-#[inline(always)]
-#[allow(dead_code)]
-pub fn sharded_cell(slot: u32) -> u32 {
-    let shards = SHARDS.load();
-    // SAFETY: always allowed.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    slot * shards + (cpu & (shards - 1))
-}
-
 /// The number of possible CPUs.
 #[inline(always)]
 pub fn lanes() -> u32 {

@@ -407,16 +407,6 @@ fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
     })
 }
 
-/// Size in bytes of the structure that a path ends in, such as `hugetlb_cgroup.hugepage`.
-///
-/// # Errors
-///
-/// When this kernel has no such structure or field.
-pub fn size_of(btf: &Btf, path: &str) -> Result<u32> {
-    let (_, ty) = walk(btf, path)?;
-    size_of_type(btf, &ty)
-}
-
 /// Number of elements of the array that a path ends in, such as `memcg_vmstats.state`.
 ///
 /// # Errors

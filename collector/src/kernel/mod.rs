@@ -56,36 +56,6 @@ pub fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Memory of the host, bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostMemory {
-    /// All of it.
-    pub total: u64,
-    /// Unused.
-    pub free: u64,
-    /// Swap space.
-    pub swap_total: u64,
-    /// Unused swap space.
-    pub swap_free: u64,
-}
-
-/// Memory of the host (sysinfo(2)).
-pub fn host_memory() -> HostMemory {
-    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::zeroed();
-    // SAFETY: `info` is writable and every bit pattern is a value.
-    let info = unsafe {
-        libc::sysinfo(info.as_mut_ptr());
-        info.assume_init()
-    };
-    let unit = u64::from(info.mem_unit);
-    HostMemory {
-        total: info.totalram * unit,
-        free: info.freeram * unit,
-        swap_total: info.totalswap * unit,
-        swap_free: info.freeswap * unit,
-    }
-}
-
 /// Gives memory that was freed back to the kernel.
 pub fn release_free_memory() {
     // SAFETY: always allowed; glibc's malloc_trim(3) only looks at free memory.

@@ -39,12 +39,25 @@ pub fn file_system(path: &CStr) -> io::Result<FileSystem> {
     })
 }
 
-/// (memory, swap space) of the host, bytes: MemTotal and SwapTotal of /proc/meminfo.
+/// Memory of the host, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMemory {
+    /// All of it: MemTotal of /proc/meminfo.
+    pub total: u64,
+    /// Unused.
+    pub free: u64,
+    /// Swap space: SwapTotal.
+    pub swap_total: u64,
+    /// Unused swap space.
+    pub swap_free: u64,
+}
+
+/// Memory of the host.
 ///
 /// # Errors
 ///
 /// sysinfo(2)'s.
-pub fn memory() -> io::Result<(u64, u64)> {
+pub fn memory() -> io::Result<HostMemory> {
     let mut info = mem::MaybeUninit::<libc::sysinfo>::uninit();
     // SAFETY: `info` is writable.
     if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
@@ -53,7 +66,12 @@ pub fn memory() -> io::Result<(u64, u64)> {
     // SAFETY: sysinfo has filled it.
     let info = unsafe { info.assume_init() };
     let unit = u64::from(info.mem_unit);
-    Ok((info.totalram * unit, info.totalswap * unit))
+    Ok(HostMemory {
+        total: info.totalram * unit,
+        free: info.freeram * unit,
+        swap_total: info.totalswap * unit,
+        swap_free: info.freeswap * unit,
+    })
 }
 
 /// Whether mounts have come or gone since an open `/proc/PID/mountinfo` was last asked (fs/proc_namespace.c,

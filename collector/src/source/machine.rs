@@ -15,7 +15,10 @@ use super::{Registration, Snapshot, Source};
 use crate::{
     cgroup::Tree,
     exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
-    kernel::{programs::Requirement, system},
+    kernel::{
+        programs::Requirement,
+        system::{self, HostMemory},
+    },
 };
 
 const fn family(
@@ -101,7 +104,7 @@ struct Machine {
     /// `online` when the topology was read.
     online: String,
     topology: Topology,
-    memory: Option<(u64, u64)>,
+    memory: Option<HostMemory>,
 }
 
 impl Machine {
@@ -210,9 +213,9 @@ impl Source for Machine {
         sample(&CORES, self.topology.logical);
         sample(&PHYSICAL_CORES, self.topology.cores);
         sample(&SOCKETS, self.topology.sockets);
-        if let Some((memory, swap)) = self.memory {
-            sample(&MEMORY, memory);
-            sample(&SWAP, swap);
+        if let Some(memory) = self.memory {
+            sample(&MEMORY, memory.total);
+            sample(&SWAP, memory.swap_total);
         }
     }
 }

@@ -7,7 +7,7 @@ mod layout;
 mod metrics;
 mod stat;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED};
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
@@ -15,7 +15,7 @@ use super::{Books, Part, Registration, Snapshot, Source, at, encode};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Writer},
-    kernel::{self, programs::Requirement},
+    kernel::{self, programs::Requirement, system},
 };
 
 /// A node's numbers.
@@ -157,9 +157,9 @@ impl Memory {
     }
 
     /// The host: nothing is charged to the root itself, so its usage is what is not free.
-    fn host(&self, statistics: Statistics) -> Levels {
-        let host = kernel::host_memory();
-        Levels {
+    fn host(&self, statistics: Statistics) -> Result<Levels> {
+        let host = system::memory().context("sysinfo")?;
+        Ok(Levels {
             usage: host.total - host.free,
             highest: None,
             limit: 0,
@@ -167,7 +167,7 @@ impl Memory {
             swap: Some(host.swap_total - host.swap_free),
             swap_limit: 0,
             statistics,
-        }
+        })
     }
 }
 
@@ -210,7 +210,7 @@ impl Source for Memory {
             };
             let statistics = self.statistics(&record, &node.path, books);
             let levels = if number == ROOT {
-                self.host(statistics)
+                self.host(statistics)?
             } else {
                 self.levels(&record, statistics)
             };

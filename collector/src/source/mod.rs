@@ -35,7 +35,7 @@ mod tcp;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use collector_common::pass::CgroupRecord;
+use collector_common::{histogram::BUCKETS, pass::CgroupRecord};
 
 pub use agent::{FAMILIES, Report, SelfMetrics};
 pub use books::{Books, ForeignEvent, Part};
@@ -193,6 +193,13 @@ pub trait Source: Send {
     }
     /// Writes its families.
     fn encode(&self, tree: &Tree, writer: &mut Writer);
+}
+
+/// Adds a histogram's buckets to sums of them.
+fn add_histogram(sums: &mut [u64; BUCKETS], counts: &[u64; BUCKETS]) {
+    for (sum, count) in sums.iter_mut().zip(counts) {
+        *sum += count;
+    }
 }
 
 /// A node's place in a vector by node, which is made longer if need be.

@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use collector_common::{histogram::BUCKETS, reclaim::ReclaimCell};
 
 use super::{
-    Metric, Registration, Samples,
+    Metric, Registration, Samples, add_histogram,
     counters::{Counters, Numbers},
 };
 use crate::{
@@ -26,9 +26,7 @@ pub struct Totals {
 impl Totals {
     fn add(&mut self, stall_ns: u64, histogram: &[u64; BUCKETS]) {
         self.stall_ns += stall_ns;
-        for (sum, count) in self.histogram.iter_mut().zip(histogram) {
-            *sum += count;
-        }
+        add_histogram(&mut self.histogram, histogram);
     }
 }
 

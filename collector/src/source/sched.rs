@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use collector_common::{histogram::BUCKETS, sched::SchedCell};
 
 use super::{
-    Metric, Registration, Samples,
+    Metric, Registration, Samples, add_histogram,
     counters::{Counters, Numbers},
 };
 use crate::{
@@ -41,9 +41,7 @@ impl AddAssign<&SchedCell> for Totals {
         self.preempted_by_other += cell.preempted_by_other;
         self.preempted_by_system += cell.preempted_by_system;
         self.migrations += cell.migrations;
-        for (sum, count) in self.wait_histogram.iter_mut().zip(&cell.wait_histogram) {
-            *sum += count;
-        }
+        add_histogram(&mut self.wait_histogram, &cell.wait_histogram);
     }
 }
 
@@ -57,9 +55,7 @@ impl AddAssign<&Totals> for Totals {
         self.preempted_by_other += other.preempted_by_other;
         self.preempted_by_system += other.preempted_by_system;
         self.migrations += other.migrations;
-        for (sum, count) in self.wait_histogram.iter_mut().zip(&other.wait_histogram) {
-            *sum += count;
-        }
+        add_histogram(&mut self.wait_histogram, &other.wait_histogram);
     }
 }
 

@@ -12,7 +12,7 @@ use std::ops::AddAssign;
 use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
 use super::{
-    Metric, Registration, Samples,
+    Metric, Registration, Samples, add_histogram,
     counters::{Counters, Numbers},
 };
 use crate::{
@@ -48,8 +48,8 @@ macro_rules! sums_of {
                     self.resets_received += other.resets_received;
                     self.rtt_us += other.rtt_us;
                     self.duration_us += other.duration_us;
-                    add(&mut self.rtt_histogram, &other.rtt_histogram);
-                    add(&mut self.duration_histogram, &other.duration_histogram);
+                    add_histogram(&mut self.rtt_histogram, &other.rtt_histogram);
+                    add_histogram(&mut self.duration_histogram, &other.duration_histogram);
                 }
             }
         )*
@@ -58,12 +58,6 @@ macro_rules! sums_of {
 
 // A node adds up its slots' cells and its children alike.
 sums_of!(TcpCell, Totals);
-
-fn add(sums: &mut [u64; BUCKETS], counts: &[u64; BUCKETS]) {
-    for (sum, count) in sums.iter_mut().zip(counts) {
-        *sum += count;
-    }
-}
 
 impl Numbers<TcpCell> for Totals {}
 
