@@ -16,6 +16,7 @@ pub mod exposition;
 pub mod kernel;
 pub mod log;
 pub mod reference;
+pub mod runtime;
 pub mod source;
 pub mod web;
 

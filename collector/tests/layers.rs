@@ -11,8 +11,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),
-    ("source", &["cgroup", "exposition", "kernel"]),
-    ("agent", &["source", "cgroup", "exposition", "kernel"]),
+    ("runtime", &["cgroup"]),
+    ("source", &["cgroup", "exposition", "kernel", "runtime"]),
+    (
+        "agent",
+        &["source", "cgroup", "exposition", "kernel", "runtime"],
+    ),
     ("web", &["agent", "exposition"]),
 ];
 

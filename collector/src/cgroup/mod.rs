@@ -5,12 +5,14 @@
 //! reaped, so that sources can keep their values in vectors by node.
 
 mod filter;
+mod identity;
 mod label;
 mod mounts;
 mod tree;
 mod walk;
 
 pub use filter::Filter;
+pub use identity::{Container, Health, Limits, Pod, Runtime, State, Writable};
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
