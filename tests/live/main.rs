@@ -17,11 +17,13 @@ mod cgroup;
 mod cpu;
 mod disk;
 mod disk_stats;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod image;
 mod io;
 mod limits;
 mod machine;
@@ -81,6 +83,7 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        image::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

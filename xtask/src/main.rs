@@ -9,7 +9,9 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod demo;
 mod docs;
+mod image;
 mod run;
 mod setup;
 mod shell;
@@ -67,6 +69,10 @@ enum Verb {
     Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
+    /// Build the agent's container image from the static binary
+    Image(image::Options),
+    /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +86,8 @@ fn main() -> ExitCode {
         Verb::Docs { check } => docs::docs(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Image(options) => image::image(&options),
+        Verb::Demo(options) => demo::demo(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::build_only,
     check::{lints, unit_tests},
+    image,
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, target},
     skips::{self, Place},
@@ -56,6 +57,13 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
     let recorded = || fs::read_to_string(&notes).unwrap_or_default();
     let mut command = integration_command(options);
     command.env("CGMETER_SKIPS", &notes);
+    if cfg!(target_arch = "x86_64") && !options.no_privileged {
+        tally.step("container image", || {
+            // The profile that virtual machines use as well.
+            command.env("CGMETER_IMAGE", image::context("guest")?);
+            Ok(())
+        });
+    }
     tally.tests("integration tests", &mut command, || {
         skips::recorded(&recorded())
             .len()
