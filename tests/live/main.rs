@@ -15,6 +15,7 @@ mod agent;
 mod block;
 mod cgroup;
 mod cpu;
+mod demo;
 mod disk;
 mod disk_stats;
 mod dockerd;
@@ -84,6 +85,7 @@ fn main() -> std::process::ExitCode {
         drops::TESTS,
         programs::TESTS,
         image::TESTS,
+        demo::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -69,7 +69,13 @@ pub fn demo(options: &Options) -> Result<()> {
         Some(folder) => folder.clone(),
         None => {
             build()?;
-            run(&mut cargo(&["build", "--release", "--locked", "--package", "shop"]))?;
+            run(&mut cargo(&[
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "shop",
+            ]))?;
             target().join("release")
         }
     };
@@ -102,7 +108,10 @@ pub fn demo(options: &Options) -> Result<()> {
         parts.check()?;
         sleep(Duration::from_millis(100));
     }
-    println!("ending: processes, cgroups and {} go", folder.path().display());
+    println!(
+        "ending: processes, cgroups and {} go",
+        folder.path().display()
+    );
     Ok(())
 }
 
@@ -163,7 +172,7 @@ The rules are those of deploy/prometheus/rules, but that alerts wait for {} inst
   {chaos} inventory=3          LowInventory fires in half a minute
   {chaos} reset=true           and resolves
   {chaos} error_rate=0.3       HighErrorRate
-  {chaos} cpu=2                CPU above the shop's quota: throttled
+  {chaos} cpu=1                CPU above the shop's quota: throttled
 Alerts are told here as Alertmanager sends them. Ctrl-C ends it all.
 ",
         graph(&format!(

@@ -11,7 +11,7 @@ use crate::{
     check::{lints, unit_tests},
     image,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, target},
+    shell::{agent, cargo, require_root, run, target},
     skips::{self, Place},
     tally::Tally,
     vm,
@@ -64,6 +64,18 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
             Ok(())
         });
     }
+    tally.step("the shop, for the demo", || {
+        run(&mut cargo(&[
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "shop",
+        ]))?;
+        command.env("CGMETER_XTASK", std::env::current_exe()?);
+        command.env("CGMETER_BINARIES", target().join("release"));
+        Ok(())
+    });
     tally.tests("integration tests", &mut command, || {
         skips::recorded(&recorded())
             .len()

@@ -162,7 +162,11 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
             Some(&"cgroup2") => vec![None],
             Some(&"cgroup") => {
                 let has = |name: &&&str| options.split(',').any(|option| option == **name);
-                CONTROLLERS.iter().filter(has).map(|name| Some(*name)).collect()
+                CONTROLLERS
+                    .iter()
+                    .filter(has)
+                    .map(|name| Some(*name))
+                    .collect()
             }
             _ => continue,
         };

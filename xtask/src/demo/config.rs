@@ -67,8 +67,8 @@ impl Folder {
         for entry in entries {
             let file = entry?.path();
             let name = file.file_name().unwrap_or_default();
-            let text = fs::read_to_string(&file)
-                .with_context(|| format!("reading {}", file.display()))?;
+            let text =
+                fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
             fs::write(rules.join(name), impatient(&text))?;
         }
         Ok(folder)
@@ -88,7 +88,10 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("xtask: warning: {} is left behind: {error}", self.0.display());
+            eprintln!(
+                "xtask: warning: {} is left behind: {error}",
+                self.0.display()
+            );
         }
     }
 }
@@ -162,8 +165,10 @@ mod tests {
 
     #[test]
     fn alerts_wait_less_and_nothing_else_changes() {
-        let rules = "- alert: A\n  expr: wait_for: 5m\n  for: 10m\n  keep_firing_for: 5m\n# for: 1m\n";
-        let wanted = "- alert: A\n  expr: wait_for: 5m\n  for: 15s\n  keep_firing_for: 5m\n# for: 1m\n";
+        let rules =
+            "- alert: A\n  expr: wait_for: 5m\n  for: 10m\n  keep_firing_for: 5m\n# for: 1m\n";
+        let wanted =
+            "- alert: A\n  expr: wait_for: 5m\n  for: 15s\n  keep_firing_for: 5m\n# for: 1m\n";
         assert_eq!(impatient(rules), wanted);
     }
 
@@ -173,7 +178,13 @@ mod tests {
         let _taken = TcpListener::bind(("127.0.0.1", first.shop));
         let second = Ports::choose().unwrap();
         assert_ne!(first.shop, second.shop);
-        let all = [second.agent, second.prometheus, second.alertmanager, second.shop, second.webhook];
+        let all = [
+            second.agent,
+            second.prometheus,
+            second.alertmanager,
+            second.shop,
+            second.webhook,
+        ];
         assert!((0..5).all(|n| !all[..n].contains(&all[n])));
     }
 }

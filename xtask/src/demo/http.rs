@@ -38,6 +38,9 @@ pub fn escaped(text: &str) -> String {
 mod tests {
     #[test]
     fn expressions_can_be_in_an_address() {
-        assert_eq!(super::escaped("sum(a{b=~\"x\"})"), "sum%28a%7Bb%3D~%22x%22%7D%29");
+        assert_eq!(
+            super::escaped("sum(a{b=~\"x\"})"),
+            "sum%28a%7Bb%3D~%22x%22%7D%29"
+        );
     }
 }

@@ -145,7 +145,9 @@ impl<'a> Parts<'a> {
             .stderr(log)
             // A terminal's Ctrl-C is the demo's, which ends them in order.
             .process_group(0);
-        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
         self.running.push(Part { name, child, ready });
         Ok(())
     }
@@ -168,7 +170,10 @@ impl<'a> Parts<'a> {
         for index in 0..self.running.len() {
             let part = &mut self.running[index];
             if let Some(status) = part.child.try_wait()? {
-                bail!("{}", self.told(self.running[index].name, &format!("ended ({status})")));
+                bail!(
+                    "{}",
+                    self.told(self.running[index].name, &format!("ended ({status})"))
+                );
             }
         }
         Ok(())

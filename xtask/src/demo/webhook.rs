@@ -114,12 +114,19 @@ mod tests {
 
     #[test]
     fn requests_are_answered() {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let webhook = Webhook::start(port).unwrap();
         let body = r#"{"alerts":[{"status":"firing","labels":{"alertname":"B"}}]}"#;
         for text in [
             "rubbish\r\n\r\n".to_owned(),
-            format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+            format!(
+                "POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ),
         ] {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             stream.write_all(text.as_bytes()).unwrap();
