@@ -157,7 +157,7 @@ fn tell(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
     println!(
         "
 Agent         http://127.0.0.1:{agent}/metrics
-Prometheus    http://127.0.0.1:{prometheus}/alerts
+Prometheus    http://127.0.0.1:{prometheus}/
 Alertmanager  http://127.0.0.1:{alertmanager}
 Shop          http://127.0.0.1:{shop}/products
 
