@@ -12,6 +12,7 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
 mod block;
 mod cgroup;
 mod cpu;
@@ -86,6 +87,7 @@ fn main() -> std::process::ExitCode {
         programs::TESTS,
         image::TESTS,
         demo::TESTS,
+        alerts::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

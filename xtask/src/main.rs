@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod deploy;
 mod docs;
 mod image;
 mod run;
@@ -65,6 +66,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Check what is shipped for Prometheus and Alertmanager
+    Deploy,
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Deploy => deploy::deploy(),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Image(options) => image::image(&options),

@@ -10,6 +10,7 @@ use crate::{
     build::build_only,
     check::{lints, unit_tests},
     image,
+    deploy,
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, run, target},
     skips::{self, Place},
@@ -42,6 +43,7 @@ pub fn test(options: &Options) -> Result<()> {
     let mut tally = Tally::default();
     if filter.is_none() {
         lints(&mut tally);
+        deploy::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
