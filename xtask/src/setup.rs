@@ -82,11 +82,6 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "docker-compose",
         "the compose stack's configuration",
     ),
-    (
-        Tool::Program("prometheus-alertmanager"),
-        "prometheus-alertmanager",
-        "the demo",
-    ),
 ];
 
 /// What makes virtual machines, in the same way.
