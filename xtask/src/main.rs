@@ -9,6 +9,7 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod dashboards;
 mod docs;
 mod run;
 mod setup;
@@ -63,6 +64,12 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Write deploy/grafana/dashboards
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
     };
