@@ -26,14 +26,17 @@ mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod sched;
 mod slots;
@@ -80,6 +83,7 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        panels::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -3,7 +3,7 @@
 //! Invariant: what is committed in deploy/grafana/dashboards is what is made here, and every metric
 //! that a query names is defined by the agent (docs/metrics.md), by a recording rule
 //! (deploy/prometheus/rules) or by somebody named in deploy/grafana/foreign-metrics.txt: see
-//! [`check`]. That the queries have answers is tests/live/panels.rs' business.
+//! `check`. That the queries have answers is tests/live/panels.rs' business.
 
 mod agent;
 mod applications;

@@ -7,7 +7,7 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    build::build_only,
+    build::{build_example, build_only},
     check::{lints, unit_tests},
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, target},
@@ -37,6 +37,7 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
+    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {

@@ -100,9 +100,9 @@ pub fn dashboard() -> Dashboard {
                     .query(sum_rate("device", "container_fs_writes_bytes_total", HOST), "{{device}} write"),
                 lines("Disk latency, 99th percentile", "s", "From submission to completion, queues included.")
                     .query(quantile(0.99, "device, operation", "container_block_io_latency_seconds", HOST), "{{device}} {{operation}}"),
-                lines("Interfaces", "Bps", "Bytes of the host's own interfaces, loopback and virtual ones apart.")
-                    .query(rate("container_network_receive_bytes_total", &format!("{HOST},interface!~\"lo|veth.*\"")), "{{interface}} receive")
-                    .query(rate("container_network_transmit_bytes_total", &format!("{HOST},interface!~\"lo|veth.*\"")), "{{interface}} transmit"),
+                lines("Interfaces", "Bps", "Bytes of the host's own interfaces; the agent leaves out loopback and the containers' ends.")
+                    .query(rate("container_network_receive_bytes_total", HOST), "{{interface}} receive")
+                    .query(rate("container_network_transmit_bytes_total", HOST), "{{interface}} transmit"),
                 lines("File systems", "percentunit", "Part of the space in use of each mounted device.")
                     .query(ratio(&sum("device", &host("container_fs_usage_bytes")), &sum("device", &host("container_fs_limit_bytes"))), "{{device}}"),
                 lines("TCP", "ops", "Connections opened and failed, segments sent again, resets received.")
