@@ -26,7 +26,13 @@ pub fn build_only() -> Result<()> {
 
 /// Builds the example application, which tests use as well.
 pub fn build_example() -> Result<()> {
-    run(&mut cargo(&["build", "--locked", "--release", "--package", "shop"]))
+    run(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "shop",
+    ]))
 }
 
 fn compile(profile: &[&str]) -> Result<()> {

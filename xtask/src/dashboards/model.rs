@@ -236,10 +236,17 @@ impl Panel {
             });
         }
         if self.drill {
+            // A table has labels as columns.
+            let labels = match self.look {
+                Look::Table => "__data.fields",
+                _ => "__field.labels",
+            };
             defaults["links"] = json!([{
                 "title": "The container",
-                "url": "/d/cgmeter-container?${__url_time_range}&var-instance=${__field.labels.instance}\
-                        &var-id=${__field.labels.id}",
+                "url": format!(
+                    "/d/cgmeter-container?${{__url_time_range}}&${{datasource:queryparam}}\
+                     &var-instance=${{{labels}.instance}}&var-id=${{{labels}.id}}"
+                ),
             }]);
         }
         defaults
