@@ -50,7 +50,11 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "cgroup2    FAILED: {error}")?;
         }
     }
-    match Agent::start(Options::new(settings, Registry::new())) {
+    match Agent::start(Options::new(
+        settings,
+        Registry::new(),
+        crate::runtime::Directory::new().0,
+    )) {
         Ok(agent) => {
             for state in agent.availability() {
                 let switched_on =
