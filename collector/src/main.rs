@@ -85,7 +85,8 @@ fn run(settings: &Settings) -> Result<()> {
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
-    let (directory, _asked) = Directory::new();
+    // Nobody follows a runtime yet.
+    let (directory, _) = Directory::new();
     let agent = Agent::start(Options::new(settings, registry, directory))?;
     agent
         .follow()
@@ -123,7 +124,8 @@ fn run(settings: &Settings) -> Result<()> {
 }
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
-    let (directory, _asked) = Directory::new();
+    // Nobody follows a runtime yet.
+    let (directory, _) = Directory::new();
     let agent = Agent::start(Options::new(settings, Registry::new(), directory))?;
     let text = agent.scrape(format.exposition())?;
     match format {

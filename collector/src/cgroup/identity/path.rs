@@ -176,15 +176,17 @@ impl Below<'_> {
         if segment == "kubepods" && !self.kubepods {
             return Some(group(None, None));
         }
-        if !self.kubepods || self.place.kind != Kind::Group {
-            return None;
-        }
+        let within = self.kubepods && self.place.kind == Kind::Group;
         match (segment, segment.strip_prefix("pod")) {
-            ("burstable", _) => Some(group(Some(Qos::Burstable), None)),
-            ("besteffort", _) => Some(group(Some(Qos::BestEffort), None)),
-            (_, Some(uid)) if is_uid(uid) => {
+            ("burstable", _) if within => Some(group(Some(Qos::Burstable), None)),
+            ("besteffort", _) if within => Some(group(Some(Qos::BestEffort), None)),
+            (_, Some(uid)) if within && is_uid(uid) => {
                 let qos = self.place.qos.unwrap_or(Qos::Guaranteed);
                 Some(group(Some(qos), Some(uid.to_owned())))
+            }
+            // The agent's root may be below `kubepods`.
+            (_, Some(uid)) if self.place.is_open() && is_uuid(uid) => {
+                Some(group(None, Some(uid.to_owned())))
             }
             _ => None,
         }
@@ -363,6 +365,11 @@ fn slice_of_pods(segment: &str) -> Option<(Option<Qos>, Option<String>)> {
 fn is_uid(text: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     (8..=64).contains(&text.len()) && text.bytes().all(legal)
+}
+
+fn is_uuid(text: &str) -> bool {
+    let groups = text.split('-').map(str::len);
+    groups.eq([8, 4, 4, 4, 12]) && text.bytes().all(|c| c == b'-' || c.is_ascii_hexdigit())
 }
 
 /// `PREFIX-ID` or `PREFIX-ID.scope`.

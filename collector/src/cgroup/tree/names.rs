@@ -40,8 +40,8 @@ impl Tree {
         node.labels = node.names().labels(&path, None, &self.export.labels);
         self.admit(number);
         if let Some(Some(node)) = self.nodes.get_mut(number) {
-            // Until there is a choice to be made.
-            node.exported = node.admitted;
+            // Until the next choice; where there are too many already, nobody comes in unchosen.
+            node.exported = node.admitted && self.folded == 0;
         }
         self.unsettled = true;
     }

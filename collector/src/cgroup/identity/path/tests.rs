@@ -135,6 +135,9 @@ const TABLE: &[(&str, &str)] = &[
         "/kubelet/kubepods/burstable/pod{UID}/{A}",
         "container id=A pod=UID qos=Burstable",
     ),
+    ("/burstable/pod{UID}", "pod pod=UID"),
+    ("/burstable/pod{UID}/{A}", "container id=A pod=UID"),
+    ("/burstable/pod{STATIC}", "other"),
     // kind: a node that is a container of Docker's.
     (
         "/docker/{B}/kubelet/kubepods/besteffort/pod{UID}/{A}",
