@@ -5,7 +5,8 @@
 //! Prometheus itself. Counts decide, never durations.
 //!
 //! On emulated CPUs, which lose time when their host is busy, a test that fails is run once more; it
-//! says so.
+//! says so. A guest that goes on after another has died is told by `CGMETER_DONE`, a file of names, what
+//! has run already.
 //!
 //! A test whose needs this machine can't meet is skipped loudly: it is ignored by the harness, and
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
@@ -28,6 +29,7 @@ mod memory;
 mod metrics;
 mod mixed;
 mod mounted;
+mod names;
 mod needs;
 mod net;
 mod netdev;
@@ -73,6 +75,7 @@ fn main() -> std::process::ExitCode {
         pressure::TESTS,
         io::TESTS,
         tree::TESTS,
+        names::TESTS,
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,
@@ -90,7 +93,10 @@ fn main() -> std::process::ExitCode {
         let filter = arguments.filter.as_deref();
         filter.is_none_or(|part| name.contains(part))
     };
-    let trials = tests.into_iter().flatten().map(|&(name, needs, test)| {
+    let done = needs::done();
+    let left = |(name, ..): &&Test| !done.iter().any(|done| done == name);
+    let trials = tests.into_iter().flatten().filter(left);
+    let trials = trials.map(|&(name, needs, test)| {
         let missing = needs::missing(needs);
         if let Some(reason) = &missing
             && asked(name)

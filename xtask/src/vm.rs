@@ -2,7 +2,9 @@
 //!
 //! Invariant: the guests run the same test binary as the host, linked statically, and nothing of
 //! them is looked at but what they say on their console. Emulation is slow, so no test may be
-//! decided by time; it needs neither root nor KVM.
+//! decided by time; it needs neither root nor KVM. A guest's CPUs take turns on one of the host's
+//! (QEMU's emulation in several threads lets a CPU run code that another has patched, which Linux,
+//! patching itself all the time, dies of), and the guests run side by side.
 
 mod console;
 mod initramfs;
@@ -13,7 +15,8 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -72,14 +75,39 @@ pub fn matrix(tally: &mut Tally, options: &Options) {
     let Some((agent, tests)) = programs else {
         return;
     };
+    let mut found = Vec::new();
     for series in kernels {
         match kernel::find(series) {
-            Ok(Some(kernel)) => test(tally, &kernel, &agent, &tests, options.filter.as_deref()),
+            Ok(Some(kernel)) => found.push(kernel),
             Ok(None) => {
                 let why = format!("no cloud kernel of Linux {series} in Debian's package lists");
                 leave_out(tally, &[series], &why);
             }
             Err(error) => tally.step(&format!("Linux {series}"), || Err(error)),
+        }
+    }
+    eprintln!("\n==> virtual machines, side by side");
+    let (agent, tests) = (&*agent, &*tests);
+    let ends = thread::scope(|scope| {
+        let test = |kernel| {
+            let contents = Contents {
+                kernel,
+                agent,
+                tests,
+                filter: options.filter.as_deref(),
+                done: &[],
+            };
+            scope.spawn(move || test(&contents))
+        };
+        let running: Vec<_> = found.iter().map(test).collect();
+        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.collect::<Vec<_>>()
+    });
+    for (kernel, end) in found.iter().zip(ends) {
+        match end {
+            Ok(end) => count(tally, kernel, end),
+            // The thread has said why.
+            Err(_) => tally.step(&format!("Linux {}", kernel.series), || bail!("panicked")),
         }
     }
 }
@@ -136,28 +164,67 @@ fn executable(messages: &str) -> Option<PathBuf> {
     })
 }
 
-/// Runs the tests on a kernel and counts them.
-fn test(tally: &mut Tally, kernel: &Kernel, agent: &Path, tests: &Path, filter: Option<&str>) {
-    let series = kernel.series;
-    let mut console = Console::default();
+/// How a guest has ended.
+struct End {
+    console: Console,
+    outcome: Result<()>,
+    time: Duration,
+}
+
+/// Runs the tests on a kernel. If its guest dies, which emulation is known for, another one does the
+/// rest, once.
+fn test(contents: &Contents<'_>) -> End {
     let begin = Instant::now();
-    let name = format!("Linux {series}: integration tests");
-    tally.counted(&name, |counts| {
-        let folder = folder(series);
-        let outcome = boot(kernel, &folder, agent, tests, filter, &mut console);
-        let seconds = begin.elapsed().as_secs();
+    let mut console = Console::default();
+    let series = contents.kernel.series;
+    let mut outcome = boot(contents, &mut console);
+    if outcome.is_ok() && console.status.is_none() {
+        let done = console.bury();
+        println!(
+            "{series} | THE GUEST WAS GONE after {} tests, or was ended after {PATIENCE} minutes; \
+             another one does the rest. Its kernel's last words:\n{}",
+            done.len(),
+            last_words(series)
+        );
+        let contents = Contents {
+            done: &done,
+            ..*contents
+        };
+        outcome = boot(&contents, &mut console);
+    }
+    End {
+        console,
+        outcome,
+        time: begin.elapsed(),
+    }
+}
+
+/// Counts the tests of a guest.
+fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
+    let series = kernel.series;
+    let End {
+        mut console,
+        outcome,
+        time,
+    } = end;
+    tally.counted(&format!("Linux {series}: integration tests"), |counts| {
+        let status = console.status;
+        if status.is_none() {
+            console.bury();
+        }
         *counts = console.counts.with_recorded_skips(console.skipped());
         println!(
-            "Linux {series} ({}): {counts} in {seconds} s; {}",
+            "Linux {series} ({}): {counts} in {} s; {}",
             kernel.version,
-            folder.display()
+            time.as_secs(),
+            folder(series).display()
         );
         outcome?;
-        let Some(status) = console.status else {
-            let tail = last_lines(&folder.join("kernel.log"), 20);
+        let Some(status) = status else {
             bail!(
-                "the guest was gone, or was ended after {PATIENCE} minutes, before its tests were \
-                 through. Its kernel's last words:\n{tail}"
+                "two guests were gone, or were ended after {PATIENCE} minutes, before their tests \
+                 were through. The kernel's last words:\n{}",
+                last_words(series)
             );
         };
         counts.verdict(status == 0)
@@ -171,36 +238,30 @@ fn test(tally: &mut Tally, kernel: &Kernel, agent: &Path, tests: &Path, filter: 
     });
 }
 
+/// The end of what a guest's kernel has said.
+fn last_words(series: &str) -> String {
+    last_lines(&folder(series).join("kernel.log"), 20)
+}
+
 /// Where what belongs to a guest is.
 fn folder(series: &str) -> PathBuf {
     target().join("vm").join(series)
 }
 
 /// Boots a guest and listens to it until it is gone.
-fn boot(
-    kernel: &Kernel,
-    folder: &Path,
-    agent: &Path,
-    tests: &Path,
-    filter: Option<&str>,
-    console: &mut Console,
-) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let contents = Contents {
-        kernel,
-        agent,
-        tests,
-        filter,
-    };
-    let initramfs = initramfs::make(&contents, folder).context("making the initramfs")?;
+fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<()> {
+    let series = contents.kernel.series;
+    let folder = folder(series);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let initramfs = initramfs::make(contents, &folder).context("making the initramfs")?;
     let disk = folder.join("disk.img");
     File::create(&disk)
         .and_then(|file| file.set_len(DISK_BYTES))
         .with_context(|| format!("making {}", disk.display()))?;
     let log = folder.join("console.log");
     let file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-    let mut command = qemu(kernel, &initramfs, &disk, &folder.join("kernel.log"));
-    let series = kernel.series;
+    let kernel_log = folder.join("kernel.log");
+    let mut command = qemu(contents.kernel, &initramfs, &disk, &kernel_log);
     watched(&mut command, file, |line| {
         if let Some(text) = console.line(line) {
             println!("{series} | {text}");
@@ -216,7 +277,7 @@ fn qemu(kernel: &Kernel, initramfs: &Path, disk: &Path, log: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--foreground", "--kill-after=10", &format!("{PATIENCE}m")]);
     command.args("qemu-system-x86_64 -nodefaults -display none -no-reboot".split(' '));
-    command.args("-accel tcg,thread=multi -smp 2 -m 1024 -serial stdio".split(' '));
+    command.args("-accel tcg,thread=single -smp 2 -m 1024 -serial stdio".split(' '));
     command.arg("-serial").arg(joined("file:", log));
     command.arg("-kernel").arg(&kernel.image);
     command.arg("-initrd").arg(initramfs);

@@ -1,7 +1,10 @@
 //! What a guest says on its console.
 //!
 //! Invariant: a line belongs to the section whose marker came last (see init.sh); a guest has come
-//! to its end if, and only if, the marker that ends its tests was seen.
+//! to its end if, and only if, the marker that ends its tests was seen. What a guest has tested
+//! before it died counts, and is not tested again.
+
+use std::mem;
 
 use crate::{skips, tally::Counts};
 
@@ -27,6 +30,8 @@ pub struct Console {
     pub counts: Counts,
     /// The tests' exit status, once they have ended.
     pub status: Option<i32>,
+    /// Tests that have run, and whether they passed.
+    ran: Vec<(String, bool)>,
 }
 
 impl Console {
@@ -47,6 +52,7 @@ impl Console {
             }
             Some(Section::Tests) => {
                 self.counts.add_line(line);
+                self.ran.extend(ran(line));
                 Some(line)
             }
             Some(Section::Skips) => {
@@ -64,6 +70,17 @@ impl Console {
         count.try_into().unwrap_or(u64::MAX)
     }
 
+    /// Takes what a guest has told that died before its tests were through: their names. Another one
+    /// does the rest.
+    pub fn bury(&mut self) -> Vec<String> {
+        let buried = mem::take(self);
+        for &(_, passed) in &buried.ran {
+            self.counts.passed += u64::from(passed);
+            self.counts.failed += u64::from(!passed);
+        }
+        buried.ran.into_iter().map(|(name, _)| name).collect()
+    }
+
     fn marker(&mut self, words: &str) {
         let words: Vec<&str> = words.split(' ').collect();
         self.section = match words[..] {
@@ -77,6 +94,18 @@ impl Console {
             _ => None,
         };
     }
+}
+
+/// The test of a line such as `test a::b ... ok`, and whether it passed. One that was ignored has not
+/// run.
+fn ran(line: &str) -> Option<(String, bool)> {
+    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let passed = match end.trim() {
+        "ok" => true,
+        "FAILED" => false,
+        _ => return None,
+    };
+    Some((name.trim().to_owned(), passed))
 }
 
 #[cfg(test)]
@@ -135,5 +164,24 @@ c::d: needs the program promtool
         let end = SAID.find(":::guest tests end").unwrap();
         let (console, _) = listen(&SAID[..end]);
         assert_eq!(console.status, None);
+    }
+
+    #[test]
+    fn what_ran_before_a_guest_s_death_counts_once() {
+        let said = ":::guest tests begin\ntest a::b   ... ok\ntest a::c ... ignored\n\
+                    test a::d ... FAILED\ntest a::e ...";
+        let (mut console, _) = listen(said);
+        assert_eq!(console.bury(), ["a::b", "a::d"]);
+        let counts = Counts {
+            passed: 1,
+            failed: 1,
+            skipped: 0,
+        };
+        assert_eq!(console.counts, counts);
+        // The next one's line comes on top.
+        console.line(":::guest tests begin");
+        console.line("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured");
+        assert_eq!((console.counts.passed, console.counts.skipped), (4, 1));
+        assert!(console.bury().is_empty());
     }
 }

@@ -38,7 +38,7 @@ marker check begin
 cgmeter check
 marker check end $?
 
-export CGMETER_BIN=/usr/bin/cgmeter CGMETER_SKIPS=/tmp/skips CGMETER_EMULATED=true
+export CGMETER_BIN=/usr/bin/cgmeter CGMETER_SKIPS=/tmp/skips CGMETER_EMULATED=true CGMETER_DONE=/guest/done
 set -- --test-threads=1 --color=never
 [ -s /guest/filter ] && set -- "$@" "$(cat /guest/filter)"
 marker tests begin

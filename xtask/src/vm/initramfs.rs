@@ -62,6 +62,8 @@ pub struct Contents<'a> {
     pub tests: &'a Path,
     /// Which of them, by a part of the name.
     pub filter: Option<&'a str>,
+    /// Those that have run already.
+    pub done: &'a [String],
 }
 
 /// Makes the archive in a folder; its path.
@@ -85,6 +87,7 @@ pub fn make(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
         tree.join("guest/filter"),
         contents.filter.unwrap_or_default(),
     )?;
+    fs::write(tree.join("guest/done"), contents.done.join("\n"))?;
     copy(contents.agent, &tree.join("usr/bin/cgmeter"))?;
     copy(contents.tests, &tree.join("usr/bin/live"))?;
     let busybox =
