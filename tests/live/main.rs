@@ -31,14 +31,18 @@ mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
+mod names;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod sched;
 mod slots;
@@ -75,6 +79,7 @@ fn main() -> std::process::ExitCode {
         pressure::TESTS,
         io::TESTS,
         tree::TESTS,
+        names::TESTS,
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,
@@ -88,6 +93,7 @@ fn main() -> std::process::ExitCode {
         image::TESTS,
         demo::TESTS,
         alerts::TESTS,
+        panels::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod check;
 mod compose;
+mod dashboards;
 mod demo;
 mod deploy;
 mod docs;
@@ -69,6 +70,12 @@ enum Verb {
     },
     /// Check what is shipped for Prometheus and Alertmanager
     Deploy,
+    /// Write deploy/grafana/dashboards
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
         Verb::Deploy => deploy::deploy(),
+        Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Compose => compose::compose(),
