@@ -94,7 +94,7 @@ fn config(text: &str, set: &[&str]) -> Result<()> {
     command
         .args([
             "--env-file",
-            "/dev/null",
+            ".env.example",
             "--file",
             "-",
             "config",
