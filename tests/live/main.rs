@@ -15,6 +15,7 @@ mod agent;
 mod alerts;
 mod block;
 mod cgroup;
+mod compose;
 mod cpu;
 mod demo;
 mod disk;
@@ -92,6 +93,7 @@ fn main() -> std::process::ExitCode {
         programs::TESTS,
         image::TESTS,
         demo::TESTS,
+        compose::TESTS,
         alerts::TESTS,
         panels::TESTS,
     ];
