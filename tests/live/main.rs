@@ -28,15 +28,18 @@ mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
 mod names;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod sched;
 mod slots;
@@ -85,6 +88,7 @@ fn main() -> std::process::ExitCode {
         drops::TESTS,
         programs::TESTS,
         alerts::TESTS,
+        panels::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -14,6 +14,8 @@ pub enum Need {
     Agent,
     /// The agent's binary alone.
     Binary,
+    /// An example application, built beside the agent.
+    Example(&'static str),
     /// A program on the path.
     Program(&'static str),
     /// A module of Debian's Python.
@@ -69,6 +71,11 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Binary => std::env::var_os("CGMETER_BIN")
             .is_none()
             .then(|| "needs CGMETER_BIN, the path of the agent".to_owned()),
+        Need::Example(name) => {
+            let agent = std::env::var_os("CGMETER_BIN").unwrap_or_default();
+            let built = Path::new(&agent).with_file_name(name).is_file();
+            (!built).then(|| format!("needs {name} beside the agent: cargo build -p {name}"))
+        }
         Need::Program(program) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
             let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());

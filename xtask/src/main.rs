@@ -9,6 +9,7 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod dashboards;
 mod deploy;
 mod docs;
 mod run;
@@ -66,6 +67,12 @@ enum Verb {
     },
     /// Check what is shipped for Prometheus and Alertmanager
     Deploy,
+    /// Write deploy/grafana/dashboards
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
         Verb::Deploy => deploy::deploy(),
+        Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
     };

@@ -7,7 +7,7 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    build::build_only,
+    build::{build_example, build_only},
     check::{lints, unit_tests},
     deploy,
     setup::{setup, setup_tests},
@@ -38,6 +38,7 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
+    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {
