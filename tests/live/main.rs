@@ -16,13 +16,16 @@ mod alerts;
 mod block;
 mod cgroup;
 mod cpu;
+mod demo;
 mod disk;
 mod disk_stats;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod image;
 mod io;
 mod limits;
 mod machine;
@@ -89,6 +92,8 @@ fn main() -> std::process::ExitCode {
         programs::TESTS,
         alerts::TESTS,
         panels::TESTS,
+        image::TESTS,
+        demo::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -20,6 +20,8 @@ pub enum Need {
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
+    /// A variable of the environment, and what it names.
+    Variable(&'static str, &'static str),
     /// Two CPUs.
     TwoCpus,
     /// A controller, in cgroup2 or v1.
@@ -78,7 +80,10 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         }
         Need::Program(program) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+            // Daemons are where the administrator's programs are.
+            let found = std::env::split_paths(&path)
+                .chain(["/usr/sbin".into(), "/sbin".into()])
+                .any(|folder| folder.join(program).is_file());
             (!found).then(|| format!("needs the program {program}"))
         }
         Need::Python(module) => {
@@ -88,6 +93,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!import.is_ok_and(|output| output.status.success()))
                 .then(|| format!("needs Python's module {module}"))
         }
+        Need::Variable(name, what) => std::env::var_os(name)
+            .is_none()
+            .then(|| format!("needs {name}, {what}")),
         Need::TwoCpus => {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             (cpus < 2).then(|| "needs two CPUs".to_owned())

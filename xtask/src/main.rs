@@ -10,8 +10,10 @@ mod bench;
 mod build;
 mod check;
 mod dashboards;
+mod demo;
 mod deploy;
 mod docs;
+mod image;
 mod run;
 mod setup;
 mod shell;
@@ -77,6 +79,10 @@ enum Verb {
     Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
+    /// Build the agent's container image from the static binary
+    Image(image::Options),
+    /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -92,6 +98,8 @@ fn main() -> ExitCode {
         Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Image(options) => image::image(&options),
+        Verb::Demo(options) => demo::demo(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

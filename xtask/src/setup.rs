@@ -67,6 +67,26 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "iproute2",
         "those in network namespaces",
     ),
+    (
+        Tool::Program("dockerd"),
+        "docker.io",
+        "the agent's container image",
+    ),
+    (
+        Tool::Program("docker"),
+        "docker.io",
+        "the agent's container image",
+    ),
+    (
+        Tool::Program("docker-compose"),
+        "docker-compose",
+        "the compose stack's configuration",
+    ),
+    (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "the demo",
+    ),
 ];
 
 /// What makes virtual machines, in the same way.
