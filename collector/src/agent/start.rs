@@ -9,7 +9,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -185,6 +185,10 @@ impl Agent {
             disowned: Vec::new(),
             lost_events: 0,
             snapshot: None,
+            time: SystemTime::now(),
+            inventory: None,
+            asked: None,
+            started: Instant::now(),
             failed: false,
             stats: load::KernelStats::default(),
             stages: Vec::new(),
