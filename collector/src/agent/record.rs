@@ -463,10 +463,7 @@ impl Record {
             name: label("name"),
             image: label("image"),
             image_id: container.and_then(|c| told(&c.image_id)),
-            runtime: container
-                .map(|c| c.runtime.name())
-                .or(subject.runtime)
-                .map(str::to_owned),
+            runtime: subject.runtime_name().map(str::to_owned),
             namespace: label("namespace"),
             pod: label("pod"),
             pod_uid: pod_uid.or_else(|| subject.pod_uid.clone()),
@@ -549,6 +546,12 @@ impl Subject {
         } else {
             Life::Running
         }
+    }
+
+    /// Who runs it.
+    pub fn runtime_name(&self) -> Option<&'static str> {
+        let told = self.container.as_ref().map(|container| container.runtime);
+        told.map(|runtime| runtime.name()).or(self.runtime)
     }
 
     /// Whether it is a container, or a machine like one.
