@@ -17,7 +17,7 @@ pub use numbers::{Capture, Field, Numbers, Quantity};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::cgroup::{Container, Health, State};
+use crate::cgroup::{Container, Health};
 
 /// Labels of series that have a place of their own in a record.
 const IDENTITY: &[&str] = &["name", "image", "namespace", "pod", "container"];
@@ -107,7 +107,7 @@ pub struct Record {
     pub labels: BTreeMap<String, String>,
     /// Whether the cgroup is there.
     pub state: Life,
-    /// What the runtime says it does: created, running, paused, restarting, exited, unknown.
+    /// What the runtime says it does: created, running, paused, restarting, exited.
     pub status: Option<String>,
     /// By the runtime's own check: starting, healthy, unhealthy.
     pub health: Option<String>,
@@ -331,17 +331,6 @@ fn told(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn status(state: State) -> &'static str {
-    match state {
-        State::Created => "created",
-        State::Running => "running",
-        State::Paused => "paused",
-        State::Restarting => "restarting",
-        State::Exited => "exited",
-        State::Unknown => "unknown",
-    }
-}
-
 fn health(health: Health) -> &'static str {
     match health {
         Health::Starting => "starting",
@@ -472,7 +461,7 @@ impl Record {
             kind: subject.kind,
             labels: labels.collect(),
             state: subject.life(),
-            status: container.map(|c| status(c.state).to_owned()),
+            status: label("state"),
             health: container
                 .and_then(|c| c.health)
                 .map(|state| health(state).to_owned()),
@@ -556,7 +545,6 @@ impl Subject {
 
     /// Whether it is a container, or a machine like one.
     pub fn is_container(&self) -> bool {
-        self.container_id.is_some()
-            || matches!(self.kind, CgroupKind::Container | CgroupKind::Machine)
+        matches!(self.kind, CgroupKind::Container | CgroupKind::Machine)
     }
 }

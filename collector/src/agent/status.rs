@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Agent, Subject};
+use super::{Agent, CgroupKind, Subject};
 use crate::{
-    cgroup::{Tree, printable},
+    cgroup::{Kind, Tree, printable},
     exposition::{Histogram, Labels, Sink, Value, Writer},
 };
 
@@ -103,6 +103,19 @@ impl Sink for Runtimes {
     fn histogram(&mut self, _: Labels<'_>, _: Histogram<'_>) {}
 }
 
+fn kind(kind: Kind) -> CgroupKind {
+    match kind {
+        Kind::Root => CgroupKind::Root,
+        Kind::Container => CgroupKind::Container,
+        Kind::Machine => CgroupKind::Machine,
+        Kind::Pod => CgroupKind::Pod,
+        Kind::Unit => CgroupKind::Unit,
+        Kind::Group => CgroupKind::Group,
+        Kind::Nested => CgroupKind::Nested,
+        Kind::Other => CgroupKind::Other,
+    }
+}
+
 /// What is exported of a tree, parents before children.
 pub(super) fn subjects(tree: &Tree) -> Vec<Subject> {
     let mut places = vec![None; tree.capacity()];
@@ -121,7 +134,11 @@ pub(super) fn subjects(tree: &Tree) -> Vec<Subject> {
             cgroup: printable(&node.path),
             parent: above.and_then(|parent| places[parent]),
             died: node.died,
-            ..Subject::default()
+            kind: kind(node.place.kind),
+            container_id: node.place.container.as_deref().map(str::to_owned),
+            runtime: node.place.runtime.map(|runtime| runtime.name()),
+            pod_uid: node.place.pod.as_deref().map(str::to_owned),
+            container: node.container.clone(),
         });
     }
     subjects
