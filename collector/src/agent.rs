@@ -67,7 +67,9 @@ struct Core {
     disowned: Vec<Disowned>,
     lost_events: u64,
     snapshot: Option<Instant>,
-    /// When the snapshot was taken, by the wall clock.
+    /// When the snapshot's counters were read.
+    read: Instant,
+    /// The same by the wall clock.
     time: SystemTime,
     /// The snapshot's cgroups, while somebody asks for them.
     inventory: Option<Arc<Inventory>>,
@@ -146,6 +148,7 @@ impl Core {
         self.settle();
         lap(&mut stages, "lifecycle");
         self.kernel.take_in_flight()?;
+        (self.read, self.time) = (Instant::now(), SystemTime::now());
         lap(&mut stages, "in_flight");
         self.slots.refresh().context("reading the slots")?;
         self.depart_left_behind();
@@ -172,7 +175,6 @@ impl Core {
             );
         }
         lap(&mut stages, "pass");
-        self.time = SystemTime::now();
         let snapshot = Snapshot {
             tree: &self.tree,
             slots: &slots,
@@ -218,7 +220,8 @@ impl Core {
 
     /// The inventory of the last snapshot, made if need be.
     fn inventory(&mut self) -> Option<Arc<Inventory>> {
-        let taken = self.snapshot?;
+        self.snapshot?;
+        let taken = self.read;
         let before = self.inventory.take();
         if let Some(made) = before.as_ref().filter(|made| made.taken() == taken) {
             self.inventory = Some(Arc::clone(made));

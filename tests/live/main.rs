@@ -12,6 +12,7 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod api;
 mod block;
 mod cgroup;
 mod cpu;
@@ -75,6 +76,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         block::TESTS,
         disk_stats::TESTS,

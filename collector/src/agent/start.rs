@@ -190,6 +190,7 @@ impl Agent {
             disowned: Vec::new(),
             lost_events: 0,
             snapshot: None,
+            read: Instant::now(),
             time: SystemTime::now(),
             inventory: None,
             asked: None,
