@@ -13,7 +13,7 @@ use crate::{
     shell::{agent, cargo, require_root, target},
     skips::{self, Place},
     tally::Tally,
-    vm,
+    venv, vm,
 };
 
 /// What to test.
@@ -81,7 +81,8 @@ fn integration_command(options: &Options) -> Command {
     command
         .args(["--", "--test-threads=1"])
         .args(&options.filter)
-        .env("CGMETER_BIN", agent());
+        .env("CGMETER_BIN", agent())
+        .env("CGMETER_VENV", venv::folder());
     if options.no_privileged {
         command.env("CGMETER_NO_PRIVILEGED", "true");
     }
