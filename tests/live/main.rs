@@ -13,6 +13,7 @@
 
 mod agent;
 mod alerts;
+mod api;
 mod block;
 mod cgroup;
 mod cpu;
@@ -82,6 +83,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         block::TESTS,
         disk_stats::TESTS,
