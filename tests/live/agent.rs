@@ -61,14 +61,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent that takes a new snapshot at every scrape, and waits until it serves.
+    /// Starts an agent that takes a new snapshot at every scrape, unless it is told otherwise, and
+    /// waits until it serves.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let log =
             std::env::temp_dir().join(format!("cgmeter-test-{}-{port}.log", std::process::id()));
+        let every = ["--web.min-interval", "0s"];
+        let every = every.iter().filter(|_| !arguments.contains(&every[0]));
         let child = Command::new(binary())
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
-            .args(["--web.min-interval", "0s"])
+            .args(every)
             .args(arguments)
             .stderr(File::create(&log)?)
             // A session of its own: a terminal's Ctrl-C is the test's business.

@@ -13,6 +13,7 @@
 
 mod agent;
 mod alerts;
+mod api;
 mod block;
 mod cgroup;
 mod compose;
@@ -83,6 +84,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         block::TESTS,
         disk_stats::TESTS,
@@ -91,11 +93,11 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
+        panels::TESTS,
         image::TESTS,
         demo::TESTS,
         compose::TESTS,
-        alerts::TESTS,
-        panels::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

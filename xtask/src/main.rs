@@ -2,7 +2,7 @@
 //!
 //! Invariants: a verb run twice does nothing new, and each is a file of its own. What they share:
 //! [`shell`] (running commands), [`toolchain`] (the compiler of the kernel programs), [`apt`]
-//! (Debian's packages), [`tally`] and [`skips`] (what came of the tests).
+//! (Debian's packages), [`venv`] (Python's), [`tally`] and [`skips`] (what came of the tests).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod apt;
@@ -23,6 +23,7 @@ mod tally;
 mod test;
 #[allow(dead_code, reason = "the build script uses the rest")]
 mod toolchain;
+mod venv;
 mod vm;
 
 use std::process::ExitCode;

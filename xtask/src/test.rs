@@ -14,7 +14,7 @@ use crate::{
     shell::{agent, cargo, require_root, run, target},
     skips::{self, Place},
     tally::Tally,
-    vm,
+    venv, vm,
 };
 
 /// What to test.
@@ -104,7 +104,8 @@ fn integration_command(options: &Options) -> Command {
     command
         .args(["--", "--test-threads=1"])
         .args(&options.filter)
-        .env("CGMETER_BIN", agent());
+        .env("CGMETER_BIN", agent())
+        .env("CGMETER_VENV", venv::folder());
     if options.no_privileged {
         command.env("CGMETER_NO_PRIVILEGED", "true");
     }
