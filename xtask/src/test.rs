@@ -11,7 +11,7 @@ use crate::{
     check::{lints, unit_tests},
     compose, deploy, image,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, run, target},
+    shell::{agent, cargo, require_root, target},
     skips::{self, Place},
     tally::Tally,
     venv, vm,
@@ -67,18 +67,9 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
             Ok(())
         });
     }
-    tally.step("the shop, for the demo", || {
-        run(&mut cargo(&[
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            "shop",
-        ]))?;
-        command.env("CGMETER_XTASK", std::env::current_exe()?);
-        command.env("CGMETER_BINARIES", target().join("release"));
-        Ok(())
-    });
+    // The demo takes the agent and the shop that are built already.
+    command.env("CGMETER_XTASK", std::env::current_exe()?);
+    command.env("CGMETER_BINARIES", target().join("release"));
     tally.tests("integration tests", &mut command, || {
         skips::recorded(&recorded())
             .len()
