@@ -12,16 +12,21 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
+mod api;
 mod block;
 mod cgroup;
 mod cpu;
+mod demo;
 mod disk;
 mod disk_stats;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod image;
 mod io;
 mod limits;
 mod machine;
@@ -78,6 +83,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         block::TESTS,
         disk_stats::TESTS,
@@ -86,7 +92,10 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
         panels::TESTS,
+        image::TESTS,
+        demo::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {
