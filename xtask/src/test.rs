@@ -11,7 +11,7 @@ use crate::{
     check::{lints, unit_tests},
     deploy, image,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, run, target},
+    shell::{agent, cargo, require_root, target},
     skips::{self, Place},
     tally::Tally,
     venv, vm,
@@ -38,7 +38,6 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
-    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {
@@ -66,14 +65,8 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
             Ok(())
         });
     }
-    tally.step("the shop, for the demo", || {
-        run(&mut cargo(&[
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            "shop",
-        ]))?;
+    tally.step("the example application", || {
+        build_example()?;
         command.env("CGMETER_XTASK", std::env::current_exe()?);
         command.env("CGMETER_BINARIES", target().join("release"));
         Ok(())
