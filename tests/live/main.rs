@@ -12,6 +12,7 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
 mod block;
 mod cgroup;
 mod cpu;
@@ -83,6 +84,7 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -9,6 +9,7 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod deploy;
 mod docs;
 mod run;
 mod setup;
@@ -63,6 +64,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Check what is shipped for Prometheus and Alertmanager
+    Deploy,
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Deploy => deploy::deploy(),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
     };

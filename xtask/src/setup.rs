@@ -38,6 +38,16 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "checks of the exposition",
     ),
     (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "alerts that reach a webhook",
+    ),
+    (
+        Tool::Program("amtool"),
+        "prometheus-alertmanager",
+        "checks of Alertmanager's configuration",
+    ),
+    (
         Tool::Program("mkfs.ext4"),
         "e2fsprogs",
         "block I/O of a file system",

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::build_only,
     check::{lints, unit_tests},
+    deploy,
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, target},
     skips::{self, Place},
@@ -41,6 +42,7 @@ pub fn test(options: &Options) -> Result<()> {
     let mut tally = Tally::default();
     if filter.is_none() {
         lints(&mut tally);
+        deploy::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
