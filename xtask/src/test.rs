@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::{build_example, build_only},
     check::{lints, unit_tests},
-    deploy, image,
+    compose, deploy, image,
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, target},
     skips::{self, Place},
@@ -43,6 +43,7 @@ pub fn test(options: &Options) -> Result<()> {
     if filter.is_none() {
         lints(&mut tally);
         deploy::steps(&mut tally, true);
+        compose::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
