@@ -30,6 +30,23 @@ pub fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(binary()).args(arguments).output()?)
 }
 
+/// A GET request's whole answer, of whoever listens on a port of loopback.
+pub fn get(port: u16, path: &str) -> Result<String> {
+    get_with(port, path, "")
+}
+
+fn get_with(port: u16, path: &str, headers: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8(answer)?)
+}
+
 /// A running agent.
 pub struct Agent {
     child: Child,
@@ -87,15 +104,7 @@ impl Agent {
 
     /// A GET request's whole answer.
     pub fn get(&self, path: &str, headers: &str) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(String::from_utf8(answer)?)
+        get_with(self.port, path, headers)
     }
 
     /// The body of an answer that has to be 200.

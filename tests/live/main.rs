@@ -12,31 +12,38 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
 mod api;
 mod block;
 mod cgroup;
 mod cpu;
+mod demo;
 mod disk;
 mod disk_stats;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod image;
 mod io;
 mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
 mod names;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod sched;
 mod slots;
@@ -85,6 +92,10 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
+        panels::TESTS,
+        image::TESTS,
+        demo::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

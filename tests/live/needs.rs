@@ -19,10 +19,14 @@ pub enum Need {
     Agent,
     /// The agent's binary alone.
     Binary,
+    /// An example application, built beside the agent.
+    Example(&'static str),
     /// A program on the path.
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
+    /// A variable of the environment, and what it names.
+    Variable(&'static str, &'static str),
     /// A program of Python's index, where `cargo xtask setup --tests` has put it.
     Venv(&'static str),
     /// Two CPUs.
@@ -83,9 +87,17 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Binary => std::env::var_os("CGMETER_BIN")
             .is_none()
             .then(|| "needs CGMETER_BIN, the path of the agent".to_owned()),
+        Need::Example(name) => {
+            let agent = std::env::var_os("CGMETER_BIN").unwrap_or_default();
+            let built = Path::new(&agent).with_file_name(name).is_file();
+            (!built).then(|| format!("needs {name} beside the agent: cargo build -p {name}"))
+        }
         Need::Program(program) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+            // Daemons are where the administrator's programs are.
+            let found = std::env::split_paths(&path)
+                .chain(["/usr/sbin".into(), "/sbin".into()])
+                .any(|folder| folder.join(program).is_file());
             (!found).then(|| format!("needs the program {program}"))
         }
         Need::Python(module) => {
@@ -95,6 +107,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!import.is_ok_and(|output| output.status.success()))
                 .then(|| format!("needs Python's module {module}"))
         }
+        Need::Variable(name, what) => std::env::var_os(name)
+            .is_none()
+            .then(|| format!("needs {name}, {what}")),
         Need::Venv(program) => (!venv(program).is_file())
             .then(|| format!("needs the program {program}: cargo xtask setup --tests")),
         Need::TwoCpus => {

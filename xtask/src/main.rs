@@ -9,7 +9,11 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod dashboards;
+mod demo;
+mod deploy;
 mod docs;
+mod image;
 mod run;
 mod setup;
 mod shell;
@@ -64,10 +68,22 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Check what is shipped for Prometheus and Alertmanager
+    Deploy,
+    /// Write deploy/grafana/dashboards
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
+    /// Build the agent's container image from the static binary
+    Image(image::Options),
+    /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -79,8 +95,12 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Deploy => deploy::deploy(),
+        Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Image(options) => image::image(&options),
+        Verb::Demo(options) => demo::demo(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

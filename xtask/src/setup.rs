@@ -39,6 +39,16 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "checks of the exposition",
     ),
     (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "alerts that reach a webhook",
+    ),
+    (
+        Tool::Program("amtool"),
+        "prometheus-alertmanager",
+        "checks of Alertmanager's configuration",
+    ),
+    (
         Tool::Program("mkfs.ext4"),
         "e2fsprogs",
         "block I/O of a file system",
@@ -57,6 +67,26 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         Tool::Program("ip"),
         "iproute2",
         "those in network namespaces",
+    ),
+    (
+        Tool::Program("dockerd"),
+        "docker.io",
+        "the agent's container image",
+    ),
+    (
+        Tool::Program("docker"),
+        "docker.io",
+        "the agent's container image",
+    ),
+    (
+        Tool::Program("docker-compose"),
+        "docker-compose",
+        "the compose stack's configuration",
+    ),
+    (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "the demo",
     ),
     (
         Tool::Python("ensurepip"),
