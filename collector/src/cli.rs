@@ -133,6 +133,17 @@ pub struct Cli {
         value_delimiter = ','
     )]
     pub container_label: Option<Vec<String>>,
+    /// Container runtimes to ask for names: auto, none, docker, podman, containerd or crio, each of
+    /// the last four with =unix://SOCKET where it isn't the usual one; may be given several times
+    /// [default: auto]
+    #[arg(
+        long = "container.runtime",
+        global = true,
+        value_name = "RUNTIME",
+        env = "CGMETER_CONTAINER_RUNTIME",
+        value_delimiter = ','
+    )]
+    pub container_runtime: Option<Vec<String>>,
     /// Run only the sources that are switched on by --collector.NAME
     #[arg(
         long = "collector.disable-defaults",

@@ -17,6 +17,7 @@ use crate::{
     cgroup::{AllowList, Export, Filter, Rule, RuleError, Rules},
     cli::Cli,
     log::{LogFormat, LogLevel},
+    runtime::Choice,
     source::SOURCES,
 };
 
@@ -43,6 +44,8 @@ pub struct Settings {
     /// `--cgroup.include`, `--cgroup.exclude`, `--cgroup.export-max`, `--container.include`,
     /// `--container.exclude`, `--container.label`
     pub export: Export,
+    /// `--container.runtime`
+    pub runtimes: Choice,
     /// `--cgroup.max`
     pub cgroup_max: u32,
     /// `--cgroup.linger`
@@ -89,6 +92,7 @@ struct ContainerTable {
     include: Option<Vec<String>>,
     exclude: Option<Vec<String>>,
     label: Option<Vec<String>>,
+    runtime: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -151,6 +155,11 @@ impl Settings {
         if max_requests == 0 {
             return Err(invalid("web.max-requests", "0", "a number from 1 on"));
         }
+        let runtimes = cli
+            .container_runtime
+            .clone()
+            .or(file.container.runtime.clone());
+        let runtimes = runtimes.map_or_else(|| Ok(Choice::default()), |words| choice(&words))?;
         let export = export(cli, &file.cgroup, &file.container)?;
         Ok(Self {
             listen: listen.into_iter().flatten().collect(),
@@ -166,6 +175,7 @@ impl Settings {
             sources: sources(cli, &file.collector, environment)?,
             cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
             export,
+            runtimes,
             cgroup_max,
             linger: duration(
                 "cgroup.linger",
@@ -288,6 +298,20 @@ fn rules(key: &str, texts: &[String]) -> Result<Vec<Rule>, ConfigError> {
         })
     };
     texts.iter().map(parse).collect()
+}
+
+fn choice(words: &[String]) -> Result<Choice, ConfigError> {
+    let expected = "auto, none, docker, podman, containerd or crio, or one of the last four with \
+                    =unix:///PATH/OF/SOCKET";
+    let parsed = words.iter().map(|word| {
+        word.parse()
+            .map_err(|()| invalid("container.runtime", word, expected))
+    });
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    Choice::new(parsed).ok_or_else(|| {
+        let expected = "either none or a list without it";
+        invalid("container.runtime", &words.join(","), expected)
+    })
 }
 
 fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
@@ -498,6 +522,13 @@ mod tests {
             rule.contains("--container.exclude: \"image=(\" is not a regular expression (unclosed"),
             "{rule}"
         );
+        let runtime = error("cgmeter --container.runtime docker=/run/docker.sock");
+        assert!(
+            runtime.contains("--container.runtime: \"docker=/run/docker.sock\" is not auto, none"),
+            "{runtime}"
+        );
+        let runtime = error("cgmeter --container.runtime auto,none");
+        assert!(runtime.contains("without it"), "{runtime}");
         let label = error("cgmeter --container.label a,*b");
         assert!(label.contains("--container.label: \"a,*b\""), "{label}");
     }

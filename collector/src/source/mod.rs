@@ -29,6 +29,7 @@ mod pids;
 mod pressure;
 mod process;
 mod reclaim;
+mod runtimes;
 mod sched;
 mod tasks;
 mod tcp;
