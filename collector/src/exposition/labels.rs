@@ -1,7 +1,7 @@
 //! Labels of a series, escaped once and copied into every sample.
 
 /// The labels that all series of a cgroup share.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSet {
     /// `id="/a",name="b"`
     text: Vec<u8>,

@@ -1,5 +1,7 @@
 //! Writing families and samples in one of the formats.
 
+mod carried;
+
 use std::sync::LazyLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -113,7 +115,6 @@ impl Writer {
     }
 
     fn metadata(&mut self, name: &str, help: &str, kind: Kind, unit: Unit) {
-        use std::io::Write;
         let has_suffix = name.ends_with("_total");
         let name = match self.format {
             Format::OpenMetrics if kind == Kind::Counter => {
@@ -129,6 +130,11 @@ impl Writer {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
+        self.heading(name, help, kind, unit);
+    }
+
+    fn heading(&mut self, name: &str, help: &str, kind: &str, unit: Unit) {
+        use std::io::Write;
         self.pending.clear();
         // Writing to a Vec does not fail.
         let _ = write!(self.pending, "# HELP {name} ");

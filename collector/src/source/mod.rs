@@ -12,6 +12,7 @@ mod block;
 mod books;
 mod counters;
 mod cpu;
+mod custom;
 mod devices;
 mod disk;
 mod drops;
@@ -64,6 +65,8 @@ pub struct Builder<'a> {
     pub kernel: &'a mut Kernel,
     /// Where the hierarchies are.
     pub hierarchies: &'a Hierarchies,
+    /// Settings of custom metrics.
+    pub custom: &'a crate::custom::Options,
 }
 
 impl Builder<'_> {
@@ -99,6 +102,7 @@ pub const SOURCES: &[Registration] = &[
     tasks::SOURCE,
     machine::SOURCE,
     filesystem::SOURCE,
+    custom::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.
