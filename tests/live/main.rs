@@ -28,6 +28,7 @@ mod machine;
 mod memory;
 mod metrics;
 mod mounted;
+mod names;
 mod needs;
 mod net;
 mod netdev;
@@ -71,6 +72,7 @@ fn main() -> std::process::ExitCode {
         pressure::TESTS,
         io::TESTS,
         tree::TESTS,
+        names::TESTS,
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,

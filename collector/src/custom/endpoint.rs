@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use regex::Regex;
 
-use crate::cgroup::Container;
+use crate::cgroup::{Container, Names};
 
 /// Where an application's metrics are, in its network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,35 +33,36 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Whether a cgroup, of that name if it has one, is meant.
-    pub fn fits(&self, path: &str, container: Option<&Container>) -> bool {
-        let fits = |regex: &Option<Regex>, text: Option<&str>| {
+    /// Whether a cgroup, by its path and what it is called, is meant. A pod's name is its
+    /// containers' within it; its sandbox has no application.
+    pub fn fits(&self, path: &str, names: &Names<'_>) -> bool {
+        let fits = |regex: &Option<Regex>, text: &str| {
             regex
                 .as_ref()
-                .is_none_or(|regex| text.is_some_and(|text| regex.is_match(text)))
+                .is_none_or(|regex| !text.is_empty() && regex.is_match(text))
         };
-        let pod = container.and_then(|container| container.pod.as_ref());
-        let name = container.map(|container| match &container.pod {
-            Some(pod) => pod.container.as_str(),
-            None => container.name.as_str(),
-        });
-        fits(&self.id, Some(path))
+        let (name, namespace) = match names.container {
+            "" => (names.name, ""),
+            "POD" => ("", ""),
+            container => (container, names.namespace),
+        };
+        fits(&self.id, path)
             && fits(&self.name, name)
-            && fits(
-                &self.image,
-                container.map(|container| container.image.as_str()),
-            )
-            && fits(&self.namespace, pod.map(|pod| pod.namespace.as_str()))
+            && fits(&self.image, names.image)
+            && fits(&self.namespace, namespace)
     }
 }
 
 /// The endpoint that a container's annotations or labels tell of, as is usual under Kubernetes:
-/// `prometheus.io/scrape`, `port`, `path`, `scheme`.
+/// `prometheus.io/scrape`, `port`, `path`, `scheme`; and whether it is its pod's: annotations are.
 ///
 /// # Errors
 ///
 /// When they ask to be scraped and can't be followed: what is wrong and what would be right.
-pub fn by_labels(container: &Container, interval: Duration) -> Result<Option<Endpoint>, String> {
+pub fn by_labels(
+    container: &Container,
+    interval: Duration,
+) -> Result<Option<(Endpoint, bool)>, String> {
     let value = |name: &str| {
         let key = format!("prometheus.io/{name}");
         let found = container.annotations.get(&key);
@@ -69,6 +70,9 @@ pub fn by_labels(container: &Container, interval: Duration) -> Result<Option<End
             .or_else(|| container.labels.get(&key))
             .map(|value| value.trim())
     };
+    let pod = container.pod.as_ref().is_some_and(|pod| {
+        pod.container == "POD" || container.annotations.contains_key("prometheus.io/scrape")
+    });
     if value("scrape") != Some("true") {
         return Ok(None);
     }
@@ -88,11 +92,12 @@ pub fn by_labels(container: &Container, interval: Duration) -> Result<Option<End
         .ok_or_else(|| format!("prometheus.io/port: {port:?} is not a port from 1 to 65535"))?;
     let path = path_of(value("path").unwrap_or("/metrics"))
         .ok_or("prometheus.io/path is not the path of a request, such as /metrics")?;
-    Ok(Some(Endpoint {
+    let endpoint = Endpoint {
         port,
         path,
         interval,
-    }))
+    };
+    Ok(Some((endpoint, pod)))
 }
 
 /// A request's path; one that lacks its slash gets it.
@@ -144,7 +149,7 @@ mod tests {
 
     fn found(labels: &[(&str, &str)]) -> Result<Option<(u16, String)>, String> {
         let endpoint = by_labels(&container(labels), Duration::from_secs(1))?;
-        Ok(endpoint.map(|endpoint| (endpoint.port, endpoint.path)))
+        Ok(endpoint.map(|(endpoint, _)| (endpoint.port, endpoint.path)))
     }
 
     #[test]
@@ -169,10 +174,17 @@ mod tests {
         let mut container = container(&[SCRAPE, PORT]);
         let annotation = ("prometheus.io/port".to_owned(), "9".to_owned());
         container.annotations.extend([annotation]);
-        let endpoint = by_labels(&container, Duration::from_secs(1))
-            .unwrap()
-            .unwrap();
-        assert_eq!(endpoint.port, 9);
+        let found = |container: &Container| {
+            let found = by_labels(container, Duration::from_secs(1)).unwrap();
+            found.map(|(endpoint, pod)| (endpoint.port, pod))
+        };
+        assert_eq!(found(&container), Some((9, false)));
+        // An annotation is the pod's, a label the container's, unless that is the sandbox.
+        container.pod = Some(Pod::default());
+        assert_eq!(found(&container), Some((9, false)));
+        let annotation = ("prometheus.io/scrape".to_owned(), "true".to_owned());
+        container.annotations.extend([annotation]);
+        assert_eq!(found(&container), Some((9, true)));
     }
 
     #[test]
@@ -211,34 +223,42 @@ mod tests {
             namespace: None,
             endpoint,
         };
-        let docker = container(&[]);
-        let mut pod = docker.clone();
-        pod.pod = Some(Pod {
-            namespace: "prod".to_owned(),
-            container: "web".to_owned(),
-            ..Pod::default()
-        });
+        let docker = Names {
+            name: "shop",
+            image: "shop:1",
+            ..Names::default()
+        };
+        let pod = Names {
+            namespace: "prod",
+            container: "web",
+            ..docker
+        };
+        let sandbox = Names {
+            container: "POD",
+            ..pod
+        };
+        let none = Names::default();
         let id = Rule {
             id: regex("^/a$"),
             ..rule.clone()
         };
-        assert!(id.fits("/a", None) && !id.fits("/a/b", Some(&docker)));
+        assert!(id.fits("/a", &none) && !id.fits("/a/b", &docker));
         let name = Rule {
             name: regex("^shop$"),
             ..rule.clone()
         };
-        assert!(name.fits("/a", Some(&docker)));
-        assert!(!name.fits("/a", None) && !name.fits("/a", Some(&pod)));
+        assert!(name.fits("/a", &docker));
+        assert!(!name.fits("/a", &none) && !name.fits("/a", &pod));
         let namespace = Rule {
             namespace: regex("prod"),
-            name: regex("web"),
             ..rule.clone()
         };
-        assert!(namespace.fits("/a", Some(&pod)) && !namespace.fits("/a", Some(&docker)));
+        assert!(namespace.fits("/a", &pod));
+        assert!(!namespace.fits("/a", &docker) && !namespace.fits("/a", &sandbox));
         let image = Rule {
             image: regex("^shop:"),
             ..rule
         };
-        assert!(image.fits("/a", Some(&docker)) && !image.fits("/a", None));
+        assert!(image.fits("/a", &docker) && !image.fits("/a", &none));
     }
 }

@@ -16,6 +16,9 @@ const RESERVED: &[&str] = &[
     "metric_name",
 ];
 
+/// What the names of a container's allowed labels begin with.
+const ALLOWED: &str = "container_label_";
+
 /// Whose a sample of a text file is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Owner {
@@ -113,6 +116,7 @@ fn settle(labels: Labels, owned: bool) -> Labels {
         .collect();
     for at in 0..kept.len() {
         while RESERVED.contains(&kept[at].0.as_str())
+            || kept[at].0.starts_with(ALLOWED)
             || kept
                 .iter()
                 .enumerate()

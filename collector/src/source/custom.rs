@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 
 use super::{FAMILIES as OWN, Lifecycle, Registration, SOURCES, Snapshot, Source};
 use crate::{
-    cgroup::{Container, Node, NodeId, ROOT, Tree, printable},
+    cgroup::{Container, Kind as PlaceKind, Names, Node, NodeId, ROOT, Tree, printable},
     custom::{
         Counters, Endpoint, Index, Input, Key, Options, Outcome, Owner, Reader, Reason, Store,
         Target, Worker, by_labels,
@@ -119,7 +119,8 @@ pub const SOURCE: Registration = Registration {
 struct Seen {
     cgroup: u64,
     container: Option<Arc<Container>>,
-    endpoints: Vec<Endpoint>,
+    /// Endpoints, and whether they are the pod's.
+    endpoints: Vec<(Endpoint, bool)>,
     error: Option<String>,
 }
 
@@ -257,18 +258,20 @@ impl Custom {
             let (Some(seen), Some(node)) = (seen, tree.node(number)) else {
                 continue;
             };
-            for endpoint in &seen.endpoints {
-                // A pod's containers share a network namespace, and mostly annotations: what can be
-                // reached there is told once.
+            for (endpoint, whole) in &seen.endpoints {
+                // A pod's containers share a network namespace, and annotations: what can be reached
+                // there is told once, and by the pod's own cgroup if it is the pod that tells.
+                let owner = if *whole { pod_of(tree, number) } else { None };
+                let (owner, cgroup) = owner.unwrap_or((number, node.id));
                 let pod = seen.container.as_ref().and_then(|of| of.pod.as_ref());
                 if let Some(pod) = pod
                     && !pods.insert((&pod.uid, endpoint.port, &endpoint.path))
                 {
                     continue;
                 }
-                self.nodes.insert(node.id, number);
+                self.nodes.insert(cgroup, owner);
                 targets.push(Target {
-                    cgroup: node.id,
+                    cgroup,
                     path: printable(&node.path),
                     directory: directory(&self.root, &node.path),
                     pid: seen.container.as_ref().and_then(|container| container.pid),
@@ -380,7 +383,19 @@ impl Custom {
 
 /// The container that a cgroup is.
 fn container_of(node: &Node) -> Option<&Arc<Container>> {
-    let _ = node;
+    node.container.as_ref()
+}
+
+/// The cgroup of the pod that a cgroup is in: node and id.
+fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
+    let mut at = tree.node(number)?.parent;
+    while let Some(number) = at {
+        let node = tree.node(number)?;
+        if node.place.kind == PlaceKind::Pod && node.exported {
+            return Some((number, node.id));
+        }
+        at = node.parent;
+    }
     None
 }
 
@@ -399,14 +414,15 @@ fn look(options: &Options, node: &Node, container: Option<&Arc<Container>>) -> S
     if !options.rules.is_empty() {
         let path = printable(&node.path);
         let container = container.map(|container| &**container);
+        let names = Names::of(&node.place, container, node.pod.as_deref());
         for rule in &options.rules {
             let endpoint = &rule.endpoint;
             let known = seen
                 .endpoints
                 .iter()
-                .any(|known| known.port == endpoint.port && known.path == endpoint.path);
-            if !known && rule.fits(&path, container) {
-                seen.endpoints.push(endpoint.clone());
+                .any(|(known, _)| known.port == endpoint.port && known.path == endpoint.path);
+            if !known && rule.fits(&path, &names) {
+                seen.endpoints.push((endpoint.clone(), false));
             }
         }
     }
