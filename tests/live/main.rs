@@ -15,6 +15,7 @@ mod agent;
 mod block;
 mod cgroup;
 mod cpu;
+mod custom;
 mod disk;
 mod disk_stats;
 mod drops;
@@ -76,6 +77,7 @@ fn main() -> std::process::ExitCode {
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,
+        custom::TESTS,
         block::TESTS,
         disk_stats::TESTS,
         net::TESTS,

@@ -10,6 +10,7 @@ use std::{
     net::TcpStream,
     os::unix::fs::MetadataExt,
     path::Path,
+    sync::Once,
     time::Duration,
 };
 
@@ -79,21 +80,36 @@ fn namespace(directory: &Path, preferred: Option<u32>, host: bool) -> Result<Fil
     if process(directory, Some(pid)).map_err(failed)? != Some(pid) {
         return Err(none());
     }
-    let found = namespace.metadata().map_err(failed)?;
-    // pid 1 is the host's where the agent can see the host's processes at all.
-    let hosts = ["/proc/1/ns/net", "/proc/thread-self/ns/net"];
-    if !host {
-        for other in hosts {
-            if same(&fs::metadata(other).map_err(failed)?, &found) {
-                return Err(Failure::new(
-                    Reason::HostNetwork,
-                    "it shares the host's network namespace, where any port could be meant; \
-                     --custom.host-network allows that",
-                ));
-            }
-        }
+    if !host && is_host(&namespace.metadata().map_err(failed)?).map_err(failed)? {
+        return Err(Failure::new(
+            Reason::HostNetwork,
+            "it shares the host's network namespace, where any port could be meant; \
+             --custom.host-network allows that",
+        ));
     }
     Ok(namespace)
+}
+
+/// Whether a namespace is the host's or the agent's own.
+fn is_host(found: &fs::Metadata) -> io::Result<bool> {
+    if same(&fs::metadata("/proc/thread-self/ns/net")?, found) {
+        return Ok(true);
+    }
+    // pid 1 is the host's where the agent can see the host's processes at all.
+    match fs::metadata("/proc/1/ns/net") {
+        Ok(first) => Ok(same(&first, found)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                tracing::warn!(
+                    "custom metrics: the network namespace of process 1 can't be read, which takes \
+                     CAP_SYS_PTRACE; the agent's own is taken for the host's"
+                );
+            });
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Connects to a port of the loopback address, inside the network namespace of a cgroup.
