@@ -716,7 +716,7 @@ mod tests {
     fn endpoints_of_custom_metrics() {
         let rules = |text: &str| {
             let file = parse(text).unwrap();
-            super::custom(&cli("cgmeter"), file.custom).map(|custom| custom.rules)
+            custom(&cli("cgmeter"), file.custom).map(|custom| custom.rules)
         };
         let text = "[custom]\ninterval = \"7s\"\n[[custom.endpoint]]\nid = \"^/a$\"\nport = 1\n\
                     [[custom.endpoint]]\nname = \"b\"\nport = 2\npath = \"x\"\ninterval = \"1m\"\n";

@@ -169,7 +169,10 @@ fn config(folder: &Folder, rules: &[(&Cgroup, u16, &[&str])]) -> Result<PathBuf>
 /// An agent that asks often.
 fn agent(config: &Path, more: &[&str]) -> Result<Agent> {
     let config = config.display().to_string();
-    let mut arguments = vec!["--config.file", &config, "--custom.interval", "200ms"];
+    let mut arguments = vec!["--config.file", &config];
+    if !more.contains(&"--custom.interval") {
+        arguments.extend(["--custom.interval", "200ms"]);
+    }
     arguments.extend(more);
     Agent::start(&arguments)
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::series::{Draft, Family, owner_of};
+use super::series::{Draft, Family, Labels, owner_of};
 use crate::exposition::Type;
 
 /// Longest line that is read.
@@ -61,7 +61,7 @@ pub struct Parsed {
 #[derive(Debug, PartialEq)]
 struct Sample<'a> {
     name: &'a str,
-    labels: Vec<(String, String)>,
+    labels: Labels,
     value: f64,
     timestamp: bool,
 }
@@ -100,8 +100,8 @@ fn unescaped(text: &str, quoted: bool) -> Result<(String, &str), &'static str> {
 }
 
 /// Labels and what follows their closing brace.
-fn labels(mut rest: &str) -> Result<(Vec<(String, String)>, &str), &'static str> {
-    let mut labels: Vec<(String, String)> = Vec::new();
+fn labels(mut rest: &str) -> Result<(Labels, &str), &'static str> {
+    let mut labels = Labels::new();
     loop {
         rest = rest.trim_start_matches([' ', '\t']);
         if let Some(rest) = rest.strip_prefix('}') {

@@ -30,8 +30,10 @@ pub enum Owner {
     Container(String),
 }
 
+type Make = fn(String) -> Owner;
+
 /// Labels by which a text file says whose a sample is, in the order in which they count.
-const OWNERS: [(&str, fn(String) -> Owner); 3] = [
+const OWNERS: [(&str, Make); 3] = [
     ("id", Owner::Path),
     ("container_id", Owner::ContainerId),
     ("container", Owner::Container),
@@ -81,7 +83,8 @@ pub struct Series {
     pub points: Points,
 }
 
-type Labels = Vec<(String, String)>;
+/// Names and values.
+pub type Labels = Vec<(String, String)>;
 
 /// A series under construction.
 #[derive(Debug)]
@@ -111,7 +114,8 @@ fn settle(labels: Labels, owned: bool) -> Labels {
     let mut kept: Labels = labels
         .into_iter()
         .filter(|(name, value)| {
-            !value.is_empty() && !(owned && OWNERS.iter().any(|(owner, _)| owner == name))
+            let owner = owned && OWNERS.iter().any(|(owner, _)| owner == name);
+            !value.is_empty() && !owner
         })
         .collect();
     for at in 0..kept.len() {

@@ -8,8 +8,11 @@
 //! reads what was last learnt; it waits for nobody. What a cgroup's application said ends with the
 //! cgroup.
 
+mod owners;
+mod targets;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -19,14 +22,13 @@ use anyhow::{Context, Result};
 
 use super::{FAMILIES as OWN, Lifecycle, Registration, SOURCES, Snapshot, Source};
 use crate::{
-    cgroup::{Container, Kind as PlaceKind, Names, Node, NodeId, ROOT, Tree, printable},
-    custom::{
-        Counters, Endpoint, Index, Input, Key, Options, Outcome, Owner, Reader, Reason, Store,
-        Target, Worker, by_labels,
-    },
+    cgroup::{Node, NodeId, ROOT, Tree, printable},
+    custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
     exposition::{Family, Kind, LabelSet, Points, Unit, Value, Writer},
     kernel::programs::Requirement,
 };
+use owners::Owners;
+use targets::Targets;
 
 const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
     Family {
@@ -114,27 +116,14 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// What was found of a node, and from what.
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    cgroup: u64,
-    container: Option<Arc<Container>>,
-    /// Endpoints, and whether they are the pod's.
-    endpoints: Vec<(Endpoint, bool)>,
-    error: Option<String>,
-}
+/// How a family is read from what came of asking an endpoint.
+type Read = fn(&Outcome) -> Value;
 
 struct Custom {
     options: Options,
-    root: PathBuf,
     store: Store,
-    worker: Worker,
+    targets: Targets,
     _reader: Option<Reader>,
-    /// By node.
-    seen: Vec<Option<Seen>>,
-    targets: Vec<Target>,
-    /// Nodes of targets' cgroups.
-    nodes: HashMap<u64, NodeId>,
     /// The store's changes that the index has.
     changes: Option<u64>,
     index: Index,
@@ -184,14 +173,10 @@ impl Custom {
             .transpose()
             .context("starting the thread that reads text files")?;
         Ok(Self {
-            worker: Worker::new(options.clone(), store.clone()),
+            targets: Targets::new(options.clone(), root, store.clone()),
             options,
-            root,
             store,
             _reader: reader,
-            seen: Vec::new(),
-            targets: Vec::new(),
-            nodes: HashMap::new(),
             changes: None,
             index: Index::default(),
             lost: BTreeSet::new(),
@@ -201,91 +186,6 @@ impl Custom {
             counters: Counters::default(),
             expiry: None,
         })
-    }
-
-    /// Brings targets in line with the tree. Whether any changed.
-    fn discover(&mut self, tree: &Tree) -> bool {
-        let mut changed = false;
-        for (number, node) in tree.iter() {
-            let alive = node.died.is_none() && node.exported;
-            let seen = super::at(&mut self.seen, number);
-            let container = container_of(node);
-            let same = match (&seen, alive) {
-                (None, false) => true,
-                (Some(seen), true) => {
-                    seen.cgroup == node.id
-                        && match (&seen.container, container) {
-                            (None, None) => true,
-                            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-                            _ => false,
-                        }
-                }
-                _ => false,
-            };
-            if same {
-                continue;
-            }
-            let found = alive.then(|| look(&self.options, node, container));
-            if let Some(error) = found.as_ref().and_then(|found| found.error.as_ref())
-                && seen.as_ref().and_then(|seen| seen.error.as_ref()) != Some(error)
-            {
-                self.store.lock().counters.add(Reason::Discovery, 1);
-                tracing::warn!(
-                    cgroup = printable(&node.path),
-                    error,
-                    "custom metrics: this container's labels can't be followed"
-                );
-            }
-            let endpoints =
-                |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| !seen.endpoints.is_empty());
-            changed |= endpoints(seen) || endpoints(&found);
-            *seen = found;
-        }
-        // Nodes that have been reaped.
-        for (number, seen) in self.seen.iter_mut().enumerate() {
-            if seen.is_some() && tree.node(number).is_none() {
-                changed |= seen.take().is_some_and(|seen| !seen.endpoints.is_empty());
-            }
-        }
-        changed
-    }
-
-    fn set_targets(&mut self, tree: &Tree) -> Result<()> {
-        self.nodes.clear();
-        let mut targets = Vec::new();
-        let mut pods = BTreeSet::new();
-        for (number, seen) in self.seen.iter().enumerate() {
-            let (Some(seen), Some(node)) = (seen, tree.node(number)) else {
-                continue;
-            };
-            for (endpoint, whole) in &seen.endpoints {
-                // A pod's containers share a network namespace, and annotations: what can be reached
-                // there is told once, and by the pod's own cgroup if it is the pod that tells.
-                let owner = if *whole { pod_of(tree, number) } else { None };
-                let (owner, cgroup) = owner.unwrap_or((number, node.id));
-                let pod = seen.container.as_ref().and_then(|of| of.pod.as_ref());
-                if let Some(pod) = pod
-                    && !pods.insert((&pod.uid, endpoint.port, &endpoint.path))
-                {
-                    continue;
-                }
-                self.nodes.insert(cgroup, owner);
-                targets.push(Target {
-                    cgroup,
-                    path: printable(&node.path),
-                    directory: directory(&self.root, &node.path),
-                    pid: seen.container.as_ref().and_then(|container| container.pid),
-                    endpoint: endpoint.clone(),
-                });
-            }
-        }
-        if targets != self.targets {
-            self.worker
-                .set_targets(targets.clone())
-                .context("starting the thread that asks endpoints")?;
-            self.targets = targets;
-        }
-        Ok(())
     }
 
     /// Reads the store, and puts the families together anew if need be.
@@ -308,7 +208,7 @@ impl Custom {
         let mut inputs = Vec::new();
         let mut ends = Vec::new();
         for (key, outcome) in &contents.outcomes {
-            let node = self.nodes.get(&key.cgroup).copied();
+            let node = self.targets.node(key.cgroup);
             let Some((number, node)) = node.and_then(|number| Some((number, tree.node(number)?)))
             else {
                 continue;
@@ -381,109 +281,12 @@ impl Custom {
     }
 }
 
-/// The container that a cgroup is.
-fn container_of(node: &Node) -> Option<&Arc<Container>> {
-    node.container.as_ref()
-}
-
-/// The cgroup of the pod that a cgroup is in: node and id.
-fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
-    let mut at = tree.node(number)?.parent;
-    while let Some(number) = at {
-        let node = tree.node(number)?;
-        if node.place.kind == PlaceKind::Pod && node.exported {
-            return Some((number, node.id));
-        }
-        at = node.parent;
-    }
-    None
-}
-
-/// Which endpoints a cgroup has.
-fn look(options: &Options, node: &Node, container: Option<&Arc<Container>>) -> Seen {
-    let mut seen = Seen {
-        cgroup: node.id,
-        container: container.cloned(),
-        ..Seen::default()
-    };
-    match container.map(|container| by_labels(container, options.interval)) {
-        None | Some(Ok(None)) => {}
-        Some(Ok(Some(endpoint))) => seen.endpoints.push(endpoint),
-        Some(Err(error)) => seen.error = Some(error),
-    }
-    if !options.rules.is_empty() {
-        let path = printable(&node.path);
-        let container = container.map(|container| &**container);
-        let names = Names::of(&node.place, container, node.pod.as_deref());
-        for rule in &options.rules {
-            let endpoint = &rule.endpoint;
-            let known = seen
-                .endpoints
-                .iter()
-                .any(|(known, _)| known.port == endpoint.port && known.path == endpoint.path);
-            if !known && rule.fits(&path, &names) {
-                seen.endpoints.push((endpoint.clone(), false));
-            }
-        }
-    }
-    seen
-}
-
-fn directory(root: &std::path::Path, path: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    let below = path.strip_prefix(b"/").unwrap_or(path);
-    root.join(std::ffi::OsStr::from_bytes(below))
-}
-
-fn input(number: NodeId, node: &Node, families: &Arc<Vec<crate::custom::Family>>) -> Input {
+fn input(number: NodeId, node: &Node, families: &Arc<Vec<custom::Family>>) -> Input {
     Input {
         node: number,
         cgroup: node.id,
         path: printable(&node.path),
         families: Arc::clone(families),
-    }
-}
-
-/// Where text files' owners are found.
-struct Owners {
-    paths: HashMap<String, NodeId>,
-    /// In the order of their ids.
-    ids: BTreeMap<String, NodeId>,
-    names: HashMap<String, NodeId>,
-}
-
-impl Owners {
-    fn new(tree: &Tree) -> Self {
-        let mut owners = Self {
-            paths: HashMap::new(),
-            ids: BTreeMap::new(),
-            names: HashMap::new(),
-        };
-        let alive = |node: &&Node| node.exported && node.died.is_none();
-        for (number, node) in tree.iter() {
-            let Some(node) = Some(node).filter(alive) else {
-                continue;
-            };
-            owners.paths.insert(printable(&node.path), number);
-            if let Some(container) = container_of(node) {
-                owners.ids.insert(container.id.clone(), number);
-                owners.names.insert(container.name.clone(), number);
-            }
-        }
-        owners
-    }
-
-    fn find(&self, owner: &Owner) -> Option<NodeId> {
-        match owner {
-            Owner::Path(path) => self.paths.get(path).copied(),
-            Owner::Container(name) => self.names.get(name).copied(),
-            Owner::ContainerId(id) => {
-                // The short form has 12 digits; less may well be of several.
-                let mut found = self.ids.range(id.clone()..);
-                let (first, node) = found.next().filter(|(found, _)| found.starts_with(id))?;
-                (first == id || id.len() >= 12).then_some(*node)
-            }
-        }
     }
 }
 
@@ -497,10 +300,7 @@ impl Source for Custom {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let changed = self.discover(snapshot.tree);
-        if changed {
-            self.set_targets(snapshot.tree)?;
-        }
+        let changed = self.targets.follow(snapshot.tree)?;
         self.refresh(snapshot.tree, changed);
         Ok(())
     }
@@ -565,7 +365,7 @@ impl Custom {
         labels: &dyn Fn(NodeId, u64) -> Option<&'a LabelSet>,
         writer: &mut Writer,
     ) {
-        let families: [(&Family, fn(&Outcome) -> Value); 3] = [
+        let families: [(&Family, Read); 3] = [
             (&UP, |outcome| Value::Count(u64::from(outcome.up))),
             (&SAMPLES, |outcome| Value::Count(outcome.samples as u64)),
             (&DURATION, |outcome| nanos(outcome.took)),
@@ -573,8 +373,8 @@ impl Custom {
         for (family, read) in families {
             writer.family(family);
             for (key, outcome) in &self.outcomes {
-                let number = self.nodes.get(&key.cgroup);
-                if let Some(of) = number.and_then(|&number| labels(number, key.cgroup)) {
+                let number = self.targets.node(key.cgroup);
+                if let Some(of) = number.and_then(|number| labels(number, key.cgroup)) {
                     let port = key.port.to_string();
                     writer.sample(of, &[("port", &port), ("path", &key.path)], read(outcome));
                 }
