@@ -525,8 +525,8 @@ fn bad() -> Result<()> {
     )?;
     let log = agent.log();
     for told in [
-        "the first is line 2: a label's value is not quoted",
-        "the answer's status is 404",
+        "bad lines: 3; line 2: ",
+        "status is 404",
         "10 samples more than the 20 of --custom.max-samples",
         "connecting to port 9101",
     ] {

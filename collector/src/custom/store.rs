@@ -1,7 +1,7 @@
 //! What was last learnt, and what went wrong.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -142,7 +142,7 @@ impl Counters {
 #[derive(Debug, Default)]
 pub struct Contents {
     /// Endpoints that have been asked.
-    pub outcomes: HashMap<Key, Outcome>,
+    pub outcomes: BTreeMap<Key, Outcome>,
     /// Text files, by name.
     pub files: BTreeMap<String, File>,
     /// Counters.

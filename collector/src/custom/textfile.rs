@@ -173,7 +173,7 @@ impl Folder {
                 .iter()
                 .map(|(line, what)| format!(":{line}: {what}"))
                 .collect();
-            let told = format!("{} ({} bad lines)", lines.join(", "), parsed.bad.count);
+            let told = format!("{} (bad lines: {})", lines.join(", "), parsed.bad.count);
             return Err((Reason::Parse, parsed.bad.count, told));
         }
         Ok(())

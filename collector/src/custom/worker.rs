@@ -242,7 +242,7 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
             } else {
                 parsed.bad.first.first().map(|(line, what)| {
                     let count = parsed.bad.count;
-                    let told = format!("{count} bad lines, the first is line {line}: {what}");
+                    let told = format!("bad lines: {count}; line {line}: {what}");
                     Failure::new(Reason::Parse, told)
                 })
             }
