@@ -14,6 +14,7 @@ pub mod config;
 pub mod custom;
 pub mod dump;
 pub mod exposition;
+pub mod healthcheck;
 pub mod kernel;
 pub mod log;
 pub mod reference;

@@ -12,31 +12,39 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
+mod api;
 mod block;
 mod cgroup;
 mod cpu;
 mod custom;
+mod demo;
 mod disk;
 mod disk_stats;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod image;
 mod io;
 mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
 mod names;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod sched;
 mod slots;
@@ -76,6 +84,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         custom::TESTS,
         block::TESTS,
@@ -85,6 +94,10 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
+        panels::TESTS,
+        image::TESTS,
+        demo::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

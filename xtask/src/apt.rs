@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use crate::shell::{has, is_root, run};
 
 /// Services that packages used here bring along.
-const SERVICES: &[&str] = &["prometheus"];
+const SERVICES: &[&str] = &["prometheus", "prometheus-alertmanager"];
 
 /// Whether packages can be installed; if not, why not.
 pub fn usable() -> Result<(), &'static str> {

@@ -27,10 +27,14 @@ fn go_float(value: f64, format: Format) -> String {
     text
 }
 
-impl Writer {
+impl Writer<'_> {
     /// Begins a family of applications. `name` is that of its samples; `alone` says that no other
     /// family is called as a counter is without its `_total`.
     pub fn carried(&mut self, name: &str, help: &str, kind: Type, alone: bool) {
+        if let Some(sink) = &mut self.sink {
+            self.taken = sink.family(name);
+            return;
+        }
         let (name, kind) = match (self.format, kind) {
             (Format::OpenMetrics, Type::Untyped) => (name, "unknown"),
             (Format::OpenMetrics, Type::Counter) => match name.strip_suffix("_total") {
