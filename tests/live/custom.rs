@@ -12,11 +12,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     Test,
     agent::Agent,
+    api::json,
     cgroup::Cgroup,
     formats::fed,
     metrics::{Metrics, same},
@@ -300,6 +301,15 @@ fn endpoint() -> Result<()> {
         metrics.sum("cgmeter_custom_scrapes_total", &[("result", "failed")]),
         0.0,
     )?;
+    // The API has plain values as well.
+    let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
+    let records = list["containers"].as_array().context("no list")?;
+    let record = records.iter().find(|record| record["cgroup"] == id);
+    let custom = &record.context("no record")?["custom_metrics"];
+    for (name, value) in [("plain", 1000.0), ("shop_orders_total{kind=\"c\"}", 7.0)] {
+        let found = custom[name].as_f64();
+        ensure!(found == Some(value), "{name} is {found:?}: {custom}");
+    }
     // What it says next is served next.
     application.says("metrics", "plain 2\n")?;
     until(&agent, "no second answer", |metrics| {

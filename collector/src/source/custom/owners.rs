@@ -52,3 +52,29 @@ impl Owners {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::custom::targets::tests::{ID, container, tree};
+
+    #[test]
+    fn paths_ids_and_names() {
+        let mut tree = tree(&[&format!("/docker/{ID}")]);
+        let node = tree.by_path(format!("/docker/{ID}").as_bytes()).unwrap();
+        tree.tell(node, &container(&[], None));
+        let owners = Owners::new(&tree);
+        let id = |text: &str| owners.find(&Owner::ContainerId(text.to_owned()));
+        assert_eq!(id(ID), Some(node));
+        assert_eq!(id(&ID[..12]), Some(node));
+        assert_eq!(id(&ID[..11]), None);
+        assert_eq!(id(&ID.replace('a', "b")), None);
+        assert_eq!(
+            owners.find(&Owner::Container("shop".to_owned())),
+            Some(node)
+        );
+        assert_eq!(owners.find(&Owner::Container("sho".to_owned())), None);
+        assert!(owners.find(&Owner::Path("/docker".to_owned())).is_some());
+        assert_eq!(owners.find(&Owner::Path("/podman".to_owned())), None);
+    }
+}

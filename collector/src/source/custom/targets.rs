@@ -3,6 +3,9 @@
 //! Invariant: a cgroup is looked at when it comes, or when something new is known of it; a scrape
 //! compares numbers and pointers otherwise.
 
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::OsStr,
@@ -66,11 +69,17 @@ impl Targets {
     ///
     /// When there can't be the thread that asks.
     pub fn follow(&mut self, tree: &Tree) -> Result<bool> {
-        let changed = self.discover(tree);
-        if changed {
-            self.set_targets(tree)?;
+        if !self.discover(tree) {
+            return Ok(false);
         }
-        Ok(changed)
+        let targets = self.list(tree);
+        if targets != self.targets {
+            self.worker
+                .set_targets(targets.clone())
+                .context("starting the thread that asks endpoints")?;
+            self.targets = targets;
+        }
+        Ok(true)
     }
 
     /// Brings targets in line with the tree. Whether any changed.
@@ -120,7 +129,8 @@ impl Targets {
         changed
     }
 
-    fn set_targets(&mut self, tree: &Tree) -> Result<()> {
+    /// Every endpoint of the cgroups that there are.
+    fn list(&mut self, tree: &Tree) -> Vec<Target> {
         self.nodes.clear();
         let mut targets = Vec::new();
         let mut pods = BTreeSet::new();
@@ -149,13 +159,7 @@ impl Targets {
                 });
             }
         }
-        if targets != self.targets {
-            self.worker
-                .set_targets(targets.clone())
-                .context("starting the thread that asks endpoints")?;
-            self.targets = targets;
-        }
-        Ok(())
+        targets
     }
 }
 
