@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Runs a program with a text as its input.
-fn fed(command: &mut Command, text: &str) -> Result<String> {
+pub fn fed(command: &mut Command, text: &str) -> Result<String> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

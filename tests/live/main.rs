@@ -18,6 +18,7 @@ mod block;
 mod cgroup;
 mod compose;
 mod cpu;
+mod custom;
 mod demo;
 mod disk;
 mod disk_stats;
@@ -86,6 +87,7 @@ fn main() -> std::process::ExitCode {
         formats::TESTS,
         api::TESTS,
         errors::TESTS,
+        custom::TESTS,
         block::TESTS,
         disk_stats::TESTS,
         net::TESTS,
