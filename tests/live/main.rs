@@ -15,13 +15,17 @@ mod agent;
 mod block;
 mod cgroup;
 mod cpu;
+mod cri;
 mod disk;
 mod disk_stats;
+mod docker;
+mod docker_ills;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod grpc;
 mod io;
 mod limits;
 mod machine;
@@ -32,10 +36,12 @@ mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod podman;
 mod pressure;
 mod process;
 mod programs;
 mod resident;
+mod runtimes;
 mod sched;
 mod slots;
 mod sockets;
@@ -81,6 +87,10 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        docker::TESTS,
+        docker_ills::TESTS,
+        podman::TESTS,
+        cri::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

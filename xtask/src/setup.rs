@@ -57,6 +57,37 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "iproute2",
         "those in network namespaces",
     ),
+    (
+        Tool::Program("dockerd"),
+        "docker.io",
+        "those of Docker's containers",
+    ),
+    (
+        Tool::Program("docker"),
+        "docker.io",
+        "those of Docker's containers",
+    ),
+    (
+        Tool::Program("podman"),
+        "podman",
+        "those of Podman's containers",
+    ),
+    (
+        Tool::Program("containerd"),
+        "containerd",
+        "those of Kubernetes' pods",
+    ),
+    (Tool::Program("runc"), "runc", "those of containers"),
+    (
+        Tool::Program("busybox"),
+        "busybox-static",
+        "those of containers",
+    ),
+    (
+        Tool::Program("curl"),
+        "curl",
+        "those of Podman's containers and Kubernetes' pods",
+    ),
 ];
 
 /// What makes virtual machines, in the same way.
