@@ -4,6 +4,7 @@
 //! sleeps until one comes, or until a dead cgroup's time is over.
 
 mod housekeeping;
+mod identity;
 mod start;
 
 use std::{
@@ -42,6 +43,7 @@ struct Core {
     events: RingBuf<MapData>,
     kernel_log: Option<aya_log::EbpfLogger<&'static dyn ::log::Log>>,
     tree: Tree,
+    identities: identity::Identities,
     slots: SlotPool,
     /// Slots to keep free beyond one for each live cgroup.
     reserve: usize,
@@ -107,6 +109,7 @@ impl Core {
             clock = now;
         };
         self.housekeeping();
+        self.settle();
         lap(&mut stages, "lifecycle");
         self.kernel.take_in_flight()?;
         lap(&mut stages, "in_flight");
@@ -191,6 +194,7 @@ impl Core {
                 .collect(),
             program_runs: self.kernel.runs(),
             cgroups: self.tree.counts(),
+            folded: self.tree.folded(),
             slots: self.slots.states(),
             kernel_memory,
             stages: &self.stages,

@@ -12,6 +12,7 @@ use crate::{
     cgroup::Hierarchies,
     config::Settings,
     kernel::{self, load::BTF_PATH},
+    runtime::Directory,
 };
 
 /// Prints the findings; `Ok(true)` if everything that is switched on can run.
@@ -50,7 +51,7 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "cgroup2    FAILED: {error}")?;
         }
     }
-    match Agent::start(Options::new(settings, Registry::new())) {
+    match Agent::start(Options::new(settings, Registry::new(), Directory::new().0)) {
         Ok(agent) => {
             for state in agent.availability() {
                 let switched_on =

@@ -98,6 +98,41 @@ pub struct Cli {
         env = "CGMETER_CGROUP_LINGER"
     )]
     pub linger: Option<String>,
+    /// Most cgroups that have series of their own; the excess counts in its parents [default: 10000]
+    #[arg(
+        long = "cgroup.export-max",
+        global = true,
+        value_name = "N",
+        env = "CGMETER_CGROUP_EXPORT_MAX"
+    )]
+    pub export_max: Option<usize>,
+    /// Export only containers, pods and units called so: name=REGEX, image=REGEX or namespace=REGEX;
+    /// may be given several times: one of each field must match
+    #[arg(
+        long = "container.include",
+        global = true,
+        value_name = "FIELD=REGEX",
+        env = "CGMETER_CONTAINER_INCLUDE"
+    )]
+    pub container_include: Option<Vec<String>>,
+    /// Don't export containers, pods and units called so; may be given several times
+    #[arg(
+        long = "container.exclude",
+        global = true,
+        value_name = "FIELD=REGEX",
+        env = "CGMETER_CONTAINER_EXCLUDE"
+    )]
+    pub container_exclude: Option<Vec<String>>,
+    /// Labels of containers that their series get as container_label_NAME, `PREFIX*` and `*` included;
+    /// may be given several times [default: docker-compose's project, service and working directory]
+    #[arg(
+        long = "container.label",
+        global = true,
+        value_name = "NAME",
+        env = "CGMETER_CONTAINER_LABEL",
+        value_delimiter = ','
+    )]
+    pub container_label: Option<Vec<String>>,
     /// Run only the sources that are switched on by --collector.NAME
     #[arg(
         long = "collector.disable-defaults",

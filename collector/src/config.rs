@@ -14,7 +14,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use crate::{
-    cgroup::Filter,
+    cgroup::{AllowList, Export, Filter, Rule, RuleError, Rules},
     cli::Cli,
     log::{LogFormat, LogLevel},
     source::SOURCES,
@@ -40,8 +40,9 @@ pub struct Settings {
     pub sources: Vec<&'static str>,
     /// `--cgroup.root`
     pub cgroup_root: Option<PathBuf>,
-    /// `--cgroup.include`, `--cgroup.exclude`
-    pub filter: Filter,
+    /// `--cgroup.include`, `--cgroup.exclude`, `--cgroup.export-max`, `--container.include`,
+    /// `--container.exclude`, `--container.label`
+    pub export: Export,
     /// `--cgroup.max`
     pub cgroup_max: u32,
     /// `--cgroup.linger`
@@ -58,6 +59,7 @@ struct File {
     web: WebTable,
     collector: BTreeMap<String, bool>,
     cgroup: CgroupTable,
+    container: ContainerTable,
     log: LogTable,
 }
 
@@ -77,7 +79,16 @@ struct CgroupTable {
     include: Option<String>,
     exclude: Option<String>,
     max: Option<u32>,
+    export_max: Option<usize>,
     linger: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct ContainerTable {
+    include: Option<Vec<String>>,
+    exclude: Option<Vec<String>>,
+    label: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -140,6 +151,7 @@ impl Settings {
         if max_requests == 0 {
             return Err(invalid("web.max-requests", "0", "a number from 1 on"));
         }
+        let export = export(cli, &file.cgroup, &file.container)?;
         Ok(Self {
             listen: listen.into_iter().flatten().collect(),
             telemetry_path,
@@ -153,16 +165,7 @@ impl Settings {
             max_requests,
             sources: sources(cli, &file.collector, environment)?,
             cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
-            filter: Filter {
-                include: regex(
-                    "cgroup.include",
-                    cli.include.clone().or(file.cgroup.include),
-                )?,
-                exclude: regex(
-                    "cgroup.exclude",
-                    cli.exclude.clone().or(file.cgroup.exclude),
-                )?,
-            },
+            export,
             cgroup_max,
             linger: duration(
                 "cgroup.linger",
@@ -232,6 +235,61 @@ fn sources(
     Ok(on)
 }
 
+/// Labels that are exported if nothing is said: what dashboards of docker-compose ask for.
+const COMPOSE_LABELS: [&str; 3] = [
+    "com.docker.compose.project",
+    "com.docker.compose.service",
+    "com.docker.compose.project.working_dir",
+];
+
+fn export(
+    cli: &Cli,
+    cgroup: &CgroupTable,
+    container: &ContainerTable,
+) -> Result<Export, ConfigError> {
+    let max = cli.export_max.or(cgroup.export_max).unwrap_or(10_000);
+    if max == 0 {
+        return Err(invalid("cgroup.export-max", "0", "a number from 1 on"));
+    }
+    let text = |flag: &Option<String>, file: &Option<String>| flag.clone().or(file.clone());
+    let include = text(&cli.include, &cgroup.include);
+    let exclude = text(&cli.exclude, &cgroup.exclude);
+    let list =
+        |flag: &Option<Vec<String>>, file: &Option<Vec<String>>| flag.clone().or(file.clone());
+    let included = list(&cli.container_include, &container.include);
+    let excluded = list(&cli.container_exclude, &container.exclude);
+    let labels = list(&cli.container_label, &container.label)
+        .unwrap_or_else(|| COMPOSE_LABELS.map(str::to_owned).to_vec());
+    Ok(Export {
+        filter: Filter {
+            include: regex("cgroup.include", include)?,
+            exclude: regex("cgroup.exclude", exclude)?,
+            containers: Rules {
+                include: rules("container.include", &included.unwrap_or_default())?,
+                exclude: rules("container.exclude", &excluded.unwrap_or_default())?,
+            },
+        },
+        labels: AllowList::new(labels.iter().map(String::as_str)).map_err(|error| {
+            let expected = format!("a list of labels such as app,com.example.* ({error})");
+            invalid("container.label", &labels.join(","), &expected)
+        })?,
+        max,
+    })
+}
+
+fn rules(key: &str, texts: &[String]) -> Result<Vec<Rule>, ConfigError> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error| {
+            let expected = match error {
+                RuleError::Field => error.to_string(),
+                RuleError::Regex(error) => format!("a regular expression ({})", why(&error)),
+            };
+            invalid(key, text, &expected)
+        })
+    };
+    texts.iter().map(parse).collect()
+}
+
 fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
     ConfigError(format!("--{key}: {value:?} is not {expected}"))
 }
@@ -266,16 +324,21 @@ fn duration(key: &str, text: &str) -> Result<Duration, ConfigError> {
 fn regex(key: &str, text: Option<String>) -> Result<Option<Regex>, ConfigError> {
     text.map(|text| {
         Regex::new(&text).map_err(|error| {
-            let why = error.to_string();
-            let why = why
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .trim_start_matches("error: ");
-            invalid(key, &text, &format!("a regular expression ({why})"))
+            invalid(
+                key,
+                &text,
+                &format!("a regular expression ({})", why(&error)),
+            )
         })
     })
     .transpose()
+}
+
+/// The last line of what the parser of expressions says.
+fn why(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().last().unwrap_or_default();
+    line.trim_start_matches("error: ").to_owned()
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -424,6 +487,40 @@ mod tests {
         assert!(error("cgmeter --web.telemetry-path metrics").contains("such as /metrics"));
         assert!(error("cgmeter --cgroup.include (").contains("regular expression"));
         assert!(error("cgmeter --config.file /nonexistent").contains("/nonexistent"));
+        assert!(error("cgmeter --cgroup.export-max 0").contains("--cgroup.export-max: \"0\""));
+        let rule = error("cgmeter --container.include web");
+        assert!(
+            rule.contains("--container.include: \"web\" is not name=REGEX, image=REGEX"),
+            "{rule}"
+        );
+        let rule = error("cgmeter --container.exclude image=(");
+        assert!(
+            rule.contains("--container.exclude: \"image=(\" is not a regular expression (unclosed"),
+            "{rule}"
+        );
+        let label = error("cgmeter --container.label a,*b");
+        assert!(label.contains("--container.label: \"a,*b\""), "{label}");
+    }
+
+    #[test]
+    fn labels_and_rules_for_containers() {
+        let export = |line| Settings::resolve(&cli(line)).unwrap().export;
+        let labels = export("cgmeter").labels;
+        assert!(labels.allows("com.docker.compose.service") && !labels.allows("team"));
+        let labels = export("cgmeter --container.label team --container.label a.*,b").labels;
+        assert!(labels.allows("team") && labels.allows("a.b") && labels.allows("b"));
+        assert!(!labels.allows("com.docker.compose.service"));
+        assert!(!export("cgmeter --container.label=").labels.allows("a"));
+        let line = "cgmeter --container.include name=a,b --container.include image=c";
+        let rules = export(line).filter.containers;
+        assert_eq!((rules.include.len(), rules.exclude.len()), (2, 0));
+        assert_eq!(export("cgmeter").max, 10_000);
+        let text =
+            "[container]\nlabel = [\"x\"]\nexclude = [\"name=y\"]\n[cgroup]\nexport-max = 5\n";
+        let file = parse(text).unwrap();
+        let export = super::export(&cli("cgmeter"), &file.cgroup, &file.container).unwrap();
+        assert!(export.labels.allows("x") && export.max == 5);
+        assert_eq!(export.filter.containers.exclude.len(), 1);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     config::{self, Settings},
-    dump, log, reference, web,
+    dump, log, reference,
+    runtime::Directory,
+    web,
 };
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -83,7 +85,9 @@ fn run(settings: &Settings) -> Result<()> {
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
-    let agent = Agent::start(Options::new(settings, registry))?;
+    // Nobody follows a runtime yet.
+    let (directory, _) = Directory::new();
+    let agent = Agent::start(Options::new(settings, registry, directory))?;
     agent
         .follow()
         .context("cannot start the thread that follows cgroups")?;
@@ -120,7 +124,9 @@ fn run(settings: &Settings) -> Result<()> {
 }
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
-    let agent = Agent::start(Options::new(settings, Registry::new()))?;
+    // Nobody follows a runtime yet.
+    let (directory, _) = Directory::new();
+    let agent = Agent::start(Options::new(settings, Registry::new(), directory))?;
     let text = agent.scrape(format.exposition())?;
     match format {
         DumpFormat::Json => print(dump::json(&text)?.as_bytes()),

@@ -56,7 +56,7 @@ fn the_page_is_complete_and_true() {
 
 #[test]
 fn what_its_users_query_is_served() {
-    // kubernetes-mixin's rules and the widespread dashboards, less what only a runtime knows.
+    // kubernetes-mixin's rules and the widespread dashboards.
     for family in [
         "container_cpu_usage_seconds_total",
         "container_cpu_user_seconds_total",
@@ -87,6 +87,7 @@ fn what_its_users_query_is_served() {
         "container_fs_inodes_total",
         "container_start_time_seconds",
         "container_last_seen",
+        "container_health_state",
         "container_oom_events_total",
         "container_spec_cpu_quota",
         "container_spec_cpu_period",

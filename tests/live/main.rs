@@ -32,6 +32,7 @@ mod machine;
 mod memory;
 mod metrics;
 mod mounted;
+mod names;
 mod needs;
 mod net;
 mod netdev;
@@ -77,6 +78,7 @@ fn main() -> std::process::ExitCode {
         pressure::TESTS,
         io::TESTS,
         tree::TESTS,
+        names::TESTS,
         slots::TESTS,
         formats::TESTS,
         errors::TESTS,

@@ -94,6 +94,7 @@ impl Core {
                     slot.node = Some(into);
                 }
             });
+        self.identify();
         events
     }
 
@@ -144,8 +145,9 @@ impl Core {
                     name,
                     at,
                 };
-                if let Some((node, true)) = self.tree.apply(&made) {
-                    for source in &mut self.sources {
+                if let Some((node, again)) = self.tree.apply(&made) {
+                    self.identities.ask(&self.tree, node, Instant::now());
+                    for source in self.sources.iter_mut().filter(|_| again) {
                         source.revive(node);
                     }
                 }
@@ -198,6 +200,7 @@ impl Core {
                         source.removed(id);
                     }
                 }
+                self.identities.ask_all(&self.tree, Instant::now());
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
         }

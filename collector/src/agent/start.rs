@@ -9,21 +9,22 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use prometheus::Registry;
 
-use super::{Agent, Core};
+use super::{Agent, Core, identity::Identities};
 use crate::{
-    cgroup::{Filter, Hierarchies, Tree, walk},
+    cgroup::{Export, Hierarchies, Tree, walk},
     config::Settings,
     kernel::{
         self,
         load::{self, Kernel},
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
+    runtime::Directory,
     source::{Books, Builder, Lifecycle, SOURCES, SelfMetrics, Source},
 };
 
@@ -34,8 +35,10 @@ pub struct Options {
     pub sources: Vec<&'static str>,
     /// `--cgroup.root`
     pub root: Option<PathBuf>,
-    /// Which cgroups are exported.
-    pub filter: Filter,
+    /// What is exported, and with which labels.
+    pub export: Export,
+    /// Where the runtimes' followers leave what they learn of containers.
+    pub directory: Arc<Directory>,
     /// `--cgroup.max`
     pub max_slots: u32,
     /// `--cgroup.linger`
@@ -50,11 +53,12 @@ pub struct Options {
 
 impl Options {
     /// As the settings say.
-    pub fn new(settings: &Settings, registry: Registry) -> Self {
+    pub fn new(settings: &Settings, registry: Registry, directory: Arc<Directory>) -> Self {
         Self {
             sources: settings.sources.clone(),
             root: settings.cgroup_root.clone(),
-            filter: settings.filter.clone(),
+            export: settings.export.clone(),
+            directory,
             max_slots: settings.cgroup_max,
             linger: settings.linger,
             min_interval: settings.min_interval,
@@ -172,7 +176,8 @@ impl Agent {
             slots: kernel.slots()?,
             kernel_log,
             kernel,
-            tree: Tree::new(&found, options.filter),
+            tree: Tree::new(&found, options.export),
+            identities: Identities::new(options.directory),
             reserve: reserve(lanes),
             linger: options.linger,
             lifecycle: Lifecycle::default(),
@@ -191,6 +196,7 @@ impl Agent {
             size: 1 << 16,
             hierarchies,
         };
+        core.identities.ask_all(&core.tree, Instant::now());
         core.provide_overflow()?;
         core.provide_slots();
         let names: Vec<&str> = core.sources.iter().map(|source| source.name()).collect();

@@ -1,14 +1,21 @@
 //! Which cgroups are exported. Those left out still count in their parents.
 
+use std::str::FromStr;
+
 use regex::Regex;
 
-/// `--cgroup.include` and `--cgroup.exclude`, matched anywhere in the path.
+use super::{Kind, Names};
+
+/// `--cgroup.include` and `--cgroup.exclude`, matched anywhere in the path, and the rules for
+/// containers.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Only matching paths are exported.
     pub include: Option<Regex>,
     /// Matching paths are not exported.
     pub exclude: Option<Regex>,
+    /// By what containers, pods and units are called.
+    pub containers: Rules,
 }
 
 impl Filter {
@@ -24,6 +31,108 @@ impl Filter {
     }
 }
 
+/// `--container.include` and `--container.exclude`.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Of each field that has rules here, one must match.
+    pub include: Vec<Rule>,
+    /// None of these may match.
+    pub exclude: Vec<Rule>,
+}
+
+/// What a rule looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// Name of the container, the machine or the unit.
+    Name,
+    /// Image.
+    Image,
+    /// Kubernetes' namespace.
+    Namespace,
+}
+
+/// One rule: a field, and what is looked for anywhere in it.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The field.
+    pub field: Field,
+    /// What it must match.
+    pub regex: Regex,
+}
+
+/// Why a text is no rule.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// Not `FIELD=REGEX`.
+    #[error("name=REGEX, image=REGEX or namespace=REGEX")]
+    Field,
+    /// No regular expression.
+    #[error(transparent)]
+    Regex(#[from] regex::Error),
+}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (field, regex) = text.split_once('=').ok_or(RuleError::Field)?;
+        let field = match field {
+            "name" => Field::Name,
+            "image" => Field::Image,
+            "namespace" => Field::Namespace,
+            _ => return Err(RuleError::Field),
+        };
+        let regex = Regex::new(regex)?;
+        Ok(Self { field, regex })
+    }
+}
+
+impl Field {
+    fn of<'a>(self, names: &Names<'a>) -> &'a str {
+        match self {
+            Self::Name => names.name,
+            Self::Image => names.image,
+            Self::Namespace => names.namespace,
+        }
+    }
+
+    /// Whether a cgroup of this kind could have it.
+    fn concerns(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Container => true,
+            Kind::Machine | Kind::Unit => self == Self::Name,
+            Kind::Pod => self == Self::Namespace,
+            Kind::Root | Kind::Group | Kind::Nested | Kind::Other => false,
+        }
+    }
+}
+
+impl Rules {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+
+    /// Whether a cgroup is exported that is called so. What isn't known yet is empty and matches no
+    /// rule: it is asked again when it is learnt. Slices and the like have nothing to look at.
+    pub fn admit(&self, kind: Kind, names: &Names<'_>) -> bool {
+        let matches = |rule: &Rule| {
+            let text = rule.field.of(names);
+            rule.field.concerns(kind) && !text.is_empty() && rule.regex.is_match(text)
+        };
+        let met = |field: Field| {
+            let mut rules = self
+                .include
+                .iter()
+                .filter(|rule| rule.field == field)
+                .peekable();
+            rules.peek().is_none() || !field.concerns(kind) || rules.any(matches)
+        };
+        let fields = [Field::Name, Field::Image, Field::Namespace];
+        fields.into_iter().all(met) && !self.exclude.iter().any(matches)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,10 +142,75 @@ mod tests {
         let filter = Filter {
             include: Some(Regex::new("^/docker/").unwrap()),
             exclude: Some(Regex::new("tmp$").unwrap()),
+            ..Filter::default()
         };
         assert!(filter.admits("/docker/a"));
         assert!(!filter.admits("/docker/tmp"));
         assert!(!filter.admits("/system.slice"));
         assert!(Filter::default().admits("/"));
+    }
+
+    fn rules(include: &[&str], exclude: &[&str]) -> Rules {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Rules {
+            include: parse(include),
+            exclude: parse(exclude),
+        }
+    }
+
+    const WEB: Names<'_> = Names {
+        name: "web",
+        image: "nginx:1",
+        namespace: "shop",
+        pod: "web-0",
+        container: "web",
+    };
+
+    #[test]
+    fn rules_of_one_field_are_alternatives_and_fields_must_all_match() {
+        let admit = |include: &[&str], exclude: &[&str]| {
+            rules(include, exclude).admit(Kind::Container, &WEB)
+        };
+        assert!(admit(&[], &[]));
+        assert!(admit(&["name=^db$", "name=^web$"], &[]));
+        assert!(!admit(&["name=^db$"], &[]));
+        assert!(admit(&["name=web", "image=nginx"], &[]));
+        assert!(!admit(&["name=web", "image=redis"], &[]));
+        assert!(!admit(&["name=web"], &["namespace=^shop$"]));
+        assert!(admit(&[], &["namespace=^sho$"]));
+    }
+
+    #[test]
+    fn what_is_not_known_matches_nothing() {
+        let unknown = Names::default();
+        assert!(!rules(&["name=.*"], &[]).admit(Kind::Container, &unknown));
+        assert!(rules(&[], &["name=.*"]).admit(Kind::Container, &unknown));
+    }
+
+    #[test]
+    fn a_rule_concerns_only_what_can_have_its_field() {
+        let none = Names::default();
+        let include = rules(&["name=x", "image=x", "namespace=x"], &[]);
+        for kind in [Kind::Root, Kind::Group, Kind::Other] {
+            assert!(include.admit(kind, &none), "{kind:?}");
+        }
+        for kind in [Kind::Container, Kind::Unit, Kind::Machine, Kind::Pod] {
+            assert!(!include.admit(kind, &none), "{kind:?}");
+        }
+        let image = rules(&["image=x"], &[]);
+        assert!(image.admit(Kind::Unit, &none) && image.admit(Kind::Pod, &none));
+        // A pod is its containers' namespace, and has no name.
+        assert!(rules(&["name=x", "namespace=shop"], &[]).admit(Kind::Pod, &WEB));
+    }
+
+    #[test]
+    fn a_rule_is_a_field_and_an_expression() {
+        for text in ["web", "pod=web", "=web", "Name=web"] {
+            let error = text.parse::<Rule>().unwrap_err();
+            assert!(matches!(error, RuleError::Field), "{text}");
+        }
+        let error = "name=(".parse::<Rule>().unwrap_err();
+        assert!(matches!(error, RuleError::Regex(_)));
+        assert_eq!("image=a=b".parse::<Rule>().unwrap().regex.as_str(), "a=b");
     }
 }

@@ -3,7 +3,15 @@
 //! Invariant: this module takes values and asks nobody: paths come from the tree, records from
 //! whoever follows the runtimes.
 
+mod allow;
+mod names;
+mod path;
+
 use std::{collections::BTreeMap, fmt, time::SystemTime};
+
+pub use allow::{AllowError, AllowList};
+pub use names::Names;
+pub use path::{Kind, Place, Qos};
 
 /// A container runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +116,20 @@ pub enum State {
     Exited,
     /// The runtime doesn't say.
     Unknown,
+}
+
+impl State {
+    /// As labels have it; empty where it isn't known.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+            Self::Unknown => "",
+        }
+    }
 }
 
 /// Health by the runtime's own check.

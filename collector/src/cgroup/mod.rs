@@ -4,6 +4,7 @@
 //! metrics or HTTP. A node's number stays the same from the cgroup's birth until it has been
 //! reaped, so that sources can keep their values in vectors by node.
 
+mod export;
 mod filter;
 mod identity;
 mod label;
@@ -11,8 +12,12 @@ mod mounts;
 mod tree;
 mod walk;
 
-pub use filter::Filter;
-pub use identity::{Container, Health, Limits, Pod, Runtime, State, Writable};
+pub use export::Export;
+pub use filter::{Field, Filter, Rule, RuleError, Rules};
+pub use identity::{
+    AllowError, AllowList, Container, Health, Kind, Limits, Names, Place, Pod, Qos, Runtime, State,
+    Writable,
+};
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};

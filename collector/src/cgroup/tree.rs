@@ -1,11 +1,14 @@
 //! The tree of cgroups, live and lately dead.
 
+mod names;
+
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use super::{Filter, Found, label::printable};
+use super::{Container, Export, Found, Place, Pod};
 use crate::exposition::LabelSet;
 
 /// Number of a node: an index into sources' vectors.
@@ -43,6 +46,12 @@ pub struct Node {
     pub parent: Option<NodeId>,
     /// Path below the root of the hierarchy, any bytes.
     pub path: Vec<u8>,
+    /// What the path tells.
+    pub place: Place,
+    /// What its runtime has told of the container that it is.
+    pub container: Option<Arc<Container>>,
+    /// What is known of the pod that it is.
+    pub pod: Option<Arc<Pod>>,
     /// Labels of its series.
     pub labels: LabelSet,
     /// When it was removed; `None` while it lives.
@@ -51,7 +60,14 @@ pub struct Node {
     pub created: Option<SystemTime>,
     /// Whether its series are exported.
     pub exported: bool,
-    depth: u32,
+    /// Whether its path is.
+    path_admitted: bool,
+    /// Whether the rules for containers admit it or what it is nested in.
+    by_name: bool,
+    /// Whether the filters want it exported: it is unless there are too many.
+    admitted: bool,
+    /// Place in the order of births, among those that there are.
+    birth: u64,
     children: usize,
 }
 
@@ -64,7 +80,12 @@ pub struct Tree {
     by_path: HashMap<Vec<u8>, NodeId>,
     /// Nodes, parents before children.
     order: Vec<NodeId>,
-    filter: Filter,
+    export: Export,
+    births: u64,
+    /// Whether what is exported may have to be chosen anew.
+    unsettled: bool,
+    /// Cgroups that are not exported because there are too many.
+    folded: usize,
     /// Whether the root is the hierarchy's own, so that what nobody knows belongs below it.
     whole: bool,
 }
@@ -93,7 +114,7 @@ pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 impl Tree {
     /// The tree of what a walk found; its first entry is the root.
-    pub fn new(found: &[Found], filter: Filter) -> Self {
+    pub fn new(found: &[Found], export: impl Into<Export>) -> Self {
         let mut tree = Self {
             nodes: Vec::new(),
             vacant: Vec::new(),
@@ -101,7 +122,10 @@ impl Tree {
             by_path: HashMap::new(),
             order: Vec::new(),
             whole: found.first().is_some_and(|root| root.id == ROOT_CGROUP_ID),
-            filter,
+            export: export.into(),
+            births: 0,
+            unsettled: true,
+            folded: 0,
         };
         let root = found.first().map_or(ROOT_CGROUP_ID, |root| root.id);
         tree.add(root, None, b"/".to_vec(), None);
@@ -170,6 +194,7 @@ impl Tree {
             node.id = id;
             node.died = None;
             node.created = at;
+            self.unsettled = true;
             self.by_id.insert(id, number);
             return Some((number, true));
         }
@@ -183,19 +208,23 @@ impl Tree {
         path: Vec<u8>,
         created: Option<SystemTime>,
     ) -> NodeId {
-        let text = printable(&path);
-        let depth = parent
-            .and_then(|parent| self.node(parent))
-            .map_or(0, |node| node.depth + 1);
+        let place = Place::of(&path);
+        self.births += 1;
         let node = Node {
             id,
             parent,
-            labels: LabelSet::new(&[("id", &text)]),
-            exported: self.filter.admits(&text),
+            place,
+            container: None,
+            pod: None,
+            labels: LabelSet::empty(),
+            exported: true,
+            path_admitted: true,
+            by_name: true,
+            admitted: true,
+            birth: self.births,
             path: path.clone(),
             died: None,
             created,
-            depth,
             children: 0,
         };
         let number = self.vacant.pop().unwrap_or(self.nodes.len());
@@ -211,6 +240,7 @@ impl Tree {
         self.by_path.insert(path, number);
         // A child comes after its parent wherever it is appended.
         self.order.push(number);
+        self.introduce(number);
         number
     }
 
@@ -220,6 +250,7 @@ impl Tree {
         // An event that is older than the cgroup which has the path now.
         if node.id == id && node.died.is_none() {
             node.died = Some(at);
+            self.unsettled = true;
         }
         Some(number)
     }
@@ -264,6 +295,7 @@ impl Tree {
             reaped = true;
         }
         if reaped {
+            self.unsettled = true;
             let nodes = &self.nodes;
             let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);
             self.order.retain(alive);
@@ -363,6 +395,7 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::Filter;
 
     fn found(id: u64, parent: u64, name: &str) -> Found {
         Found {

@@ -1,5 +1,7 @@
 //! Labels of a series, escaped once and copied into every sample.
 
+use bytes::BufMut;
+
 /// The labels that all series of a cgroup share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSet {
@@ -41,15 +43,22 @@ impl LabelSet {
 }
 
 /// Escapes a label value: backslash, quote and newline, in both formats alike.
-pub(super) fn escape(value: &str, to: &mut impl Extend<u8>) {
-    for byte in value.bytes() {
-        match byte {
-            b'\\' => to.extend(*b"\\\\"),
-            b'"' => to.extend(*b"\\\""),
-            b'\n' => to.extend(*b"\\n"),
-            byte => to.extend([byte]),
-        }
+pub(super) fn escape(value: &str, to: &mut impl BufMut) {
+    let mut rest = value.as_bytes();
+    // Nearly always there is none, and the value is copied whole.
+    while let Some(at) = rest
+        .iter()
+        .position(|byte| matches!(byte, b'\\' | b'"' | b'\n'))
+    {
+        to.put_slice(&rest[..at]);
+        to.put_slice(match rest[at] {
+            b'\n' => b"\\n",
+            b'"' => b"\\\"",
+            _ => b"\\\\",
+        });
+        rest = &rest[at + 1..];
     }
+    to.put_slice(rest);
 }
 
 #[cfg(test)]

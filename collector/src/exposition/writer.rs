@@ -32,8 +32,8 @@ pub struct Writer {
 
 /// Starts a line: name and labels, the closing brace left to the caller. Whether there is one.
 #[inline]
-fn open<T: BufMut + Extend<u8>>(
-    to: &mut T,
+fn open(
+    to: &mut impl BufMut,
     (name, suffix): (&str, &str),
     labels: &[u8],
     extra: &[(&str, &str)],

@@ -25,6 +25,8 @@ pub struct Report<'a> {
     pub program_runs: Vec<(&'a str, Runs)>,
     /// Live and dead cgroups.
     pub cgroups: (usize, usize),
+    /// Cgroups that are not exported because there are too many.
+    pub folded: usize,
     /// Used, free and quarantined slots.
     pub slots: (usize, usize, usize),
     /// Kernel memory of maps, bytes.
@@ -111,6 +113,11 @@ const CGROUPS: Family = Family {
         Kind::Gauge,
     )
 };
+const CGROUPS_FOLDED: Family = family(
+    "cgmeter_cgroups_folded",
+    "Cgroups that have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
+    Kind::Gauge,
+);
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
@@ -178,6 +185,7 @@ pub const FAMILIES: &[&Family] = &[
     &PROGRAM_RUNS,
     &PROGRAM_MISSES,
     &CGROUPS,
+    &CGROUPS_FOLDED,
     &SLOTS,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
@@ -271,6 +279,8 @@ impl SelfMetrics {
         writer.family(&CGROUPS);
         writer.sample(none, &[("state", "live")], count(report.cgroups.0));
         writer.sample(none, &[("state", "dead")], count(report.cgroups.1));
+        writer.family(&CGROUPS_FOLDED);
+        writer.sample(none, &[], count(report.folded));
         writer.family(&SLOTS);
         writer.sample(none, &[("state", "used")], count(report.slots.0));
         writer.sample(none, &[("state", "free")], count(report.slots.1));

@@ -47,7 +47,8 @@ struct Charges {
 
 #[derive(Clone, Debug)]
 struct Row {
-    labels: LabelSet,
+    /// Absent until the next reading.
+    labels: Option<LabelSet>,
     /// What predecessors of the same path had.
     earlier: Charges,
     now: Charges,
@@ -100,9 +101,9 @@ impl Source for Io {
             let Some(node) = tree.by_id(record.id) else {
                 continue;
             };
-            let Some(known) = tree.node(node).filter(|node| node.id == record.id) else {
+            if tree.node(node).is_none_or(|node| node.id != record.id) {
                 continue;
-            };
+            }
             let now = Charges {
                 bytes: record.bytes,
                 ios: record.ios,
@@ -112,15 +113,32 @@ impl Source for Io {
             }
             let device = record.device as u32;
             let row = self.rows[node].entry(device).or_insert_with(|| Row {
-                labels: known
-                    .labels
-                    .with([("device", self.devices.get(device).name.as_str())]),
+                labels: None,
                 earlier: Charges::default(),
                 now,
             });
             row.now = now;
         }
+        for (number, node) in tree.iter() {
+            for (&device, row) in self.rows.get_mut(number).into_iter().flatten() {
+                row.labels.get_or_insert_with(|| {
+                    let device = self.devices.get(device);
+                    node.labels.with([("device", device.name.as_str())])
+                });
+            }
+        }
         Ok(())
+    }
+
+    fn relabel(&mut self, node: NodeId) {
+        for row in self
+            .rows
+            .get_mut(node)
+            .into_iter()
+            .flat_map(BTreeMap::values_mut)
+        {
+            row.labels = None;
+        }
     }
 
     fn fold(&mut self, from: NodeId, _into: NodeId) {
@@ -156,10 +174,13 @@ impl Source for Io {
                     .into_iter()
                     .flat_map(|rows| rows.values())
                 {
+                    let Some(labels) = &row.labels else {
+                        continue;
+                    };
                     for (kind, name) in KINDS.iter().enumerate() {
                         let value = read(&row.earlier)[kind] + read(&row.now)[kind];
                         if value > 0 {
-                            writer.sample(&row.labels, &[("operation", name)], Value::Count(value));
+                            writer.sample(labels, &[("operation", name)], Value::Count(value));
                         }
                     }
                 }

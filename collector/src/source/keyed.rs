@@ -123,7 +123,7 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
         &mut rows[at]
     }
 
-    /// Names rows that are new.
+    /// Names rows that are new, or whose node is called otherwise now.
     fn label(&mut self, tree: &Tree) {
         for (number, node) in tree.iter() {
             for row in self.rows.get_mut(number).into_iter().flatten() {
@@ -240,6 +240,12 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
         }
         self.label(tree);
         Ok(())
+    }
+
+    fn relabel(&mut self, node: NodeId) {
+        for row in self.rows.get_mut(node).into_iter().flatten() {
+            row.labels = None;
+        }
     }
 
     fn retire(&mut self, tree: &Tree) {

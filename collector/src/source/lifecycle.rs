@@ -20,11 +20,11 @@ const LAST_SEEN: Family = Family {
 
 const CREATION_TIME: Family = Family {
     name: "container_creation_time_seconds",
-    help: "Unix time at which the cgroup was made; absent if that was before the agent's start.",
+    help: "Unix time at which the cgroup was made or, if that was before the agent's start, the container was; absent if nobody knows.",
     kind: Kind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
-    origin: "cgroup_mkdir",
+    origin: "cgroup_mkdir; the runtime",
     oracle: "the time of mkdir(2)",
 };
 
@@ -64,7 +64,9 @@ impl Source for Lifecycle {
         }
         writer.family(&CREATION_TIME);
         for (_, node) in exported().filter(|(_, node)| node.died.is_none()) {
-            if let Some(created) = node.created {
+            let told = node.container.as_ref();
+            let created = node.created.or_else(|| told?.created);
+            if let Some(created) = created {
                 writer.sample(&node.labels, &[], Value::Float(seconds(created)));
             }
         }

@@ -10,6 +10,7 @@
 mod agent;
 mod block;
 mod books;
+mod container;
 mod counters;
 mod cpu;
 mod devices;
@@ -99,6 +100,7 @@ pub const SOURCES: &[Registration] = &[
     tasks::SOURCE,
     machine::SOURCE,
     filesystem::SOURCE,
+    container::SOURCE,
 ];
 
 /// What a source reads from for one snapshot.
@@ -159,6 +161,10 @@ pub trait Source: Send {
     }
     /// A dead node's cgroup has been made again.
     fn revive(&mut self, node: NodeId) {
+        let _ = node;
+    }
+    /// A node's labels are others now: what was made from them is made anew.
+    fn relabel(&mut self, node: NodeId) {
         let _ = node;
     }
     /// A cgroup was removed: its last record, of cgroup2 or of a v1 hierarchy with the same path.

@@ -188,8 +188,8 @@ const METRICS: &[Metric<Numbers>] = &[
             unit: Unit::Seconds,
             ..gauge(
                 "container_start_time_seconds",
-                "Unix time at which the oldest process seen in the cgroup or below was started, or the cgroup was made if that was later.",
-                "tasks: task_struct.start_boottime; cgroup_mkdir",
+                "Unix time at which the oldest process seen in the cgroup or below was started, or the cgroup was made if that was later; of a container in which none was seen, as its runtime tells it.",
+                "tasks: task_struct.start_boottime; cgroup_mkdir; the runtime",
                 "starttime in /proc/PID/stat, btime in /proc/stat",
             )
         },
@@ -317,7 +317,9 @@ impl Tasks {
             let now = numbers.oldest.map(|oldest| oldest.start);
             let start = seen.into_iter().chain(now).min();
             self.first[number] = start.map(|start| (node.id, start));
-            numbers.started = start.map(|start| started(self.boot, start, node.created));
+            numbers.started = start
+                .map(|start| started(self.boot, start, node.created))
+                .or_else(|| nanos(node.container.as_ref()?.started?));
         }
     }
 }
@@ -329,6 +331,12 @@ fn started(boot: Duration, start: u64, created: Option<SystemTime>) -> u64 {
         .unwrap_or_default();
     let start = (boot + Duration::from_nanos(start)).max(created);
     start.as_millis() as u64 * 1_000_000
+}
+
+/// Unix time in ns.
+fn nanos(time: SystemTime) -> Option<u64> {
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok()
 }
 
 /// Word of a cell.

@@ -1,0 +1,305 @@
+//! Joins the tree with what the runtimes know: names come late, change, and outlive their cgroup.
+//!
+//! Invariant: where nothing has changed, nothing is looked at; where something has, only nodes with
+//! a container's id are. Nobody is waited for.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Core;
+use crate::{
+    cgroup::{NodeId, Tree},
+    runtime::Directory,
+};
+
+/// How soon a container that no runtime has told of yet is asked for again.
+const FIRST: Duration = Duration::from_secs(1);
+/// How late at most: some have ids that no runtime knows.
+const LAST: Duration = Duration::from_secs(60);
+
+/// What the agent has taken in from the directory.
+pub(super) struct Identities {
+    directory: Arc<Directory>,
+    /// The directory's changes when it was last read.
+    changes: Option<u64>,
+    /// Nodes of which nobody has told yet.
+    unknown: HashMap<NodeId, Asked>,
+    /// Cgroups not exported, as last logged.
+    folded: usize,
+}
+
+/// When a container was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Whose node it was then.
+    cgroup: u64,
+    again: Instant,
+    delay: Duration,
+}
+
+impl Identities {
+    pub(super) fn new(directory: Arc<Directory>) -> Self {
+        Self {
+            directory,
+            changes: None,
+            unknown: HashMap::new(),
+            folded: 0,
+        }
+    }
+
+    /// Asks for a cgroup's container, at once and whatever is known: it is new, or new again.
+    pub(super) fn ask(&mut self, tree: &Tree, number: NodeId, now: Instant) {
+        let Some(node) = tree.node(number) else {
+            return;
+        };
+        let Some(id) = &node.place.container else {
+            return;
+        };
+        self.directory.want(id);
+        if node.container.is_none() {
+            let asked = Asked {
+                cgroup: node.id,
+                again: now + FIRST,
+                delay: FIRST,
+            };
+            self.unknown.insert(number, asked);
+        }
+    }
+
+    /// Asks for those that nobody was asked for.
+    pub(super) fn ask_all(&mut self, tree: &Tree, now: Instant) {
+        let new: Vec<NodeId> = tree
+            .containers()
+            .filter(|(number, node, _)| {
+                let known = self.unknown.get(number);
+                node.container.is_none() && known.is_none_or(|asked| asked.cgroup != node.id)
+            })
+            .map(|(number, ..)| number)
+            .collect();
+        for number in new {
+            self.ask(tree, number, now);
+        }
+    }
+
+    /// Takes in what has changed; returns the nodes whose labels are others now.
+    fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
+        let mut renamed = Vec::new();
+        // First the number, then what it counts: what changes in between is read again.
+        let changes = self.directory.changes();
+        if self.changes != Some(changes) {
+            self.changes = Some(changes);
+            let told: Vec<_> = tree
+                .containers()
+                .filter_map(|(number, _, id)| Some((number, self.directory.get(id)?)))
+                .collect();
+            for (number, container) in told {
+                renamed.extend(tree.tell(number, &container));
+            }
+        }
+        let directory = &self.directory;
+        self.unknown.retain(|&number, asked| {
+            let Some(node) = tree.node(number) else {
+                return false;
+            };
+            if node.id != asked.cgroup || node.container.is_some() {
+                return false;
+            }
+            if let (true, Some(id)) = (now >= asked.again, &node.place.container) {
+                directory.want(id);
+                asked.delay = (asked.delay * 2).min(LAST);
+                asked.again = now + asked.delay;
+            }
+            true
+        });
+        renamed
+    }
+}
+
+impl Core {
+    /// Takes in what the runtimes have told since.
+    pub(super) fn identify(&mut self) {
+        for number in self.identities.refresh(&mut self.tree, Instant::now()) {
+            for source in &mut self.sources {
+                source.relabel(number);
+            }
+        }
+    }
+
+    /// Chooses who is exported, and says so when that begins or ends to be a choice.
+    pub(super) fn settle(&mut self) {
+        self.tree.settle();
+        let folded = self.tree.folded();
+        match (self.identities.folded, folded) {
+            (0, 1..) => tracing::warn!(
+                folded,
+                "more cgroups than --cgroup.export-max: the excess is not exported by itself but \
+                 counts in its parents"
+            ),
+            (1.., 0) => tracing::info!("every cgroup is exported again"),
+            _ => {}
+        }
+        self.identities.folded = folded;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::SystemTime};
+
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    use super::*;
+    use crate::cgroup::{Container, Event, Filter, Found, Limits, Runtime, State};
+
+    const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
+    }
+
+    fn container(name: &str) -> Container {
+        Container {
+            id: A.to_owned(),
+            runtime: Runtime::Docker,
+            name: name.to_owned(),
+            image: String::new(),
+            image_id: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            pod: None,
+            state: State::Running,
+            health: None,
+            exit_code: None,
+            exit_reason: String::new(),
+            restarts: None,
+            created: None,
+            started: None,
+            finished: None,
+            pid: None,
+            limits: Limits::default(),
+            writable: None,
+        }
+    }
+
+    struct Host {
+        directory: Arc<Directory>,
+        asked: UnboundedReceiver<String>,
+        tree: Tree,
+        identities: Identities,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let found = [
+                found(1, 0, ""),
+                found(2, 1, "docker"),
+                found(3, 2, A),
+                found(4, 3, "x"),
+            ];
+            let (directory, asked) = Directory::new();
+            Self {
+                identities: Identities::new(Arc::clone(&directory)),
+                directory,
+                asked,
+                tree: Tree::new(&found, Filter::default()),
+            }
+        }
+
+        fn asked(&mut self) -> usize {
+            std::iter::from_fn(|| self.asked.try_recv().ok())
+                .inspect(|id| assert_eq!(id, A))
+                .count()
+        }
+
+        fn refresh(&mut self, now: Instant) -> usize {
+            self.identities.refresh(&mut self.tree, now).len()
+        }
+
+        fn name(&self) -> Option<String> {
+            let (_, node, _) = self.tree.containers().next()?;
+            Some(node.container.as_ref()?.name.clone())
+        }
+    }
+
+    #[test]
+    fn a_container_is_asked_for_ever_more_rarely_until_it_is_known() {
+        let mut host = Host::new();
+        let start = Instant::now();
+        host.identities.ask_all(&host.tree, start);
+        assert_eq!(host.asked(), 1, "at once, the container and nothing else");
+        let mut asked = Vec::new();
+        for second in 1..=200 {
+            host.refresh(start + Duration::from_secs(second));
+            if host.asked() > 0 {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [1, 3, 7, 15, 31, 63, 123, 183]);
+        // A walk asks for nobody twice.
+        host.identities.ask_all(&host.tree, start);
+        assert_eq!(host.asked(), 0);
+        host.directory.put(container("web"));
+        assert_eq!(host.refresh(start), 1);
+        assert_eq!(host.name().as_deref(), Some("web"));
+        host.refresh(start + Duration::from_secs(1000));
+        assert_eq!(host.asked(), 0);
+    }
+
+    #[test]
+    fn names_that_change_are_taken_in_and_those_that_are_forgotten_stay() {
+        let mut host = Host::new();
+        let now = Instant::now();
+        host.directory.put(container("web"));
+        assert_eq!(host.refresh(now), 1);
+        assert_eq!(host.refresh(now), 0, "nothing has changed");
+        host.directory.put(container("renamed"));
+        assert_eq!(host.refresh(now), 1);
+        let at = SystemTime::now();
+        host.tree.apply(&Event::Removed { id: 3, at });
+        host.directory.forget(A);
+        assert_eq!(host.refresh(now), 0);
+        assert_eq!(host.name().as_deref(), Some("renamed"));
+    }
+
+    #[test]
+    fn the_dead_are_told_of_late() {
+        let mut host = Host::new();
+        let now = Instant::now();
+        host.identities.ask_all(&host.tree, now);
+        let at = SystemTime::now();
+        host.tree.apply(&Event::Removed { id: 3, at });
+        assert_eq!(host.refresh(now), 0);
+        host.directory.put(container("short"));
+        assert_eq!(host.refresh(now), 1);
+        assert_eq!(host.name().as_deref(), Some("short"));
+    }
+
+    #[test]
+    fn whoever_comes_again_is_asked_for_again() {
+        let mut host = Host::new();
+        let now = Instant::now();
+        host.directory.put(container("web"));
+        host.refresh(now);
+        let at = SystemTime::now();
+        host.tree.apply(&Event::Removed { id: 3, at });
+        let made = Event::Made {
+            id: 9,
+            parent: 2,
+            name: A.into(),
+            at,
+        };
+        let (number, _) = host.tree.apply(&made).unwrap();
+        host.identities.ask(&host.tree, number, now);
+        assert_eq!(host.asked(), 1);
+        assert!(host.identities.unknown.is_empty());
+        assert_eq!(host.name().as_deref(), Some("web"));
+    }
+}

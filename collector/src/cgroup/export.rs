@@ -1,0 +1,25 @@
+//! What of the tree is exported, and with which labels.
+
+use super::{AllowList, Filter};
+
+/// What is exported.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// Which cgroups.
+    pub filter: Filter,
+    /// Which labels of their containers.
+    pub labels: AllowList,
+    /// How many cgroups at most (`--cgroup.export-max`); the excess counts in its parents.
+    pub max: usize,
+}
+
+impl From<Filter> for Export {
+    /// Whatever the filter admits, without labels of containers.
+    fn from(filter: Filter) -> Self {
+        Self {
+            filter,
+            labels: AllowList::default(),
+            max: usize::MAX,
+        }
+    }
+}

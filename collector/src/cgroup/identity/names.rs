@@ -1,0 +1,73 @@
+//! What a cgroup is called in the labels of its series.
+//!
+//! As the kubelet's cAdvisor does it: a container's own cgroup has name, image and, under
+//! Kubernetes, namespace, pod and container (`POD` of a sandbox); a pod's own cgroup has namespace
+//! and pod alone; what is nested in a container has none of these, so that a sum over names counts
+//! nothing twice. Beyond cAdvisor, a systemd unit has its name.
+
+use super::{AllowList, Container, Kind, Place, Pod};
+use crate::exposition::LabelSet;
+
+/// What a cgroup is called; what is not known is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names<'a> {
+    /// Of the container, the machine or the unit.
+    pub name: &'a str,
+    /// Image as it was asked for.
+    pub image: &'a str,
+    /// Kubernetes' namespace.
+    pub namespace: &'a str,
+    /// The pod.
+    pub pod: &'a str,
+    /// The container within the pod.
+    pub container: &'a str,
+}
+
+impl<'a> Names<'a> {
+    /// Of a place, by what its runtime has told of the container or the pod that it is.
+    pub fn of(place: &'a Place, container: Option<&'a Container>, pod: Option<&'a Pod>) -> Self {
+        let mut names = Self {
+            name: place.name.as_deref().unwrap_or_default(),
+            ..Self::default()
+        };
+        if let Some(container) = container {
+            if !container.name.is_empty() {
+                names.name = &container.name;
+            }
+            names.image = &container.image;
+        }
+        let own = container.and_then(|container| container.pod.as_ref());
+        if let Some(pod) = own.or(pod) {
+            names.namespace = &pod.namespace;
+            names.pod = &pod.name;
+        }
+        if let (Some(pod), Kind::Container) = (own, place.kind) {
+            names.container = &pod.container;
+        }
+        names
+    }
+
+    /// As labels, with the path before and the container's own allowed ones after them.
+    pub fn labels(
+        &self,
+        path: &str,
+        container: Option<&Container>,
+        allowed: &AllowList,
+    ) -> LabelSet {
+        let set = LabelSet::new(&[
+            ("id", path),
+            ("name", self.name),
+            ("image", self.image),
+            ("namespace", self.namespace),
+            ("pod", self.pod),
+            ("container", self.container),
+        ]);
+        let selected = container.map(|container| allowed.select(&container.labels));
+        match selected {
+            Some(selected) if !selected.is_empty() => {
+                set.with(selected.iter().map(|(name, value)| (name.as_str(), *value)))
+            }
+            _ => set,
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! What a cgroup's path alone tells of it: how each runtime and systemd name their cgroups.
+//!
+//! Invariant: a path is read from its root to its end, and what is found below a container, a
+//! machine or a unit and is none itself is *nested*: it belongs to whom it is in. So no container's
+//! identity is given twice. Checked by the table in `path/tests.rs`.
+
+use super::Runtime;
+use crate::cgroup::label::printable;
+
+#[cfg(test)]
+mod tests;
+
+/// What a cgroup is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The root.
+    Root,
+    /// A container's own cgroup.
+    Container,
+    /// A system container or virtual machine that systemd-machined knows.
+    Machine,
+    /// A Kubernetes pod's own cgroup.
+    Pod,
+    /// A systemd unit that has processes: a service, a scope, and so on.
+    Unit,
+    /// A group of such: a slice, a user's service manager, a QoS class of Kubernetes, a pod of
+    /// Podman.
+    Group,
+    /// Within one of the above, as its processes made it.
+    Nested,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+/// Quality of service that Kubernetes gives a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    /// Limits equal requests.
+    Guaranteed,
+    /// Some requests.
+    Burstable,
+    /// None.
+    BestEffort,
+}
+
+impl Qos {
+    /// As Kubernetes writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// What a path tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// What it is.
+    pub kind: Kind,
+    /// Whose container it is, where the path says so.
+    pub runtime: Option<Runtime>,
+    /// Full id of the container, by which its runtime knows it.
+    pub container: Option<Box<str>>,
+    /// Name, where the path has one: of a unit, a machine, an LXC container, a container that was
+    /// given its name for an id.
+    pub name: Option<Box<str>>,
+    /// UID of the pod that it is, or is a container of.
+    pub pod: Option<Box<str>>,
+    /// QoS class of the pod, or of the group of pods.
+    pub qos: Option<Qos>,
+    /// The systemd unit that it is, or is in.
+    pub unit: Option<Box<str>>,
+}
+
+/// Suffixes of units that have cgroups.
+const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+/// Prefixes of ids, and who writes them.
+const PREFIXES: [(&str, Runtime); 7] = [
+    ("docker", Runtime::Docker),
+    ("cri-containerd", Runtime::Containerd),
+    ("containerd", Runtime::Containerd),
+    ("nerdctl", Runtime::Containerd),
+    ("crio", Runtime::Crio),
+    ("libpod", Runtime::Podman),
+    // Of a container that shares its service's cgroup with Podman (--cgroups=split).
+    ("libpod-payload", Runtime::Podman),
+];
+
+/// Folders of containerd's namespaces, whose containers may have any name for an id.
+const NAMESPACES: [&str; 2] = ["k8s.io", "default"];
+
+impl Place {
+    /// What a path below the root of the hierarchy tells.
+    pub fn of(path: &[u8]) -> Self {
+        let mut place = Self {
+            kind: if path == b"/" {
+                Kind::Root
+            } else {
+                Kind::Other
+            },
+            ..Self::default()
+        };
+        if !path.starts_with(b"/") {
+            return place;
+        }
+        let mut above = String::new();
+        let mut kubepods = false;
+        let segments = path.split(|&byte| byte == b'/').filter(|s| !s.is_empty());
+        for (depth, segment) in segments.enumerate() {
+            let segment = printable(segment);
+            let below = Below {
+                place: &place,
+                above: &above,
+                top: depth == 1,
+                kubepods,
+            };
+            let next = below.step(&segment);
+            kubepods = match next.kind {
+                Kind::Group | Kind::Pod => kubepods || segment == "kubepods",
+                _ => false,
+            };
+            place = next;
+            above = segment;
+        }
+        place
+    }
+
+    /// Whether what is within may have a name of systemd's that is the host's.
+    fn is_open(&self) -> bool {
+        matches!(self.kind, Kind::Root | Kind::Other | Kind::Group)
+    }
+}
+
+/// Where a segment stands.
+struct Below<'a> {
+    place: &'a Place,
+    above: &'a str,
+    /// Whether the folder above is at the top.
+    top: bool,
+    /// Whether cgroupfs names of Kubernetes stand above.
+    kubepods: bool,
+}
+
+impl Below<'_> {
+    fn step(&self, segment: &str) -> Place {
+        self.kubernetes(segment)
+            .or_else(|| self.container(segment))
+            .or_else(|| self.system_container(segment))
+            .or_else(|| self.unit(segment))
+            .unwrap_or_else(|| self.rest())
+    }
+
+    /// A pod, or a group of pods.
+    fn kubernetes(&self, segment: &str) -> Option<Place> {
+        let group = |qos, pod: Option<String>| Place {
+            kind: if pod.is_some() {
+                Kind::Pod
+            } else {
+                Kind::Group
+            },
+            pod: pod.map(Into::into),
+            qos,
+            ..Place::default()
+        };
+        if let Some((qos, pod)) = slice_of_pods(segment) {
+            let unit = Some(segment.into());
+            return Some(Place {
+                unit,
+                ..group(qos, pod)
+            });
+        }
+        if segment == "kubepods" && !self.kubepods {
+            return Some(group(None, None));
+        }
+        let within = self.kubepods && self.place.kind == Kind::Group;
+        match (segment, segment.strip_prefix("pod")) {
+            ("burstable", _) if within => Some(group(Some(Qos::Burstable), None)),
+            ("besteffort", _) if within => Some(group(Some(Qos::BestEffort), None)),
+            (_, Some(uid)) if within && is_uid(uid) => {
+                let qos = self.place.qos.unwrap_or(Qos::Guaranteed);
+                Some(group(Some(qos), Some(uid.to_owned())))
+            }
+            // The agent's root may be below `kubepods`.
+            (_, Some(uid)) if self.place.is_open() && is_uuid(uid) => {
+                Some(group(None, Some(uid.to_owned())))
+            }
+            _ => None,
+        }
+    }
+
+    /// A container of one of the runtimes.
+    fn container(&self, segment: &str) -> Option<Place> {
+        let mut pod =
+            (self.place.kind == Kind::Pod).then(|| (self.place.qos, self.place.pod.clone()));
+        let mut named = None;
+        let (runtime, id) = if let Some((slice, rest)) = segment.split_once(':') {
+            // How a name for systemd comes out where the runtime writes files after all.
+            let (prefix, id) = rest.split_once(':')?;
+            let runtime = PREFIXES.iter().find(|(known, _)| *known == prefix)?.1;
+            if let Some((qos, Some(uid))) = slice_of_pods(slice) {
+                pod = Some((qos, Some(uid.into())));
+            }
+            (Some(runtime), Some(id).filter(|id| is_id(id))?)
+        } else if is_id(segment) {
+            match self.above {
+                // A pod of Podman.
+                "libpod_parent" => {
+                    let kind = Kind::Group;
+                    return Some(Place {
+                        kind,
+                        ..Place::default()
+                    });
+                }
+                "docker" => (Some(Runtime::Docker), segment),
+                "k8s.io" => (Some(Runtime::Containerd), segment),
+                _ => (None, segment),
+            }
+        } else if let Some((prefix, id)) = prefixed(segment) {
+            let known = PREFIXES.iter().find(|(known, _)| *known == prefix);
+            match known {
+                Some((_, runtime)) => (Some(*runtime), id),
+                // Whoever watches over a container is none.
+                None if prefix.ends_with("-conmon") => return Some(self.rest()),
+                None => return None,
+            }
+        } else if self.top && NAMESPACES.contains(&self.above) {
+            named = Some(segment.into());
+            (Some(Runtime::Containerd), segment)
+        } else {
+            return None;
+        };
+        let (qos, pod) = pod.unwrap_or_default();
+        Some(Place {
+            kind: Kind::Container,
+            runtime,
+            container: Some(id.into()),
+            name: named,
+            pod,
+            qos,
+            unit: segment.ends_with(".scope").then(|| segment.into()),
+        })
+    }
+
+    /// LXC's containers, and those that systemd-machined knows.
+    fn system_container(&self, segment: &str) -> Option<Place> {
+        let named = |kind, name: &str, unit: Option<&str>| {
+            Some(Place {
+                kind,
+                name: Some(name.into()),
+                unit: unit.map(Into::into),
+                ..Place::default()
+            })
+        };
+        let lxc = match self.above {
+            "lxc" | "lxc.payload" if self.place.kind == Kind::Other => Some(segment),
+            _ => segment.strip_prefix("lxc.payload."),
+        };
+        if let Some(name) = lxc.filter(|name| !name.is_empty()) {
+            return named(Kind::Container, name, None);
+        }
+        if !self.place.is_open() {
+            return None;
+        }
+        let scope = segment
+            .strip_prefix("machine-")
+            .and_then(|rest| rest.strip_suffix(".scope"))
+            .filter(|_| self.above == "machine.slice");
+        let service = segment
+            .strip_prefix("systemd-nspawn@")
+            .and_then(|rest| rest.strip_suffix(".service"));
+        let name = scope.or(service).filter(|name| !name.is_empty())?;
+        named(Kind::Machine, &unescape_unit(name), Some(segment))
+    }
+
+    /// A unit of the host's systemd, or of a user's.
+    fn unit(&self, segment: &str) -> Option<Place> {
+        if !self.place.is_open() {
+            return None;
+        }
+        // systemd puts a `_` before a name that the kernel might use for a file of its own.
+        let bare = segment.strip_prefix('_').unwrap_or(segment);
+        let is = |suffix: &str| bare.len() > suffix.len() && bare.ends_with(suffix);
+        UNITS.into_iter().find(|suffix| is(suffix))?;
+        let unit = unescape_unit(bare);
+        // A slice groups units, and so does a user's service manager: their sum is not a unit's.
+        let manager = unit.starts_with("user@") && unit.ends_with(".service");
+        let group = unit.ends_with(".slice") || manager;
+        Some(Place {
+            kind: if group { Kind::Group } else { Kind::Unit },
+            name: (!group).then(|| unit.as_str().into()),
+            unit: Some(unit.into()),
+            ..Place::default()
+        })
+    }
+
+    /// Nothing that has a name.
+    fn rest(&self) -> Place {
+        if self.place.is_open() {
+            return Place::default();
+        }
+        // Within a container its unit says no more; within a unit it does.
+        let within_unit = matches!(self.place.kind, Kind::Unit | Kind::Nested);
+        Place {
+            kind: Kind::Nested,
+            unit: self.place.unit.clone().filter(|_| within_unit),
+            ..Place::default()
+        }
+    }
+}
+
+/// A name with systemd's `\xNN` undone, unless that makes it unprintable.
+fn unescape_unit(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        bytes.extend_from_slice(before.as_bytes());
+        let hex = after
+            .get(..2)
+            .filter(|hex| hex.bytes().all(|c| c.is_ascii_hexdigit()));
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.extend_from_slice(b"\\x");
+                rest = after;
+            }
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => text,
+        _ => name.to_owned(),
+    }
+}
+
+/// The QoS class and pod that a slice's name tells: `[…-]kubepods[-burstable|-besteffort][-podUID].slice`.
+fn slice_of_pods(segment: &str) -> Option<(Option<Qos>, Option<String>)> {
+    let stem = segment.strip_suffix(".slice")?;
+    let (before, rest) = stem.split_once("kubepods")?;
+    if !(before.is_empty() || before.ends_with('-')) {
+        return None;
+    }
+    let (qos, rest) = if let Some(rest) = rest.strip_prefix("-burstable") {
+        (Some(Qos::Burstable), rest)
+    } else if let Some(rest) = rest.strip_prefix("-besteffort") {
+        (Some(Qos::BestEffort), rest)
+    } else {
+        (None, rest)
+    };
+    if rest.is_empty() {
+        return Some((qos, None));
+    }
+    // A dash in a slice's name stands for a level, so that UIDs have underscores.
+    let uid = rest.strip_prefix("-pod")?.replace('_', "-");
+    is_uid(&uid).then_some((qos.or(Some(Qos::Guaranteed)), Some(uid)))
+}
+
+/// A pod's UID: a UUID, or, of a static pod, the hash of its file.
+fn is_uid(text: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (8..=64).contains(&text.len()) && text.bytes().all(legal)
+}
+
+fn is_uuid(text: &str) -> bool {
+    let groups = text.split('-').map(str::len);
+    groups.eq([8, 4, 4, 4, 12]) && text.bytes().all(|c| c == b'-' || c.is_ascii_hexdigit())
+}
+
+/// `PREFIX-ID` or `PREFIX-ID.scope`.
+fn prefixed(segment: &str) -> Option<(&str, &str)> {
+    let bare = segment.strip_suffix(".scope").unwrap_or(segment);
+    bare.rsplit_once('-').filter(|(_, id)| is_id(id))
+}
+
+/// A container's id, as all four runtimes make them.
+fn is_id(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}

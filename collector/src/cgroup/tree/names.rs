@@ -1,0 +1,188 @@
+//! What the tree's nodes are called, and which of them are exported.
+//!
+//! Invariant: what is nested is exported only if what it is in is. A node that is not exported
+//! counts in its parents all the same: values are inclusive whoever is shown.
+
+use std::sync::Arc;
+
+use super::{Node, NodeId, OVERFLOW, Tree};
+use crate::cgroup::{Container, Kind, Names, Pod, label::printable};
+
+#[cfg(test)]
+mod tests;
+
+impl Node {
+    /// What it is called.
+    pub fn names(&self) -> Names<'_> {
+        Names::of(&self.place, self.container.as_deref(), self.pod.as_deref())
+    }
+
+    /// Who is exported first where there are too many: containers, pods and machines, then units and
+    /// their groups, then what has no name; of each, the living; of these, whoever was there first.
+    fn rank(&self) -> (u8, bool, u64) {
+        let rank = match self.place.kind {
+            Kind::Root | Kind::Container | Kind::Machine | Kind::Pod => 0,
+            Kind::Unit | Kind::Group => 1,
+            Kind::Nested | Kind::Other => 2,
+        };
+        (rank, self.died.is_some(), self.birth)
+    }
+}
+
+impl Tree {
+    /// Gives a new node its labels, and says whether it is exported.
+    pub(super) fn introduce(&mut self, number: NodeId) {
+        let Some(Some(node)) = self.nodes.get_mut(number) else {
+            return;
+        };
+        let path = printable(&node.path);
+        node.path_admitted = self.export.filter.admits(&path);
+        node.labels = node.names().labels(&path, None, &self.export.labels);
+        self.admit(number);
+        if let Some(Some(node)) = self.nodes.get_mut(number) {
+            // Until the next choice; where there are too many already, nobody comes in unchosen.
+            node.exported = node.admitted && self.folded == 0;
+        }
+        self.unsettled = true;
+    }
+
+    /// Takes in what a runtime tells of a node's container, and names the nodes whose labels are
+    /// others now: itself and its pod.
+    pub fn tell(&mut self, number: NodeId, container: &Arc<Container>) -> Vec<NodeId> {
+        let Some(Some(node)) = self.nodes.get_mut(number) else {
+            return Vec::new();
+        };
+        let known = node.container.as_ref();
+        if known.is_some_and(|known| Arc::ptr_eq(known, container)) {
+            return Vec::new();
+        }
+        node.container = Some(Arc::clone(container));
+        let mut changed = Vec::new();
+        changed.extend(self.rename(number));
+        if let (Some(pod), Some(at)) = (&container.pod, self.pod_of(number)) {
+            let Some(Some(node)) = self.nodes.get_mut(at) else {
+                return changed;
+            };
+            // Each of its containers has its own name in the pod; the rest is the pod's.
+            let same =
+                |known: &Arc<Pod>| known.name == pod.name && known.namespace == pod.namespace;
+            if !node.pod.as_ref().is_some_and(same) {
+                node.pod = Some(Arc::new(Pod {
+                    container: String::new(),
+                    ..pod.clone()
+                }));
+                changed.extend(self.rename(at));
+            }
+        }
+        changed
+    }
+
+    /// The pod that a node is in.
+    fn pod_of(&self, number: NodeId) -> Option<NodeId> {
+        let mut at = self.node(number)?.parent;
+        while let Some(number) = at {
+            let node = self.node(number)?;
+            match node.place.kind {
+                Kind::Pod => return Some(number),
+                // That pod is another's.
+                Kind::Container | Kind::Machine => return None,
+                _ => at = node.parent,
+            }
+        }
+        None
+    }
+
+    /// Makes a node's labels anew. The node, if they are others now.
+    fn rename(&mut self, number: NodeId) -> Option<NodeId> {
+        let node = self.nodes.get_mut(number)?.as_mut()?;
+        let container = node.container.as_deref();
+        let labels = node
+            .names()
+            .labels(&printable(&node.path), container, &self.export.labels);
+        if labels == node.labels {
+            return None;
+        }
+        node.labels = labels;
+        self.admit(number);
+        Some(number)
+    }
+
+    /// Asks the filters about a node, and has what is nested in it follow.
+    fn admit(&mut self, number: NodeId) {
+        if !self.decide(number) || self.export.filter.containers.is_empty() {
+            return;
+        }
+        // Parents come first.
+        for at in 0..self.order.len() {
+            let nested = self.order[at];
+            if self
+                .node(nested)
+                .is_some_and(|node| node.place.kind == Kind::Nested)
+                && self.is_within(nested, number)
+            {
+                self.decide(nested);
+            }
+        }
+    }
+
+    /// Whether the filters' answer for a node is another than before.
+    fn decide(&mut self, number: NodeId) -> bool {
+        let Some(node) = self.node(number) else {
+            return false;
+        };
+        let rules = &self.export.filter.containers;
+        let kind = node.place.kind;
+        let named = match (kind, node.parent) {
+            (Kind::Nested, Some(parent)) => self.node(parent).is_none_or(|node| node.by_name),
+            _ => rules.is_empty() || rules.admit(kind, &node.names()),
+        };
+        let admitted = named && node.path_admitted;
+        let changed = admitted != node.admitted || named != node.by_name;
+        if let (true, Some(Some(node))) = (changed, self.nodes.get_mut(number)) {
+            (node.admitted, node.by_name) = (admitted, named);
+            self.unsettled = true;
+        }
+        changed
+    }
+
+    /// Chooses who is exported. Does nothing as long as nobody came, went or was renamed.
+    pub fn settle(&mut self) {
+        if !std::mem::take(&mut self.unsettled) {
+            return;
+        }
+        let mut admitted = Vec::with_capacity(self.order.len());
+        for &number in self.order.iter().filter(|&&number| number != OVERFLOW) {
+            let Some(Some(node)) = self.nodes.get_mut(number) else {
+                continue;
+            };
+            node.exported = node.admitted;
+            if node.admitted {
+                admitted.push((node.rank(), number));
+            }
+        }
+        self.folded = admitted.len().saturating_sub(self.export.max);
+        if self.folded == 0 {
+            return;
+        }
+        let (_, _, excess) = match self.export.max.checked_sub(1) {
+            Some(last) => admitted.select_nth_unstable(last),
+            None => return,
+        };
+        for &mut (_, number) in excess {
+            if let Some(Some(node)) = self.nodes.get_mut(number) {
+                node.exported = false;
+            }
+        }
+    }
+
+    /// Cgroups that are not exported because there are more than may be.
+    pub fn folded(&self) -> usize {
+        self.folded
+    }
+
+    /// Nodes that are containers which a runtime knows by an id.
+    pub fn containers(&self) -> impl Iterator<Item = (NodeId, &Node, &str)> + '_ {
+        self.iter()
+            .filter_map(|(number, node)| Some((number, node, node.place.container.as_deref()?)))
+    }
+}

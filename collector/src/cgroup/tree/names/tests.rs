@@ -1,0 +1,266 @@
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use super::*;
+use crate::{
+    cgroup::{AllowList, Event, Export, Filter, Found, Limits, ROOT, Rules, Runtime, State},
+    exposition::LabelSet,
+};
+
+const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
+const B: &str = "00aa11bb22cc33dd44ee55ff6600778899aabbccddeeff001122334455667788";
+
+fn found(id: u64, parent: u64, name: &str) -> Found {
+    Found {
+        id,
+        parent,
+        name: name.into(),
+        path: Vec::new(),
+    }
+}
+
+fn container(id: &str, name: &str, pod: Option<(&str, &str, &str)>) -> Arc<Container> {
+    let labels = [("com.docker.compose.project", "shop"), ("secret", "x")];
+    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Arc::new(Container {
+        id: id.to_owned(),
+        runtime: Runtime::Docker,
+        name: name.to_owned(),
+        image: "busybox:1".to_owned(),
+        image_id: String::new(),
+        labels: BTreeMap::from(labels),
+        annotations: BTreeMap::new(),
+        pod: pod.map(|(namespace, name, container)| Pod {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+            container: container.to_owned(),
+        }),
+        state: State::Running,
+        health: None,
+        exit_code: None,
+        exit_reason: String::new(),
+        restarts: None,
+        created: None,
+        started: None,
+        finished: None,
+        pid: None,
+        limits: Limits::default(),
+        writable: None,
+    })
+}
+
+/// /docker/A with /docker/A/init, /kubepods/podUID with a sandbox B, and a service with a child.
+fn hierarchy() -> Vec<Found> {
+    vec![
+        found(1, 0, ""),
+        found(2, 1, "docker"),
+        found(3, 2, A),
+        found(4, 3, "init"),
+        found(5, 1, "kubepods"),
+        found(6, 5, "pod4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44"),
+        found(7, 6, B),
+        found(8, 1, "system.slice"),
+        found(9, 8, "web.service"),
+        found(10, 9, "worker"),
+    ]
+}
+
+fn tree(rules: (&[&str], &[&str]), max: usize) -> Tree {
+    let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let containers = Rules {
+        include: parse(rules.0),
+        exclude: parse(rules.1),
+    };
+    let filter = Filter {
+        containers,
+        ..Filter::default()
+    };
+    let labels = AllowList::new(["com.docker.*"]).unwrap();
+    let export = Export {
+        filter,
+        labels,
+        max,
+    };
+    let mut tree = Tree::new(&hierarchy(), export);
+    tree.set_exported(OVERFLOW, false);
+    tree.settle();
+    tree
+}
+
+fn unruled() -> Tree {
+    tree((&[], &[]), usize::MAX)
+}
+
+fn tell(tree: &mut Tree, id: u64, container: &Arc<Container>) -> Vec<u64> {
+    let number = tree.by_id(id).unwrap();
+    let changed = tree.tell(number, container);
+    changed
+        .iter()
+        .map(|&number| tree.node(number).unwrap().id)
+        .collect()
+}
+
+fn labels(tree: &Tree, id: u64) -> &LabelSet {
+    &tree.node(tree.by_id(id).unwrap()).unwrap().labels
+}
+
+fn exported(tree: &Tree) -> Vec<u64> {
+    let exported = tree.iter().filter(|(_, node)| node.exported);
+    exported.map(|(_, node)| node.id).collect()
+}
+
+#[test]
+fn a_container_s_own_cgroup_is_named_and_what_is_nested_is_not() {
+    let mut tree = unruled();
+    let path = format!("/docker/{A}");
+    assert_eq!(labels(&tree, 3), &LabelSet::new(&[("id", &path)]));
+    assert_eq!(tell(&mut tree, 3, &container(A, "web", None)), [3]);
+    let expected = LabelSet::new(&[
+        ("id", &path),
+        ("name", "web"),
+        ("image", "busybox:1"),
+        ("container_label_com_docker_compose_project", "shop"),
+    ]);
+    assert_eq!(labels(&tree, 3), &expected);
+    let nested = format!("/docker/{A}/init");
+    assert_eq!(labels(&tree, 4), &LabelSet::new(&[("id", &nested)]));
+}
+
+#[test]
+fn only_a_change_of_labels_is_told() {
+    let mut tree = unruled();
+    let first = container(A, "web", None);
+    assert_eq!(tell(&mut tree, 3, &first), [3]);
+    assert!(tell(&mut tree, 3, &first).is_empty());
+    let mut paused = (*first).clone();
+    paused.state = State::Paused;
+    let paused = Arc::new(paused);
+    assert!(tell(&mut tree, 3, &paused).is_empty());
+    let node = tree.node(tree.by_id(3).unwrap()).unwrap();
+    assert_eq!(node.container.as_ref().unwrap().state, State::Paused);
+    assert_eq!(tell(&mut tree, 3, &container(A, "renamed", None)), [3]);
+}
+
+#[test]
+fn a_pod_s_own_cgroup_has_namespace_and_pod_alone() {
+    let mut tree = unruled();
+    let sandbox = container(B, "k8s-web", Some(("shop", "web-0", "POD")));
+    assert_eq!(tell(&mut tree, 7, &sandbox), [7, 6]);
+    let pod = "/kubepods/pod4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44";
+    let expected = LabelSet::new(&[("id", pod), ("namespace", "shop"), ("pod", "web-0")]);
+    assert_eq!(labels(&tree, 6), &expected);
+    let own = format!("{pod}/{B}");
+    let expected = LabelSet::new(&[
+        ("id", &own),
+        ("name", "k8s-web"),
+        ("image", "busybox:1"),
+        ("namespace", "shop"),
+        ("pod", "web-0"),
+        ("container", "POD"),
+        ("container_label_com_docker_compose_project", "shop"),
+    ]);
+    assert_eq!(labels(&tree, 7), &expected);
+    // The pod's other containers say nothing new of it.
+    let app = container(B, "app", Some(("shop", "web-0", "app")));
+    assert_eq!(tell(&mut tree, 7, &app), [7]);
+}
+
+#[test]
+fn a_unit_has_its_name() {
+    let tree = unruled();
+    let expected = LabelSet::new(&[("id", "/system.slice/web.service"), ("name", "web.service")]);
+    assert_eq!(labels(&tree, 9), &expected);
+    assert_eq!(labels(&tree, 8), &LabelSet::new(&[("id", "/system.slice")]));
+}
+
+#[test]
+fn the_dead_keep_their_names_and_those_who_come_again_too() {
+    let mut tree = unruled();
+    tell(&mut tree, 3, &container(A, "web", None));
+    let named = labels(&tree, 3).clone();
+    let at = SystemTime::now();
+    tree.apply(&Event::Removed { id: 3, at });
+    assert_eq!(labels(&tree, 3), &named);
+    tree.apply(&Event::Made {
+        id: 33,
+        parent: 2,
+        name: A.into(),
+        at,
+    });
+    assert_eq!(labels(&tree, 33), &named);
+}
+
+#[test]
+fn an_excluded_container_takes_what_is_nested_along_once_its_name_is_learnt() {
+    let mut tree = tree((&[], &["name=^web"]), usize::MAX);
+    // The service is called so from the start.
+    assert_eq!(exported(&tree), [1, 2, 3, 4, 5, 6, 7, 8]);
+    tell(&mut tree, 3, &container(A, "web", None));
+    tree.settle();
+    assert_eq!(exported(&tree), [1, 2, 5, 6, 7, 8]);
+    tell(&mut tree, 3, &container(A, "db", None));
+    tree.settle();
+    assert_eq!(exported(&tree), [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+#[test]
+fn an_included_container_is_shown_once_it_is_known() {
+    let mut tree = tree((&["namespace=^shop$"], &[]), usize::MAX);
+    assert_eq!(exported(&tree), [1, 2, 5, 8, 9, 10]);
+    let sandbox = container(B, "k8s-web", Some(("shop", "web-0", "POD")));
+    tell(&mut tree, 7, &sandbox);
+    tree.settle();
+    assert_eq!(exported(&tree), [1, 2, 5, 6, 7, 8, 9, 10]);
+}
+
+#[test]
+fn where_there_are_too_many_containers_stay_longest() {
+    assert_eq!(tree((&[], &[]), 10).folded(), 0);
+    for (max, expected) in [
+        (9, &[1, 2, 3, 4, 5, 6, 7, 8, 9][..]),
+        (7, &[1, 3, 5, 6, 7, 8, 9]),
+        (4, &[1, 3, 6, 7]),
+        (1, &[1]),
+    ] {
+        let tree = tree((&[], &[]), max);
+        assert_eq!(exported(&tree), expected, "at most {max}");
+        assert_eq!(tree.folded(), 10 - max);
+    }
+}
+
+#[test]
+fn the_living_come_before_the_dead_and_room_is_used_again() {
+    let mut tree = tree((&[], &[]), 4);
+    let at = SystemTime::now();
+    tree.apply(&Event::Removed { id: 4, at });
+    tree.apply(&Event::Removed { id: 3, at });
+    let made = Event::Made {
+        id: 11,
+        parent: 2,
+        name: B.into(),
+        at,
+    };
+    tree.apply(&made);
+    tree.settle();
+    assert_eq!(exported(&tree), [1, 6, 7, 11]);
+    assert_eq!(tree.folded(), 7);
+    for id in [10, 9, 8, 11] {
+        tree.apply(&Event::Removed { id, at });
+    }
+    tree.reap(at, Duration::ZERO, |_| false, |_, _| {});
+    tree.settle();
+    assert_eq!(exported(&tree), [1, 5, 6, 7]);
+    assert_eq!(tree.folded(), 1);
+}
+
+#[test]
+fn the_overflow_node_is_nobody_s_excess() {
+    let mut tree = tree((&[], &[]), 1);
+    tree.set_exported(OVERFLOW, true);
+    tree.settle();
+    assert_eq!(exported(&tree), [1, u64::MAX]);
+    assert!(tree.node(ROOT).unwrap().exported);
+}

@@ -1,0 +1,368 @@
+//! What only a container's runtime knows: who it is in full, its health, how it ended, how often it
+//! was started again, how large its writable layer is.
+//!
+//! No program: the records are those that the followers of the runtimes have left in the tree; a
+//! scrape asks nobody. Values are the container's own and not summed up. Oracle: the runtimes' own
+//! command lines (tests/live/runtimes.rs).
+
+use anyhow::Result;
+
+use super::{Registration, Snapshot, Source};
+use crate::{
+    cgroup::{Container, Health, Kind as What, Node, State, Tree},
+    exposition::{Family, Kind, Unit, Value, Writer},
+    kernel::programs::Requirement,
+};
+
+const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+    Family {
+        name,
+        help,
+        kind,
+        unit: Unit::None,
+        labels: &[],
+        origin: "the runtime",
+        oracle: "docker inspect, podman inspect, crictl inspect",
+    }
+}
+
+const INFO: Family = Family {
+    labels: &["container_id", "runtime", "image_id", "pod_uid", "state"],
+    origin: "the path; the runtime",
+    ..family(
+        "container_info",
+        "1 for each container, with what identifies it beside the labels that all its series have; an ended one keeps it while it is reported.",
+        Kind::Gauge,
+    )
+};
+
+const HEALTH: Family = family(
+    "container_health_state",
+    "Health by the container's own check: 1 healthy, 0 unhealthy or not known yet, -1 without a check.",
+    Kind::Gauge,
+);
+
+const EXIT_CODE: Family = family(
+    "container_exit_code",
+    "Exit code of the container's last run that ended; kept while an ended container is reported.",
+    Kind::Gauge,
+);
+
+const LAST_EXIT: Family = Family {
+    labels: &["reason"],
+    ..family(
+        "container_last_exit_info",
+        "1, with the reason that the runtime gives for the end of the container's last run, such as OOMKilled or Error.",
+        Kind::Gauge,
+    )
+};
+
+const RESTARTS: Family = family(
+    "container_restarts_total",
+    "Times that the runtime has started the container again.",
+    Kind::Counter,
+);
+
+const LAYER_BYTES: Family = Family {
+    unit: Unit::Bytes,
+    ..family(
+        "container_fs_writable_layer_bytes",
+        "Size of the container's writable layer, as its runtime last accounted for it.",
+        Kind::Gauge,
+    )
+};
+
+const LAYER_INODES: Family = family(
+    "container_fs_writable_layer_inodes",
+    "Inodes of the container's writable layer, as its runtime last accounted for them.",
+    Kind::Gauge,
+);
+
+/// How a family's value is read; `None` leaves the series out.
+type Reader = fn(&Node, &Container) -> Option<Value>;
+
+/// Families without labels of their own.
+const VALUES: &[(&Family, Reader)] = &[
+    (&HEALTH, |node, container| {
+        node.died.is_none().then_some(match container.health {
+            Some(Health::Healthy) => Value::Count(1),
+            Some(Health::Starting | Health::Unhealthy) => Value::Count(0),
+            None => Value::Float(-1.0),
+        })
+    }),
+    // Of the dead too: that is who has one.
+    (&EXIT_CODE, |_, container| {
+        container.exit_code.map(|code| Value::Float(code as f64))
+    }),
+    (&RESTARTS, |_, container| {
+        container.restarts.map(Value::Count)
+    }),
+    (&LAYER_BYTES, |node, container| {
+        let layer = container.writable.filter(|_| node.died.is_none());
+        layer.map(|layer| Value::Count(layer.bytes))
+    }),
+    (&LAYER_INODES, |node, container| {
+        let layer = container.writable.filter(|_| node.died.is_none());
+        layer?.inodes.map(Value::Count)
+    }),
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "containers",
+        required: &[],
+        optional: &[],
+    },
+    families: || {
+        let values = VALUES.iter().map(|(family, _)| *family);
+        [&INFO, &LAST_EXIT].into_iter().chain(values).collect()
+    },
+    build: |_| Ok(Box::new(Containers)),
+};
+
+#[derive(Debug)]
+struct Containers;
+
+/// What a container does, its cgroup's end included, which the runtime may not have told of yet.
+fn state(node: &Node) -> &'static str {
+    let told = node.container.as_ref().map(|container| container.state);
+    match (told, node.died) {
+        (Some(State::Running | State::Paused | State::Unknown), Some(_)) => "exited",
+        (Some(state), _) => state.name(),
+        (None, _) => "",
+    }
+}
+
+/// Labels of [`INFO`], in its order.
+fn identity(node: &Node) -> [&str; 5] {
+    let (place, told) = (&node.place, node.container.as_deref());
+    let runtime = told.map(|container| container.runtime).or(place.runtime);
+    let pod = told.and_then(|container| container.pod.as_ref());
+    let pod = pod
+        .map(|pod| pod.uid.as_str())
+        .filter(|uid| !uid.is_empty());
+    [
+        place.container.as_deref().unwrap_or_default(),
+        runtime.map_or("", |runtime| runtime.name()),
+        told.map_or("", |container| container.image_id.as_str()),
+        pod.or(place.pod.as_deref()).unwrap_or_default(),
+        state(node),
+    ]
+}
+
+impl Source for Containers {
+    fn name(&self) -> &'static str {
+        "containers"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        (SOURCE.families)()
+    }
+
+    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        let nodes = tree.iter().map(|(_, node)| node);
+        let containers: Vec<&Node> = nodes
+            .filter(|node| node.exported && node.place.kind == What::Container)
+            .collect();
+        writer.family(&INFO);
+        for node in &containers {
+            let mut extra = [("", ""); 5];
+            let mut used = 0;
+            for (&name, value) in INFO.labels.iter().zip(identity(node)) {
+                if !value.is_empty() {
+                    extra[used] = (name, value);
+                    used += 1;
+                }
+            }
+            writer.sample(&node.labels, &extra[..used], Value::Count(1));
+        }
+        writer.family(&LAST_EXIT);
+        for node in &containers {
+            let reason = node
+                .container
+                .as_ref()
+                .map(|told| told.exit_reason.as_str());
+            if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
+                writer.sample(&node.labels, &[("reason", reason)], Value::Count(1));
+            }
+        }
+        for (family, read) in VALUES {
+            writer.family(family);
+            for node in &containers {
+                let told = node.container.as_deref();
+                if let Some(value) = told.and_then(|container| read(node, container)) {
+                    writer.sample(&node.labels, &[], value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::Arc,
+        time::{Duration, SystemTime},
+    };
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::{
+        cgroup::{Event, Filter, Found, Limits, Pod, Runtime, Writable},
+        exposition::Format,
+    };
+
+    const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
+    }
+
+    fn tree() -> Tree {
+        let found = [
+            found(1, 0, ""),
+            found(2, 1, "docker"),
+            found(3, 2, A),
+            found(4, 3, "init"),
+            found(5, 1, "lxc.payload.old"),
+        ];
+        Tree::new(&found, Filter::default())
+    }
+
+    fn container() -> Container {
+        Container {
+            id: A.to_owned(),
+            runtime: Runtime::Docker,
+            name: "web".to_owned(),
+            image: "nginx:1".to_owned(),
+            image_id: "sha256:12".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            pod: Some(Pod {
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+                uid: "u-1".to_owned(),
+                container: "web".to_owned(),
+            }),
+            state: State::Running,
+            health: Some(Health::Healthy),
+            exit_code: None,
+            exit_reason: String::new(),
+            restarts: Some(2),
+            created: None,
+            started: None,
+            finished: None,
+            pid: None,
+            limits: Limits::default(),
+            writable: Some(Writable {
+                bytes: 4096,
+                inodes: None,
+            }),
+        }
+    }
+
+    fn samples(tree: &Tree) -> Vec<String> {
+        let mut writer = Writer::new(Format::Text, BytesMut::new());
+        Containers.encode(tree, &mut writer);
+        let text = String::from_utf8(writer.finish().to_vec()).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.replace(A, "A")).collect()
+    }
+
+    #[test]
+    fn a_container_is_there_before_anyone_has_told_of_it() {
+        assert_eq!(
+            samples(&tree()),
+            [
+                "container_info{id=\"/docker/A\",container_id=\"A\",runtime=\"docker\"} 1",
+                "container_info{id=\"/lxc.payload.old\",name=\"old\"} 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_runtime_tells_is_served_and_what_ended_stays() {
+        let mut tree = tree();
+        let number = tree.by_id(3).unwrap();
+        tree.tell(number, &Arc::new(container()));
+        let own = "id=\"/docker/A\",name=\"web\",image=\"nginx:1\",namespace=\"shop\",pod=\"web-0\",container=\"web\"";
+        let info = |state| {
+            format!(
+                "container_info{{{own},container_id=\"A\",runtime=\"docker\",image_id=\"sha256:12\",pod_uid=\"u-1\",state=\"{state}\"}} 1"
+            )
+        };
+        let lxc = "container_info{id=\"/lxc.payload.old\",name=\"old\"} 1".to_owned();
+        assert_eq!(
+            samples(&tree),
+            [
+                info("running"),
+                lxc.clone(),
+                format!("container_health_state{{{own}}} 1"),
+                format!("container_restarts_total{{{own}}} 2"),
+                format!("container_fs_writable_layer_bytes{{{own}}} 4096"),
+            ]
+        );
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        tree.apply(&Event::Removed { id: 3, at });
+        let restarts = format!("container_restarts_total{{{own}}} 2");
+        assert_eq!(
+            samples(&tree),
+            [info("exited"), lxc.clone(), restarts.clone()]
+        );
+        let ended = Container {
+            state: State::Exited,
+            exit_code: Some(137),
+            exit_reason: "OOMKilled".to_owned(),
+            ..container()
+        };
+        tree.tell(number, &Arc::new(ended));
+        assert_eq!(
+            samples(&tree),
+            [
+                info("exited"),
+                lxc,
+                format!("container_last_exit_info{{{own},reason=\"OOMKilled\"}} 1"),
+                format!("container_exit_code{{{own}}} 137"),
+                restarts,
+            ]
+        );
+    }
+
+    #[test]
+    fn health_is_numbered_as_cadvisor_does() {
+        for (health, value) in [
+            (None, "-1"),
+            (Some(Health::Starting), "0"),
+            (Some(Health::Unhealthy), "0"),
+            (Some(Health::Healthy), "1"),
+        ] {
+            let mut tree = tree();
+            let number = tree.by_id(3).unwrap();
+            let told = Container {
+                health,
+                ..container()
+            };
+            tree.tell(number, &Arc::new(told));
+            let samples = samples(&tree);
+            let line = samples
+                .iter()
+                .find(|line| line.starts_with("container_health_state"));
+            assert!(
+                line.unwrap().ends_with(&format!("}} {value}")),
+                "{health:?}"
+            );
+        }
+    }
+}
