@@ -2,7 +2,7 @@
 //! and the conventions that the kubelet's users know (container="POD" on the sandbox, nothing but the
 //! pod on the pod's own cgroup).
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
@@ -34,6 +34,28 @@ pub const TESTS: &[Test] = &[
 
 /// What the image is called by containerd, and by the agent.
 pub const IMAGE: &str = "docker.io/library/busybox:local";
+
+/// A namespace of the host's.
+const NODE: u64 = 2;
+
+/// A network plugin: two interfaces that are joined to each other, and nothing else.
+const CNI: &str = r#"#!/bin/sh
+version='"cniVersion":"0.4.0"'
+case "$CNI_COMMAND $CNI_IFNAME" in
+"VERSION "*) echo '{'$version',"supportedVersions":["0.3.1","0.4.0"]}' ;;
+"ADD lo") echo '{'$version'}' ;;
+ADD*)
+  enter="nsenter --net=$CNI_NETNS"
+  $enter ip link add "$CNI_IFNAME" type veth peer name other >&2 || exit 1
+  $enter ip addr add 10.78.0.2/24 dev "$CNI_IFNAME" >&2 || exit 1
+  $enter ip link set "$CNI_IFNAME" up >&2 && $enter ip link set other up >&2 || exit 1
+  echo '{'$version',"interfaces":[{"name":"'$CNI_IFNAME'","sandbox":"'$CNI_NETNS'"}],'
+  echo '"ips":[{"version":"4","address":"10.78.0.2/24","interface":0}]}' ;;
+esac
+"#;
+
+/// What has it used.
+const CNI_CONFIG: &str = r#"{"cniVersion":"0.4.0","name":"alone","plugins":[{"type":"alone"}]}"#;
 
 /// containerd with folders of its own.
 pub struct Containerd {
@@ -152,6 +174,24 @@ state = "{state}"
 
     /// Runs a pod on the host's network, as a kubelet would: labels, cgroup by its QoS class and UID.
     pub fn pod(&mut self, namespace: &str, name: &str) -> Result<Pod> {
+        self.pod_on(namespace, name, NODE)
+    }
+
+    /// Runs a pod on a network of its own, where it is alone.
+    pub fn networked_pod(&mut self, namespace: &str, name: &str) -> Result<Pod> {
+        let folder = self.folder.path("cni");
+        fs::create_dir_all(&folder)?;
+        for plugin in ["loopback", "alone"] {
+            let path = folder.join(plugin);
+            fs::write(&path, CNI)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        fs::write(folder.join("10-alone.conflist"), CNI_CONFIG)?;
+        // containerd watches the folder.
+        eventually(|| self.pod_on(namespace, name, 0))
+    }
+
+    fn pod_on(&mut self, namespace: &str, name: &str, network: u64) -> Result<Pod> {
         let number = self.pods.len();
         let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
         let cgroup = format!("/kubepods/burstable/pod{uid}");
@@ -166,7 +206,7 @@ state = "{state}"
             .text(2, &uid)
             .text(3, namespace)
             .number(4, 0);
-        let node = Message::default().number(1, 2).number(3, 2);
+        let node = Message::default().number(1, network).number(3, NODE);
         let security = Message::default().message(1, &node);
         let linux = Message::default().text(1, &cgroup).message(2, &security);
         let pairs = labels.each_ref().map(|(key, value)| (*key, value.as_str()));
@@ -243,7 +283,7 @@ fn image(folder: &Folder) -> Result<String> {
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": FOREVER },
+        "config": { "Entrypoint": FOREVER, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer)?)] },
     });
     fs::write(root.join("config.json"), config.to_string())?;

@@ -95,11 +95,6 @@ impl Docker {
     pub fn inspect(&self, container: &str, field: &str) -> Result<String> {
         self.run(&["inspect", "--size", "--format", field, container])
     }
-
-    /// Files of the runtime's processes, of which there may be several.
-    pub fn folder(&self) -> &Folder {
-        &self.folder
-    }
 }
 
 fn client(folder: &Folder) -> Command {

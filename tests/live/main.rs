@@ -16,6 +16,7 @@ mod block;
 mod cgroup;
 mod cpu;
 mod cri;
+mod dashboards;
 mod disk;
 mod disk_stats;
 mod docker;
@@ -93,6 +94,7 @@ fn main() -> std::process::ExitCode {
         docker_ills::TESTS,
         podman::TESTS,
         cri::TESTS,
+        dashboards::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -14,15 +14,13 @@ pub struct Sample {
     value: f64,
 }
 
-/// A series taken apart, and its value.
+/// A series taken apart.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Name of the family, with its suffix.
     pub name: String,
     /// Labels, unescaped.
     pub labels: BTreeMap<String, String>,
-    /// The value.
-    pub value: f64,
 }
 
 impl Series {
@@ -98,7 +96,6 @@ impl Metrics {
                 found.push(Series {
                     name: sample.name.clone(),
                     labels,
-                    value: sample.value,
                 });
             }
         }

@@ -113,7 +113,7 @@ impl Folder {
             .find(|path| path.is_file())
             .context("no busybox")?;
         fs::copy(busybox, root.join("bin/busybox"))?;
-        for name in ["sh", "sleep", "cat", "dd", "true", "test", "rm"] {
+        for name in ["sh", "sleep", "cat", "dd", "true", "test", "rm", "ping"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
         }
         let archive = self.path("rootfs.tar");
