@@ -353,12 +353,12 @@ fn pod() -> Result<()> {
     check(&metrics, &early, &first, "first")?;
     // A pod that comes while it is scraped.
     let late = containerd.pod("shop", "web-0")?;
-    let metrics = agent.scrape()?;
-    check_pod(&metrics, &late).with_context(|| agent.log())?;
     for name in ["one", "other"] {
         let id = containerd.container(&late, name, 0, FOREVER)?;
         check(&agent.scrape()?, &late, &id, name).with_context(|| agent.log())?;
     }
+    // containerd tells of a sandbox only when it runs, when its cgroup has been there for a while.
+    eventually(|| check_pod(&agent.scrape()?, &late)).with_context(|| agent.log())?;
     // The sum over a pod's containers is what its users add up.
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "containerd")]);

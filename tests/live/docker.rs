@@ -64,8 +64,19 @@ impl Docker {
         })
     }
 
-    /// Starts it again where one has ended.
+    /// Starts it again where one has crashed. Its containerd has gone with it; a new daemon would
+    /// wait for that one as long as its process id is somebody's.
     pub fn again(&mut self) -> Result<()> {
+        let file = self.folder.path("exec/containerd/containerd.pid");
+        let pid = std::fs::read_to_string(&file)?;
+        eventually(|| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            let lives =
+                stat.is_ok_and(|stat| !stat.contains(") Z ") && stat.contains("containerd"));
+            ensure!(!lives, "containerd outlives dockerd");
+            Ok(())
+        })?;
+        std::fs::remove_file(&file)?;
         self.daemon = Self::daemon(&self.folder)?;
         Ok(())
     }
