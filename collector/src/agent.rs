@@ -5,10 +5,13 @@
 
 mod housekeeping;
 mod identity;
+mod inventory;
+mod record;
 mod start;
+mod status;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,7 +20,10 @@ use aya::maps::{MapData, RingBuf};
 use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
 
+pub use inventory::{Entry, Found, Inventory, SHORTEST_PREFIX};
+pub use record::{CgroupKind, Life, Record, Subject, rfc3339};
 pub use start::Options;
+pub use status::{Cgroups, RuntimeStatus, Slots, SourceStatus, Status};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},
@@ -61,6 +67,16 @@ struct Core {
     disowned: Vec<Disowned>,
     lost_events: u64,
     snapshot: Option<Instant>,
+    /// When the snapshot's counters were read.
+    read: Instant,
+    /// The same by the wall clock.
+    time: SystemTime,
+    /// The snapshot's cgroups, while somebody asks for them.
+    inventory: Option<Arc<Inventory>>,
+    /// When somebody last asked.
+    asked: Option<Instant>,
+    /// When the agent was started.
+    started: Instant,
     failed: bool,
     stats: KernelStats,
     stages: Vec<(&'static str, Duration)>,
@@ -76,6 +92,9 @@ struct Disowned {
     since: Instant,
 }
 
+/// How long inventories are made after somebody asked for one.
+const INTEREST: Duration = Duration::from_secs(600);
+
 impl Agent {
     fn core(&self) -> MutexGuard<'_, Core> {
         // A panic in one scrape must not end all later ones.
@@ -88,6 +107,23 @@ impl Agent {
     ///
     /// When the slots can't be read; sources that fail keep their last values instead.
     pub fn scrape(&self, format: Format) -> anyhow::Result<Bytes> {
+        Ok(self.fresh()?.encode(format))
+    }
+
+    /// The cgroups of a snapshot, which is a new one in the same case.
+    ///
+    /// # Errors
+    ///
+    /// As [`scrape`](Self::scrape).
+    pub fn inventory(&self) -> anyhow::Result<Arc<Inventory>> {
+        self.core().asked = Some(Instant::now());
+        self.fresh()?
+            .inventory()
+            .context("there is no snapshot, although one was taken just now")
+    }
+
+    /// The agent with a snapshot that is young enough.
+    fn fresh(&self) -> anyhow::Result<MutexGuard<'_, Core>> {
         let mut core = self.core();
         if core
             .snapshot
@@ -95,7 +131,7 @@ impl Agent {
         {
             core.take_snapshot()?;
         }
-        Ok(core.encode(format))
+        Ok(core)
     }
 }
 
@@ -112,6 +148,7 @@ impl Core {
         self.settle();
         lap(&mut stages, "lifecycle");
         self.kernel.take_in_flight()?;
+        (self.read, self.time) = (Instant::now(), SystemTime::now());
         lap(&mut stages, "in_flight");
         self.slots.refresh().context("reading the slots")?;
         self.depart_left_behind();
@@ -142,7 +179,7 @@ impl Core {
             tree: &self.tree,
             slots: &slots,
             books: self.books.as_ref(),
-            time: SystemTime::now(),
+            time: self.time,
         };
         self.lifecycle.collect(&snapshot)?;
         for source in &mut self.sources {
@@ -170,18 +207,47 @@ impl Core {
             .set_exported(OVERFLOW, self.stats.get(Stat::Overflow) > 0);
         self.provide_slots();
         lap(&mut stages, "kernel");
-        self.stages = stages;
         self.snapshot = Some(Instant::now());
+        if self.asked.is_some_and(|asked| asked.elapsed() < INTEREST) {
+            self.inventory();
+            lap(&mut stages, "inventory");
+        } else {
+            self.inventory = None;
+        }
+        self.stages = stages;
         Ok(())
+    }
+
+    /// The inventory of the last snapshot, made if need be.
+    fn inventory(&mut self) -> Option<Arc<Inventory>> {
+        self.snapshot?;
+        let taken = self.read;
+        let before = self.inventory.take();
+        if let Some(made) = before.as_ref().filter(|made| made.taken() == taken) {
+            self.inventory = Some(Arc::clone(made));
+            return before;
+        }
+        let subjects = status::subjects(&self.tree);
+        let before = before.as_deref();
+        let made = Inventory::new(self.time, taken, subjects, before, |writer| {
+            self.encode_cgroups(writer);
+        });
+        self.inventory = Some(Arc::new(made));
+        self.inventory.clone()
+    }
+
+    /// Writes the families of cgroups.
+    fn encode_cgroups(&self, writer: &mut Writer) {
+        for source in &self.sources {
+            source.encode(&self.tree, writer);
+        }
+        self.lifecycle.encode(&self.tree, writer);
     }
 
     fn encode(&mut self, format: Format) -> Bytes {
         let begin = Instant::now();
         let mut writer = Writer::new(format, BytesMut::with_capacity(self.size + self.size / 8));
-        for source in &self.sources {
-            source.encode(&self.tree, &mut writer);
-        }
-        self.lifecycle.encode(&self.tree, &mut writer);
+        self.encode_cgroups(&mut writer);
         let kernel_memory = self.kernel_memory();
         let report = Report {
             sources: &self.availability,

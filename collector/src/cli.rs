@@ -168,6 +168,8 @@ pub enum Command {
     Run,
     /// Say what this host and kernel allow, and what not and why
     Check,
+    /// Ask the running agent whether it is ready: for containers without a shell
+    Healthcheck,
     /// Print one snapshot
     Dump {
         /// How to print it

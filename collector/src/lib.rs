@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod dump;
 pub mod exposition;
+pub mod healthcheck;
 pub mod kernel;
 pub mod log;
 pub mod reference;

@@ -8,7 +8,7 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     config::{self, Settings},
-    dump, log, reference,
+    dump, healthcheck, log, reference,
     runtime::Directory,
     web,
 };
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
                 Ok(false) | Err(_) => ExitCode::FAILURE,
             };
         }
+        Command::Healthcheck => healthcheck::run(&settings.listen),
         Command::Dump { format } => dump(&settings, format),
         Command::Metrics { format } => print(reference::render(format).as_bytes()),
     };

@@ -30,6 +30,23 @@ pub fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(binary()).args(arguments).output()?)
 }
 
+/// A GET request's whole answer, of whoever listens on a port of loopback.
+pub fn get(port: u16, path: &str) -> Result<String> {
+    get_with(port, path, "")
+}
+
+fn get_with(port: u16, path: &str, headers: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8(answer)?)
+}
+
 /// A running agent.
 pub struct Agent {
     child: Child,
@@ -39,14 +56,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent that takes a new snapshot at every scrape, and waits until it serves.
+    /// Starts an agent that takes a new snapshot at every scrape, unless it is told otherwise, and
+    /// waits until it serves.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let log =
             std::env::temp_dir().join(format!("cgmeter-test-{}-{port}.log", std::process::id()));
+        let every = ["--web.min-interval", "0s"];
+        let every = every.iter().filter(|_| !arguments.contains(&every[0]));
         let child = Command::new(binary())
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
-            .args(["--web.min-interval", "0s"])
+            .args(every)
             .args(arguments)
             .stderr(File::create(&log)?)
             // A session of its own: a terminal's Ctrl-C is the test's business.
@@ -84,15 +104,7 @@ impl Agent {
 
     /// A GET request's whole answer.
     pub fn get(&self, path: &str, headers: &str) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(String::from_utf8(answer)?)
+        get_with(self.port, path, headers)
     }
 
     /// The body of an answer that has to be 200.

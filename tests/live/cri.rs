@@ -13,7 +13,7 @@ use crate::{
     grpc::{Message, call},
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, all_labelled, eventually, hierarchies, output},
+    runtimes::{Daemon, Folder, all_labelled, eventually, hierarchies, in_json, output},
 };
 
 /// What containerd and its CRI need.
@@ -359,6 +359,12 @@ fn pod() -> Result<()> {
     }
     // containerd tells of a sandbox only when it runs, when its cgroup has been there for a while.
     eventually(|| check_pod(&agent.scrape()?, &late)).with_context(|| agent.log())?;
+    let record = [("namespace", "shop"), ("pod", "web-0"), ("image", IMAGE)];
+    in_json(
+        &agent,
+        &second,
+        &[&record[..], &[("container", "second")]].concat(),
+    )?;
     // The sum over a pod's containers is what its users add up.
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "containerd")]);

@@ -10,7 +10,7 @@ use crate::{
     agent::Agent,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, output},
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, output},
 };
 
 /// What a daemon of the test's own needs.
@@ -150,7 +150,14 @@ fn names() -> Result<()> {
     for number in 0..8 {
         let name = format!("late-{number}");
         let id = docker.container(&["--name", &name], FOREVER)?;
-        check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        // The one or the other is the first that is asked for.
+        if number % 2 == 0 {
+            check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        }
+        let record = [("name", name.as_str()), ("image", IMAGE), ("id", &id)];
+        in_json(&agent, &name, &record).with_context(|| agent.log())?;
+        in_json(&agent, &id[..12], &record)?;
+        check(&agent.scrape()?, &id, &name)?;
     }
     // Created, never started: no cgroup, no series.
     docker.run(&["create", "--name=never", IMAGE, "true"])?;
@@ -180,6 +187,8 @@ fn short_life() -> Result<()> {
     ensure!(docker.run(&["ps", "--all", "--quiet"])?.is_empty());
     let metrics = agent.scrape()?;
     let labels = [("name", "brief"), ("image", IMAGE)];
+    let record = [&labels[..], &[("state", "ended"), ("runtime", "docker")]].concat();
+    in_json(&agent, "brief", &record)?;
     let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
     // What the shell has measured, its start and the runtime's own work in the container.
     ensure!(

@@ -12,36 +12,44 @@
 //! its name and the reason go to the file that `CGMETER_SKIPS` names.
 
 mod agent;
+mod alerts;
+mod api;
 mod block;
 mod cgroup;
 mod cpu;
 mod cri;
 mod dashboards;
+mod demo;
 mod disk;
 mod disk_stats;
 mod docker;
 mod docker_ills;
+mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
 mod grpc;
+mod image;
 mod io;
 mod limits;
 mod machine;
 mod memory;
 mod metrics;
+mod mixed;
 mod mounted;
 mod names;
 mod needs;
 mod net;
 mod netdev;
 mod netns;
+mod panels;
 mod podman;
 mod pressure;
 mod process;
 mod programs;
+mod queried;
 mod resident;
 mod runtimes;
 mod sched;
@@ -82,6 +90,7 @@ fn main() -> std::process::ExitCode {
         names::TESTS,
         slots::TESTS,
         formats::TESTS,
+        api::TESTS,
         errors::TESTS,
         block::TESTS,
         disk_stats::TESTS,
@@ -90,6 +99,10 @@ fn main() -> std::process::ExitCode {
         tcp::TESTS,
         drops::TESTS,
         programs::TESTS,
+        alerts::TESTS,
+        panels::TESTS,
+        image::TESTS,
+        demo::TESTS,
         docker::TESTS,
         docker_ills::TESTS,
         podman::TESTS,

@@ -1,6 +1,11 @@
 //! What tests need of the machine.
 
-use std::{fs::OpenOptions, io::Write, path::Path, process::Command};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     cgroup::{self, Hierarchy},
@@ -14,10 +19,16 @@ pub enum Need {
     Agent,
     /// The agent's binary alone.
     Binary,
+    /// An example application, built beside the agent.
+    Example(&'static str),
     /// A program on the path.
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
+    /// A variable of the environment, and what it names.
+    Variable(&'static str, &'static str),
+    /// A program of Python's index, where `cargo xtask setup --tests` has put it.
+    Venv(&'static str),
     /// Two CPUs.
     TwoCpus,
     /// A controller, in cgroup2 or v1.
@@ -50,6 +61,13 @@ pub const SPARE_DISK: &str = "/dev/vda";
 /// Python as Debian's packages install for it.
 pub const PYTHON: &str = "/usr/bin/python3";
 
+/// A program of Python's index: in the folder that `CGMETER_VENV` names, else where xtask puts it.
+pub fn venv(program: &str) -> PathBuf {
+    let folder = std::env::var_os("CGMETER_VENV").map(PathBuf::from);
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv");
+    folder.unwrap_or_else(built).join("bin").join(program)
+}
+
 /// The first need that isn't met, in words.
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
@@ -69,9 +87,17 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Binary => std::env::var_os("CGMETER_BIN")
             .is_none()
             .then(|| "needs CGMETER_BIN, the path of the agent".to_owned()),
+        Need::Example(name) => {
+            let agent = std::env::var_os("CGMETER_BIN").unwrap_or_default();
+            let built = Path::new(&agent).with_file_name(name).is_file();
+            (!built).then(|| format!("needs {name} beside the agent: cargo build -p {name}"))
+        }
         Need::Program(program) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+            // Daemons are where the administrator's programs are.
+            let found = std::env::split_paths(&path)
+                .chain(["/usr/sbin".into(), "/sbin".into()])
+                .any(|folder| folder.join(program).is_file());
             (!found).then(|| format!("needs the program {program}"))
         }
         Need::Python(module) => {
@@ -81,6 +107,11 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!import.is_ok_and(|output| output.status.success()))
                 .then(|| format!("needs Python's module {module}"))
         }
+        Need::Variable(name, what) => std::env::var_os(name)
+            .is_none()
+            .then(|| format!("needs {name}, {what}")),
+        Need::Venv(program) => (!venv(program).is_file())
+            .then(|| format!("needs the program {program}: cargo xtask setup --tests")),
         Need::TwoCpus => {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             (cpus < 2).then(|| "needs two CPUs".to_owned())

@@ -11,7 +11,7 @@ use crate::{
     docker::FOREVER,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, output},
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, output},
 };
 
 /// What Podman and its service need.
@@ -133,6 +133,8 @@ fn names() -> Result<()> {
         let name = format!("late-{number}");
         let id = podman.detached(&name, FOREVER)?;
         check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        let record = [("name", name.as_str()), ("image", FULL_IMAGE)];
+        in_json(&agent, &id[..12], &record)?;
     }
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "podman")]);
@@ -151,6 +153,11 @@ fn lives() -> Result<()> {
     podman.container(&["--rm", "--name=brief"], &["sh", "-c", brief])?;
     let metrics = agent.scrape()?;
     let labels = [("name", "brief"), ("image", FULL_IMAGE)];
+    in_json(
+        &agent,
+        "brief",
+        &[&labels[..], &[("state", "ended")]].concat(),
+    )?;
     let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
     ensure!(used > 0.01, "it used {used} s");
 

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::metrics::Metrics;
+use crate::{agent::Agent, metrics::Metrics};
 
 /// What the image is called.
 pub const IMAGE: &str = "busybox:local";
@@ -65,6 +65,20 @@ pub fn all_labelled(metrics: &Metrics, id: &str, labels: &[(&str, &str)]) -> Res
         }
     }
     metrics.no_doubles()
+}
+
+/// Fails unless the JSON record of a container, asked for by name, id or the id's beginning, says so.
+pub fn in_json(agent: &Agent, key: &str, expected: &[(&str, &str)]) -> Result<()> {
+    let text = agent.body(&format!("/api/v1/containers/{key}"), "")?;
+    let record: serde_json::Value = serde_json::from_str(&text)?;
+    for (field, value) in expected {
+        let found = record[field].as_str();
+        ensure!(
+            found == Some(value),
+            "{field} of {key} is {found:?} instead of {value}: {record}"
+        );
+    }
+    Ok(())
 }
 
 /// A folder for daemons, and all that they leave.

@@ -17,7 +17,14 @@ use crate::shell::{has, is_root, run};
 /// Packages used here that bring services along, and those.
 const SERVICES: &[(&str, &[&str])] = &[
     ("prometheus", &["prometheus.service"]),
-    ("docker.io", &["docker.socket", "docker.service", "containerd.service"]),
+    (
+        "prometheus-alertmanager",
+        &["prometheus-alertmanager.service"],
+    ),
+    (
+        "docker.io",
+        &["docker.socket", "docker.service", "containerd.service"],
+    ),
     ("containerd", &["containerd.service"]),
     (
         "podman",

@@ -24,6 +24,17 @@ pub fn build_only() -> Result<()> {
     compile(&["--release"])
 }
 
+/// Builds the example application, which tests use as well.
+pub fn build_example() -> Result<()> {
+    run(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "shop",
+    ]))
+}
+
 fn compile(profile: &[&str]) -> Result<()> {
     run(cargo(&["build", "--locked", "--package", "cgmeter"]).args(profile))
 }

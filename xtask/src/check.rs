@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
+    deploy,
     docs::docs,
     setup::{setup, setup_lints},
     shell::{cargo, root, run, target},
@@ -18,6 +19,7 @@ pub fn check() -> Result<()> {
     setup()?;
     let mut tally = Tally::default();
     lints(&mut tally);
+    deploy::steps(&mut tally, false);
     unit_tests(&mut tally, None);
     tally.close()
 }

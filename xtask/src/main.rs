@@ -2,14 +2,18 @@
 //!
 //! Invariants: a verb run twice does nothing new, and each is a file of its own. What they share:
 //! [`shell`] (running commands), [`toolchain`] (the compiler of the kernel programs), [`apt`]
-//! (Debian's packages), [`tally`] and [`skips`] (what came of the tests).
+//! (Debian's packages), [`venv`] (Python's), [`tally`] and [`skips`] (what came of the tests).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod apt;
 mod bench;
 mod build;
 mod check;
+mod dashboards;
+mod demo;
+mod deploy;
 mod docs;
+mod image;
 mod run;
 mod setup;
 mod shell;
@@ -18,6 +22,7 @@ mod tally;
 mod test;
 #[allow(dead_code, reason = "the build script uses the rest")]
 mod toolchain;
+mod venv;
 mod vm;
 
 use std::process::ExitCode;
@@ -63,10 +68,22 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Check what is shipped for Prometheus and Alertmanager
+    Deploy,
+    /// Write deploy/grafana/dashboards
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the live tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
+    /// Build the agent's container image from the static binary
+    Image(image::Options),
+    /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -78,8 +95,12 @@ fn main() -> ExitCode {
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
+        Verb::Deploy => deploy::deploy(),
+        Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Image(options) => image::image(&options),
+        Verb::Demo(options) => demo::demo(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

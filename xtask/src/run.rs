@@ -32,6 +32,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
 fn serves(arguments: &[String]) -> bool {
     const ENDING: &[&str] = &[
         "check",
+        "healthcheck",
         "top",
         "dump",
         "metrics",

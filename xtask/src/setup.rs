@@ -14,6 +14,7 @@ use crate::{
     apt,
     shell::{cargo, program, run},
     toolchain::{self, Compiler, Missing, Toolchain},
+    venv,
 };
 
 /// Debian's packages that build core for BPF.
@@ -38,6 +39,16 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "checks of the exposition",
     ),
     (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "alerts that reach a webhook",
+    ),
+    (
+        Tool::Program("amtool"),
+        "prometheus-alertmanager",
+        "checks of Alertmanager's configuration",
+    ),
+    (
         Tool::Program("mkfs.ext4"),
         "e2fsprogs",
         "block I/O of a file system",
@@ -60,12 +71,12 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
     (
         Tool::Program("dockerd"),
         "docker.io",
-        "those of Docker's containers",
+        "the agent's container image, and those of Docker's containers",
     ),
     (
         Tool::Program("docker"),
         "docker.io",
-        "those of Docker's containers",
+        "the agent's container image, and those of Docker's containers",
     ),
     (
         Tool::Program("podman"),
@@ -87,6 +98,21 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         Tool::Program("curl"),
         "curl",
         "those of Podman's containers and Kubernetes' pods",
+    ),
+    (
+        Tool::Program("docker-compose"),
+        "docker-compose",
+        "the compose stack's configuration",
+    ),
+    (
+        Tool::Program("prometheus-alertmanager"),
+        "prometheus-alertmanager",
+        "the demo",
+    ),
+    (
+        Tool::Python("ensurepip"),
+        "python3-venv",
+        "the API by schemathesis",
     ),
 ];
 
@@ -292,6 +318,9 @@ pub fn setup_tests() -> Result<()> {
     // What can't be had is told by name already.
     if install_tools(TEST_TOOLS).is_ok() {
         println!("tests: all of their tools are there");
+    }
+    if Tool::Python("ensurepip").is_there() {
+        venv::install();
     }
     Ok(())
 }

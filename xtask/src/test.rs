@@ -7,13 +7,14 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    build::build_only,
+    build::{build_example, build_only},
     check::{lints, unit_tests},
+    deploy, image,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, target},
+    shell::{agent, cargo, require_root, run, target},
     skips::{self, Place},
     tally::Tally,
-    vm,
+    venv, vm,
 };
 
 /// What to test.
@@ -37,10 +38,12 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
+    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {
         lints(&mut tally);
+        deploy::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
@@ -56,6 +59,25 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
     let recorded = || fs::read_to_string(&notes).unwrap_or_default();
     let mut command = integration_command(options);
     command.env("CGMETER_SKIPS", &notes);
+    if cfg!(target_arch = "x86_64") && !options.no_privileged {
+        tally.step("container image", || {
+            // The profile that virtual machines use as well.
+            command.env("CGMETER_IMAGE", image::context("guest")?);
+            Ok(())
+        });
+    }
+    tally.step("the shop, for the demo", || {
+        run(&mut cargo(&[
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "shop",
+        ]))?;
+        command.env("CGMETER_XTASK", std::env::current_exe()?);
+        command.env("CGMETER_BINARIES", target().join("release"));
+        Ok(())
+    });
     tally.tests("integration tests", &mut command, || {
         skips::recorded(&recorded())
             .len()
@@ -81,7 +103,8 @@ fn integration_command(options: &Options) -> Command {
     command
         .args(["--", "--test-threads=1"])
         .args(&options.filter)
-        .env("CGMETER_BIN", agent());
+        .env("CGMETER_BIN", agent())
+        .env("CGMETER_VENV", venv::folder());
     if options.no_privileged {
         command.env("CGMETER_NO_PRIVILEGED", "true");
     }

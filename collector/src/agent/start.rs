@@ -9,7 +9,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -190,6 +190,11 @@ impl Agent {
             disowned: Vec::new(),
             lost_events: 0,
             snapshot: None,
+            read: Instant::now(),
+            time: SystemTime::now(),
+            inventory: None,
+            asked: None,
+            started: Instant::now(),
             failed: false,
             stats: load::KernelStats::default(),
             stages: Vec::new(),

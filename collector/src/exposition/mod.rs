@@ -8,10 +8,12 @@ mod family;
 mod format;
 mod labels;
 mod number;
+mod sink;
 mod writer;
 
 pub use family::{Family, Kind, Unit};
 pub use format::Format;
 pub use labels::LabelSet;
 pub use number::Value;
+pub use sink::{Labels, Sink};
 pub use writer::{Histogram, Writer};

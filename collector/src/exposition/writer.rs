@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use collector_common::histogram::{BUCKETS, LONG_SHIFT, MIN_EXPONENT};
 use prometheus::proto;
 
-use super::{Family, Format, Kind, LabelSet, Unit, Value, labels::escape};
+use super::{Family, Format, Kind, LabelSet, Labels, Sink, Unit, Value, labels::escape};
 
 /// A log2 histogram, see `collector_common::histogram`.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +17,13 @@ pub struct Histogram<'a> {
     pub sum: Value,
 }
 
-/// Writes one exposition.
+/// Writes one exposition, or hands its samples to a [`Sink`].
 #[derive(Debug)]
-pub struct Writer {
+pub struct Writer<'s> {
+    /// Who takes the samples instead of the buffer.
+    sink: Option<&'s mut dyn Sink>,
+    /// Whether the sink takes those of the family last begun.
+    taken: bool,
     format: Format,
     buffer: BytesMut,
     /// Metadata of the family last begun, until its first sample.
@@ -93,16 +97,34 @@ fn bound_texts(bound: f64) -> (String, String) {
     (text, open)
 }
 
-impl Writer {
+impl<'s> Writer<'s> {
     /// A writer into `buffer`.
     pub fn new(format: Format, buffer: BytesMut) -> Self {
         Self {
+            sink: None,
+            taken: false,
             format,
             buffer,
             pending: Vec::new(),
             name: "",
             series: 0,
             scratch: Vec::new(),
+        }
+    }
+
+    /// A writer of no text: the samples of those families that `sink` asks for go there.
+    pub fn to_sink(sink: &'s mut dyn Sink) -> Self {
+        Self {
+            sink: Some(sink),
+            ..Self::new(Format::Text, BytesMut::new())
+        }
+    }
+
+    /// Hands a sample to the sink, if it takes those of this family.
+    #[cold]
+    fn hand_over(&mut self, labels: &[u8], extra: &[(&str, &str)], value: Value) {
+        if let Some(sink) = self.sink.as_mut().filter(|_| self.taken) {
+            sink.sample(Labels::new(labels, extra), value);
         }
     }
 
@@ -114,6 +136,10 @@ impl Writer {
 
     fn metadata(&mut self, name: &str, help: &str, kind: Kind, unit: Unit) {
         use std::io::Write;
+        if let Some(sink) = &mut self.sink {
+            self.taken = sink.family(name);
+            return;
+        }
         let has_suffix = name.ends_with("_total");
         let name = match self.format {
             Format::OpenMetrics if kind == Kind::Counter => {
@@ -173,6 +199,9 @@ impl Writer {
         extra: &[(&str, &str)],
         value: Value,
     ) {
+        if self.sink.is_some() {
+            return self.hand_over(labels, extra, value);
+        }
         self.flush_metadata();
         self.series += 1;
         self.buffer
@@ -218,6 +247,12 @@ impl Writer {
         histogram: Histogram<'_>,
         bounds: &Bounds,
     ) {
+        if let Some(sink) = &mut self.sink {
+            if self.taken {
+                sink.histogram(Labels::new(labels.text(), extra), histogram);
+            }
+            return;
+        }
         self.flush_metadata();
         // All but the bound is the same in each bucket's line.
         let mut prefix = std::mem::take(&mut self.scratch);

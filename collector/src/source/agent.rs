@@ -302,6 +302,11 @@ impl SelfMetrics {
             let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
             writer.sample(none, &[("stage", stage)], Value::Nanos(ns));
         }
+        self.encode_registry(writer);
+    }
+
+    /// Writes what is registered: the process's and the agent's parts' own.
+    pub fn encode_registry(&self, writer: &mut Writer) {
         writer.registry(&self.registry.gather());
     }
 }

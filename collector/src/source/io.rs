@@ -80,6 +80,20 @@ struct Io {
     rows: Vec<BTreeMap<u32, Row>>,
 }
 
+impl Io {
+    /// Names rows that are new, or whose node is called otherwise now.
+    fn label(&mut self, tree: &Tree) {
+        for (number, node) in tree.iter() {
+            for (&device, row) in self.rows.get_mut(number).into_iter().flatten() {
+                row.labels.get_or_insert_with(|| {
+                    let device = self.devices.get(device);
+                    node.labels.with([("device", device.name.as_str())])
+                });
+            }
+        }
+    }
+}
+
 impl Source for Io {
     fn name(&self) -> &'static str {
         "io"
@@ -119,14 +133,7 @@ impl Source for Io {
             });
             row.now = now;
         }
-        for (number, node) in tree.iter() {
-            for (&device, row) in self.rows.get_mut(number).into_iter().flatten() {
-                row.labels.get_or_insert_with(|| {
-                    let device = self.devices.get(device);
-                    node.labels.with([("device", device.name.as_str())])
-                });
-            }
-        }
+        self.label(tree);
         Ok(())
     }
 
@@ -186,5 +193,69 @@ impl Source for Io {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::{
+        cgroup::{Event, Filter, Found},
+        exposition::Format,
+    };
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
+    }
+
+    fn labels(io: &Io, tree: &Tree) -> Vec<String> {
+        let mut writer = Writer::new(Format::Text, BytesMut::new());
+        io.encode(tree, &mut writer);
+        let text = String::from_utf8(writer.finish().to_vec()).unwrap();
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        series
+            .filter_map(|line| Some(line.split_once("{")?.1.split_once(",device=")?.0.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_node_that_is_called_otherwise_has_its_series_called_so() {
+        // A node number that is used again, by a cgroup with another path.
+        let mut tree = Tree::new(&[found(1, 0, ""), found(2, 1, "a")], Filter::default());
+        let node = tree.by_id(2).unwrap();
+        let mut io = Io::default();
+        let charged = Charges {
+            bytes: [0; 3],
+            ios: [1, 0, 0],
+        };
+        let row = Row {
+            labels: None,
+            earlier: Charges::default(),
+            now: charged,
+        };
+        io.rows = vec![BTreeMap::new(); node + 1];
+        io.rows[node].insert(1, row);
+        io.label(&tree);
+        assert_eq!(labels(&io, &tree), ["id=\"/a\""]);
+        let at = std::time::SystemTime::now();
+        tree.apply(&Event::Removed { id: 2, at });
+        tree.reap(at, std::time::Duration::ZERO, |_| false, |_, _| {});
+        tree.apply(&Event::Made {
+            id: 3,
+            parent: 1,
+            name: b"b.service".to_vec(),
+            at,
+        });
+        assert_eq!(tree.by_id(3), Some(node));
+        io.relabel(node);
+        io.label(&tree);
+        assert_eq!(labels(&io, &tree), ["id=\"/b.service\",name=\"b.service\""]);
     }
 }

@@ -67,6 +67,11 @@ pub struct KeyedCounters<V, T: 'static> {
     map: Keyed<V>,
     kernel_rows: Option<Rows<V>>,
     leaving: Vec<Leaving>,
+    table: Table<T>,
+}
+
+/// Rows with their labels.
+struct Table<T> {
     labels: Labels,
     /// Names of labels that families have, each list once.
     label_names: Vec<&'static [&'static str]>,
@@ -96,12 +101,76 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
             map,
             kernel_rows,
             leaving: Vec::new(),
-            labels,
-            label_names,
-            rows: Vec::new(),
+            table: Table {
+                labels,
+                label_names,
+                rows: Vec::new(),
+            },
         }
     }
 
+    /// Reads the kernel's entries: those of cgroups long gone are taken out and kept.
+    fn read(&mut self, tree: &Tree, now: SystemTime) -> anyhow::Result<HashMap<(NodeId, u64), T>> {
+        let mut live: HashMap<(NodeId, u64), T> = HashMap::new();
+        let mut gone = Vec::new();
+        for (key, value) in self.map.read()? {
+            match living(tree, now, key) {
+                Some(node) => *live.entry((node, key.what)).or_default() += value,
+                None => gone.push(key),
+            }
+        }
+        for key in gone {
+            if let Some(value) = self.map.take(key)
+                && let Some(number) = tree.by_id(key.cgroup)
+            {
+                self.table.row(number, key.what).kept += &value;
+            }
+        }
+        self.read_rows(tree, now, &mut live);
+        Ok(live)
+    }
+
+    /// The same of the kernel's rows.
+    fn read_rows(&mut self, tree: &Tree, now: SystemTime, live: &mut HashMap<(NodeId, u64), T>) {
+        let Some(rows) = self.kernel_rows.take() else {
+            return;
+        };
+        for (row, key) in rows.owned() {
+            if let Some(node) = living(tree, now, key) {
+                *live.entry((node, key.what)).or_default() += &rows.value(row);
+                continue;
+            }
+            rows.disown(row);
+            self.leaving.push(Leaving {
+                row,
+                node: tree.by_id(key.cgroup),
+                what: key.what,
+                since: Instant::now(),
+            });
+        }
+        for leaving in std::mem::take(&mut self.leaving) {
+            let Leaving {
+                row, node, what, ..
+            } = leaving;
+            let over = leaving.since.elapsed() >= GRACE;
+            let value = rows.value(row);
+            match node {
+                Some(node) if over => self.table.row(node, what).kept += &value,
+                Some(node) => *live.entry((node, what)).or_default() += &value,
+                // Outside the root that the agent was given.
+                None => {}
+            }
+            if over {
+                rows.free(row);
+            } else {
+                self.leaving.push(leaving);
+            }
+        }
+        self.kernel_rows = Some(rows);
+    }
+}
+
+impl<T: Clone + Default> Table<T> {
     /// The row of a node for a thing, made if need be.
     fn row(&mut self, node: NodeId, what: u64) -> &mut Row<T> {
         if self.rows.len() <= node {
@@ -140,64 +209,11 @@ impl<V: KeyedValue, T: Sums<V>> KeyedCounters<V, T> {
         }
     }
 
-    /// Reads the kernel's entries: those of cgroups long gone are taken out and kept.
-    fn read(&mut self, tree: &Tree, now: SystemTime) -> anyhow::Result<HashMap<(NodeId, u64), T>> {
-        let mut live: HashMap<(NodeId, u64), T> = HashMap::new();
-        let mut gone = Vec::new();
-        for (key, value) in self.map.read()? {
-            match living(tree, now, key) {
-                Some(node) => *live.entry((node, key.what)).or_default() += value,
-                None => gone.push(key),
-            }
+    /// Has the series of a node named anew.
+    fn relabel(&mut self, node: NodeId) {
+        for row in self.rows.get_mut(node).into_iter().flatten() {
+            row.labels = None;
         }
-        for key in gone {
-            if let Some(value) = self.map.take(key)
-                && let Some(number) = tree.by_id(key.cgroup)
-            {
-                self.row(number, key.what).kept += &value;
-            }
-        }
-        self.read_rows(tree, now, &mut live);
-        Ok(live)
-    }
-
-    /// The same of the kernel's rows.
-    fn read_rows(&mut self, tree: &Tree, now: SystemTime, live: &mut HashMap<(NodeId, u64), T>) {
-        let Some(rows) = self.kernel_rows.take() else {
-            return;
-        };
-        for (row, key) in rows.owned() {
-            if let Some(node) = living(tree, now, key) {
-                *live.entry((node, key.what)).or_default() += &rows.value(row);
-                continue;
-            }
-            rows.disown(row);
-            self.leaving.push(Leaving {
-                row,
-                node: tree.by_id(key.cgroup),
-                what: key.what,
-                since: Instant::now(),
-            });
-        }
-        for leaving in std::mem::take(&mut self.leaving) {
-            let Leaving {
-                row, node, what, ..
-            } = leaving;
-            let over = leaving.since.elapsed() >= GRACE;
-            let value = rows.value(row);
-            match node {
-                Some(node) if over => self.row(node, what).kept += &value,
-                Some(node) => *live.entry((node, what)).or_default() += &value,
-                // Outside the root that the agent was given.
-                None => {}
-            }
-            if over {
-                rows.free(row);
-            } else {
-                self.leaving.push(leaving);
-            }
-        }
-        self.kernel_rows = Some(rows);
     }
 }
 
@@ -222,30 +238,28 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let tree = snapshot.tree;
         let live = self.read(tree, snapshot.time)?;
-        for row in self.rows.iter_mut().flatten() {
+        for row in self.table.rows.iter_mut().flatten() {
             row.total = row.kept;
         }
         for ((node, what), value) in live {
-            self.row(node, what).total += &value;
+            self.table.row(node, what).total += &value;
         }
         // Deepest first.
         for (number, node) in tree.iter().rev() {
-            let (Some(parent), true) = (node.parent, number < self.rows.len()) else {
+            let (Some(parent), true) = (node.parent, number < self.table.rows.len()) else {
                 continue;
             };
-            for at in 0..self.rows[number].len() {
-                let Row { what, total, .. } = self.rows[number][at];
-                self.row(parent, what).total += &total;
+            for at in 0..self.table.rows[number].len() {
+                let Row { what, total, .. } = self.table.rows[number][at];
+                self.table.row(parent, what).total += &total;
             }
         }
-        self.label(tree);
+        self.table.label(tree);
         Ok(())
     }
 
     fn relabel(&mut self, node: NodeId) {
-        for row in self.rows.get_mut(node).into_iter().flatten() {
-            row.labels = None;
-        }
+        self.table.relabel(node);
     }
 
     fn retire(&mut self, tree: &Tree) {
@@ -264,11 +278,11 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
                 leaving.node = Some(into);
             }
         }
-        let Some(rows) = self.rows.get_mut(from) else {
+        let Some(rows) = self.table.rows.get_mut(from) else {
             return;
         };
         for row in std::mem::take(rows) {
-            self.row(into, row.what).kept += &row.kept;
+            self.table.row(into, row.what).kept += &row.kept;
         }
     }
 
@@ -277,19 +291,84 @@ impl<V: KeyedValue, T: Sums<V>> Source for KeyedCounters<V, T> {
             writer.family(&metric.family);
             let gauge = metric.family.kind == Kind::Gauge;
             let names = &metric.family.labels;
-            let Some(own) = self.label_names.iter().position(|found| found == names) else {
+            let Some(own) = self
+                .table
+                .label_names
+                .iter()
+                .position(|found| found == names)
+            else {
                 continue;
             };
             for (number, node) in tree.iter() {
                 if !node.exported || gauge && node.died.is_some() {
                     continue;
                 }
-                for row in self.rows.get(number).into_iter().flatten() {
+                for row in self.table.rows.get(number).into_iter().flatten() {
                     if let Some(labels) = row.labels.as_ref().and_then(|sets| sets.get(own)) {
                         metric.samples.write(labels, &row.total, writer);
                     }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+    use crate::cgroup::{Event, Filter, Found};
+
+    fn found(id: u64, parent: u64, name: &str) -> Found {
+        Found {
+            id,
+            parent,
+            name: name.into(),
+            path: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn series_are_named_once_and_again_when_their_node_is_called_otherwise() {
+        let mut tree = Tree::new(&[found(1, 0, ""), found(2, 1, "a")], Filter::default());
+        let node = tree.by_id(2).unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&asked);
+        let mut table = Table::<u64> {
+            labels: Box::new(move |what| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                vec![("device", format!("d{what}"))]
+            }),
+            label_names: vec![&["device"], &[]],
+            rows: Vec::new(),
+        };
+        table.row(node, 7).total = 5;
+        table.label(&tree);
+        table.label(&tree);
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        let series = |table: &mut Table<u64>| table.row(node, 7).labels.clone().unwrap().to_vec();
+        let own = LabelSet::new(&[("id", "/a")]);
+        let with_device = own.with([("device", "d7")]);
+        assert_eq!(series(&mut table), [with_device, own]);
+        // The node's number is used again, by a unit.
+        let at = SystemTime::now();
+        tree.apply(&Event::Removed { id: 2, at });
+        tree.reap(at, Duration::ZERO, |_| false, |_, _| {});
+        tree.apply(&Event::Made {
+            id: 3,
+            parent: 1,
+            name: b"b.service".to_vec(),
+            at,
+        });
+        table.relabel(node);
+        table.label(&tree);
+        let own = LabelSet::new(&[("id", "/b.service"), ("name", "b.service")]);
+        let with_device = own.with([("device", "d7")]);
+        assert_eq!(series(&mut table), [with_device, own]);
+        assert_eq!(table.row(node, 7).total, 5);
     }
 }

@@ -11,14 +11,17 @@ use hyper::{
 };
 use tokio::sync::Semaphore;
 
-use super::{Counters, Metrics, Options};
+use super::{
+    Counters, Options, Served,
+    api::{self, Call},
+};
 use crate::exposition::Format;
 
 type Answer = Response<Full<Bytes>>;
 
 /// Answers requests.
 pub(super) struct Handler {
-    metrics: Arc<dyn Metrics>,
+    served: Served,
     options: Options,
     counters: Counters,
     scrapes: Arc<Semaphore>,
@@ -26,12 +29,12 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(metrics: Arc<dyn Metrics>, options: Options, counters: Counters) -> Self {
+    pub(super) fn new(served: Served, options: Options, counters: Counters) -> Self {
         let landing = include_str!("landing.html")
             .replace("{version}", crate::VERSION)
             .replace("{metrics}", &html(&options.telemetry_path));
         Self {
-            metrics,
+            served,
             scrapes: Arc::new(Semaphore::new(options.max_requests)),
             options,
             counters,
@@ -46,6 +49,7 @@ impl Handler {
             "/" => "index",
             "/-/healthy" => "healthy",
             "/-/ready" => "ready",
+            path if path.starts_with(api::PREFIX) => api::is_there(path).unwrap_or("other"),
             _ => "other",
         };
         let answer = if route == "other" {
@@ -66,6 +70,7 @@ impl Handler {
             match route {
                 "metrics" => self.scrape(&request).await,
                 "index" => content("text/html; charset=utf-8", self.landing.clone()),
+                _ if path.starts_with(api::PREFIX) => self.call(&request).await,
                 // The server listens only once the agent has its first snapshot.
                 _ => content("text/plain; charset=utf-8", Bytes::from_static(b"OK\n")),
             }
@@ -75,6 +80,34 @@ impl Handler {
     }
 
     async fn scrape(&self, request: &Request<Incoming>) -> Answer {
+        let format = Format::negotiate(accepted(request));
+        let work = move |served: &Served| match served.metrics.scrape(format) {
+            Ok(text) => content(format.content_type(), text),
+            Err(message) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
+        };
+        self.blocking(work).await
+    }
+
+    /// A request of the JSON API.
+    async fn call(&self, request: &Request<Incoming>) -> Answer {
+        if !api::json_is_welcome(accepted(request)) {
+            let message = "answers are application/json, which Accept leaves out";
+            return error(StatusCode::NOT_ACCEPTABLE, message);
+        }
+        let uri = request.uri();
+        let call = match Call::new(uri.path(), uri.query()) {
+            Ok(call) => call,
+            Err(refusal) => return json(refusal.code, refusal.body()),
+        };
+        let work = move |served: &Served| match call.answer(served) {
+            Ok(body) => json(StatusCode::OK, body),
+            Err(refusal) => json(refusal.code, refusal.body()),
+        };
+        self.blocking(work).await
+    }
+
+    /// Has work done that blocks, if there isn't too much of it under way.
+    async fn blocking(&self, work: impl FnOnce(&Served) -> Answer + Send + 'static) -> Answer {
         let Ok(_permit) = self.scrapes.try_acquire() else {
             let message = format!("{} scrapes are under way", self.options.max_requests);
             let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, &message);
@@ -83,21 +116,21 @@ impl Handler {
                 .insert(RETRY_AFTER, HeaderValue::from_static("1"));
             return answer;
         };
-        let accept = request
-            .headers()
-            .get(ACCEPT)
-            .and_then(|value| value.to_str().ok());
-        let format = Format::negotiate(accept);
-        let metrics = Arc::clone(&self.metrics);
-        match tokio::task::spawn_blocking(move || metrics.scrape(format)).await {
-            Ok(Ok(text)) => content(format.content_type(), text),
-            Ok(Err(message)) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
-            Err(_) => error(
+        let served = self.served.clone();
+        let done = tokio::task::spawn_blocking(move || work(&served)).await;
+        done.unwrap_or_else(|_| {
+            error(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the scrape failed; the log says how",
-            ),
-        }
+                "the request failed; the log says how",
+            )
+        })
     }
+}
+
+/// The header `Accept`.
+fn accepted(request: &Request<Incoming>) -> Option<&str> {
+    let value = request.headers().get(ACCEPT)?;
+    value.to_str().ok()
 }
 
 fn content(kind: &'static str, body: Bytes) -> Answer {
@@ -113,7 +146,11 @@ fn content(kind: &'static str, body: Bytes) -> Answer {
 
 fn error(code: StatusCode, message: &str) -> Answer {
     let body = format!("{}\n", serde_json::json!({ "error": message }));
-    let mut answer = content("application/json", Bytes::from(body));
+    json(code, Bytes::from(body))
+}
+
+fn json(code: StatusCode, body: Bytes) -> Answer {
+    let mut answer = content("application/json", body);
     *answer.status_mut() = code;
     answer
 }

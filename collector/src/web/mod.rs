@@ -1,14 +1,22 @@
 //! The HTTP server.
 //!
-//! Invariant: this module knows expositions as bytes, not what is in them. It never reads a
+//! Invariant: this module knows expositions as bytes, not what is in them, and cgroups as the
+//! agent's records. It never reads a
 //! request's body, never blocks the async threads on a scrape, and bounds what one client, or all
 //! of them, can cost: connections, header size and time, scrapes at a time, time to take an answer.
 
 mod answer;
+mod api;
 mod counters;
 mod listen;
 
-use std::{convert::Infallible, future::Future, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use answer::Handler;
 use bytes::Bytes;
@@ -19,7 +27,10 @@ use tokio::sync::{Semaphore, watch};
 pub use counters::Counters;
 pub use listen::{BindError, bind};
 
-use crate::exposition::Format;
+use crate::{
+    agent::{Agent, Inventory, Status},
+    exposition::Format,
+};
 
 /// What the server serves.
 pub trait Metrics: Send + Sync + 'static {
@@ -29,12 +40,40 @@ pub trait Metrics: Send + Sync + 'static {
     ///
     /// What is told to the client.
     fn scrape(&self, format: Format) -> Result<Bytes, String>;
+    /// The cgroups of the same snapshot. Blocks as well.
+    ///
+    /// # Errors
+    ///
+    /// What is told to the client.
+    fn inventory(&self) -> Result<Arc<Inventory>, String>;
+    /// The state of the agent.
+    ///
+    /// # Errors
+    ///
+    /// What is told to the client.
+    fn status(&self) -> Result<Status, String>;
 }
 
-impl Metrics for crate::agent::Agent {
+impl Metrics for Agent {
     fn scrape(&self, format: Format) -> Result<Bytes, String> {
         Self::scrape(self, format).map_err(|error| format!("{error:#}"))
     }
+
+    fn inventory(&self) -> Result<Arc<Inventory>, String> {
+        Self::inventory(self).map_err(|error| format!("{error:#}"))
+    }
+
+    fn status(&self) -> Result<Status, String> {
+        Self::status(self).map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// Whose answers they are.
+#[derive(Clone)]
+struct Served {
+    metrics: Arc<dyn Metrics>,
+    /// Where the server listens.
+    addresses: Vec<SocketAddr>,
 }
 
 /// How to serve.
@@ -72,7 +111,12 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let handler = Arc::new(Handler::new(metrics, options, counters));
+    let addresses = listeners.iter().map(TcpListener::local_addr);
+    let served = Served {
+        metrics,
+        addresses: addresses.collect::<Result<_, _>>()?,
+    };
+    let handler = Arc::new(Handler::new(served, options, counters));
     let mut tasks = Vec::new();
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -15,7 +15,12 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Counters, Metrics, Options, bind, serve};
-use crate::exposition::Format;
+use crate::{
+    agent::{Inventory, Status},
+    exposition::Format,
+};
+
+mod api;
 
 /// Serves a fixed text after an optional wait.
 struct Fixed {
@@ -31,6 +36,16 @@ impl Metrics for Fixed {
             Format::Text => Ok(Bytes::from_static(b"text 1\n")),
             Format::OpenMetrics => Ok(Bytes::from_static(b"# EOF\n")),
         }
+    }
+
+    fn inventory(&self) -> Result<Arc<Inventory>, String> {
+        self.scrapes.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(self.wait);
+        Ok(Arc::new(api::inventory()))
+    }
+
+    fn status(&self) -> Result<Status, String> {
+        Ok(api::status())
     }
 }
 

@@ -38,7 +38,7 @@ impl Tree {
         let path = printable(&node.path);
         node.path_admitted = self.export.filter.admits(&path);
         node.labels = node.names().labels(&path, None, &self.export.labels);
-        self.admit(number);
+        self.decide(number);
         if let Some(Some(node)) = self.nodes.get_mut(number) {
             // Until the next choice; where there are too many already, nobody comes in unchosen.
             node.exported = node.admitted && self.folded == 0;
@@ -103,52 +103,43 @@ impl Tree {
             return None;
         }
         node.labels = labels;
-        self.admit(number);
+        self.decide(number);
         Some(number)
     }
 
-    /// Asks the filters about a node, and has what is nested in it follow.
-    fn admit(&mut self, number: NodeId) {
-        if !self.decide(number) || self.export.filter.containers.is_empty() {
-            return;
-        }
-        // Parents come first.
-        for at in 0..self.order.len() {
-            let nested = self.order[at];
-            if self
-                .node(nested)
-                .is_some_and(|node| node.place.kind == Kind::Nested)
-                && self.is_within(nested, number)
-            {
-                self.decide(nested);
-            }
-        }
-    }
-
-    /// Whether the filters' answer for a node is another than before.
-    fn decide(&mut self, number: NodeId) -> bool {
+    /// Asks the filters about a node. What is nested in it follows when there is a choice made.
+    fn decide(&mut self, number: NodeId) {
         let Some(node) = self.node(number) else {
-            return false;
+            return;
         };
         let rules = &self.export.filter.containers;
         let kind = node.place.kind;
-        let named = match (kind, node.parent) {
+        let by_name = match (kind, node.parent) {
             (Kind::Nested, Some(parent)) => self.node(parent).is_none_or(|node| node.by_name),
             _ => rules.is_empty() || rules.admit(kind, &node.names()),
         };
-        let admitted = named && node.path_admitted;
-        let changed = admitted != node.admitted || named != node.by_name;
-        if let (true, Some(Some(node))) = (changed, self.nodes.get_mut(number)) {
-            (node.admitted, node.by_name) = (admitted, named);
-            self.unsettled = true;
+        let admitted = by_name && node.path_admitted;
+        if let Some(Some(node)) = self.nodes.get_mut(number) {
+            self.unsettled |= admitted != node.admitted || by_name != node.by_name;
+            (node.admitted, node.by_name) = (admitted, by_name);
         }
-        changed
     }
 
     /// Chooses who is exported. Does nothing as long as nobody came, went or was renamed.
     pub fn settle(&mut self) {
         if !std::mem::take(&mut self.unsettled) {
             return;
+        }
+        if !self.export.filter.containers.is_empty() {
+            // Parents come first.
+            for at in 0..self.order.len() {
+                let number = self.order[at];
+                let kind = self.node(number).map(|node| node.place.kind);
+                if kind == Some(Kind::Nested) {
+                    self.decide(number);
+                }
+            }
+            self.unsettled = false;
         }
         let mut admitted = Vec::with_capacity(self.order.len());
         for &number in self.order.iter().filter(|&&number| number != OVERFLOW) {

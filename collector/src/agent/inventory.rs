@@ -1,0 +1,166 @@
+//! All cgroups of one snapshot, with their numbers, for the JSON API.
+//!
+//! Invariant: an inventory is of a snapshot that `/metrics` serves as well. One is made only while
+//! somebody asks for them; then one a snapshot, so that rates are those between the last two.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::record::{Capture, Field, Measured, Numbers, Record, Subject};
+use crate::exposition::Writer;
+
+/// The shortest beginning of a container's id that is taken for it.
+pub const SHORTEST_PREFIX: usize = 4;
+
+/// One cgroup.
+#[derive(Debug)]
+pub struct Entry {
+    /// Whose the numbers are.
+    pub subject: Subject,
+    numbers: Numbers,
+    change: Option<Numbers>,
+}
+
+impl Entry {
+    /// Label of its series: `name`, `image`, `namespace`, `pod`.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.numbers.identity.get(name).map(String::as_str)
+    }
+}
+
+/// The cgroups of one snapshot.
+#[derive(Debug)]
+pub struct Inventory {
+    /// When the snapshot was taken.
+    pub time: SystemTime,
+    taken: Instant,
+    /// Time since the snapshot before.
+    pub interval: Option<Duration>,
+    /// Parents before children.
+    pub entries: Vec<Entry>,
+    by_path: HashMap<String, usize>,
+}
+
+/// What a key leads to.
+#[derive(Debug)]
+pub enum Found {
+    /// One cgroup, by its place.
+    One(usize),
+    /// Nothing.
+    Nothing,
+    /// Several: ids of their containers, or paths.
+    Several(Vec<String>),
+}
+
+impl Inventory {
+    /// Of a snapshot's cgroups, parents before children, whose families `encode` writes. `before` is
+    /// the inventory of the snapshot before.
+    pub fn new(
+        time: SystemTime,
+        taken: Instant,
+        subjects: Vec<Subject>,
+        before: Option<&Self>,
+        encode: impl FnOnce(&mut Writer),
+    ) -> Self {
+        let ids = subjects.iter().map(|subject| subject.cgroup.as_str());
+        let mut capture = Capture::new(ids);
+        encode(&mut Writer::to_sink(&mut capture));
+        let (by_path, numbers) = capture.finish();
+        let before = before.filter(|before| before.taken < taken);
+        let entries = subjects.into_iter().zip(numbers);
+        let entries = entries
+            .map(|(subject, numbers)| Entry {
+                change: before.and_then(|before| before.growth(&subject.cgroup, &numbers)),
+                subject,
+                numbers,
+            })
+            .collect();
+        Self {
+            time,
+            taken,
+            interval: before.map(|before| taken.duration_since(before.taken)),
+            entries,
+            by_path,
+        }
+    }
+
+    /// What a cgroup's numbers have grown by since this inventory: all of them, if it was made later.
+    fn growth(&self, path: &str, numbers: &Numbers) -> Option<Numbers> {
+        let earlier = self.by_path.get(path).and_then(|&at| self.entries.get(at));
+        match earlier {
+            Some(earlier) => Some(numbers.since(&earlier.numbers)),
+            None => {
+                let created = numbers.float(Field::Created)?;
+                let then = self.time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                (created >= then.as_secs_f64()).then(|| numbers.since(&Numbers::default()))
+            }
+        }
+    }
+
+    /// When the snapshot was taken, by the monotonic clock.
+    pub fn taken(&self) -> Instant {
+        self.taken
+    }
+
+    /// A cgroup's record.
+    pub fn record(&self, entry: &Entry) -> Record {
+        let measured = Measured {
+            time: self.time,
+            numbers: &entry.numbers,
+            change: entry.change.as_ref().zip(self.interval),
+        };
+        Record::new(&entry.subject, measured)
+    }
+
+    /// The cgroup of a path.
+    pub fn by_path(&self, path: &str) -> Option<usize> {
+        self.by_path.get(path).copied()
+    }
+
+    /// What a path, a container's id, a name or the beginning of an id leads to, in that order. Of
+    /// several with the same name the one that is there.
+    pub fn find(&self, key: &str) -> Found {
+        if let Some(at) = self.by_path(key) {
+            return Found::One(at);
+        }
+        let id = |entry: &Entry| entry.subject.container_id.as_deref() == Some(key);
+        let named = |entry: &Entry| entry.label("name") == Some(key);
+        let container = |entry: &Entry| entry.subject.is_container();
+        let begins = |entry: &Entry| {
+            let id = entry.subject.container_id.as_deref();
+            key.len() >= SHORTEST_PREFIX && id.is_some_and(|id| id.starts_with(key))
+        };
+        for found in [
+            self.those(id),
+            self.those(|entry| container(entry) && named(entry)),
+            self.those(named),
+            self.those(begins),
+        ] {
+            match found.as_slice() {
+                [] => {}
+                [one] => return Found::One(*one),
+                several => return Found::Several(self.names(several)),
+            }
+        }
+        Found::Nothing
+    }
+
+    /// Those that are told by `of`: if some are there, only they.
+    fn those(&self, of: impl Fn(&Entry) -> bool) -> Vec<usize> {
+        let all = self.entries.iter().enumerate().filter(|(_, e)| of(e));
+        let all: Vec<usize> = all.map(|(at, _)| at).collect();
+        let lives = |at: &usize| self.entries[*at].subject.died.is_none();
+        let living: Vec<usize> = all.iter().copied().filter(lives).collect();
+        if living.is_empty() { all } else { living }
+    }
+
+    fn names(&self, entries: &[usize]) -> Vec<String> {
+        let name = |&at: &usize| {
+            let subject = &self.entries[at].subject;
+            subject.container_id.as_ref().unwrap_or(&subject.cgroup)
+        };
+        entries.iter().map(name).cloned().collect()
+    }
+}

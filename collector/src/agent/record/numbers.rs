@@ -1,0 +1,489 @@
+//! One cgroup's numbers, taken from the families that are served.
+//!
+//! Invariant: a number comes from one family, by its name, from the same call that writes the text:
+//! a record can't say what `/metrics` doesn't. Series of a family that differ by device, interface or
+//! the like are added up.
+
+use std::collections::{BTreeMap, HashMap};
+
+use collector_common::histogram::BUCKETS;
+
+use crate::exposition::{Histogram, Labels, Sink, Value};
+
+/// A number of which there is one a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Field {
+    CpuUsage,
+    CpuUser,
+    CpuSystem,
+    Runqueue,
+    Periods,
+    ThrottledPeriods,
+    Throttled,
+    MemoryUsage,
+    WorkingSet,
+    Rss,
+    Cache,
+    Swap,
+    MemoryPeak,
+    MemoryLimit,
+    InterfaceReceive,
+    InterfaceTransmit,
+    SocketReceive,
+    SocketTransmit,
+    Retransmits,
+    DiskRead,
+    DiskWrite,
+    DiskReads,
+    DiskWrites,
+    Processes,
+    Threads,
+    ThreadsMax,
+    Descriptors,
+    Sockets,
+    OomKills,
+    CpuWaiting,
+    CpuStalled,
+    MemoryWaiting,
+    MemoryStalled,
+    IoWaiting,
+    IoStalled,
+    Created,
+    Started,
+}
+
+const FIELDS: usize = Field::Started as usize + 1;
+
+/// What of its events a cgroup has a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Quantity {
+    Runqueue,
+    BlockIo,
+    TcpRtt,
+}
+
+const QUANTITIES: usize = Quantity::TcpRtt as usize + 1;
+
+/// Where a family's samples go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Take {
+    Field(Field),
+    /// A counter whose series begin with their first event: without one it is 0.
+    Events(Field),
+    Histogram(Quantity),
+    /// Labels that say whose the cgroup is.
+    Identity,
+    Custom,
+}
+
+/// Each family that a record is made of.
+const FAMILIES: &[(&str, Take)] = &[
+    ("container_last_seen", Take::Identity),
+    ("container_info", Take::Identity),
+    ("container_custom_metric", Take::Custom),
+    (
+        "container_cpu_usage_seconds_total",
+        Take::Field(Field::CpuUsage),
+    ),
+    (
+        "container_cpu_user_seconds_total",
+        Take::Field(Field::CpuUser),
+    ),
+    (
+        "container_cpu_system_seconds_total",
+        Take::Field(Field::CpuSystem),
+    ),
+    (
+        "container_cpu_schedstat_runqueue_seconds_total",
+        Take::Field(Field::Runqueue),
+    ),
+    (
+        "container_sched_runqueue_latency_seconds",
+        Take::Histogram(Quantity::Runqueue),
+    ),
+    (
+        "container_cpu_cfs_periods_total",
+        Take::Field(Field::Periods),
+    ),
+    (
+        "container_cpu_cfs_throttled_periods_total",
+        Take::Field(Field::ThrottledPeriods),
+    ),
+    (
+        "container_cpu_cfs_throttled_seconds_total",
+        Take::Field(Field::Throttled),
+    ),
+    (
+        "container_memory_usage_bytes",
+        Take::Field(Field::MemoryUsage),
+    ),
+    (
+        "container_memory_working_set_bytes",
+        Take::Field(Field::WorkingSet),
+    ),
+    ("container_memory_rss", Take::Field(Field::Rss)),
+    ("container_memory_cache", Take::Field(Field::Cache)),
+    ("container_memory_swap", Take::Field(Field::Swap)),
+    (
+        "container_memory_max_usage_bytes",
+        Take::Field(Field::MemoryPeak),
+    ),
+    (
+        "container_spec_memory_limit_bytes",
+        Take::Field(Field::MemoryLimit),
+    ),
+    (
+        "container_network_receive_bytes_total",
+        Take::Field(Field::InterfaceReceive),
+    ),
+    (
+        "container_network_transmit_bytes_total",
+        Take::Field(Field::InterfaceTransmit),
+    ),
+    (
+        "container_socket_receive_bytes_total",
+        Take::Events(Field::SocketReceive),
+    ),
+    (
+        "container_socket_transmit_bytes_total",
+        Take::Events(Field::SocketTransmit),
+    ),
+    (
+        "container_tcp_retransmits_total",
+        Take::Field(Field::Retransmits),
+    ),
+    (
+        "container_tcp_rtt_seconds",
+        Take::Histogram(Quantity::TcpRtt),
+    ),
+    (
+        "container_fs_reads_bytes_total",
+        Take::Events(Field::DiskRead),
+    ),
+    (
+        "container_fs_writes_bytes_total",
+        Take::Events(Field::DiskWrite),
+    ),
+    ("container_fs_reads_total", Take::Events(Field::DiskReads)),
+    ("container_fs_writes_total", Take::Events(Field::DiskWrites)),
+    (
+        "container_block_io_latency_seconds",
+        Take::Histogram(Quantity::BlockIo),
+    ),
+    ("container_processes", Take::Field(Field::Processes)),
+    ("container_threads", Take::Field(Field::Threads)),
+    ("container_threads_max", Take::Field(Field::ThreadsMax)),
+    (
+        "container_file_descriptors",
+        Take::Field(Field::Descriptors),
+    ),
+    ("container_sockets", Take::Field(Field::Sockets)),
+    ("container_oom_events_total", Take::Field(Field::OomKills)),
+    (
+        "container_pressure_cpu_waiting_seconds_total",
+        Take::Field(Field::CpuWaiting),
+    ),
+    (
+        "container_pressure_cpu_stalled_seconds_total",
+        Take::Field(Field::CpuStalled),
+    ),
+    (
+        "container_pressure_memory_waiting_seconds_total",
+        Take::Field(Field::MemoryWaiting),
+    ),
+    (
+        "container_pressure_memory_stalled_seconds_total",
+        Take::Field(Field::MemoryStalled),
+    ),
+    (
+        "container_pressure_io_waiting_seconds_total",
+        Take::Field(Field::IoWaiting),
+    ),
+    (
+        "container_pressure_io_stalled_seconds_total",
+        Take::Field(Field::IoStalled),
+    ),
+    (
+        "container_creation_time_seconds",
+        Take::Field(Field::Created),
+    ),
+    ("container_start_time_seconds", Take::Field(Field::Started)),
+];
+
+/// The numbers of a cgroup. What is not served of it is `None`.
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    values: [Option<Value>; FIELDS],
+    histograms: [Option<Box<[u64; BUCKETS]>>; QUANTITIES],
+    /// Labels beside `id` of what says whose it is.
+    pub identity: BTreeMap<String, String>,
+    /// By `metric_name`, and by further labels where it has some.
+    pub custom: BTreeMap<String, f64>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self {
+            values: [None; FIELDS],
+            histograms: [const { None }; QUANTITIES],
+            identity: BTreeMap::new(),
+            custom: BTreeMap::new(),
+        }
+    }
+}
+
+fn number(value: Value) -> f64 {
+    match value {
+        Value::Count(count) => count as f64,
+        Value::Nanos(ns) => ns as f64 / 1e9,
+        Value::Float(float) => float,
+    }
+}
+
+impl Numbers {
+    fn add(&mut self, field: Field, value: Value) {
+        let sum = &mut self.values[field as usize];
+        *sum = Some(match (*sum, value) {
+            (None, value) => value,
+            (Some(Value::Count(a)), Value::Count(b)) => Value::Count(a.saturating_add(b)),
+            (Some(Value::Nanos(a)), Value::Nanos(b)) => Value::Nanos(a.saturating_add(b)),
+            (Some(a), b) => Value::Float(number(a) + number(b)),
+        });
+    }
+
+    /// A number in its unit: seconds, or pieces.
+    pub fn float(&self, field: Field) -> Option<f64> {
+        self.values[field as usize].map(number)
+    }
+
+    /// A whole number.
+    pub fn count(&self, field: Field) -> Option<u64> {
+        match self.values[field as usize]? {
+            Value::Count(count) => Some(count),
+            // No field that is asked for so is measured in seconds.
+            Value::Nanos(_) => None,
+            Value::Float(float) => Some(float as u64),
+        }
+    }
+
+    /// Events by bucket.
+    pub fn histogram(&self, quantity: Quantity) -> Option<&[u64; BUCKETS]> {
+        self.histograms[quantity as usize].as_deref()
+    }
+
+    /// What has been added since `earlier`. A series that was not there then had nothing.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut change = Self::default();
+        for (field, now) in self.values.iter().enumerate() {
+            change.values[field] = now.map(|now| match (now, earlier.values[field]) {
+                (now, None) => now,
+                (Value::Count(now), Some(Value::Count(then))) => {
+                    Value::Count(now.saturating_sub(then))
+                }
+                (Value::Nanos(now), Some(Value::Nanos(then))) => {
+                    Value::Nanos(now.saturating_sub(then))
+                }
+                (now, Some(then)) => Value::Float((number(now) - number(then)).max(0.0)),
+            });
+        }
+        for (quantity, now) in self.histograms.iter().enumerate() {
+            change.histograms[quantity] = now.as_ref().map(|now| {
+                let mut events = now.clone();
+                if let Some(then) = &earlier.histograms[quantity] {
+                    for (events, then) in events.iter_mut().zip(then.iter()) {
+                        *events = events.saturating_sub(*then);
+                    }
+                }
+                events
+            });
+        }
+        change
+    }
+}
+
+/// Takes the numbers of all cgroups.
+#[derive(Debug)]
+pub struct Capture {
+    takes: HashMap<&'static str, Take>,
+    take: Option<Take>,
+    /// Fields that are 0 where they aren't served, because their source runs.
+    events: Vec<Field>,
+    by_id: HashMap<String, usize>,
+    numbers: Vec<Numbers>,
+}
+
+impl Capture {
+    /// For cgroups by label `id`.
+    pub fn new<'a>(ids: impl Iterator<Item = &'a str>) -> Self {
+        let by_id: HashMap<String, usize> = ids.map(str::to_owned).zip(0..).collect();
+        Self {
+            takes: FAMILIES.iter().copied().collect(),
+            take: None,
+            events: Vec::new(),
+            numbers: vec![Numbers::default(); by_id.len()],
+            by_id,
+        }
+    }
+
+    /// The numbers, in the order of the ids.
+    pub fn finish(mut self) -> (HashMap<String, usize>, Vec<Numbers>) {
+        for numbers in &mut self.numbers {
+            for &field in &self.events {
+                numbers.values[field as usize].get_or_insert(Value::Count(0));
+            }
+        }
+        (self.by_id, self.numbers)
+    }
+
+    fn of(&mut self, labels: Labels<'_>) -> Option<&mut Numbers> {
+        let number = *self.by_id.get(labels.get("id")?.as_ref())?;
+        self.numbers.get_mut(number)
+    }
+}
+
+impl Sink for Capture {
+    fn family(&mut self, name: &str) -> bool {
+        self.take = self.takes.get(name).copied();
+        if let Some(Take::Events(field)) = self.take {
+            self.events.push(field);
+        }
+        self.take.is_some()
+    }
+
+    fn sample(&mut self, labels: Labels<'_>, value: Value) {
+        let take = self.take;
+        let Some(numbers) = self.of(labels) else {
+            return;
+        };
+        match take {
+            Some(Take::Field(field) | Take::Events(field)) => numbers.add(field, value),
+            Some(Take::Identity) => {
+                let told = labels.iter().filter(|(name, _)| *name != "id");
+                let told = told.map(|(name, value)| (name.to_owned(), value.into_owned()));
+                numbers.identity.extend(told);
+            }
+            Some(Take::Custom) => {
+                let key = custom_key(labels, &numbers.identity);
+                numbers.custom.insert(key, number(value));
+            }
+            Some(Take::Histogram(_)) | None => {}
+        }
+    }
+
+    fn histogram(&mut self, labels: Labels<'_>, histogram: Histogram<'_>) {
+        let Some(Take::Histogram(quantity)) = self.take else {
+            return;
+        };
+        let Some(numbers) = self.of(labels) else {
+            return;
+        };
+        let sums = numbers.histograms[quantity as usize].get_or_insert_with(Default::default);
+        for (sum, events) in sums.iter_mut().zip(histogram.buckets) {
+            *sum += events;
+        }
+    }
+}
+
+/// What a custom value is called: its `metric_name`, followed by `{a="b"}` if the application gave
+/// it labels of its own.
+fn custom_key(labels: Labels<'_>, identity: &BTreeMap<String, String>) -> String {
+    let mut key = labels.get("metric_name").unwrap_or_default().into_owned();
+    let shared = |name: &str| {
+        matches!(name, "id" | "metric_name")
+            || identity.contains_key(name)
+            || super::IDENTITY.contains(&name)
+            || name.starts_with(super::LABEL_PREFIX)
+    };
+    let own: Vec<String> = labels
+        .iter()
+        .filter(|(name, _)| !shared(name))
+        .map(|(name, value)| format!("{name}={value:?}"))
+        .collect();
+    if !own.is_empty() {
+        key = format!("{key}{{{}}}", own.join(","));
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        exposition::{Family, Kind, LabelSet, Unit, Writer},
+        source::{FAMILIES as OWN, Lifecycle, SOURCES, Source as _},
+    };
+
+    #[test]
+    fn every_family_is_served() {
+        let sources = SOURCES.iter().flat_map(|source| (source.families)());
+        let served: Vec<&str> = sources
+            .chain(Lifecycle::default().families())
+            .chain(OWN.iter().copied())
+            .map(|family| family.name)
+            .collect();
+        for (name, take) in FAMILIES {
+            // Those two come from sources that may not be there.
+            let optional = ["container_info", "container_custom_metric"].contains(name);
+            assert!(optional || served.contains(name), "{name}: {take:?}");
+        }
+    }
+
+    fn family(name: &'static str) -> Family {
+        Family {
+            name,
+            help: "",
+            kind: Kind::Counter,
+            unit: Unit::None,
+            labels: &[],
+            origin: "",
+            oracle: "",
+        }
+    }
+
+    #[test]
+    fn series_are_added_up_and_events_begin_at_0() {
+        let mut capture = Capture::new(["/", "/a"].into_iter());
+        let mut writer = Writer::to_sink(&mut capture);
+        writer.family(&family("container_fs_reads_bytes_total"));
+        for device in ["sda", "sdb"] {
+            let labels = LabelSet::new(&[("id", "/a"), ("device", device)]);
+            writer.sample(&labels, &[], Value::Count(3));
+        }
+        writer.family(&family("container_custom_metric"));
+        let labels = LabelSet::new(&[("id", "/a"), ("name", "x")]);
+        writer.sample(&labels, &[("metric_name", "plain")], Value::Float(1.5));
+        let extra = [("metric_name", "queue"), ("of", "mail")];
+        writer.sample(&labels, &extra, Value::Count(2));
+        let (by_id, numbers) = capture.finish();
+        let a = &numbers[by_id["/a"]];
+        assert_eq!(a.count(Field::DiskRead), Some(6));
+        assert_eq!(numbers[by_id["/"]].count(Field::DiskRead), Some(0));
+        assert_eq!(a.count(Field::DiskWrite), None, "no source serves it");
+        let custom: Vec<_> = a.custom.iter().collect();
+        assert_eq!(
+            custom,
+            [
+                (&"plain".to_owned(), &1.5),
+                (&"queue{of=\"mail\"}".to_owned(), &2.0)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_change_is_what_came_since() {
+        let numbers = |read: u64, events: Option<[u64; BUCKETS]>| {
+            let mut numbers = Numbers::default();
+            numbers.add(Field::DiskRead, Value::Count(read));
+            numbers.add(Field::CpuUsage, Value::Nanos(read * 1_000_000_000));
+            numbers.histograms[Quantity::TcpRtt as usize] = events.map(Box::new);
+            numbers
+        };
+        let change = numbers(7, Some([2; BUCKETS])).since(&numbers(3, None));
+        assert_eq!(change.count(Field::DiskRead), Some(4));
+        assert_eq!(change.float(Field::CpuUsage), Some(4.0));
+        assert_eq!(change.float(Field::CpuUser), None);
+        assert_eq!(change.histogram(Quantity::TcpRtt), Some(&[2; BUCKETS]));
+    }
+}

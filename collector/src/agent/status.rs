@@ -1,0 +1,192 @@
+//! What the agent says of itself and of its tree.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Agent, CgroupKind, Subject};
+use crate::{
+    cgroup::{Kind, Tree, printable},
+    exposition::{Histogram, Labels, Sink, Value, Writer},
+};
+
+/// The agent.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// What it was built for: architecture and operating system.
+    pub target: String,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// When the last snapshot was taken; a request for the status takes none.
+    #[schemars(extend("format" = "date-time"))]
+    pub snapshot: String,
+    /// Whether every source could be read for it.
+    pub complete: bool,
+    /// Sources of metrics.
+    pub sources: Vec<SourceStatus>,
+    /// Container runtimes that are followed.
+    pub runtimes: Vec<RuntimeStatus>,
+    /// Cgroups in the tree.
+    pub cgroups: Cgroups,
+    /// Slots for cgroups.
+    pub slots: Slots,
+    /// Kernel memory of the agent's maps, bytes.
+    pub kernel_memory_bytes: u64,
+    /// Seconds that each stage of the last snapshot, and the last encoding, took.
+    pub stages: BTreeMap<String, f64>,
+}
+
+/// A source.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct SourceStatus {
+    /// Its name, as in --collector.NAME.
+    pub name: String,
+    /// Whether it runs.
+    pub up: bool,
+    /// Why it does not, or what is less exact.
+    pub reason: Option<String>,
+    /// Readings that failed.
+    pub errors: u64,
+}
+
+/// A container runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RuntimeStatus {
+    /// Its name, and socket where there are several.
+    pub name: String,
+    /// Whether it answers.
+    pub up: bool,
+}
+
+/// Cgroups by state.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Cgroups {
+    /// Those that are there.
+    pub live: usize,
+    /// Those that are gone and still told of.
+    pub dead: usize,
+}
+
+/// Slots by state.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Slots {
+    /// Those of cgroups.
+    pub used: usize,
+    /// Those that are free.
+    pub free: usize,
+    /// Those of cgroups that are gone.
+    pub quarantined: usize,
+}
+
+/// Which runtimes answer, from the metric that says so.
+#[derive(Debug, Default)]
+struct Runtimes(Vec<RuntimeStatus>);
+
+impl Sink for Runtimes {
+    fn family(&mut self, name: &str) -> bool {
+        name == "cgmeter_runtime_up"
+    }
+
+    fn sample(&mut self, labels: Labels<'_>, value: Value) {
+        let names: Vec<_> = labels.iter().map(|(_, value)| value).collect();
+        self.0.push(RuntimeStatus {
+            name: names.join(" "),
+            up: !matches!(value, Value::Count(0)) && value != Value::Float(0.0),
+        });
+    }
+
+    fn histogram(&mut self, _: Labels<'_>, _: Histogram<'_>) {}
+}
+
+fn kind(kind: Kind) -> CgroupKind {
+    match kind {
+        Kind::Root => CgroupKind::Root,
+        Kind::Container => CgroupKind::Container,
+        Kind::Machine => CgroupKind::Machine,
+        Kind::Pod => CgroupKind::Pod,
+        Kind::Unit => CgroupKind::Unit,
+        Kind::Group => CgroupKind::Group,
+        Kind::Nested => CgroupKind::Nested,
+        Kind::Other => CgroupKind::Other,
+    }
+}
+
+/// What is exported of a tree, parents before children.
+pub(super) fn subjects(tree: &Tree) -> Vec<Subject> {
+    let mut places = vec![None; tree.capacity()];
+    let mut subjects = Vec::new();
+    for (number, node) in tree.iter() {
+        if !node.exported {
+            continue;
+        }
+        // The next of those above that is exported.
+        let mut above = node.parent;
+        while let Some(parent) = above.filter(|&parent| places[parent].is_none()) {
+            above = tree.node(parent).and_then(|node| node.parent);
+        }
+        places[number] = Some(subjects.len());
+        subjects.push(Subject {
+            cgroup: printable(&node.path),
+            parent: above.and_then(|parent| places[parent]),
+            died: node.died,
+            kind: kind(node.place.kind),
+            container_id: node.place.container.as_deref().map(str::to_owned),
+            runtime: node.place.runtime.map(|runtime| runtime.name()),
+            pod_uid: node.place.pod.as_deref().map(str::to_owned),
+            container: node.container.clone(),
+        });
+    }
+    subjects
+}
+
+impl Agent {
+    /// What there is to say of the agent.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's release can't be read.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let mut core = self.core();
+        let kernel_memory_bytes = core.kernel_memory();
+        let mut runtimes = Runtimes::default();
+        core.self_metrics
+            .encode_registry(&mut Writer::to_sink(&mut runtimes));
+        let errors = |source: &str| {
+            let found = core.errors.iter().find(|(name, _)| *name == source);
+            found.map_or(0, |(_, errors)| *errors)
+        };
+        let sources = core.availability.iter().map(|state| SourceStatus {
+            name: state.source.to_owned(),
+            up: state.up,
+            reason: state.reason.clone(),
+            errors: errors(state.source),
+        });
+        let seconds = |(name, time): &(&str, Duration)| ((*name).to_owned(), time.as_secs_f64());
+        let (live, dead) = core.tree.counts();
+        let (used, free, quarantined) = core.slots.states();
+        Ok(Status {
+            version: crate::VERSION.to_owned(),
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            uptime_seconds: core.started.elapsed().as_secs_f64(),
+            kernel: kernel.trim().to_owned(),
+            snapshot: super::rfc3339(core.time),
+            complete: !core.failed,
+            sources: sources.collect(),
+            runtimes: runtimes.0,
+            cgroups: Cgroups { live, dead },
+            slots: Slots {
+                used,
+                free,
+                quarantined,
+            },
+            kernel_memory_bytes,
+            stages: core.stages.iter().map(seconds).collect(),
+        })
+    }
+}

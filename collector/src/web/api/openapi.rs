@@ -1,0 +1,93 @@
+//! The OpenAPI document, from the table of routes and the types of the answers.
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::{PREFIX, ROUTES, Refusal, Route, parameters::Parameter};
+
+/// The document, OpenAPI 3.1.
+pub(super) fn document() -> Value {
+    // OpenAPI 3.1's schemas are JSON Schema 2020-12.
+    let mut settings = SchemaSettings::draft2020_12().for_serialize();
+    settings.definitions_path = "/components/schemas".into();
+    settings.meta_schema = None;
+    let mut generator = settings.into_generator();
+    let refusal = generator.subschema_for::<Refusal>();
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let schema = (route.schema)(&mut generator);
+        let rest = route
+            .rest
+            .iter()
+            .map(|parameter| described(parameter, "path"));
+        let query = route.parameters.iter();
+        let query = query.map(|parameter| described(parameter, "query"));
+        let parameters: Vec<Value> = rest.chain(query).collect();
+        let mut responses = Map::new();
+        responses.insert(
+            "200".to_owned(),
+            json!({
+                "description": "The answer",
+                "content": { "application/json": { "schema": schema } },
+            }),
+        );
+        for (code, description) in refusals(route) {
+            let content = json!({ "application/json": { "schema": refusal } });
+            let response = json!({ "description": description, "content": content });
+            responses.insert(code.to_owned(), response);
+        }
+        let operation = |name: &str, responses: &Map<String, Value>| {
+            json!({
+                "operationId": name,
+                "summary": route.summary,
+                "parameters": parameters,
+                "responses": responses,
+            })
+        };
+        let methods = json!({ "get": operation(route.name, &responses) });
+        paths.insert(template(route), methods);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "cgmeter",
+            "version": crate::VERSION,
+            "summary": "Every cgroup of this host, metered from inside the kernel",
+            "description": "Numbers are those of /metrics, of the same snapshot. HEAD is answered as well.",
+        },
+        "paths": paths,
+        "components": { "schemas": generator.take_definitions(true) },
+    })
+}
+
+/// The path as the document has it.
+pub(super) fn template(route: &Route) -> String {
+    let rest = route
+        .rest
+        .map(|parameter| format!("{{{}}}", parameter.name));
+    format!("{PREFIX}{}{}", route.path, rest.unwrap_or_default())
+}
+
+fn described(parameter: &Parameter, place: &str) -> Value {
+    json!({
+        "name": parameter.name,
+        "in": place,
+        "required": place == "path",
+        "description": parameter.about,
+        "schema": parameter.kind.schema(),
+    })
+}
+
+fn refusals(route: &Route) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let missing = route.may_miss.then_some(("404", "There is no such cgroup"));
+    [
+        ("400", "The request can't be understood: error says why"),
+        ("405", "Neither GET nor HEAD"),
+        ("406", "The client does not take JSON"),
+        ("414", "The query or path is too long"),
+        ("500", "The snapshot failed"),
+        ("503", "Too many requests at a time"),
+    ]
+    .into_iter()
+    .chain(missing)
+}

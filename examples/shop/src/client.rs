@@ -1,0 +1,97 @@
+//! One request to one server: for health checks, chaos, load and spans.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// Most bytes of an answer that are read.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// An answer.
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim_end().to_owned()
+    }
+}
+
+/// Asks `HOST:PORT`, over a connection of its own.
+///
+/// # Errors
+///
+/// When there is no whole answer.
+pub async fn ask(
+    authority: &str,
+    method: &str,
+    path: &str,
+    body: String,
+    traceparent: Option<&str>,
+) -> Result<Answer> {
+    let stream = TcpStream::connect(authority)
+        .await
+        .with_context(|| format!("connecting to {authority}"))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // What goes wrong with the connection, the request is told as well.
+    tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, authority)
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(traceparent) = traceparent {
+        request = request.header("traceparent", traceparent);
+    }
+    let response = sender
+        .send_request(request.body(Full::new(Bytes::from(body)))?)
+        .await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER);
+    let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
+    Ok(Answer {
+        status,
+        body: body.to_bytes(),
+    })
+}
+
+/// `shop check`
+///
+/// # Errors
+///
+/// Unless the shop is well.
+pub async fn check(address: &SocketAddr) -> Result<()> {
+    told(ask(&address.to_string(), "GET", "/healthz", String::new(), None).await?)
+}
+
+/// `shop chaos`
+///
+/// # Errors
+///
+/// What the shop has against it.
+pub async fn chaos(address: &SocketAddr, settings: &[(String, String)]) -> Result<()> {
+    let pairs = settings
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone().into()));
+    let object: serde_json::Map<String, serde_json::Value> = pairs.collect();
+    let body = serde_json::Value::Object(object).to_string();
+    told(ask(&address.to_string(), "POST", "/chaos", body, None).await?)
+}
+
+fn told(answer: Answer) -> Result<()> {
+    if !answer.status.is_success() {
+        bail!("the shop answers {}: {}", answer.status, answer.text());
+    }
+    println!("{}", answer.text());
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! Prometheus and Alertmanager with the shipped configurations, in a hurry.
+//!
+//! What is tested is what is shipped, but for an overlay, made here by replacing text, each piece of
+//! which has to be there: addresses and secrets are the test's own, intervals are a second, `for` is
+//! none, windows are seconds instead of minutes. Thresholds, expressions, labels, routes and
+//! inhibition are as shipped.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::agent::free_port;
+
+/// Seconds of the windows in which rates and events are looked for.
+pub const WINDOW: u64 = 8;
+/// What the webhook wants to see.
+pub const TOKEN: &str = "token-of-the-test";
+/// What PagerDuty wants to see.
+pub const PAGER_KEY: &str = "key-of-the-test";
+
+/// Both, with a folder of their own; gone at the end.
+pub struct Stack {
+    prometheus: Child,
+    alertmanager: Child,
+    folder: PathBuf,
+    /// Prometheus's port.
+    pub prometheus_port: u16,
+    /// Alertmanager's port.
+    pub alertmanager_port: u16,
+}
+
+/// Replaces text that has to be there.
+fn replaced(text: &str, old: &str, new: &str) -> Result<String> {
+    ensure!(
+        text.contains(old),
+        "{old:?} is not in a shipped file: bring the test's overlay up to date"
+    );
+    Ok(text.replace(old, new))
+}
+
+/// Rules as shipped, without patience.
+fn hasty_rules(text: &str) -> String {
+    let mut hasty = String::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("keep_firing_for: ") {
+            continue;
+        }
+        let line = if line.trim_start().starts_with("for: ") {
+            "    for: 0s"
+        } else {
+            line
+        };
+        hasty.push_str(line);
+        hasty.push('\n');
+    }
+    for minutes in ["1m", "5m", "10m", "15m"] {
+        hasty = hasty
+            .replace(&format!("[{minutes}]"), &format!("[{WINDOW}s]"))
+            .replace(&format!("offset {minutes}"), &format!("offset {WINDOW}s"));
+    }
+    hasty
+}
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn write_rules(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut killed = 0;
+    for entry in fs::read_dir(shipped().join("prometheus/rules"))? {
+        let path = entry?.path();
+        let mut text = hasty_rules(&fs::read_to_string(&path)?);
+        let gone = "time() - container_last_seen > 60";
+        if text.contains(gone) {
+            text = text.replace(gone, "time() - container_last_seen > 4");
+            killed += 1;
+        }
+        fs::write(folder.join(path.file_name().context("no name")?), text)?;
+    }
+    ensure!(
+        killed == 1,
+        "ContainerKilled has changed: bring the test's overlay up to date"
+    );
+    Ok(())
+}
+
+impl Stack {
+    /// Starts both: scraping an agent, telling a receiver.
+    pub fn start(agent: u16, receiver: u16) -> Result<Self> {
+        let (prometheus_port, alertmanager_port) = (free_port()?, free_port()?);
+        let folder = std::env::temp_dir().join(format!("cgmeter-test-alerts-{prometheus_port}"));
+        let _ = fs::remove_dir_all(&folder);
+        write_rules(&folder.join("rules"))?;
+
+        let text = fs::read_to_string(shipped().join("prometheus/prometheus.yml"))?;
+        let text = replaced(&text, "127.0.0.1:10295", &format!("127.0.0.1:{agent}"))?;
+        let text = replaced(
+            &text,
+            "127.0.0.1:9093",
+            &format!("127.0.0.1:{alertmanager_port}"),
+        )?;
+        let text = replaced(
+            &text,
+            "127.0.0.1:9090",
+            &format!("127.0.0.1:{prometheus_port}"),
+        )?;
+        let text = replaced(&text, "interval: 15s", "interval: 1s")?;
+        let text = replaced(&text, "scrape_timeout: 10s", "scrape_timeout: 1s")?;
+        fs::write(folder.join("prometheus.yml"), text)?;
+
+        let text = fs::read_to_string(shipped().join("alertmanager/alertmanager.yml"))?;
+        let at = |path: &str| format!("http://127.0.0.1:{receiver}/{path}");
+        let text = replaced(&text, "http://127.0.0.1:9095/alerts", &at("alerts"))?;
+        let text = replaced(
+            &text,
+            "https://events.pagerduty.com/v2/enqueue",
+            &at("pagerduty"),
+        )?;
+        // Nobody listens there; no alert of the test goes by mail.
+        let text = replaced(&text, "smtp.example.org:587", "127.0.0.1:9")?;
+        let text = replaced(&text, "group_wait: 30s", "group_wait: 0s")?;
+        let text = replaced(&text, "group_wait: 10s", "group_wait: 0s")?;
+        let text = replaced(&text, "group_interval: 5m", "group_interval: 1s")?;
+        fs::write(folder.join("alertmanager.yml"), text)?;
+        let templates = folder.join("templates");
+        fs::create_dir_all(&templates)?;
+        fs::copy(
+            shipped().join("alertmanager/templates/cgmeter.tmpl"),
+            templates.join("cgmeter.tmpl"),
+        )?;
+        let secrets = folder.join("secrets");
+        fs::create_dir_all(&secrets)?;
+        fs::write(secrets.join("webhook-token"), TOKEN)?;
+        fs::write(secrets.join("pagerduty-key"), PAGER_KEY)?;
+        fs::write(secrets.join("slack-url"), at("slack"))?;
+        fs::write(secrets.join("smtp-password"), "none")?;
+
+        let start = |program: &str, arguments: &[String]| {
+            Command::new(program)
+                .args(arguments)
+                .current_dir(&folder)
+                .stdout(Stdio::null())
+                .stderr(File::create(folder.join(format!("{program}.log")))?)
+                .spawn()
+                .with_context(|| format!("starting {program}"))
+        };
+        let alertmanager = start(
+            "prometheus-alertmanager",
+            &[
+                "--config.file=alertmanager.yml".to_owned(),
+                "--storage.path=alertmanager".to_owned(),
+                "--cluster.listen-address=".to_owned(),
+                format!("--web.listen-address=127.0.0.1:{alertmanager_port}"),
+            ],
+        )?;
+        let prometheus = start(
+            "prometheus",
+            &[
+                "--config.file=prometheus.yml".to_owned(),
+                "--storage.tsdb.path=prometheus".to_owned(),
+                format!("--web.listen-address=127.0.0.1:{prometheus_port}"),
+            ],
+        );
+        let prometheus = match prometheus {
+            Ok(child) => child,
+            Err(error) => {
+                let mut alertmanager = alertmanager;
+                let _ = alertmanager.kill();
+                let _ = alertmanager.wait();
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            prometheus,
+            alertmanager,
+            folder,
+            prometheus_port,
+            alertmanager_port,
+        })
+    }
+
+    /// Whether an instant query has a result.
+    pub fn holds(&self, query: &str) -> Result<bool> {
+        let quoted: String = query
+            .bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
+                other => format!("%{other:02X}"),
+            })
+            .collect();
+        let Ok(answer) = get(
+            self.prometheus_port,
+            &format!("/api/v1/query?query={quoted}"),
+        ) else {
+            // Not yet up, or gone: the wait tells with its log.
+            return Ok(false);
+        };
+        ensure!(answer["status"] == "success", "{query}: {answer}");
+        let result = answer["data"]["result"].as_array();
+        Ok(result.is_some_and(|result| !result.is_empty()))
+    }
+
+    /// Alertmanager's state of the alerts that have such a label: active, suppressed.
+    pub fn states(&self, label: &str, value: &str) -> Result<Vec<String>> {
+        let alerts = get(self.alertmanager_port, "/api/v2/alerts")?;
+        let alerts = alerts.as_array().context("no list of alerts")?;
+        let states = alerts
+            .iter()
+            .filter(|alert| alert["labels"][label] == value)
+            .filter_map(|alert| alert["status"]["state"].as_str());
+        Ok(states.map(str::to_owned).collect())
+    }
+
+    /// Waits until something holds.
+    pub fn wait(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !holds()? {
+            if Instant::now() > until {
+                bail!("not within a minute: {what}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    fn logs(&self) -> String {
+        let log = |program: &str| {
+            let path = self.folder.join(format!("{program}.log"));
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let bad: Vec<&str> = text
+                .lines()
+                .filter(|line| !line.contains("level=info"))
+                .collect();
+            format!("{program}:\n{}\n", bad.join("\n"))
+        };
+        let alerts = get(self.prometheus_port, "/api/v1/alerts").unwrap_or_default();
+        format!(
+            "{}{}Prometheus's alerts: {alerts}",
+            log("prometheus"),
+            log("prometheus-alertmanager")
+        )
+    }
+}
+
+/// The JSON that a path has.
+fn get(port: u16, path: &str) -> Result<Value> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    // 1.0: an answer without chunks.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    serde_json::from_str(body).with_context(|| format!("{path}: {body}"))
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        for child in [&mut self.prometheus, &mut self.alertmanager] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}

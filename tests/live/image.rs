@@ -1,0 +1,346 @@
+//! The agent's container image, run by a Docker daemon of the test's own as deploy/docker/README.md
+//! says. Oracle: an agent on the host beside it, and counts of a known workload.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::{Agent, free_port, get},
+    cgroup::Cgroup,
+    dockerd::Daemon,
+    metrics::{Metrics, same},
+    needs::Need,
+    wire::{self, End, V4},
+};
+
+const NEEDS: &[Need] = &[
+    Need::Agent,
+    Need::Variable(FOLDER, "the folder that `cargo xtask image` builds from"),
+    Need::Program("dockerd"),
+    Need::Program("docker"),
+    Need::Program("ip"),
+];
+
+pub const TESTS: &[Test] = &[
+    (
+        "image::counts_what_an_agent_on_the_host_counts",
+        NEEDS,
+        same_numbers,
+    ),
+    ("image::each_capability_is_needed", NEEDS, capabilities),
+];
+
+/// Where the binary and the recipe are.
+const FOLDER: &str = "CGMETER_IMAGE";
+/// The command that people are told to run.
+const MANUAL: &str = include_str!("../../deploy/docker/README.md");
+/// Datagrams that the workload sends to itself.
+const DATAGRAMS: f64 = 100.0;
+/// Processes that it has killed.
+const CHILDREN: f64 = 25.0;
+
+/// Arguments of the manual's `docker run`.
+fn manual() -> Result<Vec<String>> {
+    let block = MANUAL.split("```sh\n").nth(1).context("no command")?;
+    let block = block.split("```").next().unwrap_or_default();
+    let words: Vec<String> = block
+        .replace("\\\n", " ")
+        .split_whitespace()
+        .skip(1)
+        .map(str::to_owned)
+        .collect();
+    ensure!(words.first().is_some_and(|word| word == "run"), "{words:?}");
+    ensure!(!block.contains("privileged"), "{block}");
+    Ok(words)
+}
+
+/// The manual's container on a port of the test's own.
+struct Contained<'a> {
+    daemon: &'a Daemon,
+    name: String,
+    port: u16,
+}
+
+impl<'a> Contained<'a> {
+    /// Starts it, less the capabilities in `without`.
+    fn start(daemon: &'a Daemon, name: &str, without: &[&str]) -> Result<Self> {
+        let port = free_port()?;
+        let mut words = manual()?;
+        for capability in without {
+            let at = words.iter().position(|word| word == capability);
+            let at = at.with_context(|| format!("{capability} is not listed"))?;
+            words.drain(at - 1..=at);
+        }
+        let image = words.iter().position(|word| word.starts_with("cgmeter:"));
+        words.truncate(image.context("no image")?);
+        let at = words.iter().position(|word| word == "--name");
+        words[at.context("no name")? + 1] = name.to_owned();
+        words.extend(
+            [
+                "--env",
+                "CGMETER_WEB_MIN_INTERVAL=0s",
+                "--env",
+                &format!("CGMETER_WEB_LISTEN_ADDRESS=127.0.0.1:{port}"),
+                IMAGE,
+            ]
+            .map(str::to_owned),
+        );
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        daemon.docker(&words)?;
+        Ok(Self {
+            daemon,
+            name: name.to_owned(),
+            port,
+        })
+    }
+
+    fn state(&self, field: &str) -> Result<String> {
+        let format = format!("{{{{.State.{field}}}}}");
+        self.daemon
+            .docker(&["inspect", "--format", &format, &self.name])
+    }
+
+    fn log(&self) -> String {
+        self.daemon
+            .docker(&["logs", &self.name])
+            .unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !get(self.port, "/-/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            let running = self.state("Running")?;
+            ensure!(running == "true", "it ended: {}", self.log());
+            ensure!(Instant::now() < until, "not ready: {}", self.log());
+            sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn scrape(&self) -> Result<String> {
+        let answer = get(self.port, "/metrics")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(body.to_owned())
+    }
+}
+
+const IMAGE: &str = "cgmeter-image-test";
+
+/// A daemon that has built the image.
+fn daemon() -> Result<Daemon> {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
+    let daemon = Daemon::start()?;
+    let folder = folder.to_string_lossy();
+    daemon.docker(&["build", "--network", "none", "--tag", IMAGE, &folder])?;
+    Ok(daemon)
+}
+
+/// Counters and histograms of a cgroup, by series.
+fn counters(text: &str, id: &str) -> BTreeMap<String, String> {
+    let label = format!("id=\"{id}\"");
+    text.lines()
+        .filter(|line| !line.starts_with('#') && line.contains(&label))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| {
+            let name = series.split('{').next().unwrap_or_default();
+            ["_total", "_bucket", "_sum", "_count"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        })
+        .map(|(series, value)| (series.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Whether two agents say the same of a series. Times of block requests end by a clock that each reads for
+/// itself, some hundred nanoseconds apart: their sums are near, and one may fall into the next bucket.
+fn alike(series: &str, inside: Option<&String>, outside: Option<&String>) -> bool {
+    let of_block = series.starts_with("container_block_io_") || series.starts_with("container_fs_");
+    let own_clock =
+        of_block && (series.contains("_seconds_sum") || series.contains("_seconds_total"));
+    if of_block && series.contains("_seconds_bucket") {
+        return true;
+    }
+    let number = |text: Option<&String>| text.and_then(|text| text.parse::<f64>().ok());
+    match (number(inside), number(outside)) {
+        (Some(inside), Some(outside)) if own_clock => {
+            (inside - outside).abs() <= 1e-3 + outside * 0.05
+        }
+        _ => inside == outside,
+    }
+}
+
+/// Two ends of a wire, each in a namespace of its own; the first has done the workload.
+struct Workload([End; 2]);
+
+impl Workload {
+    /// Does it: time on a CPU, ends of processes, memory, and datagrams to the other end.
+    fn run() -> Result<Self> {
+        let mut ends = wire::pair()?;
+        let [one, other] = &mut ends;
+        other.worker.run(&format!("udp-bind {}:1001", V4[1]))?;
+        for order in [
+            "spin 50",
+            "sleeps 100",
+            &format!("kill {CHILDREN}"),
+            "anon 500",
+            &format!("udp-bind {}:1001", V4[0]),
+            &format!("udp-send {}:1001 {DATAGRAMS} 500", V4[1]),
+        ] {
+            one.worker.run(order)?;
+        }
+        other.worker.run(&format!("udp-receive {DATAGRAMS}"))?;
+        Ok(Self(ends))
+    }
+
+    fn cgroup(&self) -> &Cgroup {
+        &self.0[0].cgroup
+    }
+
+    /// What its interface has counted by /proc.
+    fn books(&self) -> Result<[f64; 8]> {
+        wire::interface_of(self.0[0].worker.pid(), "eth0")
+    }
+
+    /// How many of its processes have been killed, as an agent has it.
+    fn killed(&self, metrics: &Metrics) -> f64 {
+        let labels = [("id", self.cgroup().id.as_str()), ("reason", "signaled")];
+        metrics.sum("container_processes_exited_total", &labels)
+    }
+
+    /// What its interface has sent, as an agent has it.
+    fn sent(&self, metrics: &Metrics) -> f64 {
+        let labels = [("id", self.cgroup().id.as_str()), ("interface", "eth0")];
+        metrics.sum("container_network_transmit_packets_total", &labels)
+    }
+}
+
+/// Scrapes of both agents between which the kernel has sent nothing by itself, as it does for IPv6.
+fn at_rest(workload: &Workload, contained: &Contained<'_>, agent: &Agent) -> Result<[String; 2]> {
+    for _ in 0..100 {
+        let before = workload.books()?;
+        let scrapes = [contained.scrape()?, agent.body("/metrics", "")?];
+        if workload.books()? == before {
+            return Ok(scrapes);
+        }
+        sleep(Duration::from_millis(50));
+    }
+    anyhow::bail!("the interfaces don't come to rest")
+}
+
+fn same_numbers() -> Result<()> {
+    let daemon = daemon()?;
+    let contained = Contained::start(&daemon, "cgmeter", &[])?;
+    contained.wait_ready()?;
+    let agent = Agent::start(&[])?;
+    let workload = Workload::run()?;
+    let cgroup = workload.cgroup();
+
+    let [inside, outside] = at_rest(&workload, &contained, &agent)?;
+    let (inside_counts, outside_counts) = (
+        counters(&inside, &cgroup.id),
+        counters(&outside, &cgroup.id),
+    );
+    ensure!(outside_counts.len() > 40, "{outside_counts:?}");
+    let differing: Vec<String> = inside_counts
+        .iter()
+        .map(|(series, value)| (series, Some(value), outside_counts.get(series)))
+        .chain(
+            outside_counts
+                .iter()
+                .filter(|(series, _)| !inside_counts.contains_key(*series))
+                .map(|(series, value)| (series, None, Some(value))),
+        )
+        .filter(|(series, inside, outside)| !alike(series, *inside, *outside))
+        .map(|(series, inside, outside)| format!("{series}: {inside:?} and {outside:?}"))
+        .collect();
+    ensure!(
+        differing.is_empty(),
+        "in the container and on the host:\n{}",
+        differing.join("\n")
+    );
+    // Both may be wrong alike: counts that are known otherwise.
+    let metrics = Metrics::parse(&inside)?;
+    let id = &cgroup.id;
+    same("processes killed", workload.killed(&metrics), CHILDREN)?;
+    same(
+        "packets sent",
+        workload.sent(&metrics),
+        workload.books()?[5],
+    )?;
+    ensure!(workload.sent(&metrics) >= DATAGRAMS);
+    let used = metrics.of(id, "container_cpu_usage_seconds_total")?;
+    let kernel = cgroup.cpu_seconds()?;
+    ensure!(
+        (used - kernel).abs() < 1e-4 + kernel / 1e3,
+        "{used}, {kernel}"
+    );
+    // And the sources are those of the host.
+    let sources = |text: &str| -> Vec<String> {
+        let of_source = |line: &&str| line.starts_with("cgmeter_source_up{");
+        text.lines().filter(of_source).map(str::to_owned).collect()
+    };
+    ensure!(sources(&inside) == sources(&outside), "{}", contained.log());
+
+    healthy(&contained)?;
+    daemon.docker(&["stop", "--time", "20", "cgmeter"])?;
+    let (code, log) = (contained.state("ExitCode")?, contained.log());
+    ensure!(code == "0", "it ended with {code}: {log}");
+    Ok(())
+}
+
+/// The image's health check says what it should, of an agent that is there and of one that isn't.
+fn healthy(contained: &Contained<'_>) -> Result<()> {
+    let exec = ["exec", contained.name.as_str(), "/cgmeter", "healthcheck"];
+    contained.daemon.docker(&exec)?;
+    let elsewhere = ["--web.listen-address", "127.0.0.1:1"];
+    let wrong = contained
+        .daemon
+        .docker(&[&exec[..], &elsewhere[..]].concat());
+    ensure!(wrong.is_err(), "nobody listens there, yet it is healthy");
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let health = contained.state("Health.Status")?;
+        if health == "healthy" {
+            return Ok(());
+        }
+        ensure!(
+            health == "starting" && Instant::now() < until,
+            "{health}: {}",
+            contained.log()
+        );
+        sleep(Duration::from_millis(200));
+    }
+}
+
+fn capabilities() -> Result<()> {
+    let daemon = daemon()?;
+    // Without SYS_ADMIN there is no agent, and it says what it lacks.
+    let powerless = Contained::start(&daemon, "powerless", &["SYS_ADMIN"])?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while powerless.state("Running")? == "true" {
+        ensure!(Instant::now() < until, "it runs: {}", powerless.log());
+        sleep(Duration::from_millis(50));
+    }
+    ensure!(powerless.state("ExitCode")? == "1");
+    let log = powerless.log();
+    ensure!(
+        log.contains("not privileged") && log.contains("CAP_SYS_ADMIN"),
+        "{log}"
+    );
+
+    // Without SYS_PTRACE it may not look into the namespace of a process that may more than it.
+    let blind = Contained::start(&daemon, "blind", &["SYS_PTRACE"])?;
+    blind.wait_ready()?;
+    let workload = Workload::run()?;
+    let metrics = Metrics::parse(&blind.scrape()?)?;
+    same("packets seen", workload.sent(&metrics), 0.0)?;
+    same("processes killed", workload.killed(&metrics), CHILDREN)
+}

@@ -1,0 +1,183 @@
+//! A Prometheus of the test's own that scrapes several targets and evaluates queries as Grafana asks
+//! them: over its HTTP API, at once or over a range.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::agent::free_port;
+
+/// Seconds between the points of a range.
+const STEP: u64 = 2;
+
+/// A running Prometheus.
+pub struct Queried {
+    child: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Queried {
+    /// One that scrapes (job, port) on loopback every second and evaluates the rules given.
+    pub fn start(targets: &[(&str, u16)], rules: &[PathBuf]) -> Result<Self> {
+        let port = free_port()?;
+        let folder = std::env::temp_dir().join(format!("cgmeter-test-queried-{port}"));
+        fs::create_dir_all(&folder)?;
+        let mut config =
+            "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files:\n".to_owned();
+        for file in rules {
+            config += &format!("- {}\n", file.display());
+        }
+        config += "scrape_configs:\n";
+        for (job, port) in targets {
+            config += &format!(
+                "- job_name: {job}\n  static_configs:\n  - targets: ['127.0.0.1:{port}']\n    \
+                 labels: {{cluster: test}}\n"
+            );
+        }
+        let file = folder.join("prometheus.yml");
+        fs::write(&file, config)?;
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.join("data").display()
+            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("log"))?)
+            .spawn()
+            .context("starting Prometheus")?;
+        let mut started = Self {
+            child,
+            port,
+            folder,
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !started
+            .ask("/-/ready")
+            .is_ok_and(|(status, _)| status == 200)
+        {
+            if let Some(status) = started.child.try_wait()? {
+                bail!("Prometheus ended ({status}): {}", started.log());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Prometheus does not serve: {}",
+                started.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(started)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Status and body of an answer. By HTTP/1.0: it comes in one piece and ends with the connection.
+    fn ask(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .context("no end of the head")?;
+        let status = head.split(' ').nth(1).context("no status")?;
+        Ok((status.parse()?, body.to_owned()))
+    }
+
+    /// `data` of an answer of the API; an error is Prometheus's own.
+    fn data(&self, path: &str) -> Result<Value> {
+        let (status, body) = self.ask(path)?;
+        let mut answer: Value =
+            serde_json::from_str(&body).with_context(|| format!("{status}: {body}"))?;
+        ensure!(
+            answer["status"] == "success",
+            "{status}: {}",
+            answer["error"]
+        );
+        Ok(answer["data"].take())
+    }
+
+    /// How many series with a number a query has now.
+    pub fn at_once(&self, query: &str) -> Result<usize> {
+        let data = self.data(&format!("/api/v1/query?query={}", encoded(query)))?;
+        let series = data["result"].as_array().context("no result")?;
+        Ok(series
+            .iter()
+            .filter(|series| is_number(&series["value"]))
+            .count())
+    }
+
+    /// How many series with a number a query has in the seconds before now.
+    pub fn range(&self, query: &str, seconds: u64) -> Result<usize> {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)?
+            .as_secs();
+        let data = self.data(&format!(
+            "/api/v1/query_range?query={}&start={}&end={now}&step={STEP}",
+            encoded(query),
+            now - seconds
+        ))?;
+        let series = data["result"].as_array().context("no result")?;
+        let any = |series: &&Value| {
+            series["values"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(is_number))
+        };
+        Ok(series.iter().filter(any).count())
+    }
+
+    /// The values of a label of the series that a selector matches.
+    pub fn label_values(&self, selector: &str, label: &str) -> Result<Vec<String>> {
+        let path = format!("/api/v1/label/{label}/values?match[]={}", encoded(selector));
+        Ok(serde_json::from_value(self.data(&path)?)?)
+    }
+}
+
+impl Drop for Queried {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Whether a point is more than NaN: a ratio or a quantile of nothing.
+fn is_number(point: &Value) -> bool {
+    let text = point[1].as_str();
+    text.is_some_and(|text| text.parse::<f64>().is_ok_and(|number| !number.is_nan()))
+}
+
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// The recording and alerting rules that are shipped; none where the folder is not there.
+pub fn shipped_rules(repository: &Path) -> Vec<PathBuf> {
+    let folder = fs::read_dir(repository.join("deploy/prometheus/rules"));
+    let files = folder
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yml"))
+        .collect()
+}

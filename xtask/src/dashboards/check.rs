@@ -1,0 +1,324 @@
+//! What is kept of all dashboards, judged by the JSON that Grafana reads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use serde_json::Value;
+
+use super::{all, dashboards, promql};
+use crate::shell::root;
+
+/// Labels that Prometheus's configuration gives every series.
+const TARGET: [&str; 3] = ["cluster", "instance", "job"];
+/// Labels of a cgroup.
+const CGROUP: [&str; 6] = ["id", "name", "image", "namespace", "pod", "container"];
+/// Grafana's names of units that are used here.
+const UNITS: [&str; 10] = [
+    "none",
+    "s",
+    "bytes",
+    "Bps",
+    "ops",
+    "pps",
+    "iops",
+    "reqps",
+    "percentunit",
+    "dateTimeFromNow",
+];
+
+/// Metrics that somebody defines, with their labels; `None`: any labels.
+type Definitions = BTreeMap<String, Option<BTreeSet<String>>>;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn set<'a>(labels: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    let labels = labels.into_iter().map(str::trim);
+    labels
+        .filter(|label| !label.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Adds a family under the names of its samples.
+fn define(definitions: &mut Definitions, name: &str, kind: &str, labels: BTreeSet<String>) {
+    if kind == "histogram" {
+        let with_le = labels.iter().map(String::as_str).chain(["le"]);
+        definitions.insert(format!("{name}_bucket"), Some(set(with_le)));
+        for suffix in ["sum", "count"] {
+            definitions.insert(format!("{name}_{suffix}"), Some(labels.clone()));
+        }
+    } else {
+        definitions.insert(name.to_owned(), Some(labels));
+    }
+}
+
+/// The agent's, from its reference page, which a check of its own keeps up to date.
+fn agents() -> Definitions {
+    let mut definitions = Definitions::new();
+    for line in read("docs/metrics.md").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let name = cells
+            .get(1)
+            .and_then(|name| name.strip_prefix('`')?.strip_suffix('`'));
+        let Some(name) = name else { continue };
+        let of_cgroup = name.starts_with("container_") && name != "container_scrape_error";
+        let common = if of_cgroup { &CGROUP[..] } else { &[] };
+        let labels = cells[4]
+            .split(',')
+            .chain(TARGET)
+            .chain(common.iter().copied());
+        define(&mut definitions, name, cells[2], set(labels));
+    }
+    assert!(
+        definitions.len() > 100,
+        "{} in docs/metrics.md",
+        definitions.len()
+    );
+    definitions
+}
+
+/// Those of recording rules.
+fn recorded() -> BTreeSet<String> {
+    let Ok(folder) = fs::read_dir(root().join("deploy/prometheus/rules")) else {
+        return BTreeSet::new();
+    };
+    let files = folder.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let records = |text: String| {
+        let record = |line: &str| {
+            let line = line.trim_start().trim_start_matches("- ");
+            Some(line.strip_prefix("record:")?.trim().to_owned())
+        };
+        text.lines().filter_map(record).collect::<Vec<_>>()
+    };
+    files.flat_map(records).collect()
+}
+
+/// Others', by `NAME{LABELS} KIND # who defines it`.
+fn foreign() -> Vec<(String, String, BTreeSet<String>)> {
+    let text = read("deploy/grafana/foreign-metrics.txt");
+    let lines = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let entry = |line: &str| {
+        let (entry, reason) = line
+            .split_once(" # ")
+            .unwrap_or_else(|| panic!("no reason: {line}"));
+        assert!(!reason.trim().is_empty(), "{line}");
+        let (series, kind) = entry.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').unwrap();
+        let labels = labels.trim_end_matches('}').split(',');
+        (name.to_owned(), kind.to_owned(), set(labels.chain(TARGET)))
+    };
+    lines.map(entry).collect()
+}
+
+fn definitions() -> Definitions {
+    let mut definitions = agents();
+    for name in recorded() {
+        definitions.insert(name, None);
+    }
+    for (name, kind, labels) in foreign() {
+        define(&mut definitions, &name, &kind, labels);
+    }
+    definitions
+}
+
+/// (what it is in, query) of a dashboard: panels' and variables', these with their label as one that
+/// is grouped by.
+fn queries(dashboard: &Value) -> Vec<(String, String)> {
+    let uid = dashboard["uid"].as_str().unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let place = format!("{uid}/{}", panel["title"].as_str().unwrap());
+            queries.push((place, target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        let Some(query) = variable["query"]["query"].as_str() else {
+            continue;
+        };
+        let inner = query
+            .strip_prefix("label_values(")
+            .and_then(|rest| rest.strip_suffix(')'));
+        let (series, label) = inner.unwrap().rsplit_once(", ").unwrap();
+        let place = format!("{uid}/${}", variable["name"].as_str().unwrap());
+        queries.push((place, format!("sum by ({label}) ({series})")));
+    }
+    queries
+}
+
+/// What nobody defines of what a dashboard's queries name.
+fn undefined(dashboard: &Value, definitions: &Definitions) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (place, query) in queries(dashboard) {
+        let (selectors, grouped) = promql::names(&query);
+        assert!(!selectors.is_empty(), "{place}: no metric in {query}");
+        let mut known = BTreeSet::new();
+        for selector in &selectors {
+            let metric = &selector.metric;
+            let Some(labels) = definitions.get(metric) else {
+                problems.push(format!("{place}: nobody defines {metric}"));
+                continue;
+            };
+            let Some(labels) = labels else { continue };
+            for label in selector
+                .labels
+                .iter()
+                .filter(|label| !labels.contains(*label))
+            {
+                problems.push(format!("{place}: {metric} has no label {label}"));
+            }
+            known.extend(labels);
+        }
+        for label in grouped.iter().filter(|label| !known.contains(label)) {
+            problems.push(format!("{place}: no metric has the label {label}"));
+        }
+    }
+    problems
+}
+
+#[test]
+fn what_is_committed_is_what_is_made() {
+    if let Err(error) = dashboards(true) {
+        panic!("{error:#}");
+    }
+}
+
+#[test]
+fn every_metric_is_somebody_s() {
+    let definitions = definitions();
+    for dashboard in all() {
+        let problems = undefined(&dashboard.json(), &definitions);
+        assert!(problems.is_empty(), "{}", problems.join("\n"));
+    }
+}
+
+#[test]
+fn a_metric_or_label_that_nobody_defines_is_found() {
+    let mut dashboard = super::host::dashboard().json();
+    let expr = &mut dashboard["panels"][1]["targets"][0]["expr"];
+    *expr = "sum by (colour) (rate(container_cpu_seconds_total{device=\"x\"}[5m]) + container_threads{device=\"x\"})".into();
+    assert_eq!(
+        undefined(&dashboard, &definitions()),
+        [
+            "cgmeter-host/CPUs: nobody defines container_cpu_seconds_total",
+            "cgmeter-host/CPUs: container_threads has no label device",
+            "cgmeter-host/CPUs: no metric has the label colour",
+        ]
+    );
+}
+
+#[test]
+fn every_foreign_metric_is_asked_for_and_foreign() {
+    let agents = agents();
+    let used: BTreeSet<String> = all()
+        .iter()
+        .flat_map(|dashboard| queries(&dashboard.json()))
+        .flat_map(|(_, query)| promql::names(&query).0)
+        .map(|selector| selector.metric)
+        .collect();
+    for (name, ..) in foreign() {
+        assert!(!agents.contains_key(&name), "{name} is the agent's own");
+        let asked = used.iter().any(|metric| metric.starts_with(&name));
+        assert!(
+            asked,
+            "{name} is asked for by no dashboard: take it off the list"
+        );
+    }
+}
+
+#[test]
+fn grafana_can_lay_them_out() {
+    let mut uids = BTreeSet::new();
+    for dashboard in all() {
+        let json = dashboard.json();
+        let uid = json["uid"].as_str().unwrap();
+        assert!(uids.insert(uid.to_owned()), "{uid} twice");
+        assert!(uid.len() <= 40, "{uid} is longer than Grafana takes");
+        assert!(dashboard.text().is_ascii(), "{uid}");
+        let (mut ids, mut titles, mut taken) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for panel in json["panels"].as_array().unwrap() {
+            let title = panel["title"].as_str().unwrap();
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{uid}/{title}");
+            let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+            assert!(place("x") + place("w") <= 24, "{uid}/{title}");
+            for x in place("x")..place("x") + place("w") {
+                for y in place("y")..place("y") + place("h") {
+                    assert!(taken.insert((x, y)), "{uid}/{title} lies on another");
+                }
+            }
+            if panel["type"] == "row" {
+                continue;
+            }
+            assert!(titles.insert(title), "{uid}/{title} twice");
+            let description = panel["description"].as_str().unwrap();
+            assert!(description.ends_with('.'), "{uid}/{title}: {description}");
+            let unit = panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap();
+            assert!(UNITS.contains(&unit), "{uid}/{title}: {unit}");
+            assert!(
+                panel["targets"]
+                    .as_array()
+                    .is_some_and(|targets| !targets.is_empty())
+            );
+        }
+    }
+}
+
+#[test]
+fn variables_are_there_and_used() {
+    for dashboard in all() {
+        let json = dashboard.json();
+        let list = json["templating"]["list"].as_array().unwrap();
+        let names: Vec<&str> = list
+            .iter()
+            .map(|variable| variable["name"].as_str().unwrap())
+            .collect();
+        let queries = queries(&json);
+        for (place, query) in &queries {
+            for part in query.split('$').skip(1) {
+                let name = part
+                    .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                    .next()
+                    .unwrap();
+                let known = names.contains(&name) || name == "__rate_interval";
+                assert!(known, "{place}: ${name} is not defined");
+            }
+        }
+        for name in &names[1..] {
+            let uses = queries
+                .iter()
+                .filter(|(_, query)| query.contains(&format!("${name}\"")));
+            assert!(uses.count() > 0, "{}: ${name} is not used", dashboard.uid);
+        }
+    }
+}
+
+#[test]
+fn what_may_be_empty_is_there() {
+    let mut known = BTreeSet::new();
+    for dashboard in all() {
+        known.extend(
+            queries(&dashboard.json())
+                .into_iter()
+                .map(|(place, _)| place),
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for line in read("deploy/grafana/allowed-empty.txt").lines() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (place, reason) = line
+            .split_once(" # ")
+            .unwrap_or_else(|| panic!("no reason: {line}"));
+        assert!(!reason.trim().is_empty(), "{line}");
+        let place = place.strip_prefix("perhaps: ").unwrap_or(place);
+        assert!(known.contains(place), "there is no {place}");
+        assert!(seen.insert(place.to_owned()), "{place} twice");
+    }
+}

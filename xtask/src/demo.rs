@@ -1,0 +1,187 @@
+//! `demo`: agent, Prometheus, Alertmanager and the example shop, in cgroups of their own, with customers.
+//!
+//! Invariants: nothing listens or calls anywhere but on loopback; whatever ends the demo (Ctrl-C, SIGTERM, a
+//! part that fails), its processes, cgroups and folder go with it, and if it is killed outright, its
+//! processes do. Checked by tests/live/demo.rs.
+
+mod cgroups;
+mod config;
+mod http;
+mod parts;
+mod webhook;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use self::{cgroups::Cgroups, config::Ports, parts::Parts, webhook::Webhook};
+use crate::{
+    apt,
+    build::build,
+    shell::{cargo, program, require_root, run, target},
+};
+
+/// How to show it.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// End after that many seconds, rather than at Ctrl-C
+    #[arg(long, value_name = "SECONDS")]
+    duration: Option<u64>,
+    /// Requests a second that the shop's customers make
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rate: u32,
+    /// A folder with the programs cgmeter and shop, rather than to build them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+}
+
+/// Debian's packages of what is not built here.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("prometheus", "prometheus"),
+    ("prometheus-alertmanager", "prometheus-alertmanager"),
+    ("setpriv", "util-linux"),
+];
+/// Time for a part to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Builds, starts, tells where to look, and waits for the end.
+pub fn demo(options: &Options) -> Result<()> {
+    require_root(
+        "demo",
+        "the agent loads BPF programs, and the demo makes cgroups",
+    )?;
+    // From here on, signals end the demo in order.
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&ended)).context("watching for signals")?;
+    }
+    install()?;
+    let binaries = match &options.binaries {
+        Some(folder) => folder.clone(),
+        None => {
+            build()?;
+            run(&mut cargo(&[
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "shop",
+            ]))?;
+            target().join("release")
+        }
+    };
+    let begin = Instant::now();
+    let over = || {
+        let limit = options.duration.map(Duration::from_secs);
+        ended.load(Ordering::Relaxed) || limit.is_some_and(|limit| begin.elapsed() >= limit)
+    };
+    let ports = Ports::choose()?;
+    let webhook = Webhook::start(ports.webhook)?;
+    // Dropped in the reverse order: processes, then what they were in.
+    let cgroups = Cgroups::new()?;
+    let folder = config::Folder::new(&ports)?;
+    let mut parts = Parts::new(&cgroups, folder.path(), &ports, &binaries, options.rate);
+    parts.start()?;
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(missing) = parts.not_ready() {
+        if over() {
+            return Ok(());
+        }
+        parts.check()?;
+        if Instant::now() > deadline {
+            bail!("{}", parts.told(missing, "is not ready"));
+        }
+        sleep(Duration::from_millis(100));
+    }
+    tell(&ports, &cgroups, &binaries);
+    webhook.tell();
+    while !over() {
+        parts.check()?;
+        sleep(Duration::from_millis(100));
+    }
+    println!(
+        "ending: processes, cgroups and {} go",
+        folder.path().display()
+    );
+    Ok(())
+}
+
+/// Installs what is missing.
+fn install() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(name, _)| program(name).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if let Err(why) = apt::usable() {
+        bail!(
+            "the demo needs {} ({why}): install them and put them on the path",
+            missing.join(", ")
+        );
+    }
+    apt::install(&missing)
+}
+
+/// Where to look, and what to try.
+fn tell(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
+    let Ports {
+        agent,
+        prometheus,
+        alertmanager,
+        shop,
+        ..
+    } = ports;
+    let name = cgroups.name();
+    let graph = |expression: &str| {
+        format!(
+            "http://127.0.0.1:{prometheus}/graph?g0.range_input=15m&g0.tab=0&g0.expr={}",
+            http::escaped(expression)
+        )
+    };
+    let chaos = format!(
+        "{} chaos --address 127.0.0.1:{shop}",
+        binaries.join("shop").display()
+    );
+    println!(
+        "
+Agent         http://127.0.0.1:{agent}/metrics
+Prometheus    http://127.0.0.1:{prometheus}/
+Alertmanager  http://127.0.0.1:{alertmanager}
+Shop          http://127.0.0.1:{shop}/products
+
+CPU by cgroup
+  {}
+Run-queue latency, 99 %
+  {}
+Requests by route and status
+  {}
+
+The rules are those of deploy/prometheus/rules, but that alerts wait for {} instead of minutes. In another terminal:
+  {chaos} inventory=3          LowInventory fires in half a minute
+  {chaos} reset=true           and resolves
+  {chaos} error_rate=0.3       HighErrorRate
+  {chaos} cpu=1                CPU above the shop's quota: throttled
+Alerts are told here as Alertmanager sends them. Ctrl-C ends it all.
+",
+        graph(&format!(
+            "rate(container_cpu_usage_seconds_total{{id=~\"/{name}/.+\"}}[1m])"
+        )),
+        graph(&format!(
+            "histogram_quantile(0.99, sum by (id, le) (rate(container_sched_runqueue_latency_seconds_bucket{{id=~\"/{name}/.+\"}}[1m])))"
+        )),
+        graph("sum by (route, status_code) (rate(http_request_duration_seconds_count[1m]))"),
+        config::WAIT,
+    );
+}
