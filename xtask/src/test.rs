@@ -38,7 +38,6 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
-    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {
@@ -67,9 +66,12 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
             Ok(())
         });
     }
-    // The demo takes the agent and the shop that are built already.
-    command.env("CGMETER_XTASK", std::env::current_exe()?);
-    command.env("CGMETER_BINARIES", target().join("release"));
+    tally.step("the example application", || {
+        build_example()?;
+        command.env("CGMETER_XTASK", std::env::current_exe()?);
+        command.env("CGMETER_BINARIES", target().join("release"));
+        Ok(())
+    });
     tally.tests("integration tests", &mut command, || {
         skips::recorded(&recorded())
             .len()
