@@ -214,6 +214,9 @@ impl Core {
         } else {
             self.inventory = None;
         }
+        // The last encoding's is told until the next one.
+        let encode = self.stages.iter().filter(|(stage, _)| *stage == "encode");
+        stages.extend(encode);
         self.stages = stages;
         Ok(())
     }
@@ -247,7 +250,17 @@ impl Core {
     fn encode(&mut self, format: Format) -> Bytes {
         let begin = Instant::now();
         let mut writer = Writer::new(format, BytesMut::with_capacity(self.size + self.size / 8));
-        self.encode_cgroups(&mut writer);
+        self.encode_all(&mut writer);
+        let text = writer.finish();
+        self.size = text.len();
+        self.stages.retain(|(stage, _)| *stage != "encode");
+        self.stages.push(("encode", begin.elapsed()));
+        text
+    }
+
+    /// Writes every family.
+    fn encode_all(&mut self, writer: &mut Writer) {
+        self.encode_cgroups(writer);
         let kernel_memory = self.kernel_memory();
         let report = Report {
             sources: &self.availability,
@@ -261,16 +274,13 @@ impl Core {
             program_runs: self.kernel.runs(),
             cgroups: self.tree.counts(),
             folded: self.tree.folded(),
+            runtimes: &self.identities.directory().runtimes(),
+            containers_refused: self.identities.directory().refused(),
             slots: self.slots.states(),
             kernel_memory,
             stages: &self.stages,
         };
-        self.self_metrics.encode(&report, self.failed, &mut writer);
-        let text = writer.finish();
-        self.size = text.len();
-        self.stages.retain(|(stage, _)| *stage != "encode");
-        self.stages.push(("encode", begin.elapsed()));
-        text
+        self.self_metrics.encode(&report, self.failed, writer);
     }
 
     fn kernel_memory(&mut self) -> u64 {

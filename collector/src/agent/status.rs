@@ -57,8 +57,10 @@ pub struct SourceStatus {
 /// A container runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RuntimeStatus {
-    /// Its name, and socket where there are several.
+    /// Its name.
     pub name: String,
+    /// Its socket, where the metric tells it.
+    pub socket: Option<String>,
     /// Whether it answers.
     pub up: bool,
 }
@@ -93,9 +95,10 @@ impl Sink for Runtimes {
     }
 
     fn sample(&mut self, labels: Labels<'_>, value: Value) {
-        let names: Vec<_> = labels.iter().map(|(_, value)| value).collect();
+        let label = |name| labels.get(name).map(std::borrow::Cow::into_owned);
         self.0.push(RuntimeStatus {
-            name: names.join(" "),
+            name: label("runtime").unwrap_or_default(),
+            socket: label("socket"),
             up: !matches!(value, Value::Count(0)) && value != Value::Float(0.0),
         });
     }
@@ -155,8 +158,7 @@ impl Agent {
         let mut core = self.core();
         let kernel_memory_bytes = core.kernel_memory();
         let mut runtimes = Runtimes::default();
-        core.self_metrics
-            .encode_registry(&mut Writer::to_sink(&mut runtimes));
+        core.encode_all(&mut Writer::to_sink(&mut runtimes));
         let errors = |source: &str| {
             let found = core.errors.iter().find(|(name, _)| *name == source);
             found.map_or(0, |(_, errors)| *errors)

@@ -69,13 +69,18 @@ pub(super) fn template(route: &Route) -> String {
 }
 
 fn described(parameter: &Parameter, place: &str) -> Value {
-    json!({
+    let mut told = json!({
         "name": parameter.name,
         "in": place,
         "required": place == "path",
         "description": parameter.about,
         "schema": parameter.kind.schema(),
-    })
+    });
+    if place == "path" {
+        // The one cgroup that is there on every host.
+        told["example"] = json!("/");
+    }
+    told
 }
 
 fn refusals(route: &Route) -> impl Iterator<Item = (&'static str, &'static str)> {

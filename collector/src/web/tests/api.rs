@@ -137,6 +137,7 @@ pub(super) fn status() -> Status {
         }],
         runtimes: vec![RuntimeStatus {
             name: "docker".to_owned(),
+            socket: None,
             up: true,
         }],
         cgroups: Cgroups { live: 6, dead: 1 },
