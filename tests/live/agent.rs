@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output},
@@ -32,11 +32,16 @@ pub fn run(arguments: &[&str]) -> Result<Output> {
 
 /// A GET request's whole answer, of whoever listens on a port of loopback.
 pub fn get(port: u16, path: &str) -> Result<String> {
-    get_with(port, path, "")
+    get_with(("127.0.0.1", port), path, "")
 }
 
-fn get_with(port: u16, path: &str, headers: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+/// The same of any address.
+pub fn get_from(address: &str, path: &str) -> Result<String> {
+    get_with(address, path, "")
+}
+
+fn get_with(address: impl ToSocketAddrs, path: &str, headers: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     write!(
         stream,
@@ -104,7 +109,7 @@ impl Agent {
 
     /// A GET request's whole answer.
     pub fn get(&self, path: &str, headers: &str) -> Result<String> {
-        get_with(self.port, path, headers)
+        get_with(("127.0.0.1", self.port), path, headers)
     }
 
     /// The body of an answer that has to be 200.

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -68,26 +68,60 @@ impl Daemon {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
+    /// What it listens on.
+    pub fn socket(&self) -> String {
+        self.folder.join("socket").display().to_string()
+    }
+
+    /// A folder that ends with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its containers' cgroup, below the root of each hierarchy.
+    pub fn parent(&self) -> &str {
+        &self.parent
+    }
+
     /// What a docker command that has to succeed says, on both of its outputs.
     pub fn docker(&self, arguments: &[&str]) -> Result<String> {
-        let host = format!("unix://{}", self.folder.join("socket").display());
-        let output = Command::new("docker")
+        let output = self.run("docker", arguments)?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    }
+
+    /// What a docker-compose command that has to succeed says on its standard output; every variable of
+    /// the stack is set.
+    pub fn compose(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.run("docker-compose", arguments)?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program);
+        command
             .args(arguments)
-            .env("DOCKER_HOST", host)
+            .env("DOCKER_HOST", format!("unix://{}", self.socket()))
             .env("DOCKER_CONFIG", &self.folder)
             .env("DOCKER_BUILDKIT", "0")
-            .stdin(Stdio::null())
+            .stdin(Stdio::null());
+        for service in [
+            "GRAFANA", "POSTGRES", "REDIS", "ELASTIC", "KIBANA", "FILEBEAT",
+        ] {
+            command.env(format!("{service}_PASSWORD"), "only-for-this-test");
+        }
+        let output = command
             .output()
-            .context("running docker")?;
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).trim().to_owned();
+            .with_context(|| format!("running {program}"))?;
         ensure!(
             output.status.success(),
-            "docker {} failed ({}): {text}",
+            "{program} {} failed ({}): {}{}",
             arguments.join(" "),
-            output.status
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
         );
-        Ok(text)
+        Ok(output)
     }
 }
 
@@ -98,6 +132,8 @@ impl Drop for Daemon {
                 let _ = self.docker(&["rm", "--force", "--volumes", container]);
             }
         }
+        // Their bridges would outlive the daemon.
+        let _ = self.docker(&["network", "prune", "--force"]);
         // SAFETY: our own child, not yet waited for. It ends its containerd.
         unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
         let until = Instant::now() + Duration::from_secs(20);

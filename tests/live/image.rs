@@ -22,7 +22,10 @@ use crate::{
 
 const NEEDS: &[Need] = &[
     Need::Agent,
-    Need::Variable(FOLDER, "the folder that `cargo xtask image` builds from"),
+    Need::Variable(
+        FOLDER,
+        "the folder with what `cargo xtask image` builds from",
+    ),
     Need::Program("dockerd"),
     Need::Program("docker"),
     Need::Program("ip"),
@@ -136,7 +139,7 @@ const IMAGE: &str = "cgmeter-image-test";
 
 /// A daemon that has built the image.
 fn daemon() -> Result<Daemon> {
-    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default()).join("cgmeter");
     let daemon = Daemon::start()?;
     let folder = folder.to_string_lossy();
     daemon.docker(&["build", "--network", "none", "--tag", IMAGE, &folder])?;

@@ -16,6 +16,7 @@ mod alerts;
 mod api;
 mod block;
 mod cgroup;
+mod compose;
 mod cpu;
 mod demo;
 mod disk;
@@ -96,6 +97,7 @@ fn main() -> std::process::ExitCode {
         panels::TESTS,
         image::TESTS,
         demo::TESTS,
+        compose::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    deploy,
+    compose, deploy,
     docs::docs,
     setup::{setup, setup_lints},
     shell::{cargo, root, run, target},
@@ -20,6 +20,7 @@ pub fn check() -> Result<()> {
     let mut tally = Tally::default();
     lints(&mut tally);
     deploy::steps(&mut tally, false);
+    compose::steps(&mut tally, false);
     unit_tests(&mut tally, None);
     tally.close()
 }

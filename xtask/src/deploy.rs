@@ -205,6 +205,15 @@ fn amtool() -> Result<u64> {
         );
         told.extend(found.trim().split(',').map(str::to_owned));
     }
+    for labels in coverage::routed_labels(&root())? {
+        ensure!(
+            cases
+                .iter()
+                .any(|(case, _)| labels.iter().all(|label| case.contains(&label.as_str()))),
+            "no case of routes.test has the labels {}, which an alert has",
+            labels.join(" ")
+        );
+    }
     let config = fs::read_to_string(&config)?;
     let receivers = config
         .lines()

@@ -1,6 +1,6 @@
-//! `image`: the agent as a container image, from the static binary alone.
+//! `image`: the agent and the example shop as container images, each from its static binary alone.
 //!
-//! Invariant: what goes into the image is a folder of this verb's own with exactly two files; the
+//! Invariant: what goes into an image is a folder of this verb's own with exactly two files; the
 //! build needs no network and no image of others. Checked by tests/live/image.rs.
 
 use std::{
@@ -18,70 +18,81 @@ use crate::{
 
 /// What static binaries are built for, and how.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// The image's recipe.
-const RECIPE: &str = "deploy/docker/Dockerfile";
+/// The programs, which are also the images' names, and their recipes.
+const IMAGES: [(&str, &str); 2] = [
+    ("cgmeter", "deploy/docker/Dockerfile"),
+    ("shop", "examples/shop/Dockerfile"),
+];
 
 /// What to make.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Only the binary and the folder to build from
+    /// Only the binaries and the folders to build from
     #[arg(long)]
     context_only: bool,
     /// Quickly, rather than for speed
     #[arg(long)]
     quick: bool,
-    /// The image's name
-    #[arg(long, default_value = concat!("cgmeter:", env!("CARGO_PKG_VERSION")))]
+    /// The images' tag
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     tag: String,
 }
 
-/// Builds the static binary and, with docker, the image.
+/// Builds the static binaries and, with docker, the images.
 pub fn image(options: &Options) -> Result<()> {
     if !options.context_only && !has("docker") {
         bail!(
             "there is no docker on the path (Debian: apt-get install docker.io); \
-             --context-only makes all but the image"
+             --context-only makes all but the images"
         );
     }
     setup()?;
     let folder = context(if options.quick { "guest" } else { "release" })?;
-    if options.context_only {
-        println!("docker build --tag {} {}", options.tag, folder.display());
-        return Ok(());
+    for (name, _) in IMAGES {
+        let (tag, folder) = (format!("{name}:{}", options.tag), folder.join(name));
+        if options.context_only {
+            println!("docker build --tag {tag} {}", folder.display());
+            continue;
+        }
+        let mut command = Command::new("docker");
+        command.args(["build", "--network", "none", "--tag", &tag]);
+        // Without BuildKit's plugin, which Debian's docker.io does not bring.
+        run(command.arg(&folder).env("DOCKER_BUILDKIT", "0"))?;
     }
-    let mut command = Command::new("docker");
-    command.args(["build", "--network", "none", "--tag", &options.tag]);
-    // Without BuildKit's plugin, which Debian's docker.io does not bring.
-    run(command.arg(&folder).env("DOCKER_BUILDKIT", "0"))
+    Ok(())
 }
 
-/// Builds the static binary by one of cargo's profiles and lays it out to be built from.
+/// Builds the static binaries by one of cargo's profiles; the folder in which each has a folder to build from.
 pub fn context(profile: &str) -> Result<PathBuf> {
     ensure!(
         cfg!(target_arch = "x86_64"),
-        "the image is for x86-64, and this machine is not"
+        "the images are for x86-64, and this machine is not"
     );
-    let mut command = cargo(&["build", "--locked", "--package", "cgmeter"]);
+    let mut command = cargo(&["build", "--locked"]);
+    for (package, _) in IMAGES {
+        command.args(["--package", package]);
+    }
     command
         .args(["--profile", profile, "--target", TRIPLE])
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     run(&mut command)?;
-    let binary = target().join(TRIPLE).join(profile).join("cgmeter");
     let folder = target().join("image");
-    lay_out(&binary, &folder)?;
-    println!("static binary and recipe: {}", folder.display());
+    for (name, recipe) in IMAGES {
+        let binary = target().join(TRIPLE).join(profile).join(name);
+        lay_out(&binary, &root().join(recipe), &folder.join(name))?;
+    }
     Ok(folder)
 }
 
 /// A new folder with the binary, its debug information off, and the recipe.
-fn lay_out(binary: &Path, folder: &Path) -> Result<()> {
+fn lay_out(binary: &Path, recipe: &Path, folder: &Path) -> Result<()> {
     let told = || format!("making {}", folder.display());
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => fs::create_dir_all(folder),
     }
     .with_context(told)?;
-    let inside = folder.join("cgmeter");
+    let inside = folder.join(binary.file_name().unwrap_or_default());
     let mut strip = Command::new("strip");
     strip.args(["--strip-debug", "-o"]).arg(&inside).arg(binary);
     run(&mut strip)?;
@@ -91,7 +102,7 @@ fn lay_out(binary: &Path, folder: &Path) -> Result<()> {
         "{} wants a dynamic loader, which an empty image does not have",
         inside.display()
     );
-    fs::copy(root().join(RECIPE), folder.join("Dockerfile")).with_context(told)?;
+    fs::copy(recipe, folder.join("Dockerfile")).with_context(told)?;
     Ok(())
 }
 
@@ -127,7 +138,7 @@ mod tests {
     fn a_dynamic_binary_is_refused() {
         let folder = std::env::temp_dir().join(format!("xtask-image-{}", std::process::id()));
         // This test, which is dynamic.
-        let error = lay_out(&std::env::current_exe().unwrap(), &folder).unwrap_err();
+        let error = lay_out(&std::env::current_exe().unwrap(), Path::new(""), &folder).unwrap_err();
         assert!(error.to_string().contains("dynamic loader"), "{error}");
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!(wants_loader(b"#!/bin/sh\n"), None);

@@ -9,6 +9,7 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod compose;
 mod dashboards;
 mod demo;
 mod deploy;
@@ -80,6 +81,8 @@ enum Verb {
     Vm(vm::Options),
     /// Measure speed and memory (as root)
     Bench(bench::Options),
+    /// Check the compose stack
+    Compose,
     /// Build the agent's container image from the static binary
     Image(image::Options),
     /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Verb::Dashboards { check } => dashboards::dashboards(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Compose => compose::compose(),
         Verb::Image(options) => image::image(&options),
         Verb::Demo(options) => demo::demo(&options),
     };

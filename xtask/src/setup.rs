@@ -84,11 +84,6 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "the compose stack's configuration",
     ),
     (
-        Tool::Program("prometheus-alertmanager"),
-        "prometheus-alertmanager",
-        "the demo",
-    ),
-    (
         Tool::Python("ensurepip"),
         "python3-venv",
         "the API by schemathesis",

@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use crate::{
     build::{build_example, build_only},
     check::{lints, unit_tests},
-    deploy, image,
+    compose, deploy, image,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, run, target},
+    shell::{agent, cargo, require_root, target},
     skips::{self, Place},
     tally::Tally,
     venv, vm,
@@ -38,12 +38,12 @@ pub fn test(options: &Options) -> Result<()> {
     setup()?;
     setup_tests()?;
     build_only()?;
-    build_example()?;
     let filter = options.filter.as_deref();
     let mut tally = Tally::default();
     if filter.is_none() {
         lints(&mut tally);
         deploy::steps(&mut tally, true);
+        compose::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
     integration_tests(&mut tally, options)?;
@@ -66,14 +66,8 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
             Ok(())
         });
     }
-    tally.step("the shop, for the demo", || {
-        run(&mut cargo(&[
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            "shop",
-        ]))?;
+    tally.step("the example application", || {
+        build_example()?;
         command.env("CGMETER_XTASK", std::env::current_exe()?);
         command.env("CGMETER_BINARIES", target().join("release"));
         Ok(())

@@ -29,14 +29,14 @@ pub enum Command {
     /// Ask a shop for its health; fails unless it is well (for a container's health check)
     Check {
         /// Where the shop listens
-        #[arg(long, default_value = "127.0.0.1:8080")]
-        address: SocketAddr,
+        #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT", value_parser = place)]
+        address: String,
     },
     /// Tell a shop on this host to misbehave: KEY=VALUE of latency, error_rate, memory, cpu, inventory, or reset=true
     Chaos {
         /// Where the shop listens
-        #[arg(long, default_value = "127.0.0.1:8080")]
-        address: SocketAddr,
+        #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT", value_parser = place)]
+        address: String,
         /// What to change, for example latency=300ms error_rate=0.2; nothing: show the present state
         #[arg(value_name = "KEY=VALUE", value_parser = pair)]
         settings: Vec<(String, String)>,
@@ -49,8 +49,8 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct Load {
     /// Where the shop listens
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub address: SocketAddr,
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT", value_parser = place)]
+    pub address: String,
     /// Requests a second
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: u32,
@@ -103,6 +103,14 @@ impl Serve {
     }
 }
 
+fn place(text: &str) -> Result<String, String> {
+    let authority: Option<hyper::http::uri::Authority> = text.parse().ok();
+    match authority {
+        Some(place) if place.port_u16().is_some() => Ok(text.to_owned()),
+        _ => Err("expected HOST:PORT, for example 127.0.0.1:8080".to_owned()),
+    }
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
@@ -146,6 +154,23 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn places() {
+        for text in ["127.0.0.1:80", "[::1]:80", "shop:8080"] {
+            assert_eq!(place(text).as_deref(), Ok(text));
+        }
+        for text in [
+            "",
+            "shop",
+            "shop:",
+            "shop:x",
+            "http://shop:80",
+            "shop:99999",
+        ] {
+            assert!(place(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! One request to one server: for health checks, chaos, load and spans.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -70,8 +68,8 @@ pub async fn ask(
 /// # Errors
 ///
 /// Unless the shop is well.
-pub async fn check(address: &SocketAddr) -> Result<()> {
-    told(ask(&address.to_string(), "GET", "/healthz", String::new(), None).await?)
+pub async fn check(address: &str) -> Result<()> {
+    told(ask(address, "GET", "/healthz", String::new(), None).await?)
 }
 
 /// `shop chaos`
@@ -79,13 +77,13 @@ pub async fn check(address: &SocketAddr) -> Result<()> {
 /// # Errors
 ///
 /// What the shop has against it.
-pub async fn chaos(address: &SocketAddr, settings: &[(String, String)]) -> Result<()> {
+pub async fn chaos(address: &str, settings: &[(String, String)]) -> Result<()> {
     let pairs = settings
         .iter()
         .map(|(key, value)| (key.clone(), value.clone().into()));
     let object: serde_json::Map<String, serde_json::Value> = pairs.collect();
     let body = serde_json::Value::Object(object).to_string();
-    told(ask(&address.to_string(), "POST", "/chaos", body, None).await?)
+    told(ask(address, "POST", "/chaos", body, None).await?)
 }
 
 fn told(answer: Answer) -> Result<()> {

@@ -44,7 +44,7 @@ pub async fn load(options: &Load, ended: impl Future<Output = ()>) -> Result<()>
             continue;
         };
         number += 1;
-        let (results, authority) = (results.clone(), options.address.to_string());
+        let (results, authority) = (results.clone(), options.address.clone());
         tokio::spawn(async move {
             let (method, path, body) = request(number);
             let traceparent = Context::new(None).traceparent();

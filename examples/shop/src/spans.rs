@@ -1,14 +1,19 @@
 //! Spans, sent to an OTLP collector over HTTP as JSON (OpenTelemetry protocol 1.x).
 //!
 //! Invariant: a request never waits for the collector. At most [`QUEUE`] spans wait to be sent; what
-//! doesn't fit or can't be sent is dropped, which is logged when it begins and when it ends.
+//! doesn't fit or can't be sent is dropped, which is logged when it begins and when it ends. What still
+//! waits when the shop closes is dropped as well.
 
 use std::{
     str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
@@ -18,7 +23,7 @@ use crate::{client, trace::Context};
 const QUEUE: usize = 2048;
 /// Spans of one message.
 const BATCH: usize = 256;
-/// Time between messages.
+/// Time between messages, unless more is waiting than one takes.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time for the collector to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -117,31 +122,35 @@ fn message(spans: &[Span]) -> Value {
 #[derive(Debug)]
 pub struct Exporter {
     queue: mpsc::Sender<Span>,
+    overflowed: Arc<AtomicBool>,
 }
 
 impl Exporter {
     /// Starts a task that sends them there.
     pub fn start(endpoint: Endpoint) -> Self {
         let (queue, spans) = mpsc::channel(QUEUE);
-        tokio::spawn(send(endpoint, spans));
-        Self { queue }
+        let overflowed = Arc::new(AtomicBool::new(false));
+        tokio::spawn(send(endpoint, spans, Arc::clone(&overflowed)));
+        Self { queue, overflowed }
     }
 
     /// Leaves a span to be sent, if its trace is recorded.
     pub fn export(&self, span: Span) {
-        if span.context.sampled {
-            // A full queue belongs to a collector that doesn't answer, of which `send` tells.
-            let _ = self.queue.try_send(span);
+        if span.context.sampled && self.queue.try_send(span).is_err() {
+            self.overflowed.store(true, Ordering::Relaxed);
         }
     }
 }
 
-async fn send(endpoint: Endpoint, mut spans: mpsc::Receiver<Span>) {
+async fn send(endpoint: Endpoint, mut spans: mpsc::Receiver<Span>, overflowed: Arc<AtomicBool>) {
     let mut failing = false;
     let mut batch = Vec::new();
     while spans.recv_many(&mut batch, BATCH).await > 0 {
         let sent = timeout(PATIENCE, post(&endpoint, &batch)).await;
-        let sent = sent.context("no answer").and_then(|result| result);
+        let mut sent = sent.context("no answer").and_then(|result| result);
+        if overflowed.swap(false, Ordering::Relaxed) && sent.is_ok() {
+            sent = Err(anyhow!("it takes fewer than there are"));
+        }
         match &sent {
             Err(error) if !failing => {
                 let error = format!("{error:#}");
@@ -153,8 +162,11 @@ async fn send(endpoint: Endpoint, mut spans: mpsc::Receiver<Span>) {
             _ => {}
         }
         failing = sent.is_err();
+        let more = batch.len() == BATCH && !failing;
         batch.clear();
-        tokio::time::sleep(PAUSE).await;
+        if !more {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     model::{
         Choice::{Many, One},
-        Dashboard, heatmap, lines, row, stacked, stat, variable,
+        Dashboard, heatmap, lines, row, stacked, stat, table, variable,
     },
     words::{buckets, quantile, ratio, sum, sum_rate, top},
 };
@@ -55,6 +55,12 @@ pub fn dashboard() -> Dashboard {
                     .query(one("container_spec_memory_limit_bytes"), ""),
                 stat("OOM kills", "none", "Its processes that the kernel has killed for want of memory, in all.")
                     .query(one("container_oom_events_total"), ""),
+                table("Identity", "none", "Image, runtime, full id and state, where the path or a runtime tells them.").width(16)
+                    .query(format!("container_info{{{ONE}}}"), "{{name}}"),
+                stat("Restarts", "none", "Times that its runtime has started it again.")
+                    .query(one("container_restarts_total"), ""),
+                stat("Health", "none", "By its own health check: 1 healthy, 0 not or not known yet, -1 without a check.")
+                    .query(one("container_health_state"), ""),
             ]),
             row("CPU", vec![
                 lines("CPUs used and allowed", "none", "What it uses, and its quota where it has one.")

@@ -18,20 +18,15 @@ use super::{
 const HISTOGRAM_ENDS: [&str; 3] = ["_bucket", "_sum", "_count"];
 /// What each alert has to tell.
 const ANNOTATIONS: [&str; 3] = ["summary", "description", "runbook_url"];
+/// Labels that routes and inhibition go by.
+const ROUTED: [&str; 3] = ["severity", "team", "scope"];
 /// Severities, which routes go by.
 const SEVERITIES: [&str; 3] = ["critical", "warning", "info"];
 
 /// Checks the repository at `root`.
 pub fn check(root: &Path) -> Result<()> {
     let folder = root.join("deploy/prometheus");
-    let mut rules = Vec::new();
-    for path in files(&folder.join("rules"), ".yml")?
-        .iter()
-        .chain(&files(&folder.join("fleet"), ".rules.yml")?)
-    {
-        let file: Rules = read(path)?;
-        rules.extend(file.groups.into_iter().flat_map(|group| group.rules));
-    }
+    let rules = rules(root)?;
     let tests = tests(root)?;
     let reference = text(&root.join("docs/metrics.md"))?;
     let own = reference_names(&reference)?;
@@ -59,6 +54,39 @@ pub fn check(root: &Path) -> Result<()> {
         runbooks.len()
     );
     Ok(())
+}
+
+/// The rules, those for stores included.
+fn rules(root: &Path) -> Result<Vec<Rule>> {
+    let folder = root.join("deploy/prometheus");
+    let mut rules = Vec::new();
+    for path in files(&folder.join("rules"), ".yml")?
+        .iter()
+        .chain(&files(&folder.join("fleet"), ".rules.yml")?)
+    {
+        let file: Rules = read(path)?;
+        rules.extend(file.groups.into_iter().flat_map(|group| group.rules));
+    }
+    Ok(rules)
+}
+
+/// Labels that Alertmanager goes by, `name=value`, in each combination that alerts have.
+pub fn routed_labels(root: &Path) -> Result<BTreeSet<Vec<String>>> {
+    let labels = |rule: &Rule| {
+        let label = |name| {
+            format!(
+                "{name}={}",
+                rule.labels.get(name).map_or("", String::as_str)
+            )
+        };
+        ROUTED.map(label).to_vec()
+    };
+    let rules = rules(root)?;
+    Ok(rules
+        .iter()
+        .filter(|rule| rule.alert.is_some())
+        .map(labels)
+        .collect())
 }
 
 /// promtool's tests.
@@ -161,7 +189,7 @@ fn defined(name: &str, own: &BTreeMap<String, String>) -> bool {
             .is_some_and(|kind| kind == "histogram")
     };
     let whole = own.get(name).is_some_and(|kind| kind != "histogram");
-    whole || HISTOGRAM_ENDS.iter().any(|end| histogram(&end))
+    whole || HISTOGRAM_ENDS.iter().any(|end| histogram(end))
 }
 
 fn names(
@@ -222,7 +250,7 @@ fn shape(rules: &[Rule]) -> Vec<String> {
                 "{alert}: severity {severity:?} is none of {SEVERITIES:?}"
             ));
         }
-        for name in ["team", "scope"] {
+        for name in ROUTED {
             if !rule.labels.contains_key(name) {
                 faults.push(format!(
                     "{alert} has no label {name}, which Alertmanager goes by"

@@ -1,0 +1,146 @@
+use super::*;
+use crate::cgroup::Filter;
+
+fn found(id: u64, parent: u64, name: &str) -> Found {
+    Found {
+        id,
+        parent,
+        name: name.into(),
+        path: Vec::new(),
+    }
+}
+
+fn tree() -> Tree {
+    let found = [found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")];
+    Tree::new(&found, Filter::default())
+}
+
+fn made(id: u64, parent: u64, name: &str) -> Event {
+    Event::Made {
+        id,
+        parent,
+        name: name.into(),
+        at: SystemTime::now(),
+    }
+}
+
+fn path(tree: &Tree, id: u64) -> Option<String> {
+    Some(String::from_utf8_lossy(&tree.node(tree.by_id(id)?)?.path).into_owned())
+}
+
+#[test]
+fn paths_follow_parents() {
+    let mut tree = tree();
+    tree.apply(&made(4, 3, "c"));
+    assert_eq!(path(&tree, 4).as_deref(), Some("/a/b/c"));
+    assert_eq!(path(&tree, 1).as_deref(), Some("/"));
+    assert_eq!(tree.counts(), (4, 0));
+}
+
+#[test]
+fn parents_come_first_even_when_numbers_are_used_again() {
+    let mut tree = tree();
+    tree.apply(&Event::Removed {
+        id: 3,
+        at: SystemTime::UNIX_EPOCH,
+    });
+    tree.reap(SystemTime::now(), Duration::ZERO, |_| false, |_, _| {});
+    tree.apply(&made(4, 2, "d"));
+    tree.apply(&made(5, 4, "e"));
+    let order: Vec<u64> = tree.iter().map(|(_, node)| node.id).collect();
+    assert_eq!(order, [1, u64::MAX, 2, 4, 5]);
+}
+
+#[test]
+fn the_dead_linger_then_fold_into_their_parent_deepest_first() {
+    let mut tree = tree();
+    let now = SystemTime::now();
+    tree.apply(&Event::Removed { id: 3, at: now });
+    tree.apply(&Event::Removed { id: 2, at: now });
+    let mut folds = Vec::new();
+    let linger = Duration::from_secs(300);
+    tree.reap(
+        now + Duration::from_secs(299),
+        linger,
+        |_| false,
+        |from, to| folds.push((from, to)),
+    );
+    assert!(folds.is_empty());
+    assert_eq!(tree.next_reaping(linger), Some(now + linger));
+    tree.reap(
+        now + linger,
+        linger,
+        |_| false,
+        |from, to| folds.push((from, to)),
+    );
+    assert_eq!(folds, [(3, 2), (2, ROOT)]);
+    assert_eq!(tree.counts(), (1, 0));
+    assert_eq!(tree.by_id(3), Some(ROOT), "a straggler counts at the root");
+}
+
+#[test]
+fn ids_whose_slots_are_still_to_be_read_lead_to_the_living() {
+    let mut tree = tree();
+    let now = SystemTime::now();
+    tree.apply(&Event::Removed { id: 3, at: now });
+    tree.apply(&Event::Removed { id: 2, at: now });
+    tree.reap(now, Duration::ZERO, |id| id == 3, |_, _| {});
+    assert_eq!(tree.by_id(3), Some(ROOT));
+    assert!(tree.knows(3) && !tree.knows(2));
+    tree.forget_alias(3);
+    assert!(!tree.knows(3));
+}
+
+#[test]
+fn a_path_made_again_is_the_same_node() {
+    let mut tree = tree();
+    tree.apply(&Event::Removed {
+        id: 3,
+        at: SystemTime::now(),
+    });
+    let again = tree.apply(&made(9, 2, "b"));
+    assert_eq!(again, Some((tree.by_id(3).unwrap(), true)));
+    assert_eq!(tree.by_id(9), tree.by_id(3));
+    assert_eq!(tree.counts(), (3, 0));
+    // The predecessor's removal, told late, doesn't end the successor.
+    tree.apply(&Event::Removed {
+        id: 3,
+        at: SystemTime::now(),
+    });
+    assert_eq!(tree.counts(), (3, 0));
+}
+
+#[test]
+fn who_lives_and_who_is_left_behind() {
+    let mut tree = tree();
+    let now = SystemTime::now();
+    let b = tree.living(3).unwrap();
+    assert!(tree.is_within(b, ROOT) && tree.is_within(b, b) && !tree.is_within(ROOT, b));
+    tree.apply(&Event::Removed { id: 3, at: now });
+    assert!(tree.living(3).is_none() && !tree.left_behind(3));
+    // Its path is another's: its id only leads there.
+    tree.apply(&made(9, 2, "b"));
+    assert!(tree.left_behind(3) && !tree.left_behind(9));
+    assert_eq!(tree.living(9), Some(b));
+    tree.apply(&Event::Removed { id: 9, at: now });
+    tree.reap(now, Duration::ZERO, |_| false, |_, _| {});
+    assert!(tree.left_behind(9) && !tree.left_behind(2));
+}
+
+#[test]
+fn a_walk_repairs_what_lost_events_left() {
+    let mut tree = tree();
+    tree.merge(
+        &[found(1, 0, ""), found(2, 1, "a"), found(7, 1, "new")],
+        SystemTime::now(),
+    );
+    assert_eq!(tree.counts(), (3, 1));
+    assert_eq!(path(&tree, 7).as_deref(), Some("/new"));
+}
+
+#[test]
+fn cgroups_outside_the_root_are_nobody_s() {
+    let mut tree = Tree::new(&[found(500, 0, "")], Filter::default());
+    assert_eq!(tree.apply(&made(4, 3, "c")), None);
+    assert_eq!(tree.by_id(4), None);
+}
