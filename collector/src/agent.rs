@@ -274,6 +274,8 @@ impl Core {
             program_runs: self.kernel.runs(),
             cgroups: self.tree.counts(),
             folded: self.tree.folded(),
+            runtimes: &self.identities.directory().runtimes(),
+            containers_refused: self.identities.directory().refused(),
             slots: self.slots.states(),
             kernel_memory,
             stages: &self.stages,

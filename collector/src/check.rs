@@ -12,7 +12,7 @@ use crate::{
     cgroup::Hierarchies,
     config::Settings,
     kernel::{self, load::BTF_PATH},
-    runtime::Directory,
+    runtime::{self, Directory},
 };
 
 /// Prints the findings; `Ok(true)` if everything that is switched on can run.
@@ -51,7 +51,28 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "cgroup2    FAILED: {error}")?;
         }
     }
-    match Agent::start(Options::new(settings, Registry::new(), Directory::new().0)) {
+    let (directory, _) = Directory::new();
+    match runtime::ask(&directory, &settings.runtimes) {
+        Ok(statuses) => {
+            for status in statuses {
+                let (told, socket) = (status.told(), status.socket());
+                // A socket that was only found may be anybody's.
+                fine &= told.up == Some(true) || !settings.runtimes.names(socket);
+                let (word, text) = match told.up {
+                    Some(true) => ("up", format!("version {}", told.text)),
+                    Some(false) => ("down", told.text),
+                    None => ("off", told.text),
+                };
+                let (name, socket) = (told.runtime.name(), socket.display());
+                writeln!(out, "runtime    {name:<10} {word}: {socket}: {text}")?;
+            }
+        }
+        Err(error) => {
+            fine = false;
+            writeln!(out, "runtimes   FAILED: {error}")?;
+        }
+    }
+    match Agent::start(Options::new(settings, Registry::new(), directory)) {
         Ok(agent) => {
             for state in agent.availability() {
                 let switched_on =

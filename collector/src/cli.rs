@@ -133,6 +133,17 @@ pub struct Cli {
         value_delimiter = ','
     )]
     pub container_label: Option<Vec<String>>,
+    /// Container runtimes to ask for names: auto, none, docker, podman, containerd or crio, each of
+    /// the last four with =unix://SOCKET where it isn't the usual one; may be given several times
+    /// [default: auto]
+    #[arg(
+        long = "container.runtime",
+        global = true,
+        value_name = "RUNTIME",
+        env = "CGMETER_CONTAINER_RUNTIME",
+        value_delimiter = ','
+    )]
+    pub container_runtime: Option<Vec<String>>,
     /// Run only the sources that are switched on by --collector.NAME
     #[arg(
         long = "collector.disable-defaults",
@@ -140,6 +151,69 @@ pub struct Cli {
         env = "CGMETER_COLLECTOR_DISABLE_DEFAULTS"
     )]
     pub disable_defaults: bool,
+    /// What custom metrics' own names begin with [default: custom_]
+    #[arg(
+        long = "custom.prefix",
+        global = true,
+        value_name = "NAME",
+        env = "CGMETER_CUSTOM_PREFIX"
+    )]
+    pub custom_prefix: Option<String>,
+    /// How often applications' endpoints and text files are read [default: 15s]
+    #[arg(
+        long = "custom.interval",
+        global = true,
+        value_name = "DURATION",
+        env = "CGMETER_CUSTOM_INTERVAL"
+    )]
+    pub custom_interval: Option<String>,
+    /// How long an endpoint may take for its whole answer [default: 5s]
+    #[arg(
+        long = "custom.timeout",
+        global = true,
+        value_name = "DURATION",
+        env = "CGMETER_CUSTOM_TIMEOUT"
+    )]
+    pub custom_timeout: Option<String>,
+    /// Longest answer of an endpoint, longest text file [default: 1048576]
+    #[arg(
+        long = "custom.max-body",
+        global = true,
+        value_name = "BYTES",
+        env = "CGMETER_CUSTOM_MAX_BODY"
+    )]
+    pub custom_max_body: Option<usize>,
+    /// Most samples of custom metrics that a cgroup may have [default: 1000]
+    #[arg(
+        long = "custom.max-samples",
+        global = true,
+        value_name = "N",
+        env = "CGMETER_CUSTOM_MAX_SAMPLES"
+    )]
+    pub custom_max_samples: Option<usize>,
+    /// Drop custom metrics that are older [default: 5m for text files, 3 intervals for endpoints]
+    #[arg(
+        long = "custom.max-age",
+        global = true,
+        value_name = "DURATION",
+        env = "CGMETER_CUSTOM_MAX_AGE"
+    )]
+    pub custom_max_age: Option<String>,
+    /// Read text files (*.prom) from a directory
+    #[arg(
+        long = "custom.textfile-directory",
+        global = true,
+        value_name = "DIR",
+        env = "CGMETER_CUSTOM_TEXTFILE_DIRECTORY"
+    )]
+    pub custom_textfile_directory: Option<PathBuf>,
+    /// Also ask endpoints of containers that share the host's network namespace
+    #[arg(
+        long = "custom.host-network",
+        global = true,
+        env = "CGMETER_CUSTOM_HOST_NETWORK"
+    )]
+    pub custom_host_network: bool,
     /// What to log [default: info]
     #[arg(
         long = "log.level",

@@ -16,7 +16,9 @@ use serde::Deserialize;
 use crate::{
     cgroup::{AllowList, Export, Filter, Rule, RuleError, Rules},
     cli::Cli,
+    custom::{self, Endpoint},
     log::{LogFormat, LogLevel},
+    runtime::Choice,
     source::SOURCES,
 };
 
@@ -43,10 +45,14 @@ pub struct Settings {
     /// `--cgroup.include`, `--cgroup.exclude`, `--cgroup.export-max`, `--container.include`,
     /// `--container.exclude`, `--container.label`
     pub export: Export,
+    /// `--container.runtime`
+    pub runtimes: Choice,
     /// `--cgroup.max`
     pub cgroup_max: u32,
     /// `--cgroup.linger`
     pub linger: Duration,
+    /// `--custom.*`
+    pub custom: custom::Options,
     /// `--log.level`
     pub log_level: LogLevel,
     /// `--log.format`
@@ -59,6 +65,7 @@ struct File {
     web: WebTable,
     collector: BTreeMap<String, bool>,
     cgroup: CgroupTable,
+    custom: CustomTable,
     container: ContainerTable,
     log: LogTable,
 }
@@ -89,6 +96,7 @@ struct ContainerTable {
     include: Option<Vec<String>>,
     exclude: Option<Vec<String>>,
     label: Option<Vec<String>>,
+    runtime: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,6 +104,33 @@ struct ContainerTable {
 struct LogTable {
     level: Option<LogLevel>,
     format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct CustomTable {
+    prefix: Option<String>,
+    interval: Option<String>,
+    timeout: Option<String>,
+    max_body: Option<usize>,
+    max_samples: Option<usize>,
+    max_age: Option<String>,
+    host_network: Option<bool>,
+    textfile_directory: Option<PathBuf>,
+    endpoint: Vec<EndpointTable>,
+}
+
+/// An endpoint of every cgroup that fits all of the expressions.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct EndpointTable {
+    id: Option<String>,
+    name: Option<String>,
+    image: Option<String>,
+    namespace: Option<String>,
+    port: u16,
+    path: Option<String>,
+    interval: Option<String>,
 }
 
 /// `[collector]`'s key beside the sources' names.
@@ -151,6 +186,11 @@ impl Settings {
         if max_requests == 0 {
             return Err(invalid("web.max-requests", "0", "a number from 1 on"));
         }
+        let runtimes = cli
+            .container_runtime
+            .clone()
+            .or(file.container.runtime.clone());
+        let runtimes = runtimes.map_or_else(|| Ok(Choice::default()), |words| choice(&words))?;
         let export = export(cli, &file.cgroup, &file.container)?;
         Ok(Self {
             listen: listen.into_iter().flatten().collect(),
@@ -166,6 +206,7 @@ impl Settings {
             sources: sources(cli, &file.collector, environment)?,
             cgroup_root: cli.cgroup_root.clone().or(file.cgroup.root),
             export,
+            runtimes,
             cgroup_max,
             linger: duration(
                 "cgroup.linger",
@@ -174,6 +215,7 @@ impl Settings {
                     .or(file.cgroup.linger.as_deref())
                     .unwrap_or("5m"),
             )?,
+            custom: custom(cli, file.custom)?,
             log_level: cli.log_level.or(file.log.level).unwrap_or(LogLevel::Info),
             log_format: cli
                 .log_format
@@ -181,6 +223,115 @@ impl Settings {
                 .unwrap_or(LogFormat::Logfmt),
         })
     }
+}
+
+/// Settings of custom metrics.
+fn custom(cli: &Cli, table: CustomTable) -> Result<custom::Options, ConfigError> {
+    let defaults = custom::Options::default();
+    let prefix = cli.custom_prefix.clone().or(table.prefix);
+    let prefix = prefix.unwrap_or(defaults.prefix);
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    if !prefix.chars().all(legal) || prefix.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(invalid(
+            "custom.prefix",
+            &prefix,
+            "the beginning of a metric's name, such as custom_",
+        ));
+    }
+    let time = |key: &str, flag: &Option<String>, table: Option<String>| {
+        let text = flag.clone().or(table);
+        let time = text.as_deref().map(|text| positive(key, text));
+        time.transpose()
+    };
+    let interval = time("custom.interval", &cli.custom_interval, table.interval)?;
+    let interval = interval.unwrap_or(defaults.interval);
+    let size = |key, flag: Option<usize>, table: Option<usize>, default, max: usize| {
+        let size = flag.or(table).unwrap_or(default);
+        if (1..=max).contains(&size) {
+            return Ok(size);
+        }
+        Err(invalid(
+            key,
+            &size.to_string(),
+            &format!("a number from 1 to {max}"),
+        ))
+    };
+    let rules = table
+        .endpoint
+        .into_iter()
+        .enumerate()
+        .map(|(at, rule)| endpoint(at + 1, rule, interval))
+        .collect::<Result<_, _>>()?;
+    Ok(custom::Options {
+        prefix,
+        interval,
+        timeout: time("custom.timeout", &cli.custom_timeout, table.timeout)?
+            .unwrap_or(defaults.timeout),
+        max_body: size(
+            "custom.max-body",
+            cli.custom_max_body,
+            table.max_body,
+            defaults.max_body,
+            64 << 20,
+        )?,
+        max_samples: size(
+            "custom.max-samples",
+            cli.custom_max_samples,
+            table.max_samples,
+            defaults.max_samples,
+            100_000,
+        )?,
+        max_age: time("custom.max-age", &cli.custom_max_age, table.max_age)?,
+        host_network: cli.custom_host_network || table.host_network.unwrap_or(false),
+        textfile_directory: cli
+            .custom_textfile_directory
+            .clone()
+            .or(table.textfile_directory),
+        rules,
+    })
+}
+
+/// The so-manieth `[[custom.endpoint]]`.
+fn endpoint(
+    number: usize,
+    table: EndpointTable,
+    interval: Duration,
+) -> Result<custom::Rule, ConfigError> {
+    let key = |name: &str| format!("custom.endpoint[{number}].{name}");
+    if table.port == 0 {
+        return Err(in_file(&key("port"), "0", "a port from 1 to 65535"));
+    }
+    let expressions = [&table.id, &table.name, &table.image, &table.namespace];
+    if expressions.iter().all(|expression| expression.is_none()) {
+        return Err(ConfigError(format!(
+            "custom.endpoint[{number}] is for no cgroup: expected a regular expression as id, name, \
+             image or namespace"
+        )));
+    }
+    let path = table.path.unwrap_or("/metrics".to_owned());
+    let Some(request) = custom::path_of(&path) else {
+        return Err(in_file(&key("path"), &path, "a path such as /metrics"));
+    };
+    let expression = |name: &str, text: Option<String>| {
+        // These are no flags.
+        let told = |error: ConfigError| ConfigError(error.0.replacen("--", "", 1));
+        regex(&key(name), text).map_err(told)
+    };
+    Ok(custom::Rule {
+        id: expression("id", table.id)?,
+        name: expression("name", table.name)?,
+        image: expression("image", table.image)?,
+        namespace: expression("namespace", table.namespace)?,
+        endpoint: Endpoint {
+            port: table.port,
+            path: request,
+            interval: match table.interval {
+                Some(text) => positive(&key("interval"), &text)
+                    .map_err(|error| ConfigError(error.0.replacen("--", "", 1)))?,
+                None => interval,
+            },
+        },
+    })
 }
 
 /// Environment variables that look like settings and are none.
@@ -290,8 +441,35 @@ fn rules(key: &str, texts: &[String]) -> Result<Vec<Rule>, ConfigError> {
     texts.iter().map(parse).collect()
 }
 
+fn choice(words: &[String]) -> Result<Choice, ConfigError> {
+    let expected = "auto, none, docker, podman, containerd or crio, or one of the last four with \
+                    =unix:///PATH/OF/SOCKET";
+    let parsed = words.iter().map(|word| {
+        word.parse()
+            .map_err(|()| invalid("container.runtime", word, expected))
+    });
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    Choice::new(parsed).ok_or_else(|| {
+        let expected = "either none or a list without it";
+        invalid("container.runtime", &words.join(","), expected)
+    })
+}
+
 fn invalid(key: &str, value: &str, expected: &str) -> ConfigError {
     ConfigError(format!("--{key}: {value:?} is not {expected}"))
+}
+
+fn in_file(key: &str, value: &str, expected: &str) -> ConfigError {
+    ConfigError(format!("{key}: {value:?} is not {expected}"))
+}
+
+/// A duration that isn't so short that work would never end.
+fn positive(key: &str, text: &str) -> Result<Duration, ConfigError> {
+    let found = duration(key, text)?;
+    if found < Duration::from_millis(100) {
+        return Err(invalid(key, text, "a duration of 100ms or more"));
+    }
+    Ok(found)
 }
 
 fn addresses(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
@@ -498,6 +676,13 @@ mod tests {
             rule.contains("--container.exclude: \"image=(\" is not a regular expression (unclosed"),
             "{rule}"
         );
+        let runtime = error("cgmeter --container.runtime docker=/run/docker.sock");
+        assert!(
+            runtime.contains("--container.runtime: \"docker=/run/docker.sock\" is not auto, none"),
+            "{runtime}"
+        );
+        let runtime = error("cgmeter --container.runtime auto,none");
+        assert!(runtime.contains("without it"), "{runtime}");
         let label = error("cgmeter --container.label a,*b");
         assert!(label.contains("--container.label: \"a,*b\""), "{label}");
     }
@@ -521,6 +706,86 @@ mod tests {
         let export = super::export(&cli("cgmeter"), &file.cgroup, &file.container).unwrap();
         assert!(export.labels.allows("x") && export.max == 5);
         assert_eq!(export.filter.containers.exclude.len(), 1);
+    }
+
+    #[test]
+    fn custom_metrics() {
+        let defaults = Settings::resolve(&cli("cgmeter")).unwrap().custom;
+        assert_eq!(defaults.file_age(), Duration::from_secs(300));
+        assert_eq!(
+            defaults.endpoint_age(defaults.interval),
+            Duration::from_secs(45)
+        );
+        let line = "cgmeter --custom.prefix app: --custom.max-age 1m --custom.host-network \
+                    --custom.textfile-directory /x";
+        let custom = Settings::resolve(&cli(line)).unwrap().custom;
+        assert_eq!(custom.prefix, "app:");
+        assert_eq!(custom.endpoint_age(custom.interval), custom.file_age());
+        assert!(custom.host_network && custom.textfile_directory.is_some());
+        for (line, told) in [
+            (
+                "--custom.prefix 1a",
+                "--custom.prefix: \"1a\" is not the beginning",
+            ),
+            (
+                "--custom.interval 0s",
+                "--custom.interval: \"0s\" is not a duration of 100ms",
+            ),
+            ("--custom.timeout soon", "--custom.timeout: \"soon\""),
+            (
+                "--custom.max-body 0",
+                "--custom.max-body: \"0\" is not a number from 1 to",
+            ),
+            ("--custom.max-samples 100001", "1 to 100000"),
+        ] {
+            let error = error(&format!("cgmeter {line}"));
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn endpoints_of_custom_metrics() {
+        let rules = |text: &str| {
+            let file = parse(text).unwrap();
+            custom(&cli("cgmeter"), file.custom).map(|custom| custom.rules)
+        };
+        let text = "[custom]\ninterval = \"7s\"\n[[custom.endpoint]]\nid = \"^/a$\"\nport = 1\n\
+                    [[custom.endpoint]]\nname = \"b\"\nport = 2\npath = \"x\"\ninterval = \"1m\"\n";
+        let found: Vec<Endpoint> = rules(text)
+            .unwrap()
+            .into_iter()
+            .map(|rule| rule.endpoint)
+            .collect();
+        let endpoint = |port, path: &str, seconds| Endpoint {
+            port,
+            path: path.to_owned(),
+            interval: Duration::from_secs(seconds),
+        };
+        assert_eq!(found, [endpoint(1, "/metrics", 7), endpoint(2, "/x", 60)]);
+        for (keys, told) in [
+            ("port = 1", "custom.endpoint[1] is for no cgroup"),
+            (
+                "id = \"a\"\nport = 0",
+                "custom.endpoint[1].port: \"0\" is not a port",
+            ),
+            (
+                "id = \"(\"\nport = 1",
+                "custom.endpoint[1].id: \"(\" is not a regular expression",
+            ),
+            ("id = \"a\"\nport = 1\npath = \"/a b\"", "such as /metrics"),
+            (
+                "id = \"a\"\nport = 1\ninterval = \"0s\"",
+                "custom.endpoint[1].interval: \"0s\"",
+            ),
+        ] {
+            let error = rules(&format!("[[custom.endpoint]]\n{keys}\n")).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.starts_with("custom.endpoint[1]") && error.contains(told),
+                "{error}"
+            );
+        }
+        assert!(file_error("[[custom.endpoint]]\nid = \"a\"\n").contains("missing field `port`"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod custom;
 pub mod dump;
 pub mod exposition;
 pub mod healthcheck;

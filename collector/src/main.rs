@@ -1,6 +1,6 @@
 //! The command `cgmeter`.
 
-use std::{io::Write, process::ExitCode, sync::Arc};
+use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use cgmeter::{
@@ -9,7 +9,7 @@ use cgmeter::{
     cli::{self, Command, DumpFormat},
     config::{self, Settings},
     dump, healthcheck, log, reference,
-    runtime::Directory,
+    runtime::{self, Directory},
     web,
 };
 use prometheus::Registry;
@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Status for a command line or configuration that can't be used.
 const USAGE: u8 = 2;
+/// How long runtimes are waited for before the first scrape is served.
+const SETTLED: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -86,9 +88,26 @@ fn run(settings: &Settings) -> Result<()> {
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
-    // Nobody follows a runtime yet.
-    let (directory, _) = Directory::new();
+    // Scrapes are serialised by the agent's lock; more threads would only cost memory.
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()?;
+    let _guard = tokio.enter();
+    // The runtimes are asked while the kernel side is loaded.
+    let (directory, asked) = Directory::new();
+    let mut followers = runtime::follow(
+        Arc::clone(&directory),
+        asked,
+        settings.runtimes.clone(),
+        settings.linger,
+    );
     let agent = Agent::start(Options::new(settings, registry, directory))?;
+    // Names are there at the first scrape; of a runtime that is slow, they come later.
+    if !tokio.block_on(followers.settled(SETTLED)) {
+        tracing::info!("a container runtime is slow to answer; its names will come later");
+    }
     agent
         .follow()
         .context("cannot start the thread that follows cgroups")?;
@@ -100,16 +119,9 @@ fn run(settings: &Settings) -> Result<()> {
         let address = listener.local_addr()?;
         tracing::info!(%address, path = settings.telemetry_path, "listening");
     }
-    // Scrapes are serialised by the agent's lock; more threads would only cost memory.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .max_blocking_threads(4)
-        .enable_all()
-        .build()?;
-    let _guard = runtime.enter();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    runtime.block_on(web::serve(
+    tokio.block_on(web::serve(
         listeners,
         Arc::clone(&agent) as _,
         web,
@@ -125,8 +137,8 @@ fn run(settings: &Settings) -> Result<()> {
 }
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
-    // Nobody follows a runtime yet.
     let (directory, _) = Directory::new();
+    runtime::ask(&directory, &settings.runtimes)?;
     let agent = Agent::start(Options::new(settings, Registry::new(), directory))?;
     let text = agent.scrape(format.exposition())?;
     match format {

@@ -12,10 +12,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),
     ("runtime", &["cgroup"]),
-    ("source", &["cgroup", "exposition", "kernel", "runtime"]),
+    ("custom", &["cgroup", "exposition", "kernel"]),
+    (
+        "source",
+        &["cgroup", "custom", "exposition", "kernel", "runtime"],
+    ),
     (
         "agent",
-        &["source", "cgroup", "exposition", "kernel", "runtime"],
+        &[
+            "source",
+            "cgroup",
+            "custom",
+            "exposition",
+            "kernel",
+            "runtime",
+        ],
     ),
     ("web", &["agent", "exposition"]),
 ];

@@ -109,7 +109,7 @@ const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbc
 /// Begins as [`ID`] does.
 const TWIN: &str = "c0ffee0d9e2b0000607182930405b6c7d8e9f00112233445566778899aabbccd";
 
-fn json(agent: &Agent, path: &str) -> Result<Value> {
+pub fn json(agent: &Agent, path: &str) -> Result<Value> {
     let body = agent.body(path, "")?;
     serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
 }

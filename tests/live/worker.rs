@@ -271,6 +271,13 @@ pub fn main() -> ExitCode {
                     return ExitCode::FAILURE;
                 }
             },
+            "http" => {
+                let folder = words.get(2).copied().unwrap_or_default();
+                if let Err(error) = crate::custom::serve(number(1) as u16, folder) {
+                    eprintln!("{line}: {error}");
+                    return ExitCode::FAILURE;
+                }
+            }
             _ if crate::resident::obey(&words) => {}
             other => match traffic.obey(&words) {
                 Some(Ok(())) => {}

@@ -50,6 +50,10 @@ impl Identities {
         }
     }
 
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
     /// Asks for a cgroup's container, at once and whatever is known: it is new, or new again.
     pub(super) fn ask(&mut self, tree: &Tree, number: NodeId, now: Instant) {
         let Some(node) = tree.node(number) else {

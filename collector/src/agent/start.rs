@@ -19,6 +19,7 @@ use super::{Agent, Core, identity::Identities};
 use crate::{
     cgroup::{Export, Hierarchies, Tree, walk},
     config::Settings,
+    custom,
     kernel::{
         self,
         load::{self, Kernel},
@@ -45,6 +46,8 @@ pub struct Options {
     pub linger: Duration,
     /// `--web.min-interval`
     pub min_interval: Duration,
+    /// `--custom.*`
+    pub custom: custom::Options,
     /// Kernel-side log level, 0 is off.
     pub kernel_log_level: u8,
     /// Where the agent's parts register metrics of their own.
@@ -62,6 +65,7 @@ impl Options {
             max_slots: settings.cgroup_max,
             linger: settings.linger,
             min_interval: settings.min_interval,
+            custom: settings.custom.clone(),
             kernel_log_level: settings.log_level.kernel(),
             registry,
         }
@@ -151,6 +155,7 @@ impl Agent {
         let mut builder = Builder {
             kernel: &mut kernel,
             hierarchies: &hierarchies,
+            custom: &options.custom,
         };
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for source in SOURCES {

@@ -3,7 +3,7 @@
 use bytes::BufMut;
 
 /// The labels that all series of a cgroup share.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSet {
     /// `id="/a",name="b"`
     text: Vec<u8>,

@@ -4,6 +4,7 @@
 //! its families as [`Family`] constants and hands samples to a [`Writer`] in family order; the
 //! writer alone knows formats. No allocation is made for a sample.
 
+mod carried;
 mod family;
 mod format;
 mod labels;
@@ -11,6 +12,7 @@ mod number;
 mod sink;
 mod writer;
 
+pub use carried::{Distribution, Points, Type};
 pub use family::{Family, Kind, Unit};
 pub use format::Format;
 pub use labels::LabelSet;

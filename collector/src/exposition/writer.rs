@@ -1,5 +1,7 @@
 //! Writing families and samples in one of the formats.
 
+mod carried;
+
 use std::sync::LazyLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -135,7 +137,6 @@ impl<'s> Writer<'s> {
     }
 
     fn metadata(&mut self, name: &str, help: &str, kind: Kind, unit: Unit) {
-        use std::io::Write;
         if let Some(sink) = &mut self.sink {
             self.taken = sink.family(name);
             return;
@@ -155,6 +156,11 @@ impl<'s> Writer<'s> {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
+        self.heading(name, help, kind, unit);
+    }
+
+    fn heading(&mut self, name: &str, help: &str, kind: &str, unit: Unit) {
+        use std::io::Write;
         self.pending.clear();
         // Writing to a Vec does not fail.
         let _ = write!(self.pending, "# HELP {name} ");

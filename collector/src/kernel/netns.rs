@@ -3,7 +3,9 @@
 use std::{
     fs::File,
     io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -126,11 +128,45 @@ pub fn open_in(tasks: Vec<u64>) -> io::Result<Vec<io::Result<Rtnetlink>>> {
 }
 
 fn open(task: u64) -> io::Result<Rtnetlink> {
-    let namespace = File::open(format!("/proc/{task}/ns/net"))?;
+    enter(&File::open(format!("/proc/{task}/ns/net"))?)?;
+    Rtnetlink::open()
+}
+
+/// Connects to a port of the loopback addresses, IPv4's first, inside a network namespace, and
+/// hands over what came of it.
+///
+/// As in [`open_in`], a thread of its own enters the namespace and ends there.
+///
+/// # Errors
+///
+/// When there can't be a thread; else `done` is told.
+pub fn connect_in(
+    namespace: File,
+    port: u16,
+    limit: Duration,
+    done: impl FnOnce(io::Result<TcpStream>) + Send + 'static,
+) -> io::Result<()> {
+    let connect = move || {
+        enter(&namespace)?;
+        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        TcpStream::connect_timeout(&v4, limit).or_else(|error| {
+            // What IPv6 says is of interest only if it works.
+            TcpStream::connect_timeout(&v6, limit).map_err(|_| error)
+        })
+    };
+    std::thread::Builder::new()
+        .name("cgmeter-netns".to_owned())
+        .spawn(move || done(connect()))
+        .map(drop)
+}
+
+/// Has this thread enter a network namespace.
+fn enter(namespace: &File) -> io::Result<()> {
     // SAFETY: a descriptor that is open. The thread shares no file system or user state that the
     // kernel would refuse this for, and whoever else is in the process is not affected.
     if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Rtnetlink::open()
+    Ok(())
 }

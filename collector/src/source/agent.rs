@@ -1,13 +1,15 @@
 //! The agent about itself.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use collector_common::stat::Stat;
 use prometheus::{Registry, process_collector::ProcessCollector};
 
+use super::runtimes;
 use crate::{
     exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
     kernel::{bpf::Runs, load::KernelStats, programs::Availability},
+    runtime::Status,
 };
 
 /// What there is to say at a scrape.
@@ -27,6 +29,10 @@ pub struct Report<'a> {
     pub cgroups: (usize, usize),
     /// Cgroups that are not exported because there are too many.
     pub folded: usize,
+    /// The container runtimes that are followed.
+    pub runtimes: &'a [Arc<Status>],
+    /// Containers that the runtimes told of and that were too many.
+    pub containers_refused: u64,
     /// Used, free and quarantined slots.
     pub slots: (usize, usize, usize),
     /// Kernel memory of maps, bytes.
@@ -195,6 +201,11 @@ pub const FAMILIES: &[&Family] = &[
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
     &SCRAPE_ERROR,
+    &runtimes::UP,
+    &runtimes::REQUESTS,
+    &runtimes::SECONDS,
+    &runtimes::CONTAINERS,
+    &runtimes::REFUSED,
 ];
 
 /// Metrics of the agent.
@@ -302,6 +313,7 @@ impl SelfMetrics {
             let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
             writer.sample(none, &[("stage", stage)], Value::Nanos(ns));
         }
+        runtimes::encode(report.runtimes, report.containers_refused, writer);
         writer.registry(&self.registry.gather());
     }
 }

@@ -13,6 +13,7 @@ mod books;
 mod container;
 mod counters;
 mod cpu;
+mod custom;
 mod devices;
 mod disk;
 mod drops;
@@ -29,6 +30,7 @@ mod pids;
 mod pressure;
 mod process;
 mod reclaim;
+mod runtimes;
 mod sched;
 mod tasks;
 mod tcp;
@@ -65,6 +67,8 @@ pub struct Builder<'a> {
     pub kernel: &'a mut Kernel,
     /// Where the hierarchies are.
     pub hierarchies: &'a Hierarchies,
+    /// Settings of custom metrics.
+    pub custom: &'a crate::custom::Options,
 }
 
 impl Builder<'_> {
@@ -100,6 +104,7 @@ pub const SOURCES: &[Registration] = &[
     tasks::SOURCE,
     machine::SOURCE,
     filesystem::SOURCE,
+    custom::SOURCE,
     container::SOURCE,
 ];
 

@@ -1,0 +1,264 @@
+//! Which endpoints there are: by a container's labels and annotations, and by rules.
+
+use std::time::Duration;
+
+use regex::Regex;
+
+use crate::cgroup::{Container, Names};
+
+/// Where an application's metrics are, in its network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// TCP port.
+    pub port: u16,
+    /// Path of the request, begins with a slash.
+    pub path: String,
+    /// How often it is asked.
+    pub interval: Duration,
+}
+
+/// A rule of the configuration: the endpoint of every cgroup that fits.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Fits the cgroup's path.
+    pub id: Option<Regex>,
+    /// Fits the container's name.
+    pub name: Option<Regex>,
+    /// Fits its image.
+    pub image: Option<Regex>,
+    /// Fits its Kubernetes namespace.
+    pub namespace: Option<Regex>,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+}
+
+impl Rule {
+    /// Whether a cgroup, by its path and what it is called, is meant. A pod's name is its
+    /// containers' within it; its sandbox has no application.
+    pub fn fits(&self, path: &str, names: &Names<'_>) -> bool {
+        let fits = |regex: &Option<Regex>, text: &str| {
+            regex
+                .as_ref()
+                .is_none_or(|regex| !text.is_empty() && regex.is_match(text))
+        };
+        let (name, namespace) = match names.container {
+            "" => (names.name, ""),
+            "POD" => ("", ""),
+            container => (container, names.namespace),
+        };
+        fits(&self.id, path)
+            && fits(&self.name, name)
+            && fits(&self.image, names.image)
+            && fits(&self.namespace, namespace)
+    }
+}
+
+/// The endpoint that a container's annotations or labels tell of, as is usual under Kubernetes:
+/// `prometheus.io/scrape`, `port`, `path`, `scheme`; and whether it is its pod's: annotations are.
+///
+/// # Errors
+///
+/// When they ask to be scraped and can't be followed: what is wrong and what would be right.
+pub fn by_labels(
+    container: &Container,
+    interval: Duration,
+) -> Result<Option<(Endpoint, bool)>, String> {
+    let value = |name: &str| {
+        let key = format!("prometheus.io/{name}");
+        let found = container.annotations.get(&key);
+        found
+            .or_else(|| container.labels.get(&key))
+            .map(|value| value.trim())
+    };
+    let pod = container.pod.as_ref().is_some_and(|pod| {
+        pod.container == "POD" || container.annotations.contains_key("prometheus.io/scrape")
+    });
+    if value("scrape") != Some("true") {
+        return Ok(None);
+    }
+    if let Some(scheme) = value("scheme")
+        && scheme != "http"
+    {
+        return Err(format!(
+            "prometheus.io/scheme: {scheme:?} is not http, which is all that can be asked inside a \
+             container: leave it out, or have Prometheus scrape the application itself"
+        ));
+    }
+    let port = value("port").ok_or("prometheus.io/port is missing: set it to the metrics' port")?;
+    let port = port
+        .parse()
+        .ok()
+        .filter(|&port| port != 0)
+        .ok_or_else(|| format!("prometheus.io/port: {port:?} is not a port from 1 to 65535"))?;
+    let path = path_of(value("path").unwrap_or("/metrics"))
+        .ok_or("prometheus.io/path is not the path of a request, such as /metrics")?;
+    let endpoint = Endpoint {
+        port,
+        path,
+        interval,
+    };
+    Ok(Some((endpoint, pod)))
+}
+
+/// A request's path; one that lacks its slash gets it.
+pub fn path_of(text: &str) -> Option<String> {
+    let legal = text.len() <= 1024 && text.chars().all(|c| c.is_ascii_graphic() && c != '#');
+    let slash = if text.starts_with('/') { "" } else { "/" };
+    legal.then(|| format!("{slash}{text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cgroup::{Limits, Pod, Runtime, State};
+
+    pub fn container(labels: &[(&str, &str)]) -> Container {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        Container {
+            id: "0123456789abcdef".to_owned(),
+            runtime: Runtime::Docker,
+            name: "shop".to_owned(),
+            image: "shop:1".to_owned(),
+            image_id: String::new(),
+            labels: map(labels),
+            annotations: BTreeMap::new(),
+            pod: None,
+            state: State::Running,
+            health: None,
+            exit_code: None,
+            exit_reason: String::new(),
+            restarts: None,
+            created: None,
+            started: None,
+            finished: None,
+            pid: None,
+            limits: Limits::default(),
+            writable: None,
+        }
+    }
+
+    const SCRAPE: (&str, &str) = ("prometheus.io/scrape", "true");
+    const PORT: (&str, &str) = ("prometheus.io/port", "8080");
+
+    fn found(labels: &[(&str, &str)]) -> Result<Option<(u16, String)>, String> {
+        let endpoint = by_labels(&container(labels), Duration::from_secs(1))?;
+        Ok(endpoint.map(|(endpoint, _)| (endpoint.port, endpoint.path)))
+    }
+
+    #[test]
+    fn by_label() {
+        let some = |port, path: &str| Ok(Some((port, path.to_owned())));
+        assert_eq!(found(&[]), Ok(None));
+        assert_eq!(found(&[PORT]), Ok(None));
+        assert_eq!(found(&[("prometheus.io/scrape", "false"), PORT]), Ok(None));
+        assert_eq!(found(&[SCRAPE, PORT]), some(8080, "/metrics"));
+        assert_eq!(
+            found(&[SCRAPE, PORT, ("prometheus.io/path", "stats?a=b")]),
+            some(8080, "/stats?a=b")
+        );
+        assert_eq!(
+            found(&[SCRAPE, PORT, ("prometheus.io/scheme", "http")]),
+            some(8080, "/metrics")
+        );
+    }
+
+    #[test]
+    fn an_annotation_counts_before_a_label() {
+        let mut container = container(&[SCRAPE, PORT]);
+        let annotation = ("prometheus.io/port".to_owned(), "9".to_owned());
+        container.annotations.extend([annotation]);
+        let found = |container: &Container| {
+            let found = by_labels(container, Duration::from_secs(1)).unwrap();
+            found.map(|(endpoint, pod)| (endpoint.port, pod))
+        };
+        assert_eq!(found(&container), Some((9, false)));
+        // An annotation is the pod's, a label the container's, unless that is the sandbox.
+        container.pod = Some(Pod::default());
+        assert_eq!(found(&container), Some((9, false)));
+        let annotation = ("prometheus.io/scrape".to_owned(), "true".to_owned());
+        container.annotations.extend([annotation]);
+        assert_eq!(found(&container), Some((9, true)));
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_told() {
+        for (labels, told) in [
+            (vec![SCRAPE], "prometheus.io/port is missing"),
+            (vec![SCRAPE, ("prometheus.io/port", "0")], "1 to 65535"),
+            (vec![SCRAPE, ("prometheus.io/port", "65536")], "1 to 65535"),
+            (vec![SCRAPE, ("prometheus.io/port", "a\nb")], "\"a\\nb\""),
+            (
+                vec![SCRAPE, PORT, ("prometheus.io/scheme", "https")],
+                "not http",
+            ),
+            (
+                vec![SCRAPE, PORT, ("prometheus.io/path", "/a b")],
+                "such as",
+            ),
+        ] {
+            let error = found(&labels).unwrap_err();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn rules() {
+        let regex = |text: &str| Some(Regex::new(text).unwrap());
+        let endpoint = Endpoint {
+            port: 1,
+            path: "/".to_owned(),
+            interval: Duration::from_secs(1),
+        };
+        let rule = Rule {
+            id: None,
+            name: None,
+            image: None,
+            namespace: None,
+            endpoint,
+        };
+        let docker = Names {
+            name: "shop",
+            image: "shop:1",
+            ..Names::default()
+        };
+        let pod = Names {
+            namespace: "prod",
+            container: "web",
+            ..docker
+        };
+        let sandbox = Names {
+            container: "POD",
+            ..pod
+        };
+        let none = Names::default();
+        let id = Rule {
+            id: regex("^/a$"),
+            ..rule.clone()
+        };
+        assert!(id.fits("/a", &none) && !id.fits("/a/b", &docker));
+        let name = Rule {
+            name: regex("^shop$"),
+            ..rule.clone()
+        };
+        assert!(name.fits("/a", &docker));
+        assert!(!name.fits("/a", &none) && !name.fits("/a", &pod));
+        let namespace = Rule {
+            namespace: regex("prod"),
+            ..rule.clone()
+        };
+        assert!(namespace.fits("/a", &pod));
+        assert!(!namespace.fits("/a", &docker) && !namespace.fits("/a", &sandbox));
+        let image = Rule {
+            image: regex("^shop:"),
+            ..rule
+        };
+        assert!(image.fits("/a", &docker) && !image.fits("/a", &none));
+    }
+}

@@ -1,0 +1,89 @@
+//! One request to an application's endpoint.
+//!
+//! Invariants: no more than the limits of bytes is ever held, whatever the application sends or
+//! keeps sending; no redirect is followed. Time is the caller's business.
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, StatusCode,
+    client::conn::http1,
+    header::{ACCEPT, CONNECTION, HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::{Failure, Reason};
+
+/// Largest head of an answer.
+const HEAD: usize = 16 << 10;
+const ACCEPTED: &str =
+    "text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1";
+
+fn protocol(error: &hyper::Error) -> Failure {
+    // hyper's words are of its own, not of the peer's.
+    Failure::new(Reason::Protocol, format!("not an HTTP answer: {error}"))
+}
+
+/// Asks for `path`.
+///
+/// # Errors
+///
+/// What was wrong with the answer.
+pub async fn fetch(
+    stream: std::net::TcpStream,
+    port: u16,
+    path: &str,
+    max_body: usize,
+) -> Result<Bytes, Failure> {
+    let connection = |error: std::io::Error| Failure::new(Reason::Connect, error.to_string());
+    stream.set_nonblocking(true).map_err(connection)?;
+    let stream = TcpStream::from_std(stream).map_err(connection)?;
+    let (mut sender, driver) = http1::Builder::new()
+        .max_buf_size(HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| protocol(&error))?;
+    let request = Request::get(path)
+        .header(HOST, format!("localhost:{port}"))
+        .header(USER_AGENT, concat!("cgmeter/", env!("CARGO_PKG_VERSION")))
+        .header(ACCEPT, ACCEPTED)
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Failure::new(Reason::Protocol, format!("not a request: {error}")))?;
+    let talk = async {
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| protocol(&error))?;
+        if answer.status() != StatusCode::OK {
+            let text = format!("the answer's status is {}", answer.status().as_u16());
+            return Err(Failure::new(Reason::Status, text));
+        }
+        let mut body = answer.into_body();
+        let mut text = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| protocol(&error))?;
+            if let Some(data) = frame.data_ref() {
+                if text.len() + data.len() > max_body {
+                    let told =
+                        format!("the answer has more than {max_body} bytes, see --custom.max-body");
+                    return Err(Failure::new(Reason::Size, told));
+                }
+                text.extend_from_slice(data);
+            }
+        }
+        Ok(text.freeze())
+    };
+    // The connection is driven as long as there is talk, and ends with it.
+    tokio::pin!(driver);
+    tokio::pin!(talk);
+    let mut driven = false;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut talk => return result,
+            _ = &mut driver, if !driven => driven = true,
+        }
+    }
+}

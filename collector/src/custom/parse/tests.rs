@@ -1,0 +1,365 @@
+use super::*;
+use crate::exposition::Points;
+
+fn read(text: &str) -> Parsed {
+    parse(
+        text.as_bytes(),
+        Limits {
+            samples: 100,
+            owners: false,
+        },
+    )
+}
+
+/// One bad line, and what it is said to be; nothing else is lost.
+fn bad(line: &str) -> &'static str {
+    let parsed = read(&format!("before 1\n{line}\nafter 2\n"));
+    let names: Vec<&str> = parsed
+        .families
+        .iter()
+        .map(|family| family.name.as_str())
+        .collect();
+    assert_eq!(names, ["before", "after"], "{line}");
+    assert_eq!(parsed.bad.count, 1, "{line}: {:?}", parsed.bad);
+    assert_eq!(parsed.bad.first[0].0, 2, "{line}");
+    parsed.bad.first[0].1
+}
+
+fn labels(text: &str) -> LabelText {
+    let parsed = read(text);
+    assert_eq!(parsed.bad, Bad::default(), "{text}");
+    let series = &parsed.families[0].series[0];
+    let mut writer = Writer::new(Format::Text, bytes::BytesMut::new());
+    writer.carried("x", "", Type::Gauge, true);
+    writer.carried_series(
+        "x",
+        &LabelSet::empty(),
+        &series.labels,
+        &series.points,
+        Type::Gauge,
+    );
+    let text = String::from_utf8(writer.finish().to_vec()).unwrap();
+    text.lines().last().unwrap().to_owned()
+}
+
+type LabelText = String;
+use crate::exposition::{Format, LabelSet, Writer};
+
+#[test]
+fn plain_samples() {
+    let parsed = read(
+        "# a comment\n\n# HELP a Some \\\\ help,\\ntwo lines.\n# TYPE a counter\n\
+         a{x=\"1\"} 5\na{x=\"2\",} +Inf\n  b\t{ y = \"z\" }\t-1e3  \nc NaN\n",
+    );
+    assert_eq!(parsed.bad, Bad::default());
+    assert_eq!(parsed.samples, 4);
+    let [a, b, c] = &parsed.families[..] else {
+        panic!("{:?}", parsed.families);
+    };
+    assert_eq!(
+        (a.kind, a.help.as_str()),
+        (Type::Counter, "Some \\ help,\ntwo lines.")
+    );
+    assert_eq!(a.series[1].points, Points::Single(f64::INFINITY));
+    assert_eq!(
+        (b.kind, &b.series[0].points),
+        (Type::Untyped, &Points::Single(-1000.0))
+    );
+    assert!(matches!(c.series[0].points, Points::Single(value) if value.is_nan()));
+}
+
+#[test]
+fn escapes_and_names_of_labels() {
+    assert_eq!(
+        labels("m{a=\"\\\\ \\\" \\n \\x }, \u{e4}\"} 1\n"),
+        "x{a=\"\\\\ \\\" \\n \\\\x }, \u{e4}\"} 1"
+    );
+    // The cgroup's names are the cgroup's; empty labels are none; order doesn't matter.
+    assert_eq!(
+        labels("m{z=\"1\",name=\"n\",empty=\"\",id=\"i\",exported_id=\"e\"} 1\n"),
+        "x{exported_exported_id=\"i\",exported_id=\"e\",exported_name=\"n\",z=\"1\"} 1"
+    );
+}
+
+#[test]
+fn openmetrics() {
+    let parsed = read(
+        "# TYPE a_seconds counter\n# UNIT a_seconds seconds\n# HELP a_seconds Help.\n\
+         a_seconds_total 1 # {trace=\"x\"} 0.5 1.5\na_seconds_created 1.7e9\n\
+         # TYPE i info\ni_info{v=\"1\"} 1\n# EOF\nnot read\n",
+    );
+    assert_eq!(parsed.bad, Bad::default());
+    let found: Vec<(&str, Type, &str)> = parsed
+        .families
+        .iter()
+        .map(|family| (family.name.as_str(), family.kind, family.help.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("a_seconds_total", Type::Counter, "Help."),
+            ("i_info", Type::Untyped, "")
+        ]
+    );
+    assert_eq!(parsed.timestamp, None);
+    assert_eq!(read("a 1 1700000000000\n").timestamp, Some(1));
+}
+
+#[test]
+fn histograms_and_summaries() {
+    let parsed = read(
+        "# TYPE h histogram\nh_bucket{le=\"+Inf\",k=\"a\"} 3\nh_bucket{k=\"a\",le=\"1\"} 2\n\
+         h_sum{k=\"a\"} 4\nh_count{k=\"a\"} 3\nh_bucket{le=\"1\"} 1\nh_count 1\n\
+         # TYPE s summary\ns{quantile=\"0.5\"} 7\ns_sum 9\ns_count 2\n\
+         # TYPE h_created gauge\nh_created 1.7e9\n",
+    );
+    assert_eq!(parsed.bad, Bad::default());
+    let [h, s] = &parsed.families[..] else {
+        panic!("{:?}", parsed.families);
+    };
+    let Points::Distribution(with) = &h.series[0].points else {
+        panic!("{h:?}");
+    };
+    assert_eq!(with.steps, [(1.0, 2.0), (f64::INFINITY, 3.0)]);
+    assert_eq!((with.sum, with.count), (Some(4.0), Some(3.0)));
+    // What is missing of a histogram follows from its count.
+    let Points::Distribution(without) = &h.series[1].points else {
+        panic!("{h:?}");
+    };
+    assert_eq!(without.steps, [(1.0, 1.0), (f64::INFINITY, 1.0)]);
+    let Points::Distribution(summary) = &s.series[0].points else {
+        panic!("{s:?}");
+    };
+    assert_eq!(summary.steps, [(0.5, 7.0)]);
+    assert_eq!(parsed.samples, 4 + 3 + 3);
+}
+
+#[test]
+fn bad_lines() {
+    for (line, what) in [
+        ("x", "no value"),
+        ("x ", "no value"),
+        ("x y", "not a number"),
+        ("1x 1", "not a metric's name"),
+        ("{a=\"b\"} 1", "not a metric's name"),
+        ("{\"x\"} 1", "not a metric's name"),
+        ("x{a} 1", "no = after a label's name"),
+        ("x{a=b} 1", "a label's value is not quoted"),
+        ("x{a=\"b} 1", "a quote is not closed"),
+        ("x{a=\"b\\", "a backslash at the end"),
+        (
+            "x{a=\"b\" c=\"d\"} 1",
+            "neither a comma nor a brace after a label",
+        ),
+        ("x{a=\"b\",a=\"c\"} 1", "a label twice"),
+        ("x{__name__=\"b\"} 1", "not a label's name"),
+        ("x{a:b=\"b\"} 1", "not a label's name"),
+        ("x 1 soon", "not a timestamp"),
+        ("x 1 2 3", "something after the value"),
+        ("# TYPE x number", "not a type"),
+        (
+            "# TYPE before gauge",
+            "the type is told twice, or after the first sample",
+        ),
+        ("before 1", "a series twice"),
+    ] {
+        assert_eq!(bad(line), what, "{line}");
+    }
+    let long = format!("x{{a=\"{}\"}} 1", "b".repeat(LINE));
+    assert_eq!(bad(&long), "longer than 16 KiB");
+    let parsed = parse(
+        b"a 1\nb{c=\"\xff\"} 1\n",
+        Limits {
+            samples: 9,
+            owners: false,
+        },
+    );
+    assert_eq!(parsed.bad.first, [(2, "not UTF-8")]);
+}
+
+#[test]
+fn bad_values() {
+    for (text, what) in [
+        (
+            "# TYPE x counter\nx -1\n",
+            "a counter below 0, or not a number",
+        ),
+        (
+            "# TYPE x counter\nx NaN\n",
+            "a counter below 0, or not a number",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"1\"} 1\n",
+            "a histogram without its last bucket, +Inf",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"y\"} 1\n",
+            "le, or quantile, is not a number",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket 1\n",
+            "no label le, or quantile",
+        ),
+        (
+            "# TYPE x histogram\nx 1\n",
+            "a histogram's sample without _bucket, _sum or _count",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"+Inf\"} 1.5\n",
+            "a bucket's value is not a count",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"+Inf\"} 1\nx_count 2\n",
+            "_count is not the last bucket's",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"1\"} 2\nx_bucket{le=\"+Inf\"} 1\n",
+            "a histogram's buckets are not cumulative",
+        ),
+        (
+            "# TYPE x histogram\nx_bucket{le=\"1\"} 1\nx_bucket{le=\"1.0\"} 1\nx_count 1\n",
+            "a bucket, or quantile, twice",
+        ),
+        (
+            "# TYPE x summary\nx{quantile=\"2\"} 1\n",
+            "le, or quantile, is out of range",
+        ),
+        ("# TYPE x summary\nx_count -1\n", "_count is not a count"),
+    ] {
+        let parsed = read(text);
+        assert!(parsed.families.is_empty(), "{text}");
+        assert_eq!(parsed.bad.first[0].1, what, "{text}");
+    }
+}
+
+#[test]
+fn limits() {
+    let text: String = (0..150).map(|n| format!("x{{n=\"{n}\"}} 1\n")).collect();
+    let parsed = read(&text);
+    assert_eq!((parsed.samples, parsed.excess), (100, 50));
+    let text: String = (0..150).map(|n| format!("# TYPE x{n} gauge\n")).collect();
+    assert!(read(&text).families.is_empty());
+}
+
+#[test]
+fn owners() {
+    use super::super::Owner;
+    let text = "a{id=\"/x\",container=\"c\",k=\"v\"} 1\na{container_id=\"0123\"} 1\n\
+                a{container=\"c\"} 1\na{name=\"n\"} 1\na{id=\"/x\",k=\"v\"} 1\n";
+    let limits = Limits {
+        samples: 9,
+        owners: true,
+    };
+    let parsed = parse(text.as_bytes(), limits);
+    let owners: Vec<Option<Owner>> = parsed.families[0]
+        .series
+        .iter()
+        .map(|series| series.owner.clone())
+        .collect();
+    assert_eq!(
+        owners,
+        [
+            Some(Owner::Path("/x".to_owned())),
+            Some(Owner::ContainerId("0123".to_owned())),
+            Some(Owner::Container("c".to_owned())),
+            None
+        ]
+    );
+    // The last is the first again: what tells the owner is no label.
+    assert_eq!(parsed.bad.first, [(5, "a series twice")]);
+}
+
+/// A generator that needs no seed of the machine's (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % below
+    }
+}
+
+/// Pieces that are near to being a text, put together anyhow, with bytes changed: there is always
+/// a result, within its limits, and everything that was read is told apart.
+#[test]
+fn any_text_has_a_result() {
+    const PIECES: &[&str] = &[
+        "# TYPE ",
+        "# HELP ",
+        "# EOF",
+        "h",
+        "h_bucket",
+        "h_sum",
+        "h_count",
+        "c_total",
+        "c",
+        " counter",
+        " histogram",
+        " summary",
+        " gauge",
+        "{",
+        "}",
+        "le=\"",
+        "quantile=\"",
+        "id=\"/a\"",
+        "\"",
+        ",",
+        "=",
+        "\\",
+        "\n",
+        "\n",
+        "\n",
+        " ",
+        " 1",
+        " 1.5",
+        " -2",
+        " NaN",
+        " +Inf",
+        " 1e400",
+        "_created",
+        "\u{e4}",
+        "\nc_total{a=\"b\"} 1\n",
+        "\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 2\n",
+        "\t",
+        "\r",
+        "#",
+        " # {a=\"b\"} 1",
+        "0x1",
+        "-",
+    ];
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let mut families = 0;
+    for _ in 0..20_000 {
+        let mut text: Vec<u8> = Vec::new();
+        for _ in 0..random.next(60) {
+            text.extend_from_slice(PIECES[random.next(PIECES.len())].as_bytes());
+        }
+        if !text.is_empty() && random.next(4) == 0 {
+            let at = random.next(text.len());
+            text[at] = random.next(256) as u8;
+        }
+        let limits = Limits {
+            samples: 1 + random.next(5),
+            owners: random.next(2) == 0,
+        };
+        let parsed = parse(&text, limits);
+        let lines = text.split(|&byte| byte == b'\n').count();
+        // A histogram's last bucket, and its count, may be added.
+        assert!(parsed.samples <= 3 * limits.samples, "{text:?}");
+        assert!(parsed.bad.count + parsed.excess <= 2 * lines, "{text:?}");
+        assert!(
+            parsed
+                .bad
+                .first
+                .iter()
+                .all(|(line, _)| (1..=lines).contains(line))
+        );
+        families += parsed.families.len();
+    }
+    assert!(
+        families > 1000,
+        "{families}: the texts are too bad to test anything"
+    );
+}

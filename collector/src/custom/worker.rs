@@ -1,0 +1,258 @@
+//! Asking endpoints: in one thread, which is there from the first target on.
+//!
+//! Invariants: an endpoint is asked once at a time, and given up after `--custom.timeout`; no more
+//! than [`CONCURRENT`] are asked at once, so that a host full of hanging applications costs that
+//! many sockets and bodies. What is learnt of a target that has gone is dropped.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
+
+use super::{Endpoint, Failure, Key, Limits, Options, Outcome, Reason, Store, enter, fetch, parse};
+
+/// Requests under way at a time.
+const CONCURRENT: usize = 8;
+/// First requests come within this time of the target.
+const SOON: Duration = Duration::from_secs(1);
+
+/// An endpoint to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Id of the cgroup whose application it is.
+    pub cgroup: u64,
+    /// The cgroup's path, for the log.
+    pub path: String,
+    /// The cgroup's directory.
+    pub directory: PathBuf,
+    /// Its first process, if a runtime told.
+    pub pid: Option<u32>,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+}
+
+impl Target {
+    fn key(&self) -> Key {
+        Key {
+            cgroup: self.cgroup,
+            port: self.endpoint.port,
+            path: self.endpoint.path.clone(),
+        }
+    }
+}
+
+/// The thread that asks.
+#[derive(Debug)]
+pub struct Worker {
+    options: Options,
+    store: Store,
+    targets: Option<mpsc::UnboundedSender<Vec<Target>>>,
+}
+
+impl Worker {
+    /// No thread yet.
+    pub fn new(options: Options, store: Store) -> Self {
+        Self {
+            options,
+            store,
+            targets: None,
+        }
+    }
+
+    /// Says which endpoints there are now.
+    ///
+    /// # Errors
+    ///
+    /// When there can't be a thread.
+    pub fn set_targets(&mut self, targets: Vec<Target>) -> std::io::Result<()> {
+        if self.targets.is_none() && targets.is_empty() {
+            return Ok(());
+        }
+        let sender = match &self.targets {
+            Some(sender) => sender,
+            None => {
+                let sender = start(self.options.clone(), self.store.clone())?;
+                self.targets.insert(sender)
+            }
+        };
+        sender
+            .send(targets)
+            .map_err(|_| std::io::Error::other("the thread that asks endpoints has ended"))
+    }
+}
+
+fn start(options: Options, store: Store) -> std::io::Result<mpsc::UnboundedSender<Vec<Target>>> {
+    let (sender, mut lists) = mpsc::unbounded_channel::<Vec<Target>>();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let run = async move {
+        let context = Arc::new(Context {
+            permits: Semaphore::new(CONCURRENT),
+            random: RandomState::new(),
+            options,
+            store,
+        });
+        let mut tasks: HashMap<Key, (Target, JoinHandle<()>)> = HashMap::new();
+        // Ends when the agent drops the worker.
+        while let Some(list) = lists.recv().await {
+            let mut wanted: HashMap<Key, Target> = list
+                .into_iter()
+                .map(|target| (target.key(), target))
+                .collect();
+            tasks.retain(|key, (target, task)| {
+                let stays = wanted.get(key) == Some(target);
+                if stays {
+                    wanted.remove(key);
+                } else {
+                    task.abort();
+                }
+                stays
+            });
+            for (key, target) in wanted {
+                let task = tokio::spawn(follow(Arc::clone(&context), target.clone()));
+                tasks.insert(key, (target, task));
+            }
+            let mut contents = context.store.lock();
+            let before = contents.outcomes.len();
+            contents.outcomes.retain(|key, _| tasks.contains_key(key));
+            contents.changes += u64::from(contents.outcomes.len() != before);
+        }
+        for (_, task) in tasks.values() {
+            task.abort();
+        }
+    };
+    std::thread::Builder::new()
+        .name("cgmeter-custom".to_owned())
+        .spawn(move || runtime.block_on(run))?;
+    Ok(sender)
+}
+
+struct Context {
+    permits: Semaphore,
+    random: RandomState,
+    options: Options,
+    store: Store,
+}
+
+impl Context {
+    /// Some part of a duration, another each time.
+    fn part(&self, of: Duration) -> Duration {
+        of.mul_f64((self.random.hash_one(Instant::now()) >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+/// Asks one endpoint again and again.
+async fn follow(context: Arc<Context>, target: Target) {
+    let key = target.key();
+    let interval = target.endpoint.interval;
+    tokio::time::sleep(context.part(SOON.min(interval))).await;
+    // Kinds are compared, not words: an application could change those each time.
+    let mut last = None;
+    loop {
+        let failure = once(&context, &target, &key).await;
+        let reason = failure.as_ref().map(|failure| failure.reason);
+        if reason != last {
+            let (port, path) = (key.port, &key.path);
+            match &failure {
+                Some(failure) => tracing::warn!(
+                    cgroup = target.path,
+                    port,
+                    path,
+                    error = failure.text,
+                    "custom metrics: an endpoint can't be read as it should be"
+                ),
+                None => tracing::info!(
+                    cgroup = target.path,
+                    port,
+                    path,
+                    "custom metrics: an endpoint is read without errors again"
+                ),
+            }
+            last = reason;
+        }
+        // Nine to eleven tenths: endpoints that came together part.
+        tokio::time::sleep(interval.mul_f64(0.9) + context.part(interval / 5)).await;
+    }
+}
+
+/// Asks once; returns what was wrong, if anything.
+async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> {
+    let options = &context.options;
+    let permit = context.permits.acquire().await;
+    let begin = Instant::now();
+    let ask = async {
+        let stream = enter::connect(
+            &target.directory,
+            target.pid,
+            options.host_network,
+            key.port,
+        )
+        .await?;
+        fetch::fetch(stream, key.port, &key.path, options.max_body).await
+    };
+    let result = match tokio::time::timeout(options.timeout, ask).await {
+        Ok(result) => result,
+        Err(_) => {
+            let seconds = options.timeout.as_secs_f64();
+            let text = format!("no whole answer within {seconds} s, see --custom.timeout");
+            Err(Failure::new(Reason::Timeout, text))
+        }
+    };
+    let took = begin.elapsed();
+    let limits = Limits {
+        samples: options.max_samples,
+        owners: false,
+    };
+    let result = result.map(|body| parse(&body, limits));
+    drop(permit);
+    let mut contents = context.store.lock();
+    contents.changes += 1;
+    let good = contents
+        .outcomes
+        .get(key)
+        .and_then(|outcome| outcome.good.clone());
+    let mut outcome = Outcome {
+        up: false,
+        took,
+        good,
+        samples: 0,
+        age: options.endpoint_age(target.endpoint.interval),
+    };
+    let told = match result {
+        Ok(parsed) => {
+            contents.counters.good += 1;
+            contents.counters.add(Reason::Parse, parsed.bad.count);
+            contents.counters.add(Reason::Samples, parsed.excess);
+            outcome.up = true;
+            outcome.samples = parsed.samples;
+            outcome.good = Some((begin, Arc::new(parsed.families)));
+            if parsed.excess > 0 {
+                let (excess, max) = (parsed.excess, options.max_samples);
+                let told = format!("{excess} samples more than the {max} of --custom.max-samples");
+                Some(Failure::new(Reason::Samples, told))
+            } else {
+                parsed.bad.first.first().map(|(line, what)| {
+                    let count = parsed.bad.count;
+                    let told = format!("bad lines: {count}; line {line}: {what}");
+                    Failure::new(Reason::Parse, told)
+                })
+            }
+        }
+        Err(failure) => {
+            contents.counters.failed += 1;
+            contents.counters.add(failure.reason, 1);
+            Some(failure)
+        }
+    };
+    contents.outcomes.insert(key.clone(), outcome);
+    told
+}

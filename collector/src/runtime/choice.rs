@@ -1,0 +1,177 @@
+//! `--container.runtime`: which runtimes are followed, and where they listen.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::cgroup::Runtime;
+
+const RUNTIMES: [Runtime; 4] = [
+    Runtime::Docker,
+    Runtime::Podman,
+    Runtime::Containerd,
+    Runtime::Crio,
+];
+
+/// Where a runtime listens unless it is told otherwise.
+fn well_known(runtime: Runtime) -> &'static [&'static str] {
+    match runtime {
+        Runtime::Docker => &["/run/docker.sock", "/var/run/docker.sock"],
+        Runtime::Podman => &["/run/podman/podman.sock"],
+        Runtime::Containerd => &[
+            "/run/containerd/containerd.sock",
+            "/run/k3s/containerd/containerd.sock",
+        ],
+        Runtime::Crio => &["/run/crio/crio.sock"],
+    }
+}
+
+/// One value of the flag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Whatever is found.
+    Auto,
+    /// Nobody.
+    None,
+    /// This one, at this socket or where it usually is.
+    One(Runtime, Option<PathBuf>),
+}
+
+impl FromStr for Word {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (name, socket) = match text.split_once('=') {
+            Some((name, url)) => {
+                let path = Path::new(url.strip_prefix("unix://").ok_or(())?);
+                (
+                    name,
+                    Some(path.to_owned())
+                        .filter(|path| path.is_absolute())
+                        .ok_or(())?
+                        .into(),
+                )
+            }
+            None => (text, None),
+        };
+        match (name, &socket) {
+            ("auto", None) => Ok(Self::Auto),
+            ("none", None) => Ok(Self::None),
+            _ => RUNTIMES
+                .into_iter()
+                .find(|runtime| runtime.name() == name)
+                .map(|runtime| Self::One(runtime, socket))
+                .ok_or(()),
+        }
+    }
+}
+
+/// The whole flag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice(Vec<Word>);
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self(vec![Word::Auto])
+    }
+}
+
+impl Choice {
+    /// `None` if `none` stands beside others.
+    pub fn new(words: Vec<Word>) -> Option<Self> {
+        (words.len() <= 1 || !words.contains(&Word::None)).then_some(Self(words))
+    }
+
+    /// Sockets to follow now: those that were named, and those that are there.
+    pub fn sockets(&self) -> BTreeMap<PathBuf, Runtime> {
+        let mut found = BTreeMap::new();
+        for word in &self.0 {
+            match word {
+                Word::None => {}
+                Word::Auto => {
+                    for runtime in RUNTIMES {
+                        found.extend(there(runtime).map(|path| (path, runtime)));
+                    }
+                }
+                Word::One(runtime, Some(path)) => {
+                    found.insert(path.clone(), *runtime);
+                }
+                Word::One(runtime, None) => {
+                    let before = found.len();
+                    found.extend(there(*runtime).map(|path| (path, *runtime)));
+                    if found.len() == before && !found.values().any(|other| other == runtime) {
+                        found.insert(well_known(*runtime)[0].into(), *runtime);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether a socket was named by the flag.
+    pub fn names(&self, socket: &Path) -> bool {
+        self.0.iter().any(|word| match word {
+            Word::One(_, Some(path)) => path == socket,
+            Word::One(runtime, None) => well_known(*runtime)
+                .iter()
+                .any(|path| Path::new(path) == socket),
+            _ => false,
+        })
+    }
+}
+
+/// Well-known sockets that are there, each once whatever links lead to it.
+fn there(runtime: Runtime) -> impl Iterator<Item = PathBuf> {
+    let rootless = (runtime == Runtime::Podman)
+        .then(|| std::fs::read_dir("/run/user").ok())
+        .flatten()
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|user| user.path().join("podman/podman.sock"));
+    let paths = well_known(runtime).iter().map(PathBuf::from);
+    paths.chain(rootless).filter_map(|path| {
+        let path = path.canonicalize().ok()?;
+        let socket = path.metadata().ok()?.file_type().is_socket();
+        socket.then_some(path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        let one = |runtime, path: Option<&str>| Ok(Word::One(runtime, path.map(PathBuf::from)));
+        for (text, word) in [
+            ("auto", Ok(Word::Auto)),
+            ("none", Ok(Word::None)),
+            ("docker", one(Runtime::Docker, None)),
+            (
+                "crio=unix:///x/y.sock",
+                one(Runtime::Crio, Some("/x/y.sock")),
+            ),
+            ("podman=unix://x", Err(())),
+            ("podman=/x", Err(())),
+            ("auto=unix:///x", Err(())),
+            ("rkt", Err(())),
+            ("", Err(())),
+        ] {
+            assert_eq!(text.parse(), word, "{text}");
+        }
+        assert!(Choice::new(vec![Word::None, Word::Auto]).is_none());
+    }
+
+    #[test]
+    fn a_named_socket_is_followed_before_it_is_there() {
+        let path = PathBuf::from("/nonexistent/x.sock");
+        let choice = Choice::new(vec![Word::One(Runtime::Crio, Some(path.clone()))]).unwrap();
+        assert_eq!(choice.sockets(), [(path.clone(), Runtime::Crio)].into());
+        assert!(choice.names(&path));
+        assert!(Choice::new(vec![Word::None]).unwrap().sockets().is_empty());
+    }
+}

@@ -1,0 +1,320 @@
+//! CRI's answers as records.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, SystemTime},
+};
+
+use serde::Deserialize;
+
+use super::message::{Listed, Sandbox, Status};
+use crate::cgroup::{Container, Limits, Pod, Runtime, State};
+
+/// Of the free-form answer to a verbose question, what containerd and CRI-O have alike.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Info {
+    pid: Option<u32>,
+    #[serde(rename = "runtimeSpec")]
+    spec: Option<Spec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    linux: Option<Linux>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Linux {
+    resources: Option<Resources>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    memory: Option<Limit>,
+    cpu: Option<Cpu>,
+    pids: Option<Limit>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Limit {
+    limit: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cpu {
+    shares: Option<u64>,
+    quota: Option<i64>,
+    period: Option<u64>,
+}
+
+fn positive(number: Option<i64>) -> Option<u64> {
+    number
+        .and_then(|number| u64::try_from(number).ok())
+        .filter(|&number| number > 0)
+}
+
+/// Process and limits from a verbose answer; without them where it has none.
+pub(super) fn refine(container: &mut Container, info: &HashMap<String, String>) {
+    let Some(info) = info
+        .get("info")
+        .and_then(|text| serde_json::from_str::<Info>(text).ok())
+    else {
+        return;
+    };
+    let runs = container.state == State::Running;
+    container.pid = info.pid.filter(|&pid| runs && pid > 0);
+    let resources = info
+        .spec
+        .and_then(|spec| spec.linux)
+        .and_then(|linux| linux.resources)
+        .unwrap_or_default();
+    let cpu = resources.cpu.unwrap_or_default();
+    let quota = positive(cpu.quota);
+    container.limits = Limits {
+        memory: positive(resources.memory.and_then(|memory| memory.limit)),
+        cpu_quota: quota,
+        cpu_period: cpu.period.filter(|&period| period > 0),
+        cpu_shares: cpu.shares.filter(|&shares| shares > 0),
+        pids: positive(resources.pids.and_then(|pids| pids.limit)),
+    };
+}
+
+fn time(nanos: i64) -> Option<SystemTime> {
+    let nanos = u64::try_from(nanos).ok().filter(|&nanos| nanos > 0)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))
+}
+
+fn sorted(map: &HashMap<String, String>) -> BTreeMap<String, String> {
+    map.iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+fn state(number: i32) -> State {
+    match number {
+        0 => State::Created,
+        1 => State::Running,
+        2 => State::Exited,
+        _ => State::Unknown,
+    }
+}
+
+/// What the runtime itself calls a container: containerd has only ids, CRI-O names like Docker's.
+fn name(runtime: Runtime, id: &str, pod: &Pod, attempt: u32) -> String {
+    if runtime != Runtime::Crio {
+        return id.to_owned();
+    }
+    let Pod {
+        container,
+        name,
+        namespace,
+        uid,
+    } = pod;
+    format!("k8s_{container}_{name}_{namespace}_{uid}_{attempt}")
+}
+
+/// Which pod a sandbox is.
+fn pod(sandbox: &Sandbox, container: &str) -> Pod {
+    let metadata = sandbox.metadata.clone().unwrap_or_default();
+    Pod {
+        namespace: metadata.namespace,
+        name: metadata.name,
+        uid: metadata.uid,
+        container: container.to_owned(),
+    }
+}
+
+/// A sandbox is a container, too.
+pub(super) fn of_sandbox(runtime: Runtime, sandbox: &Sandbox) -> Container {
+    let pod = pod(sandbox, "POD");
+    let attempt = sandbox.metadata.as_ref().map_or(0, |it| it.attempt);
+    Container {
+        id: sandbox.id.clone(),
+        runtime,
+        name: name(runtime, &sandbox.id, &pod, attempt),
+        image: String::new(),
+        image_id: String::new(),
+        labels: sorted(&sandbox.labels),
+        annotations: sorted(&sandbox.annotations),
+        pod: Some(pod),
+        state: if sandbox.state == 0 {
+            State::Running
+        } else {
+            State::Exited
+        },
+        health: None,
+        exit_code: None,
+        exit_reason: String::new(),
+        restarts: Some(u64::from(attempt)),
+        created: time(sandbox.created_at),
+        started: time(sandbox.created_at),
+        finished: None,
+        pid: None,
+        limits: Limits::default(),
+        writable: None,
+    }
+}
+
+/// A container as lists have it, with its pod's annotations.
+pub(super) fn of_container(
+    runtime: Runtime,
+    listed: &Listed,
+    sandbox: Option<&Sandbox>,
+) -> Container {
+    let metadata = listed.metadata.clone().unwrap_or_default();
+    let label = |name: &str| {
+        let label = listed.labels.get(&format!("io.kubernetes.pod.{name}"));
+        label.cloned().unwrap_or_default()
+    };
+    let pod = match sandbox {
+        Some(sandbox) => pod(sandbox, &metadata.name),
+        // As the kubelet labels them.
+        None => Pod {
+            namespace: label("namespace"),
+            name: label("name"),
+            uid: label("uid"),
+            container: metadata.name.clone(),
+        },
+    };
+    let mut annotations = sandbox.map_or_else(BTreeMap::new, |it| sorted(&it.annotations));
+    annotations.extend(sorted(&listed.annotations));
+    let image = listed.image.clone().unwrap_or_default();
+    Container {
+        id: listed.id.clone(),
+        runtime,
+        name: name(runtime, &listed.id, &pod, metadata.attempt),
+        image: if image.user_specified.is_empty() {
+            image.image
+        } else {
+            image.user_specified
+        },
+        image_id: listed.image_ref.clone(),
+        labels: sorted(&listed.labels),
+        annotations,
+        pod: Some(pod),
+        state: state(listed.state),
+        health: None,
+        exit_code: None,
+        exit_reason: String::new(),
+        restarts: Some(u64::from(metadata.attempt)),
+        created: time(listed.created_at),
+        started: None,
+        finished: None,
+        pid: None,
+        limits: Limits::default(),
+        writable: None,
+    }
+}
+
+/// Adds what only the status tells.
+pub(super) fn add(container: &mut Container, status: &Status) {
+    container.state = state(status.state);
+    container.created = time(status.created_at).or(container.created);
+    container.started = time(status.started_at);
+    container.finished = time(status.finished_at);
+    if container.state == State::Exited {
+        container.exit_code = Some(i64::from(status.exit_code));
+        container.exit_reason.clone_from(&status.reason);
+    }
+    // Lists may have the image's id where the status has its name.
+    let image = status.image.clone().unwrap_or_default();
+    let named = if image.user_specified.is_empty() {
+        image.image
+    } else {
+        image.user_specified
+    };
+    if !named.is_empty() && !named.starts_with("sha256:") {
+        container.image = named;
+    }
+    if !status.image_ref.is_empty() {
+        container.image_id.clone_from(&status.image_ref);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::message::{Image, Metadata, SandboxMetadata},
+        *,
+    };
+
+    fn sandbox() -> Sandbox {
+        Sandbox {
+            id: "s".to_owned(),
+            metadata: Some(SandboxMetadata {
+                name: "shop-1".to_owned(),
+                uid: "u".to_owned(),
+                namespace: "prod".to_owned(),
+                attempt: 0,
+            }),
+            annotations: [("a".to_owned(), "1".to_owned())].into(),
+            created_at: 5,
+            ..Sandbox::default()
+        }
+    }
+
+    fn listed() -> Listed {
+        Listed {
+            id: "c".to_owned(),
+            metadata: Some(Metadata {
+                name: "web".to_owned(),
+                attempt: 3,
+            }),
+            image: Some(Image {
+                image: "sha256:1".to_owned(),
+                user_specified: String::new(),
+            }),
+            state: 1,
+            ..Listed::default()
+        }
+    }
+
+    #[test]
+    fn names_and_pods() {
+        let made = of_container(Runtime::Crio, &listed(), Some(&sandbox()));
+        assert_eq!(made.name, "k8s_web_shop-1_prod_u_3");
+        assert_eq!(made.annotations["a"], "1");
+        assert_eq!(made.restarts, Some(3));
+        let made = of_container(Runtime::Containerd, &listed(), None);
+        assert_eq!(
+            (made.name.as_str(), made.pod.unwrap().container.as_str()),
+            ("c", "web")
+        );
+        let pod = of_sandbox(Runtime::Containerd, &sandbox());
+        assert_eq!(pod.state, State::Running);
+        assert_eq!(pod.pod.unwrap().container, "POD");
+    }
+
+    #[test]
+    fn status_and_information() {
+        let mut made = of_container(Runtime::Containerd, &listed(), Some(&sandbox()));
+        let text = r#"{"pid":42,"runtimeSpec":{"linux":{"resources":{"memory":{"limit":1048576},
+            "cpu":{"shares":512,"quota":50000,"period":100000}}}}}"#;
+        refine(&mut made, &[("info".to_owned(), text.to_owned())].into());
+        assert_eq!((made.pid, made.limits.memory), (Some(42), Some(1_048_576)));
+        let status = Status {
+            state: 2,
+            exit_code: 137,
+            finished_at: 7,
+            image: Some(Image {
+                image: "docker.io/library/web:1".to_owned(),
+                user_specified: String::new(),
+            }),
+            reason: "OOMKilled".to_owned(),
+            ..Status::default()
+        };
+        add(&mut made, &status);
+        assert_eq!(
+            (made.exit_code, made.exit_reason.as_str()),
+            (Some(137), "OOMKilled")
+        );
+        assert_eq!(made.image, "docker.io/library/web:1");
+        refine(&mut made, &[("info".to_owned(), "{".to_owned())].into());
+    }
+}

@@ -1,0 +1,317 @@
+//! Docker Engine, and Podman by the same API: events say of whom to ask, inspection says what.
+//!
+//! Invariant: a record is made of the event itself before anything is asked, so that a container
+//! that is removed at once has its name all the same.
+
+mod model;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval_at},
+};
+
+use self::model::{Event, Inspected, Listed, Version};
+use super::{
+    follow::Link,
+    wire::{self, Fault, LIST, ONE, TIME},
+};
+use crate::cgroup::{Runtime, State, Writable};
+
+/// Requests at the same time.
+const AT_ONCE: usize = 4;
+/// Most containers that wait to be asked for.
+const QUEUE: usize = 65_536;
+/// How often the list is compared: events can be lost.
+const LISTED: Duration = Duration::from_secs(60);
+/// How often the runtime is to show that it is alive.
+const PING: Duration = Duration::from_secs(10);
+/// How often the writable layers are accounted for, and how long that may take.
+const SIZES: Duration = Duration::from_secs(60);
+const SIZES_TIME: Duration = Duration::from_secs(50);
+
+struct Session<'a> {
+    link: &'a Link,
+    runtime: Runtime,
+    /// `/v1.41`
+    prefix: String,
+    known: HashSet<String>,
+    /// Those being asked for, and whether to ask again because something has happened since.
+    pending: HashMap<String, bool>,
+    queue: VecDeque<String>,
+    tasks: JoinSet<Done>,
+}
+
+enum Done {
+    Inspected(String, Result<Inspected, Fault>),
+    Sizes(Result<Vec<Listed>, Fault>),
+    Alive(Result<(), Fault>),
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(text: &'a [u8]) -> Result<T, Fault> {
+    serde_json::from_slice(text).map_err(|error| Fault::Garbage(error.to_string()))
+}
+
+impl Link {
+    async fn get(&self, target: &str, limit: usize, time: Duration) -> Result<bytes::Bytes, Fault> {
+        let begin = Instant::now();
+        let result = wire::get(&self.socket, target, limit, time).await;
+        self.status.count(&result, begin.elapsed());
+        result
+    }
+
+    async fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        target: &str,
+        limit: usize,
+        time: Duration,
+    ) -> Result<T, Fault> {
+        let text = self.get(target, limit, time).await?;
+        let parsed = parse(&text);
+        if parsed.is_err() {
+            self.status.count(&parsed, Duration::ZERO);
+        }
+        parsed
+    }
+}
+
+/// Follows until something breaks; with `once`, until everything has been asked for.
+pub(super) async fn session(
+    link: &Link,
+    wanted: &mut Receiver<String>,
+    once: bool,
+) -> Result<(), Fault> {
+    let version: Version = link.json("/version", ONE, TIME).await?;
+    let runtime = version.runtime();
+    let mut session = Session {
+        link,
+        runtime,
+        prefix: version.prefix(),
+        known: HashSet::new(),
+        pending: HashMap::new(),
+        queue: VecDeque::new(),
+        tasks: JoinSet::new(),
+    };
+    // Before the list: what happens in between is in both.
+    let filters = "%7B%22type%22%3A%5B%22container%22%5D%7D";
+    let target = format!("{}/events?filters={filters}", session.prefix);
+    let mut events = wire::stream(&link.socket, &target).await?;
+    session.list().await?;
+    link.status.up(runtime, &version.version);
+    link.settled();
+    let now = tokio::time::Instant::now();
+    let mut listing = interval_at(now + LISTED, LISTED);
+    let mut sizes = interval_at(now + Duration::from_secs(2), SIZES);
+    let mut ping = interval_at(now + PING, PING);
+    for timer in [&mut listing, &mut sizes, &mut ping] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    loop {
+        session.pump();
+        if once && session.tasks.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            line = events.line() => match line? {
+                Some(line) => session.event(&line),
+                None => return Err(Fault::Broken("the events have ended".to_owned())),
+            },
+            id = wanted.recv() => match id {
+                Ok(id) => session.inspect(id),
+                Err(RecvError::Lagged(_)) => session.list().await?,
+                Err(RecvError::Closed) => return Ok(()),
+            },
+            Some(done) = session.tasks.join_next() => {
+                if let Ok(done) = done {
+                    session.done(done)?;
+                }
+            }
+            _ = listing.tick() => session.list().await?,
+            _ = sizes.tick() => session.ask_sizes(),
+            _ = ping.tick() => session.ask_alive(),
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Compares with the runtime's list.
+    async fn list(&mut self) -> Result<(), Fault> {
+        let target = format!("{}/containers/json?all=1", self.prefix);
+        let listed: Vec<Listed> = self.link.json(&target, LIST, 2 * TIME).await?;
+        let mut found = HashSet::with_capacity(listed.len());
+        for listed in listed {
+            let id = listed.id.clone();
+            if !valid(&id) || found.len() >= QUEUE {
+                continue;
+            }
+            if self.link.directory.get(&id).is_none() {
+                self.link.directory.put(listed.container(self.runtime));
+            }
+            found.insert(id.clone());
+            self.inspect(id);
+        }
+        for id in self.known.difference(&found) {
+            self.link.directory.gone(id);
+        }
+        self.known = found;
+        self.link.status.set_containers(self.known.len());
+        Ok(())
+    }
+
+    fn inspect(&mut self, id: String) {
+        if !valid(&id) {
+            return;
+        }
+        if let Some(again) = self.pending.get_mut(&id) {
+            *again = true;
+        } else if self.pending.len() < QUEUE {
+            self.pending.insert(id.clone(), false);
+            self.queue.push_back(id);
+        }
+    }
+
+    /// Starts what may be asked at the same time.
+    fn pump(&mut self) {
+        while self.tasks.len() < AT_ONCE
+            && let Some(id) = self.queue.pop_front()
+        {
+            let link = self.link.clone();
+            let target = format!("{}/containers/{id}/json", self.prefix);
+            // What happens from here on is asked again for.
+            self.pending.insert(id.clone(), false);
+            self.tasks.spawn(async move {
+                let result = link.json(&target, ONE, TIME).await;
+                Done::Inspected(id, result)
+            });
+        }
+    }
+
+    fn ask_sizes(&mut self) {
+        let link = self.link.clone();
+        let target = format!("{}/containers/json?size=1", self.prefix);
+        self.tasks
+            .spawn(async move { Done::Sizes(link.json(&target, LIST, SIZES_TIME).await) });
+    }
+
+    fn ask_alive(&mut self) {
+        let link = self.link.clone();
+        self.tasks
+            .spawn(async move { Done::Alive(link.get("/_ping", 4096, TIME).await.map(|_| ())) });
+    }
+
+    fn done(&mut self, done: Done) -> Result<(), Fault> {
+        let fault = match done {
+            Done::Inspected(id, result) => {
+                let again = self.pending.remove(&id).unwrap_or(false);
+                let fault = match result {
+                    Ok(inspected) if inspected.id == id => {
+                        self.link.directory.put(inspected.container(self.runtime));
+                        self.known.insert(id.clone());
+                        self.link.status.set_containers(self.known.len());
+                        None
+                    }
+                    // A name or a prefix of an id, or an answer to something else.
+                    Ok(_) => None,
+                    Err(Fault::Unknown) => {
+                        if self.known.remove(&id) {
+                            self.link.directory.gone(&id);
+                            self.link.status.set_containers(self.known.len());
+                        }
+                        None
+                    }
+                    Err(fault) => Some(fault),
+                };
+                if again {
+                    self.inspect(id);
+                }
+                fault
+            }
+            Done::Sizes(Ok(listed)) => {
+                for listed in listed {
+                    let bytes = listed.size_rw.unwrap_or(0).max(0).unsigned_abs();
+                    self.link.directory.update(&listed.id, |container| {
+                        container.writable = Some(Writable {
+                            bytes,
+                            inodes: None,
+                        });
+                    });
+                }
+                None
+            }
+            // Sizes are slow where layers are large: that says nothing of the runtime.
+            Done::Sizes(Err(fault)) => {
+                tracing::debug!(socket = %self.link.socket.display(), reason = %fault, "no sizes");
+                None
+            }
+            Done::Alive(result) => result.err(),
+        };
+        match fault {
+            // One container's answer; the counters tell.
+            None | Some(Fault::Garbage(_) | Fault::Large(_) | Fault::Refused(_)) => Ok(()),
+            Some(fault) => Err(fault),
+        }
+    }
+
+    fn event(&mut self, line: &[u8]) {
+        let event: Event = match parse(line) {
+            Ok(event) => event,
+            Err(fault) => {
+                self.link.status.count::<()>(&Err(fault), Duration::ZERO);
+                return;
+            }
+        };
+        let id = event.actor.id.clone();
+        if !valid(&id) {
+            return;
+        }
+        let directory = &self.link.directory;
+        match event.name() {
+            "create" | "init" => {
+                if directory.get(&id).is_none() {
+                    directory.put(event.container(self.runtime));
+                    self.known.insert(id.clone());
+                }
+            }
+            "rename" => directory.update(&id, |container| {
+                if let Some(name) = event.actor.attributes.get("name") {
+                    container.name = name.trim_start_matches('/').to_owned();
+                }
+            }),
+            "oom" => directory.update(&id, |container| {
+                "OOMKilled".clone_into(&mut container.exit_reason);
+            }),
+            "die" | "died" => directory.update(&id, |container| {
+                let running = container.state != State::Exited;
+                container.state = State::Exited;
+                container.pid = None;
+                container.finished = event.time();
+                container.exit_code = event.exit_code();
+                if !(running && container.exit_reason == "OOMKilled") {
+                    container.exit_reason = model::reason(container.exit_code, false);
+                }
+            }),
+            "destroy" | "remove" => {
+                if self.known.remove(&id) {
+                    directory.gone(&id);
+                }
+                self.link.status.set_containers(self.known.len());
+                return;
+            }
+            "start" | "restart" | "pause" | "unpause" | "update" | "stop" | "kill"
+            | "health_status" => {}
+            _ => return,
+        }
+        self.link.status.set_containers(self.known.len());
+        self.inspect(id);
+    }
+}
+
+/// Whether an id is one: it becomes part of a path.
+fn valid(id: &str) -> bool {
+    (12..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}

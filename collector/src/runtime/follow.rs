@@ -1,0 +1,251 @@
+//! Who follows whom: a task for each socket, another that looks for sockets.
+//!
+//! Invariant: a runtime that does not answer costs one attempt now and then, and nobody waits.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{
+    sync::{Notify, broadcast, mpsc::UnboundedReceiver, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{Choice, Directory, Status, cri, docker, wire::Fault};
+use crate::cgroup::Runtime;
+
+/// How often sockets are looked for, and the gone forgotten.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long to wait after a failure, at first and at most.
+const FIRST: Duration = Duration::from_millis(500);
+const LAST: Duration = Duration::from_secs(30);
+/// A session that lasted so long was none that failed at once.
+const LASTED: Duration = Duration::from_secs(10);
+/// How long a runtime may take where it is asked once.
+const ONCE: Duration = Duration::from_secs(2);
+/// Containers asked for that a busy follower may be behind; it asks for all then.
+const BEHIND: usize = 1024;
+
+/// What a follower needs.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) directory: Arc<Directory>,
+    pub(super) status: Arc<Status>,
+    pub(super) socket: PathBuf,
+    settled: Arc<Notify>,
+}
+
+impl Link {
+    fn new(directory: &Arc<Directory>, runtime: Runtime, socket: PathBuf) -> Self {
+        Self {
+            directory: Arc::clone(directory),
+            status: Arc::new(Status::new(runtime, socket.clone())),
+            socket,
+            settled: Arc::default(),
+        }
+    }
+
+    /// Tells that the first list is in.
+    pub(super) fn settled(&self) {
+        self.settled.notify_one();
+    }
+
+    async fn session(
+        &self,
+        wanted: &mut broadcast::Receiver<String>,
+        once: bool,
+    ) -> Result<(), Fault> {
+        let result = match self.status.runtime() {
+            Runtime::Docker | Runtime::Podman => docker::session(self, wanted, once).await,
+            Runtime::Containerd | Runtime::Crio => cri::session(self, wanted, once).await,
+        };
+        if let Err(fault) = &result {
+            self.status.down(fault);
+        }
+        self.settled();
+        result
+    }
+
+    async fn follow(self, mut wanted: broadcast::Receiver<String>) {
+        let mut delay = FIRST;
+        loop {
+            let begin = Instant::now();
+            if self.session(&mut wanted, false).await.is_ok() {
+                return;
+            }
+            if begin.elapsed() >= LASTED {
+                delay = FIRST;
+            }
+            pause(&self.socket, jittered(delay)).await;
+            delay = (delay * 2).min(LAST);
+        }
+    }
+}
+
+/// Up to a quarter more: agents on many hosts, or followers here, are not to ask in step.
+fn jittered(delay: Duration) -> Duration {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let part = now.map_or(0, |now| now.subsec_nanos() % 256);
+    delay + delay * part / 1024
+}
+
+/// Waits, but no longer than until another socket is there.
+async fn pause(socket: &Path, delay: Duration) {
+    let identity = || {
+        let found = socket.metadata().ok()?;
+        Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
+    };
+    let (before, begin) = (identity(), Instant::now());
+    while begin.elapsed() < delay {
+        sleep(
+            delay
+                .saturating_sub(begin.elapsed())
+                .min(Duration::from_secs(1)),
+        )
+        .await;
+        let now = identity();
+        if now.is_some() && now != before {
+            return;
+        }
+    }
+}
+
+/// The followers; they end with it.
+#[derive(Debug)]
+pub struct Followers {
+    task: JoinHandle<()>,
+    settled: watch::Receiver<bool>,
+}
+
+impl Drop for Followers {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Followers {
+    /// Waits until every runtime that was there at the start has told its containers, or has failed
+    /// to, for so long at most.
+    pub async fn settled(&mut self, limit: Duration) -> bool {
+        let settled = self.settled.wait_for(|settled| *settled);
+        timeout(limit, settled).await.is_ok()
+    }
+}
+
+/// Starts to follow. Within a tokio runtime; needs its timers and sockets.
+pub fn follow(
+    directory: Arc<Directory>,
+    asked: UnboundedReceiver<String>,
+    choice: Choice,
+    linger: Duration,
+) -> Followers {
+    let (tell, settled) = watch::channel(false);
+    let task = tokio::spawn(supervise(directory, asked, choice, linger, tell));
+    Followers { task, settled }
+}
+
+struct Follower(JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn supervise(
+    directory: Arc<Directory>,
+    mut asked: UnboundedReceiver<String>,
+    choice: Choice,
+    linger: Duration,
+    tell: watch::Sender<bool>,
+) {
+    let (wanted, _) = broadcast::channel(BEHIND);
+    let mut followers: HashMap<PathBuf, Follower> = HashMap::new();
+    let mut look = tokio::time::interval(LOOK);
+    let mut first = true;
+    loop {
+        tokio::select! {
+            id = asked.recv() => {
+                let Some(id) = id else { return };
+                // Nobody listens where no runtime is.
+                let _ = wanted.send(id);
+                continue;
+            }
+            _ = look.tick() => {}
+        }
+        directory.sweep(linger);
+        let found = choice.sockets();
+        // A user's Podman goes with the user's session; of others, that they are down is told.
+        followers.retain(|path, _| {
+            let stays =
+                found.contains_key(path) || !path.starts_with("/run/user") || choice.names(path);
+            if !stays {
+                directory
+                    .statuses()
+                    .retain(|status| status.socket() != path);
+            }
+            stays
+        });
+        let mut new = Vec::new();
+        for (path, runtime) in found {
+            if followers.contains_key(&path) {
+                continue;
+            }
+            let link = Link::new(&directory, runtime, path.clone());
+            directory.statuses().push(Arc::clone(&link.status));
+            new.push(Arc::clone(&link.settled));
+            let task = tokio::spawn(link.follow(wanted.subscribe()));
+            followers.insert(path, Follower(task));
+        }
+        if std::mem::take(&mut first) {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                for settled in new {
+                    settled.notified().await;
+                }
+                let _ = tell.send(true);
+            });
+        }
+    }
+}
+
+/// Asks every runtime once, and tells how they do. Not from within a tokio runtime.
+///
+/// # Errors
+///
+/// When there can be no timers and sockets.
+pub fn ask(directory: &Arc<Directory>, choice: &Choice) -> std::io::Result<Vec<Arc<Status>>> {
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(tokio.block_on(ask_once(directory, choice, ONCE)))
+}
+
+/// The same, for so long at most.
+pub(super) async fn ask_once(
+    directory: &Arc<Directory>,
+    choice: &Choice,
+    limit: Duration,
+) -> Vec<Arc<Status>> {
+    let (wanted, _) = broadcast::channel(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    for (path, runtime) in choice.sockets() {
+        let link = Link::new(directory, runtime, path);
+        directory.statuses().push(Arc::clone(&link.status));
+        let mut wanted = wanted.subscribe();
+        tasks.spawn(async move {
+            match timeout(limit, link.session(&mut wanted, true)).await {
+                Ok(_) => {}
+                Err(_) if link.status.told().up == Some(true) => {}
+                Err(_) => link.status.down(&Fault::Late(limit)),
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    directory.runtimes()
+}

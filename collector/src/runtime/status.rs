@@ -1,0 +1,145 @@
+//! How a runtime does: for metrics, log and `check`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::wire::Fault;
+use crate::cgroup::Runtime;
+
+/// How requests end, as metrics have it.
+pub const RESULTS: [&str; 6] = [
+    "ok",
+    "not_found",
+    "timeout",
+    "too_large",
+    "invalid",
+    "error",
+];
+
+/// What is known of a runtime.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Which it is.
+    pub runtime: Runtime,
+    /// Whether it answers; `None` before it has been asked, and where it isn't what it seemed.
+    pub up: Option<bool>,
+    /// Its version, or why it is down.
+    pub text: String,
+}
+
+/// One runtime at one socket.
+#[derive(Debug)]
+pub struct Status {
+    socket: PathBuf,
+    told: Mutex<Told>,
+    containers: AtomicUsize,
+    results: [AtomicU64; RESULTS.len()],
+    nanos: AtomicU64,
+}
+
+impl Status {
+    pub(super) fn new(runtime: Runtime, socket: PathBuf) -> Self {
+        Self {
+            socket,
+            told: Mutex::new(Told {
+                runtime,
+                up: None,
+                text: String::new(),
+            }),
+            containers: AtomicUsize::new(0),
+            results: Default::default(),
+            nanos: AtomicU64::new(0),
+        }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// How it does.
+    pub fn told(&self) -> Told {
+        self.lock().clone()
+    }
+
+    /// Containers that it has told of.
+    pub fn containers(&self) -> usize {
+        self.containers.load(Relaxed)
+    }
+
+    /// Requests by result, as [`RESULTS`] has them.
+    pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.results.iter().map(|count| count.load(Relaxed));
+        RESULTS.into_iter().zip(counts)
+    }
+
+    /// Time spent waiting for answers.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn runtime(&self) -> Runtime {
+        self.lock().runtime
+    }
+
+    pub(super) fn set_containers(&self, count: usize) {
+        self.containers.store(count, Relaxed);
+    }
+
+    pub(super) fn count<T>(&self, result: &Result<T, Fault>, took: Duration) {
+        let name = match result {
+            Ok(_) => "ok",
+            Err(Fault::Unknown) => "not_found",
+            Err(Fault::Late(_)) => "timeout",
+            Err(Fault::Large(_)) => "too_large",
+            Err(Fault::Garbage(_)) => "invalid",
+            Err(_) => "error",
+        };
+        if let Some(at) = RESULTS.iter().position(|known| *known == name) {
+            self.results[at].fetch_add(1, Relaxed);
+        }
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Relaxed);
+    }
+
+    pub(super) fn up(&self, runtime: Runtime, version: &str) {
+        let mut told = self.lock();
+        if told.up != Some(true) {
+            tracing::info!(%runtime, socket = %self.socket.display(), version, "following the runtime");
+        }
+        *told = Told {
+            runtime,
+            up: Some(true),
+            text: version.to_owned(),
+        };
+    }
+
+    pub(super) fn down(&self, fault: &Fault) {
+        let mut told = self.lock();
+        let reason = fault.to_string();
+        let (runtime, socket) = (told.runtime, self.socket.display());
+        let up = if matches!(fault, Fault::Unsupported(_)) {
+            if told.text != reason {
+                tracing::debug!(%runtime, %socket, reason, "the runtime's service is not offered here");
+            }
+            None
+        } else {
+            if told.up != Some(false) {
+                tracing::warn!(%runtime, %socket, reason, "the runtime doesn't answer: containers keep the names that are known");
+            }
+            Some(false)
+        };
+        told.up = up;
+        told.text = reason;
+    }
+}

@@ -1,0 +1,409 @@
+//! Custom metrics: what applications say of themselves.
+//!
+//! From: an application's own Prometheus endpoint, inside its network namespace, and text files;
+//! see [`crate::custom`]. Oracle: the tests' own endpoints and files (tests/live/custom.rs).
+//!
+//! A plain value is there twice: as `container_custom_metric` by its name, and under its own name
+//! with `--custom.prefix`. Histograms and summaries are there under their own names alone. A scrape
+//! reads what was last learnt; it waits for nobody. What a cgroup's application said ends with the
+//! cgroup.
+
+mod owners;
+mod targets;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+
+use super::{FAMILIES as OWN, Lifecycle, Registration, SOURCES, Snapshot, Source};
+use crate::{
+    cgroup::{Node, NodeId, ROOT, Tree, printable},
+    custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
+    exposition::{Family, Kind, LabelSet, Points, Unit, Value, Writer},
+    kernel::programs::Requirement,
+};
+use owners::Owners;
+use targets::Targets;
+
+const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+    Family {
+        name,
+        help,
+        kind,
+        unit: Unit::None,
+        labels: &["port", "path"],
+        origin: "the agent",
+        oracle: "the tests' own endpoints",
+    }
+}
+
+const METRIC: Family = Family {
+    labels: &["metric_name"],
+    origin: "the application's endpoint, or a text file",
+    ..family(
+        "container_custom_metric",
+        "Plain values that an application tells of itself, by their name; its own labels are kept. \
+         Every family is there under its own name as well, after --custom.prefix.",
+        Kind::Gauge,
+    )
+};
+const UP: Family = family(
+    "container_custom_up",
+    "Whether an application's endpoint answered when it was last asked.",
+    Kind::Gauge,
+);
+const SAMPLES: Family = family(
+    "container_custom_samples",
+    "Samples in an endpoint's last answer; 0 if it was none.",
+    Kind::Gauge,
+);
+const DURATION: Family = Family {
+    unit: Unit::Seconds,
+    ..family(
+        "container_custom_scrape_duration_seconds",
+        "How long it took when an endpoint was last asked.",
+        Kind::Gauge,
+    )
+};
+const SCRAPES: Family = Family {
+    labels: &["result"],
+    ..family(
+        "cgmeter_custom_scrapes_total",
+        "Requests to applications' endpoints, by whether they were answered.",
+        Kind::Counter,
+    )
+};
+const ERRORS: Family = Family {
+    labels: &["reason"],
+    ..family(
+        "cgmeter_custom_errors_total",
+        "What was wrong with custom metrics; the log says where. A conflict, an owner that isn't \
+         there and what exceeds a cgroup's limit count once while they last.",
+        Kind::Counter,
+    )
+};
+const FILE_TIME: Family = Family {
+    labels: &["file"],
+    unit: Unit::Seconds,
+    oracle: "the file's own time",
+    ..family(
+        "cgmeter_custom_file_mtime_seconds",
+        "When a text file of --custom.textfile-directory that could be read was written.",
+        Kind::Gauge,
+    )
+};
+
+const FAMILIES: [&Family; 7] = [
+    &METRIC, &UP, &SAMPLES, &DURATION, &SCRAPES, &ERRORS, &FILE_TIME,
+];
+
+/// The source.
+pub const SOURCE: Registration = Registration {
+    requirement: Requirement {
+        source: "custom",
+        required: &[],
+        optional: &[],
+    },
+    families: || FAMILIES.to_vec(),
+    build: |builder| {
+        let root = builder.hierarchies.unified.path.clone();
+        Ok(Box::new(Custom::new(builder.custom.clone(), root)?))
+    },
+};
+
+/// How a family is read from what came of asking an endpoint.
+type Read = fn(&Outcome) -> Value;
+
+struct Custom {
+    options: Options,
+    store: Store,
+    targets: Targets,
+    _reader: Option<Reader>,
+    /// The store's changes that the index has.
+    changes: Option<u64>,
+    index: Index,
+    /// Owners of text files that aren't there.
+    lost: BTreeSet<String>,
+    names: BTreeSet<String>,
+    outcomes: BTreeMap<Key, Outcome>,
+    files: BTreeMap<String, SystemTime>,
+    counters: Counters,
+    /// When something in the index will be too old.
+    expiry: Option<Instant>,
+}
+
+/// Names of samples that are the agent's own; those that it has registered elsewhere begin with
+/// `cgmeter_` or `process_`.
+fn own_names() -> BTreeSet<String> {
+    let lifecycle = Lifecycle::default();
+    let families = SOURCES
+        .iter()
+        .flat_map(|source| (source.families)())
+        .chain(lifecycle.families())
+        .chain(OWN.iter().copied());
+    let mut names = BTreeSet::new();
+    for family in families {
+        let suffixes: &[&str] = match family.kind {
+            Kind::Histogram => &["", "_bucket", "_sum", "_count"],
+            Kind::Counter | Kind::Gauge => &[""],
+        };
+        names.extend(
+            suffixes
+                .iter()
+                .map(|suffix| format!("{}{suffix}", family.name)),
+        );
+        // OpenMetrics knows counters by that.
+        names.extend(family.name.strip_suffix("_total").map(str::to_owned));
+    }
+    names
+}
+
+impl Custom {
+    fn new(options: Options, root: PathBuf) -> Result<Self> {
+        let store = Store::default();
+        let reader = options
+            .textfile_directory
+            .clone()
+            .map(|directory| Reader::start(directory, &options, store.clone()))
+            .transpose()
+            .context("starting the thread that reads text files")?;
+        Ok(Self {
+            targets: Targets::new(options.clone(), root, store.clone()),
+            options,
+            store,
+            _reader: reader,
+            changes: None,
+            index: Index::default(),
+            lost: BTreeSet::new(),
+            names: own_names(),
+            outcomes: BTreeMap::new(),
+            files: BTreeMap::new(),
+            counters: Counters::default(),
+            expiry: None,
+        })
+    }
+
+    /// Reads the store, and puts the families together anew if need be.
+    fn refresh(&mut self, tree: &Tree, renew: bool) {
+        let now = Instant::now();
+        let store = self.store.clone();
+        let mut contents = store.lock();
+        let stale = self.expiry.is_some_and(|expiry| expiry <= now);
+        let owned = contents
+            .files
+            .values()
+            .any(|file| file.families.iter().any(|(owner, _)| owner.is_some()));
+        if !renew && !stale && !owned && self.changes == Some(contents.changes) {
+            self.counters = contents.counters.clone();
+            return;
+        }
+        self.changes = Some(contents.changes);
+        self.expiry = None;
+        self.outcomes.clear();
+        let mut inputs = Vec::new();
+        let mut ends = Vec::new();
+        for (key, outcome) in &contents.outcomes {
+            let node = self.targets.node(key.cgroup);
+            let Some((number, node)) = node.and_then(|number| Some((number, tree.node(number)?)))
+            else {
+                continue;
+            };
+            self.outcomes.insert(key.clone(), outcome.clone());
+            let Some((at, families)) = &outcome.good else {
+                continue;
+            };
+            let end = *at + outcome.age;
+            if end > now {
+                ends.push(end);
+                inputs.push(input(number, node, families));
+            }
+        }
+        let mut lost = BTreeSet::new();
+        self.files.clear();
+        let owners = owned.then(|| Owners::new(tree));
+        for (name, file) in &contents.files {
+            self.files.insert(name.clone(), file.modified);
+            // One from the future is new.
+            let age = file.modified.elapsed().unwrap_or_default();
+            let Some(left) = self
+                .options
+                .file_age()
+                .checked_sub(age)
+                .filter(|left| !left.is_zero())
+            else {
+                continue;
+            };
+            ends.push(now + left);
+            for (owner, families) in &file.families {
+                let number = match (owner, &owners) {
+                    (Some(owner), Some(owners)) => owners.find(owner),
+                    _ => Some(ROOT),
+                };
+                match number.and_then(|number| Some((number, tree.node(number)?))) {
+                    Some((number, node)) => inputs.push(input(number, node, families)),
+                    None => {
+                        lost.insert(format!("{name}: {owner:?}"));
+                    }
+                }
+            }
+        }
+        self.expiry = ends.into_iter().min();
+        for owner in lost.difference(&self.lost) {
+            contents.counters.add(Reason::Owner, 1);
+            tracing::warn!("custom metrics: {owner} is not there, or not exported");
+        }
+        self.lost = lost;
+        let names = &self.names;
+        let taken = |name: &str| {
+            names.contains(name) || name.starts_with("cgmeter_") || name.starts_with("process_")
+        };
+        let options = &self.options;
+        let index = Index::new(
+            inputs,
+            &options.prefix,
+            options.max_samples,
+            &taken,
+            &self.index,
+        );
+        for (told, &(reason, count)) in &index.losses {
+            if !self.index.losses.contains_key(told) {
+                contents.counters.add(reason, count);
+                tracing::warn!("custom metrics: left out: {told}");
+            }
+        }
+        self.index = index;
+        self.counters = contents.counters.clone();
+    }
+}
+
+fn input(number: NodeId, node: &Node, families: &Arc<Vec<custom::Family>>) -> Input {
+    Input {
+        node: number,
+        cgroup: node.id,
+        path: printable(&node.path),
+        families: Arc::clone(families),
+    }
+}
+
+impl Source for Custom {
+    fn name(&self) -> &'static str {
+        "custom"
+    }
+
+    fn families(&self) -> Vec<&'static Family> {
+        (SOURCE.families)()
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
+        let changed = self.targets.follow(snapshot.tree)?;
+        self.refresh(snapshot.tree, changed);
+        Ok(())
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        // A node may have ended, or be another cgroup's, since the snapshot.
+        let labels = |number: NodeId, cgroup: u64| {
+            tree.node(number)
+                .filter(|node| node.id == cgroup && node.died.is_none() && node.exported)
+                .map(|node| &node.labels)
+        };
+        writer.family(&METRIC);
+        for group in self
+            .index
+            .groups
+            .iter()
+            .filter(|group| group.kind.is_plain())
+        {
+            for member in &group.members {
+                let Some(of) = labels(member.node, member.cgroup) else {
+                    continue;
+                };
+                let of = of.with([("metric_name", group.name.as_str())]);
+                for series in member.series() {
+                    if let Points::Single(_) = series.points {
+                        writer.carried_series(
+                            METRIC.name,
+                            &of,
+                            &series.labels,
+                            &series.points,
+                            group.kind,
+                        );
+                    }
+                }
+            }
+        }
+        for group in &self.index.groups {
+            writer.carried(&group.full, &group.help, group.kind, group.alone);
+            for member in &group.members {
+                let Some(of) = labels(member.node, member.cgroup) else {
+                    continue;
+                };
+                for series in member.series() {
+                    writer.carried_series(
+                        &group.full,
+                        of,
+                        &series.labels,
+                        &series.points,
+                        group.kind,
+                    );
+                }
+            }
+        }
+        self.encode_outcomes(&labels, writer);
+        self.encode_counters(writer);
+    }
+}
+
+impl Custom {
+    fn encode_outcomes<'a>(
+        &self,
+        labels: &dyn Fn(NodeId, u64) -> Option<&'a LabelSet>,
+        writer: &mut Writer,
+    ) {
+        let families: [(&Family, Read); 3] = [
+            (&UP, |outcome| Value::Count(u64::from(outcome.up))),
+            (&SAMPLES, |outcome| Value::Count(outcome.samples as u64)),
+            (&DURATION, |outcome| nanos(outcome.took)),
+        ];
+        for (family, read) in families {
+            writer.family(family);
+            for (key, outcome) in &self.outcomes {
+                let number = self.targets.node(key.cgroup);
+                if let Some(of) = number.and_then(|number| labels(number, key.cgroup)) {
+                    let port = key.port.to_string();
+                    writer.sample(of, &[("port", &port), ("path", &key.path)], read(outcome));
+                }
+            }
+        }
+    }
+
+    fn encode_counters(&self, writer: &mut Writer) {
+        let none = LabelSet::empty();
+        writer.family(&SCRAPES);
+        let results = [
+            ("answered", self.counters.good),
+            ("failed", self.counters.failed),
+        ];
+        for (result, count) in results.into_iter().filter(|(_, count)| *count > 0) {
+            writer.sample(&none, &[("result", result)], Value::Count(count));
+        }
+        writer.family(&ERRORS);
+        for (reason, &count) in &self.counters.errors {
+            writer.sample(&none, &[("reason", reason.name())], Value::Count(count));
+        }
+        writer.family(&FILE_TIME);
+        for (file, modified) in &self.files {
+            let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+            writer.sample(&none, &[("file", file)], nanos(since));
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> Value {
+    Value::Nanos(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,217 @@
+//! Which endpoints are asked: those of the cgroups that the tree has now.
+//!
+//! Invariant: a cgroup is looked at when it comes, or when something new is known of it; a scrape
+//! compares numbers and pointers otherwise.
+
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cgroup::{Container, Kind, Names, Node, NodeId, Tree, printable},
+    custom::{Endpoint, Options, Reason, Store, Target, Worker, by_labels},
+};
+
+/// What was found of a node, and from what.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    cgroup: u64,
+    container: Option<Arc<Container>>,
+    /// Endpoints, and whether they are the pod's.
+    endpoints: Vec<(Endpoint, bool)>,
+    error: Option<String>,
+}
+
+/// The endpoints.
+pub struct Targets {
+    options: Options,
+    root: PathBuf,
+    store: Store,
+    worker: Worker,
+    /// By node.
+    seen: Vec<Option<Seen>>,
+    targets: Vec<Target>,
+    /// Nodes of targets' cgroups.
+    nodes: HashMap<u64, NodeId>,
+}
+
+impl Targets {
+    /// None yet.
+    pub fn new(options: Options, root: PathBuf, store: Store) -> Self {
+        Self {
+            worker: Worker::new(options.clone(), store.clone()),
+            options,
+            root,
+            store,
+            seen: Vec::new(),
+            targets: Vec::new(),
+            nodes: HashMap::new(),
+        }
+    }
+
+    /// The node of a target's cgroup.
+    pub fn node(&self, cgroup: u64) -> Option<NodeId> {
+        self.nodes.get(&cgroup).copied()
+    }
+
+    /// Takes in what the tree has now. Whether anything changed.
+    ///
+    /// # Errors
+    ///
+    /// When there can't be the thread that asks.
+    pub fn follow(&mut self, tree: &Tree) -> Result<bool> {
+        if !self.discover(tree) {
+            return Ok(false);
+        }
+        let targets = self.list(tree);
+        if targets != self.targets {
+            self.worker
+                .set_targets(targets.clone())
+                .context("starting the thread that asks endpoints")?;
+            self.targets = targets;
+        }
+        Ok(true)
+    }
+
+    /// Brings targets in line with the tree. Whether any changed.
+    fn discover(&mut self, tree: &Tree) -> bool {
+        let mut changed = false;
+        for (number, node) in tree.iter() {
+            let alive = node.died.is_none() && node.exported;
+            let seen = super::super::at(&mut self.seen, number);
+            let container = container_of(node);
+            let same = match (&seen, alive) {
+                (None, false) => true,
+                (Some(seen), true) => {
+                    seen.cgroup == node.id
+                        && match (&seen.container, container) {
+                            (None, None) => true,
+                            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                            _ => false,
+                        }
+                }
+                _ => false,
+            };
+            if same {
+                continue;
+            }
+            let found = alive.then(|| look(&self.options, node, container));
+            if let Some(error) = found.as_ref().and_then(|found| found.error.as_ref())
+                && seen.as_ref().and_then(|seen| seen.error.as_ref()) != Some(error)
+            {
+                self.store.lock().counters.add(Reason::Discovery, 1);
+                tracing::warn!(
+                    cgroup = printable(&node.path),
+                    error,
+                    "custom metrics: this container's labels can't be followed"
+                );
+            }
+            let endpoints =
+                |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| !seen.endpoints.is_empty());
+            changed |= endpoints(seen) || endpoints(&found);
+            *seen = found;
+        }
+        // Nodes that have been reaped.
+        for (number, seen) in self.seen.iter_mut().enumerate() {
+            if seen.is_some() && tree.node(number).is_none() {
+                changed |= seen.take().is_some_and(|seen| !seen.endpoints.is_empty());
+            }
+        }
+        changed
+    }
+
+    /// Every endpoint of the cgroups that there are.
+    fn list(&mut self, tree: &Tree) -> Vec<Target> {
+        self.nodes.clear();
+        let mut targets = Vec::new();
+        let mut pods = BTreeSet::new();
+        for (number, seen) in self.seen.iter().enumerate() {
+            let (Some(seen), Some(node)) = (seen, tree.node(number)) else {
+                continue;
+            };
+            for (endpoint, whole) in &seen.endpoints {
+                // A pod's containers share a network namespace, and annotations: what can be reached
+                // there is told once, and by the pod's own cgroup if it is the pod that tells.
+                let owner = if *whole { pod_of(tree, number) } else { None };
+                let (owner, cgroup) = owner.unwrap_or((number, node.id));
+                let pod = seen.container.as_ref().and_then(|of| of.pod.as_ref());
+                if let Some(pod) = pod
+                    && !pods.insert((&pod.uid, endpoint.port, &endpoint.path))
+                {
+                    continue;
+                }
+                self.nodes.insert(cgroup, owner);
+                targets.push(Target {
+                    cgroup,
+                    path: printable(&node.path),
+                    directory: directory(&self.root, &node.path),
+                    pid: seen.container.as_ref().and_then(|container| container.pid),
+                    endpoint: endpoint.clone(),
+                });
+            }
+        }
+        targets
+    }
+}
+
+/// The container that a cgroup is.
+pub fn container_of(node: &Node) -> Option<&Arc<Container>> {
+    node.container.as_ref()
+}
+
+/// The cgroup of the pod that a cgroup is in: node and id.
+fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
+    let mut at = tree.node(number)?.parent;
+    while let Some(number) = at {
+        let node = tree.node(number)?;
+        if node.place.kind == Kind::Pod && node.exported {
+            return Some((number, node.id));
+        }
+        at = node.parent;
+    }
+    None
+}
+
+/// Which endpoints a cgroup has.
+fn look(options: &Options, node: &Node, container: Option<&Arc<Container>>) -> Seen {
+    let mut seen = Seen {
+        cgroup: node.id,
+        container: container.cloned(),
+        ..Seen::default()
+    };
+    match container.map(|container| by_labels(container, options.interval)) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(endpoint))) => seen.endpoints.push(endpoint),
+        Some(Err(error)) => seen.error = Some(error),
+    }
+    if !options.rules.is_empty() {
+        let path = printable(&node.path);
+        let container = container.map(|container| &**container);
+        let names = Names::of(&node.place, container, node.pod.as_deref());
+        for rule in &options.rules {
+            let endpoint = &rule.endpoint;
+            let known = seen
+                .endpoints
+                .iter()
+                .any(|(known, _)| known.port == endpoint.port && known.path == endpoint.path);
+            if !known && rule.fits(&path, &names) {
+                seen.endpoints.push((endpoint.clone(), false));
+            }
+        }
+    }
+    seen
+}
+
+fn directory(root: &Path, path: &[u8]) -> PathBuf {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    root.join(OsStr::from_bytes(below))
+}

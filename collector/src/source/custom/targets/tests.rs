@@ -1,0 +1,173 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::cgroup::{Filter, Found, Limits, Pod, Runtime, State};
+
+pub const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
+
+/// A tree of these paths and what is above them.
+pub fn tree(paths: &[&str]) -> Tree {
+    let mut found = vec![Found {
+        id: 1,
+        parent: 0,
+        name: Vec::new(),
+        path: b"/".to_vec(),
+    }];
+    for path in paths {
+        let mut parent = 1;
+        let mut below = String::new();
+        for name in path.trim_start_matches('/').split('/') {
+            below = format!("{below}/{name}");
+            let known = found.iter().find(|found| found.path == below.as_bytes());
+            parent = match known {
+                Some(known) => known.id,
+                None => {
+                    let id = 100 + found.len() as u64;
+                    found.push(Found {
+                        id,
+                        parent,
+                        name: name.into(),
+                        path: below.clone().into(),
+                    });
+                    id
+                }
+            };
+        }
+    }
+    Tree::new(&found, Filter::default())
+}
+
+pub fn container(labels: &[(&str, &str)], pod: Option<&str>) -> Arc<Container> {
+    let pairs = labels.iter();
+    let labels: BTreeMap<_, _> = pairs
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    // A pod's are annotations.
+    let (labels, annotations) = match pod {
+        Some(_) => (BTreeMap::new(), labels),
+        None => (labels, BTreeMap::new()),
+    };
+    Arc::new(Container {
+        id: ID.to_owned(),
+        runtime: Runtime::Docker,
+        name: "shop".to_owned(),
+        image: String::new(),
+        image_id: String::new(),
+        labels,
+        annotations,
+        pod: pod.map(|container| Pod {
+            namespace: "prod".to_owned(),
+            name: "shop-1".to_owned(),
+            uid: "uid".to_owned(),
+            container: container.to_owned(),
+        }),
+        state: State::Running,
+        health: None,
+        exit_code: None,
+        exit_reason: String::new(),
+        restarts: None,
+        created: None,
+        started: None,
+        finished: None,
+        pid: Some(77),
+        limits: Limits::default(),
+        writable: None,
+    })
+}
+
+const LABELS: &[(&str, &str)] = &[
+    ("prometheus.io/scrape", "true"),
+    ("prometheus.io/port", "8080"),
+];
+
+/// Whose endpoints there are, and where they are asked.
+fn listed(targets: &mut Targets, tree: &Tree) -> Vec<(String, String, u16)> {
+    targets.discover(tree);
+    let list = targets.list(tree);
+    let owner = |target: &Target| tree.node(targets.node(target.cgroup).unwrap()).unwrap();
+    list.iter()
+        .map(|target| {
+            assert_eq!(target.cgroup, owner(target).id);
+            let directory = target.directory.display().to_string();
+            (
+                printable(&owner(target).path),
+                directory,
+                target.endpoint.port,
+            )
+        })
+        .collect()
+}
+
+fn targets(options: Options) -> Targets {
+    Targets::new(options, "/sys".into(), Store::default())
+}
+
+#[test]
+fn a_container_with_labels_comes_changes_and_goes() {
+    let path = format!("/docker/{ID}");
+    let mut tree = tree(&[&path, "/other"]);
+    let node = tree.by_path(path.as_bytes()).unwrap();
+    let mut targets = targets(Options::default());
+    assert_eq!(listed(&mut targets, &tree), []);
+    tree.tell(node, &container(LABELS, None));
+    let expected = (path.clone(), format!("/sys{path}"), 8080);
+    assert_eq!(listed(&mut targets, &tree), [expected]);
+    assert!(!targets.discover(&tree), "nothing is new");
+    // Labels that can't be followed are an error, once.
+    let wrong = container(&LABELS[..1], None);
+    for _ in 0..2 {
+        tree.tell(node, &wrong);
+        assert_eq!(listed(&mut targets, &tree), []);
+    }
+    let errors = targets.store.lock().counters.errors.clone();
+    assert_eq!(errors.get(&Reason::Discovery), Some(&1));
+    tree.tell(node, &container(LABELS, None));
+    assert_eq!(listed(&mut targets, &tree).len(), 1);
+    let id = tree.node(node).unwrap().id;
+    tree.apply(&crate::cgroup::Event::Removed {
+        id,
+        at: std::time::SystemTime::now(),
+    });
+    assert_eq!(listed(&mut targets, &tree), []);
+}
+
+#[test]
+fn what_a_pod_tells_is_the_pod_s_once() {
+    let pod = "/kubepods/burstable/pod01234567-89ab-cdef-0123-456789abcdef";
+    let one = format!("{pod}/{ID}");
+    let other = format!("{pod}/{}", ID.replace('c', "d"));
+    let mut tree = tree(&[&one, &other]);
+    for (path, name) in [(&one, "POD"), (&other, "web")] {
+        let node = tree.by_path(path.as_bytes()).unwrap();
+        tree.tell(node, &container(LABELS, Some(name)));
+    }
+    let mut targets = targets(Options::default());
+    let expected = (pod.to_owned(), format!("/sys{one}"), 8080);
+    assert_eq!(listed(&mut targets, &tree), [expected]);
+}
+
+#[test]
+fn rules_are_for_what_they_fit() {
+    let rule = |id: &str, port| crate::custom::Rule {
+        id: Some(regex::Regex::new(id).unwrap()),
+        name: None,
+        image: None,
+        namespace: None,
+        endpoint: Endpoint {
+            port,
+            path: "/metrics".to_owned(),
+            interval: std::time::Duration::from_secs(1),
+        },
+    };
+    let options = Options {
+        // The same endpoint by another rule is one.
+        rules: vec![rule("^/a", 1), rule("^/a$", 1), rule("^/a$", 2)],
+        ..Options::default()
+    };
+    let tree = tree(&["/a/b", "/c"]);
+    let owner = |path: &str, port| (path.to_owned(), format!("/sys{path}"), port);
+    assert_eq!(
+        listed(&mut targets(options), &tree),
+        [owner("/a", 1), owner("/a", 2), owner("/a/b", 1)]
+    );
+}

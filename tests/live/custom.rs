@@ -1,0 +1,763 @@
+//! Custom metrics: endpoints inside network namespaces, and text files. Oracle: what the test's own
+//! server and files say.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    api::json,
+    cgroup::Cgroup,
+    formats::fed,
+    metrics::{Metrics, same},
+    mounted::Folder,
+    needs::{Need, PYTHON},
+    netns::Namespaces,
+    worker::Worker,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "custom::an_endpoint_in_its_namespace",
+        &[Need::Agent, Need::Program("ip")],
+        endpoint,
+    ),
+    (
+        "custom::readers_take_what_applications_say",
+        &[
+            Need::Agent,
+            Need::Program("ip"),
+            Need::Program("promtool"),
+            Need::Python("prometheus_client"),
+        ],
+        formats,
+    ),
+    (
+        "custom::hostile_endpoints_hold_up_nobody",
+        &[Need::Agent, Need::Program("ip")],
+        hostile,
+    ),
+    (
+        "custom::bad_answers_are_told",
+        &[Need::Agent, Need::Program("ip")],
+        bad,
+    ),
+    (
+        "custom::what_is_old_is_dropped",
+        &[Need::Agent, Need::Program("ip")],
+        stale,
+    ),
+    (
+        "custom::the_host_s_network_is_not_asked",
+        &[Need::Agent],
+        host_network,
+    ),
+    ("custom::text_files", &[Need::Agent], text_files),
+    ("custom::bad_text_files", &[Need::Agent], bad_text_files),
+];
+
+/// The worker's order `http PORT FOLDER`: answers with the folder's files, but never at `/hang`,
+/// and without end at `/endless`.
+pub fn serve(port: u16, folder: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    let folder = PathBuf::from(folder);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let folder = folder.clone();
+            std::thread::spawn(move || answer(stream, &folder));
+        }
+    });
+    Ok(())
+}
+
+fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
+    let mut line = String::new();
+    let mut head = BufReader::new(stream.try_clone()?);
+    head.read_line(&mut line)?;
+    let path = line.split(' ').nth(1).unwrap_or("/");
+    let mut rest = String::new();
+    while head.read_line(&mut rest)? > 2 {
+        rest.clear();
+    }
+    if path == "/hang" {
+        loop {
+            std::thread::park();
+        }
+    }
+    if path == "/endless" {
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )?;
+        loop {
+            stream.write_all(b"8\r\n# more.\n\r\n")?;
+        }
+    }
+    match fs::read(folder.join(path.trim_start_matches('/'))) {
+        Ok(body) => {
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            )?;
+            stream.write_all(&body)
+        }
+        Err(_) => write!(stream, "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"),
+    }
+}
+
+/// Port that applications listen on, each in a namespace that nobody else is in.
+const PORT: u16 = 9100;
+
+/// An application in a cgroup and a network namespace of its own.
+struct Application {
+    worker: Worker,
+    cgroup: Cgroup,
+    folder: Folder,
+    _namespaces: Namespaces,
+}
+
+impl Application {
+    fn start(name: &str) -> Result<Self> {
+        let folder = Folder::new(&format!("custom-{name}"))?;
+        let namespaces = Namespaces::new()?;
+        let cgroup = Cgroup::new()?;
+        let mut worker = Worker::start_in(&cgroup, Some(namespaces.left()))?;
+        worker.run(&format!("http {PORT} {}", folder.0.as_path().display()))?;
+        Ok(Self {
+            worker,
+            cgroup,
+            folder,
+            _namespaces: namespaces,
+        })
+    }
+
+    fn says(&self, path: &str, text: &str) -> Result<()> {
+        // Whole at once, as a server's answer is.
+        let new = self.folder.0.as_path().join("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, self.folder.0.as_path().join(path))?)
+    }
+}
+
+/// A configuration: of each application, the paths that are asked.
+fn config(folder: &Folder, rules: &[(&Cgroup, u16, &[&str])]) -> Result<PathBuf> {
+    let mut text = String::new();
+    for (cgroup, port, paths) in rules {
+        for path in *paths {
+            text += &format!(
+                "[[custom.endpoint]]\nid = \"^{}$\"\nport = {port}\npath = \"{path}\"\n",
+                cgroup.id
+            );
+        }
+    }
+    let file = folder.0.as_path().join("cgmeter.toml");
+    fs::write(&file, text)?;
+    Ok(file)
+}
+
+/// An agent that asks often.
+fn agent(config: &Path, more: &[&str]) -> Result<Agent> {
+    let config = config.display().to_string();
+    let mut arguments = vec!["--config.file", &config];
+    if !more.contains(&"--custom.interval") {
+        arguments.extend(["--custom.interval", "200ms"]);
+    }
+    arguments.extend(more);
+    Agent::start(&arguments)
+}
+
+/// Scrapes until something is so.
+fn until(agent: &Agent, what: &str, so: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let metrics = agent.scrape()?;
+        if so(&metrics) {
+            return Ok(metrics);
+        }
+        if Instant::now() > deadline {
+            let text = agent.body("/metrics", "")?;
+            let custom: Vec<&str> = text
+                .lines()
+                .filter(|line| line.contains("custom"))
+                .collect();
+            anyhow::bail!("{what}: {}\n{}", custom.join("\n"), agent.log());
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Errors of a kind.
+fn errors(metrics: &Metrics, reason: &str) -> f64 {
+    metrics.sum("cgmeter_custom_errors_total", &[("reason", reason)])
+}
+
+const TEXT: &str = "\
+# HELP shop_orders_total Orders \\\\ taken.
+# TYPE shop_orders_total counter
+shop_orders_total{kind=\"a \\\"b\\\"\"} 5
+shop_orders_total{kind=\"c\"} 7
+# TYPE temperature gauge
+temperature{id=\"1\",name=\"x\"} -2.5
+# HELP request_seconds Requests.
+# TYPE request_seconds histogram
+request_seconds_bucket{route=\"/\",le=\"0.1\"} 3
+request_seconds_bucket{route=\"/\",le=\"+Inf\"} 4
+request_seconds_sum{route=\"/\"} 2.5
+request_seconds_count{route=\"/\"} 4
+# TYPE size summary
+size{quantile=\"0.5\"} 10
+size_sum 30
+size_count 3
+plain 1e3
+";
+
+fn endpoint() -> Result<()> {
+    let application = Application::start("endpoint")?;
+    application.says("metrics", TEXT)?;
+    let id = application.cgroup.id.as_str();
+    let rules = [(&application.cgroup, PORT, &["/metrics"][..])];
+    let agent = agent(&config(&application.folder, &rules)?, &[])?;
+    let metrics = until(&agent, "no answer", |metrics| {
+        metrics.has("container_custom_up", &[("id", id)])
+    })?;
+    let get = |name: &str, labels: &[(&str, &str)]| {
+        let labels: Vec<_> = [("id", id)].iter().chain(labels).copied().collect();
+        metrics.get(name, &labels)
+    };
+    same(
+        "up",
+        get(
+            "container_custom_up",
+            &[("port", "9100"), ("path", "/metrics")],
+        )?,
+        1.0,
+    )?;
+    same("samples", get("container_custom_samples", &[])?, 11.0)?;
+    let metric = "container_custom_metric";
+    let kind = ("kind", "a \\\"b\\\"");
+    same("plain", get(metric, &[("metric_name", "plain")])?, 1000.0)?;
+    same(
+        "orders",
+        get(metric, &[("metric_name", "shop_orders_total"), kind])?,
+        5.0,
+    )?;
+    same(
+        "all plain values",
+        metrics.count(metric, &[("id", id)]) as f64,
+        4.0,
+    )?;
+    same("orders", get("custom_shop_orders_total", &[kind])?, 5.0)?;
+    same(
+        "orders",
+        get("custom_shop_orders_total", &[("kind", "c")])?,
+        7.0,
+    )?;
+    let renamed = [("exported_id", "1"), ("exported_name", "x")];
+    same("renamed labels", get("custom_temperature", &renamed)?, -2.5)?;
+    let route = ("route", "/");
+    for (suffix, extra, value) in [
+        ("bucket", Some(("le", "0.1")), 3.0),
+        ("bucket", Some(("le", "+Inf")), 4.0),
+        ("sum", None, 2.5),
+        ("count", None, 4.0),
+    ] {
+        let labels: Vec<_> = [route].into_iter().chain(extra).collect();
+        same(
+            suffix,
+            get(&format!("custom_request_seconds_{suffix}"), &labels)?,
+            value,
+        )?;
+    }
+    same(
+        "quantile",
+        get("custom_size", &[("quantile", "0.5")])?,
+        10.0,
+    )?;
+    same("count", get("custom_size_count", &[])?, 3.0)?;
+    let text = agent.body("/metrics", "")?;
+    for line in [
+        "# HELP custom_shop_orders_total Orders \\\\ taken.",
+        "# TYPE custom_shop_orders_total counter",
+        "# TYPE custom_request_seconds histogram",
+        "# TYPE custom_size summary",
+        "# TYPE custom_plain untyped",
+    ] {
+        ensure!(text.lines().any(|found| found == line), "no {line:?}");
+    }
+    same(
+        "failed",
+        metrics.sum("cgmeter_custom_scrapes_total", &[("result", "failed")]),
+        0.0,
+    )?;
+    // The API has plain values as well.
+    let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
+    let records = list["containers"].as_array().context("no list")?;
+    let record = records.iter().find(|record| record["cgroup"] == id);
+    let custom = &record.context("no record")?["custom_metrics"];
+    for (name, value) in [("plain", 1000.0), ("shop_orders_total{kind=\"c\"}", 7.0)] {
+        let found = custom[name].as_f64();
+        ensure!(found == Some(value), "{name} is {found:?}: {custom}");
+    }
+    // What it says next is served next.
+    application.says("metrics", "plain 2\n")?;
+    until(&agent, "no second answer", |metrics| {
+        metrics
+            .of(id, "custom_plain")
+            .is_ok_and(|value| value == 2.0)
+            && !metrics.has("custom_size_count", &[("id", id)])
+    })?;
+    // An application ends with its cgroup.
+    let (id, cgroup) = (id.to_owned(), &application.cgroup);
+    cgroup.remove_tasks()?;
+    cgroup.remove()?;
+    let metrics = agent.scrape()?;
+    for name in [metric, "custom_plain", "container_custom_up"] {
+        ensure!(
+            !metrics.has(name, &[("id", &id)]),
+            "{name} outlives its cgroup"
+        );
+    }
+    Ok(())
+}
+
+/// Judges an exposition by Prometheus's own client, as `formats` does.
+const PARSE: &str = "
+import sys
+from prometheus_client.PARSER import text_string_to_metric_families as parse
+families = list(parse(sys.stdin.buffer.read().decode('utf-8')))
+series = [(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples]
+assert len(series) == len(set(series)), 'a series twice'
+names = [f.name for f in families]
+assert len(names) == len(set(names)), 'a family twice'
+for f in families:
+    if f.name.startswith('custom_'):
+        print(f.name, f.type, len(f.samples))
+";
+
+fn formats() -> Result<()> {
+    let (one, other) = (Application::start("one")?, Application::start("other")?);
+    one.says("metrics", TEXT)?;
+    // Names that only OpenMetrics takes amiss, another type, a part of another family.
+    other.says(
+        "metrics",
+        &format!(
+            "# TYPE shop_orders gauge\nshop_orders 1\n# TYPE temperature counter\ntemperature 1\n\
+             # TYPE visits counter\nvisits 3\n# TYPE visits_created gauge\nvisits_created 1.7e9\n\
+             # TYPE depth histogram\ndepth_bucket{{le=\"-1\"}} 1\ndepth_bucket{{le=\"5\"}} 1\n\
+             depth_count 2\ndepth_sum -7\n{}",
+            "# TYPE size_count gauge\nsize_count 9\n"
+        ),
+    )?;
+    let rules = [
+        (&one.cgroup, PORT, &["/metrics"][..]),
+        (&other.cgroup, PORT, &["/metrics"][..]),
+    ];
+    let agent = agent(&config(&one.folder, &rules)?, &[])?;
+    let up = |metrics: &Metrics| metrics.sum("container_custom_up", &[]) == 2.0;
+    let metrics = until(&agent, "not two answers", up)?;
+    same("conflicts", errors(&metrics, "conflict"), 2.0)?;
+    // Once while they last.
+    sleep(Duration::from_millis(600));
+    same("conflicts", errors(&agent.scrape()?, "conflict"), 2.0)?;
+    let text = agent.body("/metrics", "")?;
+    let custom: String = text
+        .lines()
+        .filter(|line| line.contains("custom_"))
+        // promtool would have counters end in _total, and no gauge end in _count.
+        .filter(|line| !line.contains("custom_visits") && !line.contains("custom_temperature"))
+        .filter(|line| !line.contains("custom_size_count"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let linted = fed(Command::new("promtool").args(["check", "metrics"]), &custom);
+    let told = linted
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    let told: Vec<&str> = told
+        .lines()
+        // Not every application helps.
+        .filter(|line| line.contains("custom_") && !line.ends_with("no help text"))
+        .collect();
+    ensure!(told.is_empty(), "promtool: {told:?}");
+    for (parser, accept, expected) in [
+        (
+            "parser",
+            "",
+            &["custom_shop_orders counter 2", "custom_visits counter 1"][..],
+        ),
+        (
+            "openmetrics.parser",
+            "Accept: application/openmetrics-text; version=1.0.0\r\n",
+            &[
+                "custom_shop_orders_total unknown 2",
+                "custom_shop_orders gauge 1",
+                "custom_visits unknown 1",
+                "custom_request_seconds histogram 4",
+                "custom_depth histogram 3",
+            ],
+        ),
+    ] {
+        let mut text = agent.body("/metrics", accept)?;
+        if parser == "parser" {
+            // That client calls the counter as the gauge: it drops `_total`.
+            let clash = |line: &&str| {
+                !line.contains("custom_shop_orders ") && !line.contains("custom_shop_orders{")
+            };
+            text = text
+                .lines()
+                .filter(clash)
+                .map(|line| format!("{line}\n"))
+                .collect();
+        }
+        let script = PARSE.replace("PARSER", parser);
+        let output = fed(Command::new(PYTHON).args(["-c", &script]), &text)?;
+        for line in expected {
+            ensure!(
+                output.lines().any(|found| found == *line),
+                "{parser}: no {line:?}: {output}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn hostile() -> Result<()> {
+    let application = Application::start("hostile")?;
+    application.says("metrics", "plain 1\n")?;
+    let id = application.cgroup.id.as_str();
+    let paths = ["/hang", "/endless", "/metrics"];
+    let rules = [(&application.cgroup, PORT, &paths[..])];
+    let config = config(&application.folder, &rules)?;
+    // Longer than a scrape of this test may take at all: none can have waited for the endpoint.
+    let patient = agent(
+        &config,
+        &["--custom.timeout", "10m", "--custom.max-body", "100000"],
+    )?;
+    let metrics = until(&patient, "no answer beside one that hangs", |metrics| {
+        metrics.has("custom_plain", &[("id", id)]) && errors(metrics, "size") >= 1.0
+    })?;
+    let path = |path| [("id", id), ("path", path)];
+    same(
+        "up",
+        metrics.get("container_custom_up", &path("/endless"))?,
+        0.0,
+    )?;
+    same(
+        "up",
+        metrics.get("container_custom_up", &path("/metrics"))?,
+        1.0,
+    )?;
+    ensure!(
+        !metrics.has("container_custom_up", &path("/hang")),
+        "it hangs"
+    );
+    for _ in 0..20 {
+        patient.scrape()?;
+    }
+    ensure!(
+        patient.log().contains("--custom.max-body"),
+        "{}",
+        patient.log()
+    );
+    drop(patient);
+    let agent = agent(&config, &["--custom.timeout", "200ms"])?;
+    let metrics = until(&agent, "no timeout", |metrics| {
+        errors(metrics, "timeout") >= 3.0
+    })?;
+    same(
+        "up",
+        metrics.get("container_custom_up", &path("/hang"))?,
+        0.0,
+    )?;
+    // Once, however often it happens.
+    let log = agent.log();
+    let told = log.matches("no whole answer within 0.2 s").count();
+    ensure!((1..=2).contains(&told), "told {told} times: {log}");
+    Ok(())
+}
+
+fn bad() -> Result<()> {
+    let application = Application::start("bad")?;
+    let id = application.cgroup.id.as_str();
+    let many: String = (0..30).map(|n| format!("many{{n=\"{n}\"}} 1\n")).collect();
+    application.says("many", &many)?;
+    application.says("lines", "good 1\nbad{x=1} 2\ngood 2\nalso_good 3\nworse\n")?;
+    application.says("binary", "\u{0}\u{1}\u{2}\n")?;
+    let paths = ["/many", "/lines", "/binary", "/nothing"];
+    let closed = PORT + 1;
+    let rules = [
+        (&application.cgroup, PORT, &paths[..]),
+        (&application.cgroup, closed, &["/metrics"][..]),
+    ];
+    let agent = agent(
+        &config(&application.folder, &rules)?,
+        &["--custom.max-samples", "20", "--custom.interval", "10m"],
+    )?;
+    let metrics = until(&agent, "not all asked", |metrics| {
+        metrics.count("container_custom_up", &[("id", id)]) == 5
+    })?;
+    // Each was asked once: what is counted is known.
+    for (reason, count) in [("parse", 4.0), ("status", 1.0), ("connect", 1.0)] {
+        same(reason, errors(&metrics, reason), count)?;
+    }
+    let up = |path| metrics.get("container_custom_up", &[("id", id), ("path", path)]);
+    for (path, expected) in [
+        ("/many", 1.0),
+        ("/lines", 1.0),
+        ("/nothing", 0.0),
+        ("/metrics", 0.0),
+    ] {
+        same(path, up(path)?, expected)?;
+    }
+    // 10 from the answer, and what is too much for the cgroup: one family.
+    let left = metrics.count("custom_many", &[("id", id)]);
+    let others = metrics.count("custom_good", &[]) + metrics.count("custom_also_good", &[]);
+    ensure!(
+        left + others <= 20 && left + others > 0,
+        "{left} and {others} samples"
+    );
+    same(
+        "too many",
+        errors(&metrics, "samples"),
+        10.0 + (22 - left - others) as f64,
+    )?;
+    let log = agent.log();
+    for told in [
+        "bad lines: 3; line 2: ",
+        "status is 404",
+        "10 samples more than the 20 of --custom.max-samples",
+        "connecting to port 9101",
+    ] {
+        ensure!(log.contains(told), "not told: {told}: {log}");
+    }
+    Ok(())
+}
+
+fn stale() -> Result<()> {
+    let mut application = Application::start("stale")?;
+    application.says("metrics", "plain 1\n")?;
+    let id = application.cgroup.id.clone();
+    let rules = [(&application.cgroup, PORT, &["/metrics"][..])];
+    let agent = agent(
+        &config(&application.folder, &rules)?,
+        &["--custom.max-age", "2s"],
+    )?;
+    until(&agent, "no answer", |metrics| {
+        metrics.has("custom_plain", &[("id", &id)])
+    })?;
+    // Its answers are errors from now on; the cgroup and its process live on.
+    fs::remove_file(application.folder.0.as_path().join("metrics"))?;
+    until(&agent, "what is old stays", |metrics| {
+        !metrics.has("custom_plain", &[("id", &id)])
+            && metrics
+                .of(&id, "container_custom_up")
+                .is_ok_and(|up| up == 0.0)
+    })?;
+    application.says("metrics", "plain 2\n")?;
+    until(&agent, "it doesn't come back", |metrics| {
+        metrics
+            .of(&id, "custom_plain")
+            .is_ok_and(|value| value == 2.0)
+    })?;
+    application.worker.run("spin 1")
+}
+
+fn host_network() -> Result<()> {
+    let folder = Folder::new("custom-host")?;
+    fs::write(folder.0.as_path().join("metrics"), "plain 1\n")?;
+    let cgroup = Cgroup::new()?;
+    let port = crate::agent::free_port()?;
+    let mut worker = Worker::start(&cgroup)?;
+    worker.run(&format!("http {port} {}", folder.0.as_path().display()))?;
+    let id = cgroup.id.as_str();
+    let config = config(&folder, &[(&cgroup, port, &["/metrics"][..])])?;
+    let careful = agent(&config, &[])?;
+    let metrics = until(&careful, "not refused", |metrics| {
+        errors(metrics, "host_network") >= 2.0
+    })?;
+    ensure!(
+        !metrics.has("custom_plain", &[]),
+        "the host's network was asked"
+    );
+    let told = careful.log().matches("--custom.host-network").count();
+    same("told", told as f64, 1.0)?;
+    drop(careful);
+    let agent = agent(&config, &["--custom.host-network"])?;
+    until(&agent, "no answer", |metrics| {
+        metrics.has("custom_plain", &[("id", id)])
+    })
+    .map(drop)
+}
+
+/// An agent that reads a directory.
+fn reading(folder: &Path, more: &[&str]) -> Result<Agent> {
+    let folder = folder.display().to_string();
+    let mut arguments = vec!["--custom.textfile-directory", &folder];
+    arguments.extend(["--custom.interval", "200ms"]);
+    arguments.extend(more);
+    Agent::start(&arguments)
+}
+
+fn text_files() -> Result<()> {
+    let folder = Folder::new("custom-files")?;
+    let cgroup = Cgroup::new()?;
+    let id = cgroup.id.as_str();
+    let write = |name: &str, text: &str| -> Result<()> {
+        let new = folder.0.as_path().join("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, folder.0.as_path().join(name))?)
+    };
+    write(
+        "host.prom",
+        "# TYPE backup_seconds gauge\nbackup_seconds{disk=\"a\"} 5\n",
+    )?;
+    write(
+        "cgroup.prom",
+        &format!(
+            "jobs{{id=\"{id}\",k=\"v\"}} 3\njobs{{id=\"/no/such\"}} 4\njobs{{container=\"nobody\"}} 5\n"
+        ),
+    )?;
+    write("other.txt", "not_read 1\n")?;
+    let agent = reading(folder.0.as_path(), &[])?;
+    // They are there at once.
+    let metrics = agent.scrape()?;
+    let host = [("id", "/"), ("disk", "a")];
+    same(
+        "of the host",
+        metrics.get("custom_backup_seconds", &host)?,
+        5.0,
+    )?;
+    same(
+        "of a cgroup",
+        metrics.get("custom_jobs", &[("id", id), ("k", "v")])?,
+        3.0,
+    )?;
+    let plain = [("id", id), ("metric_name", "jobs"), ("k", "v")];
+    same(
+        "of a cgroup",
+        metrics.get("container_custom_metric", &plain)?,
+        3.0,
+    )?;
+    same("series", metrics.count("custom_jobs", &[]) as f64, 1.0)?;
+    same("owners", errors(&metrics, "owner"), 2.0)?;
+    ensure!(!metrics.has("custom_not_read", &[]));
+    let modified = fs::metadata(folder.0.as_path().join("host.prom"))?.modified()?;
+    let modified = modified
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_secs_f64();
+    let file = [("file", "host.prom")];
+    let found = metrics.get("cgmeter_custom_file_mtime_seconds", &file)?;
+    ensure!((found - modified).abs() < 1e-3, "{found} is not {modified}");
+    // A file that changes is read again, one that goes is forgotten, one that is old is dropped.
+    write("host.prom", "backup_seconds{disk=\"b\"} 6\n")?;
+    let old = SystemTime::now() - Duration::from_secs(600);
+    fs::File::options()
+        .write(true)
+        .open(folder.0.as_path().join("cgroup.prom"))?
+        .set_modified(old)?;
+    let metrics = until(&agent, "not read again", |metrics| {
+        metrics.has("custom_backup_seconds", &[("id", "/"), ("disk", "b")])
+            && !metrics.has("custom_jobs", &[])
+    })?;
+    ensure!(!metrics.has("custom_backup_seconds", &host));
+    ensure!(metrics.has(
+        "cgmeter_custom_file_mtime_seconds",
+        &[("file", "cgroup.prom")]
+    ));
+    fs::remove_file(folder.0.as_path().join("host.prom"))?;
+    until(&agent, "not forgotten", |metrics| {
+        !metrics.has("custom_backup_seconds", &[])
+            && !metrics.has("cgmeter_custom_file_mtime_seconds", &file)
+    })
+    .map(drop)
+}
+
+fn bad_text_files() -> Result<()> {
+    let folder = Folder::new("custom-bad-files")?;
+    let at = |name: &str| folder.0.as_path().join(name);
+    let fifo = at("fifo.prom");
+    let status = Command::new("mkfifo").arg(&fifo).status()?;
+    ensure!(status.success(), "mkfifo");
+    fs::write(at("target"), "linked 1\n")?;
+    symlink(at("target"), at("link.prom"))?;
+    fs::create_dir(at("folder.prom"))?;
+    symlink("/dev/zero", at("device.prom"))?;
+    fs::write(at("lines.prom"), "fine 1\nbad{ 2\n\nalso 3\n")?;
+    fs::write(at("partial.prom"), "partial 1\npart")?;
+    fs::write(at("time.prom"), "timed 1 1700000000000\nuntimed 1\n")?;
+    fs::write(
+        at("large.prom"),
+        format!("large 1\n{}", "# more\n".repeat(1000)),
+    )?;
+    let agent = reading(folder.0.as_path(), &["--custom.max-body", "5000"])?;
+    let metrics = agent.scrape()?;
+    for name in ["custom_fine", "custom_also"] {
+        same(
+            name,
+            metrics.get(name, &[("id", "/")])?,
+            if name == "custom_fine" { 1.0 } else { 3.0 },
+        )?;
+    }
+    for name in ["linked", "partial", "timed", "untimed", "large"] {
+        ensure!(
+            !metrics.has(&format!("custom_{name}"), &[]),
+            "{name} was read"
+        );
+    }
+    for reason in ["file", "parse", "timestamp", "size"] {
+        ensure!(errors(&metrics, reason) >= 1.0, "no {reason}");
+    }
+    let log = agent.log();
+    for told in [
+        "fifo.prom: not a regular file",
+        "folder.prom: not a regular file",
+        "link.prom: links are not followed",
+        "device.prom: links are not followed",
+        "lines.prom:2: ",
+        "partial.prom: its last line has no end",
+        "time.prom:1: a timestamp",
+        "large.prom: more than 5000 bytes",
+    ] {
+        ensure!(
+            log.matches(told).count() == 1,
+            "not told once: {told}: {log}"
+        );
+    }
+    // Mended, it is read.
+    fs::write(at("new"), "partial 1\n")?;
+    fs::rename(at("new"), at("partial.prom"))?;
+    until(&agent, "not read", |metrics| {
+        metrics.has("custom_partial", &[("id", "/")])
+    })?;
+    // Damaged again, it keeps what it said.
+    fs::write(at("new"), "partial 2\npart")?;
+    fs::rename(at("new"), at("partial.prom"))?;
+    let before = agent.log().matches("partial.prom: its last line").count();
+    until(&agent, "not told", |_| {
+        agent.log().matches("partial.prom: its last line").count() > before
+    })?;
+    let metrics = agent.scrape()?;
+    same(
+        "as before",
+        metrics.get("custom_partial", &[("id", "/")])?,
+        1.0,
+    )?;
+    ensure!(
+        agent.log().matches("read without errors again").count() == 1,
+        "{}",
+        agent.log()
+    );
+    Ok(())
+}
