@@ -132,14 +132,15 @@ fn strange_names() -> Result<()> {
 }
 
 /// A Prometheus of the test's own.
-struct Prometheus {
+pub struct Prometheus {
     child: Child,
     port: u16,
     folder: PathBuf,
 }
 
 impl Prometheus {
-    fn start(target: u16) -> Result<Self> {
+    /// Starts one that scrapes a port of this machine's every second.
+    pub fn start(target: u16) -> Result<Self> {
         let port = free_port()?;
         let folder = std::env::temp_dir().join(format!("cgmeter-test-prometheus-{port}"));
         fs::create_dir_all(&folder)?;
@@ -169,8 +170,13 @@ impl Prometheus {
     }
 
     /// The result of an instant query, once it has one.
-    fn query(&self, query: &str) -> Result<Vec<Value>> {
-        let until = Instant::now() + Duration::from_secs(40);
+    pub fn query(&self, query: &str) -> Result<Vec<Value>> {
+        self.query_within(query, Duration::from_secs(40))
+    }
+
+    /// The result of an instant query, once it has one within some time.
+    pub fn query_within(&self, query: &str, patience: Duration) -> Result<Vec<Value>> {
+        let until = Instant::now() + patience;
         let script = "import sys, urllib.request, urllib.parse; \
                       print(urllib.request.urlopen(sys.argv[1] + '/api/v1/query?query=' + \
                       urllib.parse.quote(sys.argv[2])).read().decode())";

@@ -18,16 +18,21 @@ mod block;
 mod cgroup;
 mod compose;
 mod cpu;
+mod cri;
 mod custom;
+mod dashboards;
 mod demo;
 mod disk;
 mod disk_stats;
+mod docker;
+mod docker_ills;
 mod dockerd;
 mod drops;
 mod egress;
 mod errors;
 mod filesystem;
 mod formats;
+mod grpc;
 mod image;
 mod io;
 mod limits;
@@ -42,11 +47,13 @@ mod net;
 mod netdev;
 mod netns;
 mod panels;
+mod podman;
 mod pressure;
 mod process;
 mod programs;
 mod queried;
 mod resident;
+mod runtimes;
 mod sched;
 mod slots;
 mod sockets;
@@ -100,6 +107,11 @@ fn main() -> std::process::ExitCode {
         image::TESTS,
         demo::TESTS,
         compose::TESTS,
+        docker::TESTS,
+        docker_ills::TESTS,
+        podman::TESTS,
+        cri::TESTS,
+        dashboards::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

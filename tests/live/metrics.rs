@@ -1,7 +1,9 @@
 //! Reading an exposition: for looking values up. That it is well-formed is judged by parsers of
 //! others, see `formats`.
 
-use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
 
 /// One sample.
 #[derive(Clone, Debug)]
@@ -10,6 +12,55 @@ pub struct Sample {
     /// Labels as they stand, braces off.
     labels: String,
     value: f64,
+}
+
+/// A series taken apart.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Name of the family, with its suffix.
+    pub name: String,
+    /// Labels, unescaped.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Series {
+    /// A label; empty where there is none.
+    pub fn label(&self, name: &str) -> &str {
+        self.labels.get(name).map_or("", String::as_str)
+    }
+}
+
+/// Labels as they stand in the text, taken apart.
+fn labels(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once("=\"").context("a label without a value")?;
+        let (mut value, mut end, mut escaped) = (String::new(), None, false);
+        for (at, character) in after.char_indices() {
+            match (escaped, character) {
+                (true, 'n') => value.push('\n'),
+                (true, other) => value.push(other),
+                (false, '"') => {
+                    end = Some(at + 1);
+                    break;
+                }
+                (false, '\\') => {
+                    escaped = true;
+                    continue;
+                }
+                (false, other) => value.push(other),
+            }
+            escaped = false;
+        }
+        let end = end.with_context(|| format!("no end of a label's value: {text}"))?;
+        ensure!(
+            labels.insert(name.to_owned(), value).is_none(),
+            "a label twice: {text}"
+        );
+        rest = after[end..].trim_start_matches(',');
+    }
+    Ok(labels)
 }
 
 /// All samples of a scrape.
@@ -34,6 +85,42 @@ impl Metrics {
             .map(|line| sample(line).with_context(|| format!("not a sample: {line}")))
             .collect::<Result<Vec<_>>>()
             .map(Self)
+    }
+
+    /// All series that have a label of that value.
+    pub fn with(&self, name: &str, value: &str) -> Result<Vec<Series>> {
+        let mut found = Vec::new();
+        for sample in &self.0 {
+            let labels = labels(&sample.labels)?;
+            if labels.get(name).is_some_and(|label| label == value) {
+                found.push(Series {
+                    name: sample.name.clone(),
+                    labels,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Fails if a cgroup has a series twice when what names it is left aside: as two containers, once
+    /// with a name and once without, or under an old name and a new one.
+    pub fn no_doubles(&self) -> Result<()> {
+        const NAMES: [&str; 5] = ["name", "image", "namespace", "pod", "container"];
+        let mut seen = BTreeSet::new();
+        for sample in &self.0 {
+            let mut labels = labels(&sample.labels)?;
+            // What a state is may change; that there are two of it may not.
+            labels.retain(|label, _| {
+                !NAMES.contains(&label.as_str()) && !label.starts_with("container_label_")
+            });
+            ensure!(
+                seen.insert((sample.name.clone(), labels)),
+                "twice: {}{{{}}}",
+                sample.name,
+                sample.labels
+            );
+        }
+        Ok(())
     }
 
     /// Values of the series of `name` that have all of `labels`.

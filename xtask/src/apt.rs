@@ -14,8 +14,28 @@ use anyhow::{Context, Result};
 
 use crate::shell::{has, is_root, run};
 
-/// Services that packages used here bring along.
-const SERVICES: &[&str] = &["prometheus", "prometheus-alertmanager"];
+/// Packages used here that bring services along, and those.
+const SERVICES: &[(&str, &[&str])] = &[
+    ("prometheus", &["prometheus.service"]),
+    (
+        "prometheus-alertmanager",
+        &["prometheus-alertmanager.service"],
+    ),
+    (
+        "docker.io",
+        &["docker.socket", "docker.service", "containerd.service"],
+    ),
+    ("containerd", &["containerd.service"]),
+    (
+        "podman",
+        &[
+            "podman.socket",
+            "podman.service",
+            "podman-auto-update.timer",
+            "podman-restart.service",
+        ],
+    ),
+];
 
 /// Whether packages can be installed; if not, why not.
 pub fn usable() -> Result<(), &'static str> {
@@ -35,11 +55,13 @@ pub fn install(packages: &[&str]) -> Result<()> {
     drop(guard);
     result?;
     let systemd = Path::new("/run/systemd/system").is_dir();
-    for service in SERVICES
+    for (_, services) in SERVICES
         .iter()
-        .filter(|service| systemd && packages.contains(service))
+        .filter(|(package, _)| systemd && packages.contains(package))
     {
-        run(Command::new("systemctl").args(["disable", "--now", "--quiet", service]))?;
+        run(Command::new("systemctl")
+            .args(["disable", "--now", "--quiet"])
+            .args(*services))?;
     }
     Ok(())
 }

@@ -71,12 +71,33 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
     (
         Tool::Program("dockerd"),
         "docker.io",
-        "the agent's container image",
+        "the agent's container image, and those of Docker's containers",
     ),
     (
         Tool::Program("docker"),
         "docker.io",
-        "the agent's container image",
+        "the agent's container image, and those of Docker's containers",
+    ),
+    (
+        Tool::Program("podman"),
+        "podman",
+        "those of Podman's containers",
+    ),
+    (
+        Tool::Program("containerd"),
+        "containerd",
+        "those of Kubernetes' pods",
+    ),
+    (Tool::Program("runc"), "runc", "those of containers"),
+    (
+        Tool::Program("busybox"),
+        "busybox-static",
+        "those of containers",
+    ),
+    (
+        Tool::Program("curl"),
+        "curl",
+        "those of Podman's containers and Kubernetes' pods",
     ),
     (
         Tool::Program("docker-compose"),

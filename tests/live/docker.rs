@@ -1,0 +1,386 @@
+//! Docker's containers by name, by a daemon of the test's own. Oracle: the containers that the test
+//! started, `docker inspect`, and what a container reads of itself in /proc.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    metrics::{Metrics, same},
+    needs::Need,
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, output},
+};
+
+/// What a daemon of the test's own needs.
+pub const NEEDS: &[Need] = &[
+    Need::Agent,
+    Need::Program("dockerd"),
+    Need::Program("docker"),
+    Need::Program("busybox"),
+];
+
+pub const TESTS: &[Test] = &[
+    ("docker::names_at_the_first_scrape", NEEDS, names),
+    ("docker::a_short_life_keeps_its_name", NEEDS, short_life),
+    ("docker::a_rename_is_followed", NEEDS, rename),
+    ("docker::how_they_ended", NEEDS, ends),
+    ("docker::health_and_writable_layer", NEEDS, health_and_layer),
+    ("docker::by_name_and_image", NEEDS, filters),
+];
+
+/// A running daemon with the image.
+#[derive(Debug)]
+pub struct Docker {
+    /// The daemon itself: its containerd and the containers are its descendants.
+    pub daemon: Daemon,
+    folder: Folder,
+}
+
+impl Docker {
+    /// Starts it.
+    pub fn start() -> Result<Self> {
+        let folder = Folder::new("docker")?;
+        let daemon = Self::daemon(&folder)?;
+        let docker = Self { daemon, folder };
+        let archive = docker.folder.rootfs()?.display().to_string();
+        docker.run(&["import", &archive, IMAGE])?;
+        Ok(docker)
+    }
+
+    fn daemon(folder: &Folder) -> Result<Daemon> {
+        // One that crashed leaves it.
+        let _ = std::fs::remove_file(folder.path("pid"));
+        let mut command = Command::new("dockerd");
+        command
+            .args(["--data-root", &folder.text("data")])
+            .args(["--exec-root", &folder.text("exec")])
+            .args(["--pidfile", &folder.text("pid")])
+            .args(["--host", &format!("unix://{}", folder.text("socket"))])
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
+        Daemon::start(folder, &mut command, || {
+            output(client(folder).arg("version")).is_ok()
+        })
+    }
+
+    /// Starts it again where one has crashed. Its containerd has gone with it; a new daemon would
+    /// wait for that one as long as its process id is somebody's.
+    pub fn again(&mut self) -> Result<()> {
+        let file = self.folder.path("exec/containerd/containerd.pid");
+        let pid = std::fs::read_to_string(&file)?;
+        eventually(|| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            let lives =
+                stat.is_ok_and(|stat| !stat.contains(") Z ") && stat.contains("containerd"));
+            ensure!(!lives, "containerd outlives dockerd");
+            Ok(())
+        })?;
+        std::fs::remove_file(&file)?;
+        self.daemon = Self::daemon(&self.folder)?;
+        Ok(())
+    }
+
+    /// What `--container.runtime` takes.
+    pub fn flag(&self) -> String {
+        format!("docker=unix://{}", self.folder.text("socket"))
+    }
+
+    /// An agent that asks this daemon.
+    pub fn agent(&self, arguments: &[&str]) -> Result<Agent> {
+        let flag = self.flag();
+        Agent::start(&[&["--container.runtime", &flag], arguments].concat())
+    }
+
+    /// A docker command that has to succeed.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        output(client(&self.folder).args(arguments))
+    }
+
+    /// Starts a container in the background; arguments, then what it runs, of the test's image. Its id.
+    pub fn container(&self, arguments: &[&str], command: &[&str]) -> Result<String> {
+        self.run(&[&["run", "--detach"], arguments, &[IMAGE], command].concat())
+    }
+
+    /// A field of `docker inspect`.
+    pub fn inspect(&self, container: &str, field: &str) -> Result<String> {
+        self.run(&["inspect", "--size", "--format", field, container])
+    }
+}
+
+fn client(folder: &Folder) -> Command {
+    let mut command = Command::new("docker");
+    command
+        .env("DOCKER_HOST", format!("unix://{}", folder.text("socket")))
+        .env("DOCKER_CONFIG", folder.text("client"));
+    command
+}
+
+/// A container's cgroup, which cgroupfs's driver names by its full id.
+pub fn path(id: &str) -> String {
+    format!("/docker/{id}")
+}
+
+/// Sleeps until it is killed.
+pub const FOREVER: &[&str] = &["sleep", "1000000"];
+
+fn names() -> Result<()> {
+    let docker = Docker::start()?;
+    let compose = |key: &str, value: &str| format!("--label=com.docker.compose.{key}={value}");
+    let (project, service) = (compose("project", "shop"), compose("service", "web \"1\""));
+    let arguments = ["--name=early", &project, &service, "--label=secret=x"];
+    let early = docker.container(&arguments, FOREVER)?;
+    let agent = docker.agent(&[])?;
+    let check = |metrics: &Metrics, id: &str, name: &str| -> Result<()> {
+        let path = path(id);
+        all_labelled(metrics, &path, &[("name", name), ("image", IMAGE)])?;
+        let info = [("id", path.as_str()), ("name", name)];
+        let info = [&info[..], &[("container_id", id), ("runtime", "docker")]].concat();
+        same("container_info", metrics.get("container_info", &info)?, 1.0)
+    };
+    let metrics = agent.scrape()?;
+    check(&metrics, &early, "early")?;
+    let labels = [
+        ("container_label_com_docker_compose_project", "shop"),
+        ("container_label_com_docker_compose_service", "web \"1\""),
+        ("container_label_secret", ""),
+    ];
+    all_labelled(&metrics, &path(&early), &labels)?;
+    // One scrape each, the first one after its start.
+    for number in 0..8 {
+        let name = format!("late-{number}");
+        let id = docker.container(&["--name", &name], FOREVER)?;
+        // The one or the other is the first that is asked for.
+        if number % 2 == 0 {
+            check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        }
+        let record = [("name", name.as_str()), ("image", IMAGE), ("id", &id)];
+        in_json(&agent, &name, &record).with_context(|| agent.log())?;
+        in_json(&agent, &id[..12], &record)?;
+        check(&agent.scrape()?, &id, &name)?;
+    }
+    // Created, never started: no cgroup, no series.
+    docker.run(&["create", "--name=never", IMAGE, "true"])?;
+    let metrics = agent.scrape()?;
+    ensure!(metrics.with("name", "never")?.is_empty());
+    check(&metrics, &early, "early")?;
+    same(
+        "cgmeter_runtime_up",
+        metrics.sum("cgmeter_runtime_up", &[("runtime", "docker")]),
+        1.0,
+    )
+}
+
+/// Reads of itself how long it has run, works, and says how long it has run since.
+const WORK: &str = "read a rest < /proc/$$/schedstat; i=0; \
+                    while [ $i -lt 60000 ]; do i=$((i+1)); done; \
+                    read b rest < /proc/$$/schedstat; echo $((b-a))";
+
+fn short_life() -> Result<()> {
+    let docker = Docker::start()?;
+    let agent = docker.agent(&[])?;
+    let before = agent.scrape()?;
+    let arguments = ["run", "--rm", "--network=none", "--name=brief", IMAGE];
+    let ran = docker.run(&[&arguments[..], &["sh", "-c", WORK]].concat())?;
+    let ran = ran.parse::<f64>()? / 1e9;
+    ensure!(ran > 0.01, "it has worked for {ran} s");
+    ensure!(docker.run(&["ps", "--all", "--quiet"])?.is_empty());
+    let metrics = agent.scrape()?;
+    let labels = [("name", "brief"), ("image", IMAGE)];
+    let record = [&labels[..], &[("state", "ended"), ("runtime", "docker")]].concat();
+    in_json(&agent, "brief", &record)?;
+    let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
+    // What the shell has measured, its start and the runtime's own work in the container.
+    ensure!(
+        used >= ran && used < ran + 0.5,
+        "used {used} s, worked {ran} s"
+    );
+    // As long as it is reported, and no longer a gauge.
+    let again = agent.scrape()?;
+    same(
+        "CPU time of the dead",
+        again.get("container_cpu_usage_seconds_total", &labels)?,
+        used,
+    )?;
+    let seen = |metrics: &Metrics| metrics.get("container_last_seen", &labels);
+    same("container_last_seen", seen(&again)?, seen(&metrics)?)?;
+    ensure!(!again.has("container_memory_usage_bytes", &labels));
+    // Its parent keeps the sum.
+    let parent =
+        |metrics: &Metrics| metrics.sum("container_cpu_usage_seconds_total", &[("id", "/docker")]);
+    // Less what a sum of binary fractions may be off.
+    ensure!(parent(&again) >= parent(&before) + used - 1e-6);
+    again.no_doubles()
+}
+
+fn rename() -> Result<()> {
+    let docker = Docker::start()?;
+    let id = docker.container(&["--name=old"], FOREVER)?;
+    let path = path(&id);
+    let agent = docker.agent(&[])?;
+    all_labelled(&agent.scrape()?, &path, &[("name", "old")])?;
+    let counter = "container_processes_started_total";
+    let before = agent.scrape()?.of(&path, counter)?;
+    docker.run(&["rename", "old", "new"])?;
+    eventually(|| {
+        let metrics = agent.scrape()?;
+        // Under the one name or the other, never both, nor some of each.
+        metrics.no_doubles()?;
+        all_labelled(&metrics, &path, &[("name", "new")])
+    })?;
+    let metrics = agent.scrape()?;
+    ensure!(metrics.with("name", "old")?.is_empty());
+    same("a counter after it", metrics.of(&path, counter)?, before)?;
+    // The old name is another's now.
+    let other = docker.container(&["--name=old"], FOREVER)?;
+    let metrics = agent.scrape()?;
+    all_labelled(&metrics, &super::docker::path(&other), &[("name", "old")])?;
+    all_labelled(&metrics, &path, &[("name", "new")])
+}
+
+/// What the agent has to say of how a container ended, by `docker inspect`.
+fn ended(docker: &Docker, agent: &Agent, name: &str) -> Result<()> {
+    let field = |field: &str| docker.inspect(name, field);
+    let id = path(&field("{{.Id}}")?);
+    let code: f64 = field("{{.State.ExitCode}}")?.parse()?;
+    let restarts: f64 = field("{{.RestartCount}}")?.parse()?;
+    let killed = field("{{.State.OOMKilled}}")? == "true";
+    let reason = match (killed, code) {
+        (true, _) => "OOMKilled",
+        (false, 0.0) => "Completed",
+        (false, _) => "Error",
+    };
+    eventually(|| {
+        let metrics = agent.scrape()?;
+        let labels = [("id", id.as_str()), ("name", name), ("image", IMAGE)];
+        same(
+            "exit code",
+            metrics.get("container_exit_code", &labels)?,
+            code,
+        )?;
+        let exit = [&labels[..], &[("reason", reason)]].concat();
+        same(
+            "reason",
+            metrics.get("container_last_exit_info", &exit)?,
+            1.0,
+        )?;
+        let counted = metrics.get("container_restarts_total", &labels)?;
+        same("restarts", counted, restarts)?;
+        let info = [&labels[..], &[("state", "exited")]].concat();
+        same("container_info", metrics.get("container_info", &info)?, 1.0)?;
+        metrics.no_doubles()
+    })
+    .with_context(|| format!("{name}: {}", agent.log()))
+}
+
+fn ends() -> Result<()> {
+    let docker = Docker::start()?;
+    let agent = docker.agent(&[])?;
+    docker.container(&["--name=finished"], &["sleep", "0.3"])?;
+    docker.container(&["--name=failed"], &["sh", "-c", "sleep 0.3; exit 3"])?;
+    docker.container(&["--name=killed"], FOREVER)?;
+    docker.container(&["--name=stopped"], FOREVER)?;
+    let again = ["--name=looping", "--restart=on-failure:2"];
+    docker.container(&again, &["sh", "-c", "sleep 0.3; exit 4"])?;
+    let memory = ["--name=hungry", "--memory=16m", "--memory-swap=16m"];
+    let eat = "sleep 0.3; dd if=/dev/zero of=/dev/null bs=64M count=1";
+    docker.container(&memory, &["sh", "-c", &format!("{eat}; exit $?")])?;
+    agent.scrape()?;
+    docker.run(&["kill", "killed"])?;
+    docker.run(&["stop", "--time=1", "stopped"])?;
+    docker.run(&["wait", "finished", "failed", "killed", "stopped", "hungry"])?;
+    eventually(|| {
+        let state = docker.inspect("looping", "{{.State.Status}} {{.RestartCount}}")?;
+        ensure!(state == "exited 2", "{state}");
+        Ok(())
+    })?;
+    let code = docker.inspect("killed", "{{.State.ExitCode}}")?;
+    ensure!(code == "137", "{code}");
+    for name in [
+        "finished", "failed", "killed", "stopped", "looping", "hungry",
+    ] {
+        ended(&docker, &agent, name)?;
+    }
+    let out_of_memory = docker.inspect("hungry", "{{.State.OOMKilled}}")?;
+    ensure!(out_of_memory == "true", "it was not killed for its memory");
+    // Started again by hand: the same path, the same name, alive.
+    docker.run(&["start", "killed"])?;
+    let id = path(&docker.inspect("killed", "{{.Id}}")?);
+    let metrics = agent.scrape()?;
+    metrics.no_doubles()?;
+    let labels = [("id", id.as_str()), ("name", "killed")];
+    ensure!(metrics.has("container_memory_usage_bytes", &labels));
+    eventually(|| {
+        let metrics = agent.scrape()?;
+        metrics.no_doubles()?;
+        let info = [&labels[..], &[("state", "running")]].concat();
+        same("container_info", metrics.get("container_info", &info)?, 1.0)
+    })
+}
+
+fn health_and_layer() -> Result<()> {
+    let docker = Docker::start()?;
+    let check = ["--health-interval=1s", "--health-retries=1"];
+    let check = [&check[..], &["--health-cmd=test ! -e /tmp/ill"]].concat();
+    let arguments = [&["--name=checked"][..], &check].concat();
+    let write = "dd if=/dev/zero of=/tmp/data bs=1M count=10; exec sleep 1000000";
+    docker.container(&arguments, &["sh", "-c", write])?;
+    docker.container(&["--name=unchecked"], FOREVER)?;
+    eventually(|| {
+        let size: f64 = docker.inspect("checked", "{{.SizeRw}}")?.parse()?;
+        ensure!(size >= 10_485_760.0, "{size}");
+        Ok(())
+    })?;
+    // What is there at its start: it asks for sizes once a minute only.
+    let agent = docker.agent(&[])?;
+    let is = |family: &str, name: &str, value: f64| {
+        eventually(|| {
+            let metrics = agent.scrape()?;
+            metrics.no_doubles()?;
+            same(family, metrics.get(family, &[("name", name)])?, value)
+        })
+        .with_context(|| format!("{name}: {}", agent.log()))
+    };
+    is("container_health_state", "checked", 1.0)?;
+    is("container_health_state", "unchecked", -1.0)?;
+    let size: f64 = docker.inspect("checked", "{{.SizeRw}}")?.parse()?;
+    is("container_fs_writable_layer_bytes", "checked", size)?;
+    docker.run(&["exec", "checked", "sh", "-c", "echo > /tmp/ill"])?;
+    is("container_health_state", "checked", 0.0)?;
+    docker.run(&["exec", "checked", "rm", "/tmp/ill"])?;
+    is("container_health_state", "checked", 1.0)
+}
+
+fn filters() -> Result<()> {
+    let docker = Docker::start()?;
+    docker.run(&["tag", IMAGE, "other:1"])?;
+    let shown = path(&docker.container(&["--name=shown"], FOREVER)?);
+    let hidden = path(&docker.container(&["--name=hidden-1"], FOREVER)?);
+    let arguments = ["run", "--detach", "--name=other", "other:1"];
+    let other = path(&docker.run(&[&arguments[..], FOREVER].concat())?);
+    let seen = |arguments: &[&str]| -> Result<Vec<bool>> {
+        let agent = docker.agent(arguments)?;
+        let metrics = agent.scrape()?;
+        let has = |id: &String| Ok(!metrics.with("id", id)?.is_empty());
+        [&shown, &hidden, &other].into_iter().map(has).collect()
+    };
+    for (arguments, expected) in [
+        (&[][..], [true, true, true]),
+        (&["--container.exclude=name=^hidden-"], [true, false, true]),
+        (
+            &["--container.include=image=^busybox:"],
+            [true, true, false],
+        ),
+        (
+            &[
+                "--container.include=image=^busybox:",
+                "--container.exclude=name=hidden",
+            ],
+            [true, false, false],
+        ),
+    ] {
+        let seen = seen(arguments)?;
+        ensure!(seen == expected, "{arguments:?}: {seen:?}");
+    }
+    Ok(())
+}

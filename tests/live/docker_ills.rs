@@ -1,0 +1,279 @@
+//! A runtime that is dead, hangs, or means ill, while the agent is scraped. The agent goes on with
+//! what it knows. Counts decide: every scrape is answered, none waits for the runtime.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    cgroup::Cgroup,
+    docker::{Docker, FOREVER, NEEDS, path},
+    metrics::{Metrics, same},
+    needs::Need,
+    runtimes::{Folder, IMAGE, all_labelled, eventually},
+};
+
+pub const TESTS: &[Test] = &[
+    ("docker_ills::killed_and_started_again", NEEDS, killed),
+    ("docker_ills::hangs", NEEDS, hangs),
+    ("docker_ills::hostile", &[Need::Agent], hostile),
+];
+
+fn up(metrics: &Metrics) -> f64 {
+    metrics.sum("cgmeter_runtime_up", &[("runtime", "docker")])
+}
+
+/// Waits until the agent says so of the runtime.
+fn wait_up(agent: &Agent, expected: f64) -> Result<()> {
+    eventually(|| same("cgmeter_runtime_up", up(&agent.scrape()?), expected))
+        .with_context(|| agent.log())
+}
+
+fn killed() -> Result<()> {
+    let mut docker = Docker::start()?;
+    let id = path(&docker.container(&["--name=web"], FOREVER)?);
+    let agent = docker.agent(&[])?;
+    let named =
+        |metrics: &Metrics| all_labelled(metrics, &id, &[("name", "web"), ("image", IMAGE)]);
+    named(&agent.scrape()?)?;
+    wait_up(&agent, 1.0)?;
+    docker.daemon.crash()?;
+    // The containers live on, and so do their names.
+    for _ in 0..20 {
+        named(&agent.scrape()?)?;
+    }
+    wait_up(&agent, 0.0)?;
+    named(&agent.scrape()?)?;
+    let lines = agent.log();
+    let told = lines.lines().filter(|line| line.contains("docker")).count();
+    for _ in 0..50 {
+        agent.scrape()?;
+    }
+    let later = agent.log();
+    let told_later = later.lines().filter(|line| line.contains("docker")).count();
+    ensure!(told_later <= told + 1, "it logs at each scrape: {later}");
+    // A new daemon: it ends what the crash has left, and runs others.
+    docker.again()?;
+    wait_up(&agent, 1.0)?;
+    let id = path(&docker.container(&["--name=after"], FOREVER)?);
+    let metrics = agent.scrape()?;
+    metrics.no_doubles()?;
+    all_labelled(&metrics, &id, &[("name", "after"), ("image", IMAGE)])
+}
+
+/// How long scrapes take: the median and the longest.
+fn timed(agent: &Agent, scrapes: usize) -> Result<[Duration; 2]> {
+    let mut times = Vec::new();
+    for _ in 0..scrapes {
+        let start = Instant::now();
+        agent.scrape()?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).copied();
+    Ok([median, times.last().copied()].map(Option::unwrap_or_default))
+}
+
+/// A cgroup as a container has it, of which no runtime knows.
+fn unknown(parent: &Cgroup, number: u64) -> Result<Cgroup> {
+    let process = std::process::id();
+    parent.child(&format!("{process:032x}{number:032x}"))
+}
+
+fn hangs() -> Result<()> {
+    const SCRAPES: usize = 60;
+    let docker = Docker::start()?;
+    let id = path(&docker.container(&["--name=web"], FOREVER)?);
+    let agent = docker.agent(&[])?;
+    timed(&agent, 10)?;
+    let [alive, _] = timed(&agent, SCRAPES)?;
+    docker.daemon.signal(libc::SIGSTOP);
+    // Whatever there is to ask for, asked of one that accepts connections and says nothing.
+    let parent = Cgroup::new()?;
+    let mut unknowns = Vec::new();
+    let mut medians = Vec::new();
+    let mut longest = Duration::ZERO;
+    for round in 0..5 {
+        for number in 0..4 {
+            unknowns.push(unknown(&parent, round * 4 + number)?);
+        }
+        let [median, most] = timed(&agent, SCRAPES / 5)?;
+        medians.push(median);
+        longest = longest.max(most);
+        all_labelled(&agent.scrape()?, &id, &[("name", "web"), ("image", IMAGE)])?;
+        sleep(Duration::from_millis(400));
+    }
+    wait_up(&agent, 0.0)?;
+    let [down, most] = timed(&agent, SCRAPES)?;
+    medians.push(down);
+    longest = longest.max(most);
+    println!(
+        "a scrape with a runtime: {alive:?}; with a hanging one: {medians:?}, at most {longest:?}"
+    );
+    // Had one waited for the runtime, it would have waited a second or more.
+    ensure!(
+        longest < Duration::from_secs(1),
+        "a scrape took {longest:?}"
+    );
+    for median in medians {
+        ensure!(
+            median < alive * 3 + Duration::from_millis(10),
+            "a scrape took {median:?}, with a runtime that answers {alive:?}"
+        );
+    }
+    docker.daemon.signal(libc::SIGCONT);
+    wait_up(&agent, 1.0)?;
+    let late = path(&docker.container(&["--name=late"], FOREVER)?);
+    all_labelled(
+        &agent.scrape()?,
+        &late,
+        &[("name", "late"), ("image", IMAGE)],
+    )
+}
+
+/// Ways to mean ill.
+const ILLS: &[(&str, &[u8], &[u8])] = &[
+    ("closes", b"", b""),
+    ("garbage", b"\x00\xff\x13garbage\r\n\r\n", b""),
+    (
+        "an endless head",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"xxxxxxxxxxxxxxxx",
+    ),
+    (
+        "an endless body",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"10\r\n[[[[[[[[[[[[[[[[\r\n",
+    ),
+    (
+        "an endless string",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[{\"Id\":\"",
+        b"aaaaaaaaaaaaaaaa",
+    ),
+    (
+        "an endless list",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[{}",
+        b",{\"Id\":\"a\",\"Names\":[\"/a\"]}",
+    ),
+    (
+        "no JSON",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\n}{}{",
+        b"",
+    ),
+    (
+        "a server error",
+        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ),
+    (
+        "half a body",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[",
+        b"",
+    ),
+];
+
+/// A server that answers every request in one ill way.
+struct Hostile {
+    stop: Arc<AtomicBool>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Hostile {
+    fn start(socket: &std::path::Path, head: &'static [u8], rest: &'static [u8]) -> Result<Self> {
+        let listener = UnixListener::bind(socket)?;
+        listener.set_nonblocking(true)?;
+        let (stop, requests) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (ending, counted) = (Arc::clone(&stop), Arc::clone(&requests));
+        std::thread::spawn(move || {
+            while !ending.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                        let ending = Arc::clone(&ending);
+                        std::thread::spawn(move || answer(stream, head, rest, &ending));
+                    }
+                    Err(_) => sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Ok(Self { stop, requests })
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn answer(mut stream: UnixStream, head: &[u8], rest: &[u8], ending: &AtomicBool) {
+    let mut request = [0; 4096];
+    let _ = stream.set_nonblocking(false);
+    if !matches!(stream.read(&mut request), Ok(1..)) || stream.write_all(head).is_err() {
+        return;
+    }
+    if rest.is_empty() {
+        return;
+    }
+    let block: Vec<u8> = rest
+        .iter()
+        .copied()
+        .cycle()
+        .take(rest.len() * 4096)
+        .collect();
+    while !ending.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
+}
+
+/// Memory that a process holds, in bytes.
+fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kilobytes.context("no VmHWM")? * 1024)
+}
+
+fn hostile() -> Result<()> {
+    /// More than it may take for the answers of a runtime that means ill.
+    const MOST: u64 = 96 << 20;
+    let quiet = Agent::start(&["--container.runtime=none"])?;
+    quiet.scrape()?;
+    let floor = resident(quiet.pid())?;
+    for &(what, head, rest) in ILLS {
+        let folder = Folder::new("hostile")?;
+        let server = Hostile::start(&folder.path("socket"), head, rest)?;
+        let flag = format!("docker=unix://{}", folder.text("socket"));
+        let agent = Agent::start(&["--container.runtime", &flag])?;
+        // It has asked again after a first failure.
+        eventually(|| {
+            let metrics = agent.scrape()?;
+            let asked = server.requests.load(Ordering::Relaxed);
+            ensure!(asked >= 2, "asked {asked} times");
+            same("cgmeter_runtime_up", up(&metrics), 0.0)
+        })
+        .with_context(|| format!("{what}: {}", agent.log()))?;
+        let [_, longest] = timed(&agent, 20)?;
+        ensure!(
+            longest < Duration::from_secs(1),
+            "{what}: a scrape took {longest:?}"
+        );
+        let most = resident(agent.pid())?;
+        println!(
+            "{what}: {} KiB beyond one without a runtime",
+            most.saturating_sub(floor) / 1024
+        );
+        ensure!(most < floor + MOST, "{what}: {most} bytes, without {floor}");
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Podman's containers by name, by its API service on a socket of the test's own. Oracle: the
+//! containers that the test started, and `podman inspect`.
+
+use std::{collections::BTreeSet, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Test,
+    agent::Agent,
+    docker::FOREVER,
+    metrics::{Metrics, same},
+    needs::Need,
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, output},
+};
+
+/// What Podman and its service need.
+const NEEDS: &[Need] = &[
+    Need::Agent,
+    Need::Program("podman"),
+    Need::Program("runc"),
+    Need::Program("curl"),
+    Need::Program("busybox"),
+];
+
+pub const TESTS: &[Test] = &[
+    ("podman::names_at_the_first_scrape", NEEDS, names),
+    ("podman::renamed_ended_and_gone", NEEDS, lives),
+    ("podman::service_killed_and_started_again", NEEDS, killed),
+];
+
+/// What it makes of a name without a registry.
+const FULL_IMAGE: &str = "localhost/busybox:local";
+
+/// Podman with storage of its own, and its service.
+struct Podman {
+    service: Daemon,
+    folder: Folder,
+}
+
+fn client(folder: &Folder) -> Command {
+    let mut command = Command::new("podman");
+    command
+        .args(["--root", &folder.text("root")])
+        .args(["--runroot", &folder.text("run")])
+        .args(["--tmpdir", &folder.text("tmp")])
+        // crun refuses hosts with both versions of cgroups.
+        .args(["--runtime=runc", "--cgroup-manager=cgroupfs"])
+        .args(["--log-level=error"]);
+    command
+}
+
+impl Podman {
+    fn start() -> Result<Self> {
+        let folder = Folder::new("podman")?;
+        let archive = folder.rootfs()?.display().to_string();
+        output(client(&folder).args(["import", "--quiet", &archive, IMAGE]))?;
+        let service = Self::service(&folder)?;
+        Ok(Self { service, folder })
+    }
+
+    fn service(folder: &Folder) -> Result<Daemon> {
+        let socket = folder.text("socket");
+        let _ = std::fs::remove_file(&socket);
+        let mut command = client(folder);
+        command.args(["system", "service", "--time=0", &format!("unix://{socket}")]);
+        let mut ping = Command::new("curl");
+        ping.args([
+            "--silent",
+            "--fail",
+            "--unix-socket",
+            &socket,
+            "http://d/_ping",
+        ]);
+        Daemon::start(folder, &mut command, || output(&mut ping).is_ok())
+    }
+
+    fn agent(&self) -> Result<Agent> {
+        let flag = format!("podman=unix://{}", self.folder.text("socket"));
+        Agent::start(&["--container.runtime", &flag])
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String> {
+        output(client(&self.folder).args(arguments))
+    }
+
+    /// Starts a container; arguments, then what it runs. Its id.
+    fn container(&self, arguments: &[&str], command: &[&str]) -> Result<String> {
+        // It would raise limits, which takes a capability that not every root has.
+        let fixed = [
+            "run",
+            "--network=none",
+            "--ulimit=nofile=1024:1024",
+            "--ulimit=nproc=1000:1000",
+        ];
+        self.run(&[&fixed[..], arguments, &[IMAGE], command].concat())
+    }
+
+    fn detached(&self, name: &str, command: &[&str]) -> Result<String> {
+        self.container(&["--detach", "--name", name], command)
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // What it holds beyond its folders: locks in shared memory.
+        let _ = self.run(&["rm", "--all", "--force", "--time=0"]);
+    }
+}
+
+fn path(id: &str) -> String {
+    format!("/libpod_parent/libpod-{id}")
+}
+
+fn check(metrics: &Metrics, id: &str, name: &str) -> Result<()> {
+    let path = path(id);
+    all_labelled(metrics, &path, &[("name", name), ("image", FULL_IMAGE)])?;
+    let info = [("id", path.as_str()), ("runtime", "podman")];
+    let info = [&info[..], &[("container_id", id)]].concat();
+    same("container_info", metrics.get("container_info", &info)?, 1.0)
+}
+
+fn names() -> Result<()> {
+    let podman = Podman::start()?;
+    let label = "--label=com.docker.compose.project=shop";
+    let early = podman.container(&["--detach", "--name=early", label], FOREVER)?;
+    let agent = podman.agent()?;
+    let metrics = agent.scrape()?;
+    check(&metrics, &early, "early").with_context(|| agent.log())?;
+    let project = ("container_label_com_docker_compose_project", "shop");
+    all_labelled(&metrics, &path(&early), &[project])?;
+    for number in 0..4 {
+        let name = format!("late-{number}");
+        let id = podman.detached(&name, FOREVER)?;
+        check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        let record = [("name", name.as_str()), ("image", FULL_IMAGE)];
+        in_json(&agent, &id[..12], &record)?;
+    }
+    let metrics = agent.scrape()?;
+    let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "podman")]);
+    same("cgmeter_runtime_up", up, 1.0)?;
+    // Its monitor's cgroup is no container.
+    let series = metrics.with("image", FULL_IMAGE)?;
+    let ids: BTreeSet<&str> = series.iter().map(|series| series.label("id")).collect();
+    ensure!(ids.len() == 5, "{ids:?}");
+    Ok(())
+}
+
+fn lives() -> Result<()> {
+    let podman = Podman::start()?;
+    let agent = podman.agent()?;
+    let brief = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done";
+    podman.container(&["--rm", "--name=brief"], &["sh", "-c", brief])?;
+    let metrics = agent.scrape()?;
+    let labels = [("name", "brief"), ("image", FULL_IMAGE)];
+    in_json(
+        &agent,
+        "brief",
+        &[&labels[..], &[("state", "ended")]].concat(),
+    )?;
+    let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
+    ensure!(used > 0.01, "it used {used} s");
+
+    let id = path(&podman.detached("old", FOREVER)?);
+    all_labelled(&agent.scrape()?, &id, &[("name", "old")])?;
+    podman.run(&["rename", "old", "new"])?;
+    eventually(|| {
+        let metrics = agent.scrape()?;
+        metrics.no_doubles()?;
+        all_labelled(&metrics, &id, &[("name", "new")])
+    })
+    .with_context(|| agent.log())?;
+
+    podman.run(&["kill", "new"])?;
+    podman.run(&["wait", "new"])?;
+    let code: f64 = podman
+        .run(&["inspect", "--format", "{{.State.ExitCode}}", "new"])?
+        .parse()?;
+    same("podman's exit code", code, 137.0)?;
+    eventually(|| {
+        let metrics = agent.scrape()?;
+        metrics.no_doubles()?;
+        let labels = [("id", id.as_str()), ("name", "new")];
+        same(
+            "exit code",
+            metrics.get("container_exit_code", &labels)?,
+            code,
+        )?;
+        let exit = [&labels[..], &[("reason", "Error")]].concat();
+        same(
+            "reason",
+            metrics.get("container_last_exit_info", &exit)?,
+            1.0,
+        )
+    })
+    .with_context(|| agent.log())
+}
+
+fn killed() -> Result<()> {
+    let mut podman = Podman::start()?;
+    let early = podman.detached("early", FOREVER)?;
+    let agent = podman.agent()?;
+    check(&agent.scrape()?, &early, "early")?;
+    podman.service.crash()?;
+    for _ in 0..20 {
+        check(&agent.scrape()?, &early, "early")?;
+    }
+    let wait_up = |expected: f64| {
+        eventually(|| {
+            let metrics = agent.scrape()?;
+            let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "podman")]);
+            same("cgmeter_runtime_up", up, expected)
+        })
+        .with_context(|| agent.log())
+    };
+    wait_up(0.0)?;
+    // It starts without a service's help; the name comes with the service.
+    let late = podman.detached("late", FOREVER)?;
+    let metrics = agent.scrape()?;
+    check(&metrics, &early, "early")?;
+    ensure!(!metrics.with("id", &path(&late))?.is_empty());
+    podman.service = Podman::service(&podman.folder)?;
+    wait_up(1.0)?;
+    eventually(|| check(&agent.scrape()?, &late, "late")).with_context(|| agent.log())?;
+    check(&agent.scrape()?, &early, "early")
+}
