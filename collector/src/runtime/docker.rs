@@ -48,7 +48,7 @@ struct Session<'a> {
 }
 
 enum Done {
-    Inspected(String, Result<Inspected, Fault>),
+    Inspected(String, Result<Box<Inspected>, Fault>),
     Sizes(Result<Vec<Listed>, Fault>),
     Alive(Result<(), Fault>),
 }

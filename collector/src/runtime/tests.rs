@@ -60,7 +60,11 @@ impl Server {
     }
 
     fn choice(&self) -> Choice {
-        let word = Word::One(Runtime::Docker, Some(self.socket.clone()));
+        self.choice_of(Runtime::Docker)
+    }
+
+    fn choice_of(&self, runtime: Runtime) -> Choice {
+        let word = Word::One(runtime, Some(self.socket.clone()));
         Choice::new(vec![word]).unwrap()
     }
 }
@@ -193,6 +197,42 @@ async fn runtimes_that_misbehave_are_down_and_say_why() {
         assert_eq!(told.up, Some(false), "{reason}");
         assert!(told.text.contains(reason), "{} is not {reason}", told.text);
         assert!(failed > 0, "{reason} is not counted");
+    }
+}
+
+#[tokio::test]
+async fn so_are_those_that_speak_grpc() {
+    let hanging = Server::new(|_, stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    });
+    let noise = Server::new(|_, mut stream| async move { say(&mut stream, "]").await });
+    // A frame of settings, then one that says it is longer than any may be.
+    let large = Server::new(|_, mut stream| async move {
+        let _ = stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+        let _ = stream
+            .write_all(&[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1])
+            .await;
+        let block = vec![b'x'; 1 << 16];
+        while stream.write_all(&block).await.is_ok() {}
+    });
+    let closing = Server::new(|_, stream| async move { drop(stream) });
+    for (server, reason) in [
+        (hanging, "no answer within 5s"),
+        (noise, "the connection broke"),
+        (large, "the connection broke"),
+        (closing, "the connection broke"),
+    ] {
+        let (directory, _) = Directory::new();
+        let choice = server.choice_of(Runtime::Containerd);
+        let statuses = ask_once(&directory, &choice, LIMIT).await;
+        let told = statuses[0].told();
+        assert_eq!(told.up, Some(false), "{reason}");
+        assert!(told.text.contains(reason), "{} is not {reason}", told.text);
+        let failed = statuses[0]
+            .results()
+            .find(|&(name, count)| name != "ok" && count > 0);
+        assert!(failed.is_some(), "{reason} is not counted");
     }
 }
 

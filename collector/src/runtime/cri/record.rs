@@ -15,6 +15,8 @@ use crate::cgroup::{Container, Limits, Pod, Runtime, State};
 #[serde(default)]
 struct Info {
     pid: Option<u32>,
+    /// Of a sandbox: what it runs, which no field of CRI tells.
+    image: Option<String>,
     #[serde(rename = "runtimeSpec")]
     spec: Option<Spec>,
 }
@@ -67,6 +69,9 @@ pub(super) fn refine(container: &mut Container, info: &HashMap<String, String>) 
     else {
         return;
     };
+    if container.image.is_empty() {
+        container.image = info.image.unwrap_or_default();
+    }
     let runs = container.state == State::Running;
     container.pid = info.pid.filter(|&pid| runs && pid > 0);
     let resources = info
@@ -288,6 +293,10 @@ mod tests {
         );
         let pod = of_sandbox(Runtime::Containerd, &sandbox());
         assert_eq!(pod.state, State::Running);
+        let mut paused = pod.clone();
+        let text = r#"{"image":"pause:3","pid":9}"#;
+        refine(&mut paused, &[("info".to_owned(), text.to_owned())].into());
+        assert_eq!((paused.image.as_str(), paused.pid), ("pause:3", Some(9)));
         assert_eq!(pod.pod.unwrap().container, "POD");
     }
 
