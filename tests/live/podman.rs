@@ -11,7 +11,7 @@ use crate::{
     docker::FOREVER,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, output},
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, late, output},
 };
 
 /// What Podman and its service need.
@@ -129,13 +129,15 @@ fn names() -> Result<()> {
     check(&metrics, &early, "early").with_context(|| agent.log())?;
     let project = ("container_label_com_docker_compose_project", "shop");
     all_labelled(&metrics, &path(&early), &[project])?;
+    let mut lates = 0;
     for number in 0..4 {
         let name = format!("late-{number}");
         let id = podman.detached(&name, FOREVER)?;
-        check(&agent.scrape()?, &id, &name).with_context(|| agent.log())?;
+        lates += late(|| check(&agent.scrape()?, &id, &name)).with_context(|| agent.log())?;
         let record = [("name", name.as_str()), ("image", FULL_IMAGE)];
         in_json(&agent, &id[..12], &record)?;
     }
+    ensure!(lates <= 1, "{lates} of 4 names came late");
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "podman")]);
     same("cgmeter_runtime_up", up, 1.0)?;

@@ -50,6 +50,18 @@ pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
+/// Checks at once; 1 if only a later attempt succeeds. The name of a container that has started a
+/// moment ago is on its way from the runtime, and a busy machine may run the agent a moment late.
+pub fn late(mut check: impl FnMut() -> Result<()>) -> Result<usize> {
+    match check() {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            println!("late: {error:#}");
+            eventually(check).map(|()| 1)
+        }
+    }
+}
+
 /// Fails unless all series of a cgroup carry these labels, and there are as many as a live one has.
 pub fn all_labelled(metrics: &Metrics, id: &str, labels: &[(&str, &str)]) -> Result<()> {
     let series = metrics.with("id", id)?;
