@@ -5,6 +5,7 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +35,11 @@ pub const TESTS: &[Test] = &[
         "api::containers_are_found_and_stay_for_a_while",
         &[Need::Agent],
         found,
+    ),
+    (
+        "api::an_application_s_own_values_are_there",
+        &[Need::Agent],
+        custom,
     ),
     ("api::the_status_says_what_runs", &[Need::Agent], status),
     (
@@ -326,8 +332,44 @@ fn status() -> Result<()> {
     )
 }
 
+fn custom() -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    let folder = Folder::new("custom")?;
+    let id = &cgroup.id;
+    let text = format!(
+        "# TYPE jobs gauge\njobs{{id=\"{id}\"}} 5.5\nqueue{{id=\"{id}\",of=\"mail\"}} 2\n\
+         queue{{id=\"{id}\",of=\"sms\"}} NaN\n"
+    );
+    fs::write(folder.0.join("values.prom"), text)?;
+    let path = folder.0.to_str().context("no text")?;
+    let agent = Agent::start(&["--custom.textfile-directory", path])?;
+    let expected = serde_json::json!({
+        "jobs": 5.5, "queue{of=\"mail\"}": 2.0, "queue{of=\"sms\"}": null,
+    });
+    // Files are read now and then, not by a scrape.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let record = container(&agent, id)?;
+        let values = &record["custom_metrics"];
+        if *values == expected {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{values} instead of {expected}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// A folder of the test's own.
 struct Folder(PathBuf);
+
+impl Folder {
+    fn new(what: &str) -> Result<Self> {
+        let name = format!("cgmeter-test-api-{what}-{}", std::process::id());
+        let folder = Self(std::env::temp_dir().join(name));
+        fs::create_dir_all(&folder.0)?;
+        Ok(folder)
+    }
+}
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -339,9 +381,7 @@ fn schemathesis() -> Result<()> {
     let top = Cgroup::new()?;
     let _cgroup = top.child(&format!("docker-{ID}.scope"))?;
     let agent = Agent::start(&[])?;
-    let name = format!("cgmeter-test-schemathesis-{}", std::process::id());
-    let folder = Folder(std::env::temp_dir().join(name));
-    fs::create_dir_all(&folder.0)?;
+    let folder = Folder::new("schemathesis")?;
     let document = format!("http://127.0.0.1:{}/api/v1/openapi.json", agent.port);
     let output = Command::new(venv("schemathesis"))
         .args(["run", &document, "--checks", "all", "--no-color"])

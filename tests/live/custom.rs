@@ -19,6 +19,7 @@ use crate::{
     agent::Agent,
     api::json,
     cgroup::Cgroup,
+    dockerd::Daemon,
     formats::fed,
     metrics::{Metrics, same},
     mounted::Folder,
@@ -62,6 +63,16 @@ pub const TESTS: &[Test] = &[
         "custom::the_host_s_network_is_not_asked",
         &[Need::Agent],
         host_network,
+    ),
+    (
+        "custom::a_container_of_docker_s_with_labels",
+        &[
+            Need::Agent,
+            Need::Program("dockerd"),
+            Need::Program("docker"),
+            Need::Program("busybox"),
+        ],
+        labelled,
     ),
     ("custom::text_files", &[Need::Agent], text_files),
     ("custom::bad_text_files", &[Need::Agent], bad_text_files),
@@ -597,6 +608,71 @@ fn host_network() -> Result<()> {
     let agent = agent(&config, &["--custom.host-network"])?;
     until(&agent, "no answer", |metrics| {
         metrics.has("custom_plain", &[("id", id)])
+    })
+    .map(drop)
+}
+
+/// An application in a container of Docker's that says by its labels where its metrics are, and of
+/// which a text file speaks by name.
+fn labelled() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let root = daemon.folder().join("root");
+    fs::create_dir_all(root.join("bin"))?;
+    fs::create_dir(root.join("www"))?;
+    let which = Command::new("sh")
+        .args(["-c", "command -v busybox"])
+        .output()?;
+    let busybox = String::from_utf8(which.stdout)?;
+    fs::copy(busybox.trim(), root.join("bin/busybox"))?;
+    fs::write(root.join("www/stats"), "orders_total{name=\"x\"} 5\n")?;
+    let archive = format!("{}.tar", root.display());
+    let status = Command::new("tar")
+        .args(["-C", &root.display().to_string(), "-cf", &archive, "."])
+        .status()?;
+    ensure!(status.success(), "tar");
+    daemon.docker(&["import", &archive, "cgmeter-shop:1"])?;
+    let files = daemon.folder().join("prom");
+    fs::create_dir(&files)?;
+    let name = "cgmeter-test-shop";
+    fs::write(
+        files.join("a.prom"),
+        format!("backups{{container=\"{name}\"}} 3\n"),
+    )?;
+    let runtime = format!("docker=unix://{}", daemon.socket());
+    let agent = reading(&files, &["--container.runtime", &runtime])?;
+    let mut run: Vec<&str> = "run -d --network none --ulimit nofile=1024:1024"
+        .split(' ')
+        .collect();
+    run.extend(["--name", name, "--label", "prometheus.io/scrape=true"]);
+    run.extend([
+        "--label",
+        "prometheus.io/port=8080",
+        "--label",
+        "prometheus.io/path=/stats",
+    ]);
+    run.push("cgmeter-shop:1");
+    run.extend("/bin/busybox httpd -f -p 8080 -h /www".split(' '));
+    daemon.docker(&run)?;
+    let labels = [
+        ("name", name),
+        ("image", "cgmeter-shop:1"),
+        ("exported_name", "x"),
+    ];
+    let metrics = until(&agent, "no answer", |metrics| {
+        metrics.has("custom_orders_total", &labels) && metrics.has("custom_backups", &labels[..2])
+    })?;
+    same("orders", metrics.get("custom_orders_total", &labels)?, 5.0)?;
+    same("backups", metrics.get("custom_backups", &labels[..2])?, 3.0)?;
+    let plain = [labels[0], ("metric_name", "orders_total")];
+    same(
+        "orders",
+        metrics.get("container_custom_metric", &plain)?,
+        5.0,
+    )?;
+    same("up", metrics.get("container_custom_up", &labels[..2])?, 1.0)?;
+    daemon.docker(&["rm", "-f", name])?;
+    until(&agent, "it outlives its container", |metrics| {
+        !metrics.has("custom_orders_total", &[]) && !metrics.has("custom_backups", &[])
     })
     .map(drop)
 }

@@ -26,8 +26,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use self::{cgroups::Cgroups, config::Ports, parts::Parts, webhook::Webhook};
 use crate::{
     apt,
-    build::build,
-    shell::{cargo, program, require_root, run, target},
+    build::{build, build_example},
+    shell::{program, require_root, target},
 };
 
 /// How to show it.
@@ -69,13 +69,7 @@ pub fn demo(options: &Options) -> Result<()> {
         Some(folder) => folder.clone(),
         None => {
             build()?;
-            run(&mut cargo(&[
-                "build",
-                "--release",
-                "--locked",
-                "--package",
-                "shop",
-            ]))?;
+            build_example()?;
             target().join("release")
         }
     };

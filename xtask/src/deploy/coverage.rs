@@ -189,7 +189,7 @@ fn defined(name: &str, own: &BTreeMap<String, String>) -> bool {
             .is_some_and(|kind| kind == "histogram")
     };
     let whole = own.get(name).is_some_and(|kind| kind != "histogram");
-    whole || HISTOGRAM_ENDS.iter().any(|end| histogram(end))
+    whole || HISTOGRAM_ENDS.iter().any(histogram)
 }
 
 fn names(
