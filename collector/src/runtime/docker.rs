@@ -7,7 +7,7 @@ mod model;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -29,6 +29,8 @@ const AT_ONCE: usize = 4;
 const QUEUE: usize = 65_536;
 /// How often the list is compared: events can be lost.
 const LISTED: Duration = Duration::from_secs(60);
+/// How long ago a container may have been made whose birth is looked up.
+const BIRTH: Duration = Duration::from_secs(60);
 /// How often the runtime is to show that it is alive.
 const PING: Duration = Duration::from_secs(10);
 /// How often the writable layers are accounted for, and how long that may take.
@@ -51,6 +53,7 @@ enum Done {
     Inspected(String, Result<Box<Inspected>, Fault>),
     Sizes(Result<Vec<Listed>, Fault>),
     Alive(Result<(), Fault>),
+    Births(Result<bytes::Bytes, Fault>),
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(text: &'a [u8]) -> Result<T, Fault> {
@@ -122,7 +125,10 @@ pub(super) async fn session(
                 None => return Err(Fault::Broken("the events have ended".to_owned())),
             },
             id = wanted.recv() => match id {
-                Ok(id) => session.inspect(id),
+                Ok(id) => {
+                    session.ask_birth(&id);
+                    session.inspect(id);
+                }
                 Err(RecvError::Lagged(_)) => session.list().await?,
                 Err(RecvError::Closed) => return Ok(()),
             },
@@ -191,6 +197,38 @@ impl Session<'_> {
         }
     }
 
+    /// Podman answers about a container only once it has started, and looks for news in its log of
+    /// events now and then; but what is in the log it tells at once.
+    fn ask_birth(&mut self, id: &str) {
+        let known = self.link.directory.get(id).is_some();
+        if self.runtime != Runtime::Podman || known || !valid(id) || self.tasks.len() >= QUEUE {
+            return;
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let since = now.map_or(0, |now| now.as_secs().saturating_sub(BIRTH.as_secs()));
+        // {"type":["container"],"event":["create"],"container":["…"]}
+        let filters = format!(
+            "%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22create%22%5D%2C\
+             %22container%22%3A%5B%22{id}%22%5D%7D"
+        );
+        let target = format!(
+            "{}/events?stream=false&since={since}&filters={filters}",
+            self.prefix
+        );
+        let link = self.link.clone();
+        self.tasks
+            .spawn(async move { Done::Births(link.get(&target, ONE, TIME).await) });
+    }
+
+    /// Makes a record of a container's birth, unless there is a better one.
+    fn born(&mut self, event: &Event) {
+        let id = &event.actor.id;
+        if valid(id) && self.link.directory.get(id).is_none() {
+            self.link.directory.put(event.container(self.runtime));
+            self.known.insert(id.clone());
+        }
+    }
+
     fn ask_sizes(&mut self) {
         let link = self.link.clone();
         let target = format!("{}/containers/json?size=1", self.prefix);
@@ -249,6 +287,18 @@ impl Session<'_> {
                 None
             }
             Done::Alive(result) => result.err(),
+            Done::Births(Ok(lines)) => {
+                for line in lines.split(|&byte| byte == b'\n') {
+                    if let Ok(event) = parse::<Event>(line)
+                        && event.name() == "create"
+                    {
+                        self.born(&event);
+                    }
+                }
+                None
+            }
+            // The inspection tells as well.
+            Done::Births(Err(_)) => None,
         };
         match fault {
             // One container's answer; the counters tell.
@@ -271,12 +321,7 @@ impl Session<'_> {
         }
         let directory = &self.link.directory;
         match event.name() {
-            "create" | "init" => {
-                if directory.get(&id).is_none() {
-                    directory.put(event.container(self.runtime));
-                    self.known.insert(id.clone());
-                }
-            }
+            "create" | "init" => self.born(&event),
             "rename" => directory.update(&id, |container| {
                 if let Some(name) = event.actor.attributes.get("name") {
                     container.name = name.trim_start_matches('/').to_owned();
