@@ -12,7 +12,7 @@ mod status;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -34,6 +34,10 @@ const RECORDS: usize = 65_536;
 const VALUE: usize = 4096;
 /// Most labels, and most annotations, of a container.
 const VALUES: usize = 512;
+/// Longest name, image and the like.
+const NAME: usize = 1024;
+/// What all labels and annotations may weigh, bytes: beyond, containers have names alone.
+const WEIGHT: usize = 64 << 20;
 
 /// A container, and since when it is no more.
 #[derive(Debug)]
@@ -42,23 +46,87 @@ struct Record {
     gone: Option<Instant>,
 }
 
-/// Keeps what a hostile label can cost within bounds.
-fn shorten(values: &mut BTreeMap<String, String>) {
-    while values.len() > VALUES {
-        values.pop_last();
-    }
-    values.retain(|key, _| key.len() <= VALUE);
-    for value in values.values_mut() {
-        if value.len() > VALUE {
-            value.truncate(value.floor_char_boundary(VALUE));
+/// Keeps what a hostile record can cost within bounds.
+fn shorten(container: &mut Container) {
+    for values in [&mut container.labels, &mut container.annotations] {
+        while values.len() > VALUES {
+            values.pop_last();
         }
+        values.retain(|key, _| key.len() <= VALUE);
+        for value in values.values_mut() {
+            cut(value, VALUE);
+        }
+    }
+    let pod = container.pod.as_mut().map(|pod| {
+        [
+            &mut pod.namespace,
+            &mut pod.name,
+            &mut pod.uid,
+            &mut pod.container,
+        ]
+    });
+    let names = [
+        &mut container.name,
+        &mut container.image,
+        &mut container.image_id,
+        &mut container.exit_reason,
+    ];
+    for name in names.into_iter().chain(pod.into_iter().flatten()) {
+        cut(name, NAME);
+    }
+}
+
+fn cut(text: &mut String, longest: usize) {
+    if text.len() > longest {
+        text.truncate(text.floor_char_boundary(longest));
+    }
+}
+
+/// What the labels and annotations of a container weigh, bytes.
+fn weight(container: &Container) -> usize {
+    let values = container.labels.iter().chain(&container.annotations);
+    values.map(|(key, value)| key.len() + value.len()).sum()
+}
+
+/// Records by full id, and what they weigh.
+#[derive(Debug, Default)]
+struct Records {
+    by_id: HashMap<String, Record>,
+    weight: usize,
+}
+
+impl Records {
+    /// Puts a record in the place of the one that is there, if any. Takes its labels from it where
+    /// all of them would weigh too much.
+    fn replace(&mut self, mut container: Container) {
+        let before = self.by_id.get(&container.id);
+        let before = before.map_or(0, |record| weight(&record.container));
+        self.weight -= before;
+        if self.weight + weight(&container) > WEIGHT {
+            container.labels.clear();
+            container.annotations.clear();
+        }
+        self.weight += weight(&container);
+        let record = Record {
+            container: Arc::new(container),
+            gone: None,
+        };
+        self.by_id.insert(record.container.id.clone(), record);
+    }
+
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(record) = self.by_id.remove(id) else {
+            return false;
+        };
+        self.weight -= weight(&record.container);
+        true
     }
 }
 
 /// What is known of containers, by full id.
 #[derive(Debug)]
 pub struct Directory {
-    containers: Mutex<HashMap<String, Record>>,
+    containers: Mutex<Records>,
     changes: AtomicU64,
     refused: AtomicU64,
     runtimes: Mutex<Vec<Arc<Status>>>,
@@ -79,7 +147,7 @@ impl Directory {
         (Arc::new(directory), asked)
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Record>> {
+    fn containers(&self) -> MutexGuard<'_, Records> {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -88,6 +156,7 @@ impl Directory {
     /// What is known of a container.
     pub fn get(&self, id: &str) -> Option<Arc<Container>> {
         self.containers()
+            .by_id
             .get(id)
             .map(|record| Arc::clone(&record.container))
     }
@@ -106,10 +175,9 @@ impl Directory {
     /// Takes in what a runtime says. What it doesn't say any more of the last run, or asks to be
     /// accounted for more rarely, stays as it was told before.
     pub fn put(&self, mut container: Container) {
-        shorten(&mut container.labels);
-        shorten(&mut container.annotations);
+        shorten(&mut container);
         let mut containers = self.containers();
-        if let Some(known) = containers.get_mut(&container.id) {
+        if let Some(known) = containers.by_id.get_mut(&container.id) {
             let old = &known.container;
             container.writable = container.writable.or(old.writable);
             container.exit_code = container.exit_code.or(old.exit_code);
@@ -121,50 +189,48 @@ impl Directory {
             if **old == container {
                 return;
             }
-            known.container = Arc::new(container);
-        } else {
-            if containers.len() >= RECORDS {
-                // Whoever has ended makes room for whoever may run.
-                let ended = containers.iter().find(|(_, record)| {
-                    record.gone.is_some() || record.container.state == State::Exited
-                });
-                let ended = ended.map(|(id, _)| id.clone());
-                if ended.is_none_or(|id| containers.remove(&id).is_none()) {
-                    if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
-                        tracing::warn!(
-                            limit = RECORDS,
-                            "more containers than can be remembered: the excess has no names"
-                        );
-                    }
-                    return;
+        } else if containers.by_id.len() >= RECORDS {
+            // Whoever has ended makes room for whoever may run.
+            let ended = containers.by_id.iter().find(|(_, record)| {
+                record.gone.is_some() || record.container.state == State::Exited
+            });
+            let ended = ended.map(|(id, _)| id.clone());
+            if ended.is_none_or(|id| !containers.remove(&id)) {
+                if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(
+                        limit = RECORDS,
+                        "more containers than can be remembered: the excess has no names"
+                    );
                 }
+                return;
             }
-            let record = Record {
-                container: Arc::new(container),
-                gone: None,
-            };
-            containers.insert(record.container.id.clone(), record);
         }
+        containers.replace(container);
         self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Changes a container that is known.
     pub fn update(&self, id: &str, change: impl FnOnce(&mut Container)) {
         let mut containers = self.containers();
-        let Some(record) = containers.get_mut(id) else {
+        let Some(record) = containers.by_id.get_mut(id) else {
             return;
         };
         let mut container = Container::clone(&record.container);
         change(&mut container);
+        shorten(&mut container);
         if *record.container != container {
-            record.container = Arc::new(container);
+            let gone = record.gone;
+            containers.replace(container);
+            if let Some(record) = containers.by_id.get_mut(id) {
+                record.gone = gone;
+            }
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
 
     /// Notes that a container is no more: it is remembered for a while.
     pub fn gone(&self, id: &str) {
-        if let Some(record) = self.containers().get_mut(id) {
+        if let Some(record) = self.containers().by_id.get_mut(id) {
             record.gone.get_or_insert_with(Instant::now);
         }
     }
@@ -172,9 +238,13 @@ impl Directory {
     /// Forgets those that have been gone for longer.
     pub fn sweep(&self, linger: Duration) {
         let mut containers = self.containers();
-        let before = containers.len();
-        containers.retain(|_, record| record.gone.is_none_or(|since| since.elapsed() < linger));
-        if containers.len() < before {
+        let over = |record: &Record| record.gone.is_some_and(|since| since.elapsed() >= linger);
+        let over = containers.by_id.iter().filter(|(_, record)| over(record));
+        let over: Vec<String> = over.map(|(id, _)| id.clone()).collect();
+        for id in &over {
+            containers.remove(id);
+        }
+        if !over.is_empty() {
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
@@ -191,13 +261,6 @@ impl Directory {
 
     fn statuses(&self) -> MutexGuard<'_, Vec<Arc<Status>>> {
         self.runtimes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Forgets a container.
-    pub fn forget(&self, id: &str) {
-        if self.containers().remove(id).is_some() {
-            self.changes.fetch_add(1, Ordering::Release);
-        }
     }
 }
 

@@ -268,7 +268,8 @@ mod tests {
         assert_eq!(host.refresh(now), 1);
         let at = SystemTime::now();
         host.tree.apply(&Event::Removed { id: 3, at });
-        host.directory.forget(A);
+        host.directory.gone(A);
+        host.directory.sweep(Duration::ZERO);
         assert_eq!(host.refresh(now), 0);
         assert_eq!(host.name().as_deref(), Some("renamed"));
     }

@@ -1,6 +1,6 @@
 //! The client against servers that misbehave.
 
-use std::{path::PathBuf, sync::atomic::AtomicU32};
+use std::{collections::BTreeMap, path::PathBuf, sync::atomic::AtomicU32};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -284,6 +284,31 @@ fn the_directory_is_bounded_in_records_and_bytes() {
     directory.put(late);
     assert!(directory.get("7").is_none(), "it made room");
     assert_eq!(directory.get("late").unwrap().labels["a"].len(), VALUE);
+}
+
+#[test]
+fn labels_that_weigh_too_much_cost_no_names() {
+    let (directory, _) = Directory::new();
+    let heavy = |number: usize| {
+        let mut container = container(number.to_string());
+        container.name = "n".repeat(NAME + 1);
+        let labels = (0..VALUES).map(|label| (label.to_string(), "v".repeat(VALUE)));
+        container.labels = labels.collect();
+        container
+    };
+    let most = WEIGHT / weight(&heavy(0));
+    for number in 0..=most {
+        directory.put(heavy(number));
+    }
+    let labels = |number: usize| directory.get(&number.to_string()).unwrap().labels.len();
+    assert_eq!((labels(most - 1), labels(most)), (VALUES, 0));
+    let last = directory.get(&most.to_string()).unwrap();
+    assert_eq!(last.name.len(), NAME);
+    // Whoever goes makes room.
+    directory.gone("0");
+    directory.sweep(Duration::ZERO);
+    directory.put(heavy(most));
+    assert_eq!(labels(most), VALUES);
 }
 
 #[test]
