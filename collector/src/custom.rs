@@ -1,7 +1,7 @@
 //! Custom metrics: what applications say of themselves, for the container that they run in.
 //!
 //! Two ways in: an application's own Prometheus endpoint, asked inside its network namespace
-//! ([`Worker`]), and text files in a directory ([`textfile`]). Both are threads of their own with
+//! ([`Worker`]), and text files in a directory (`textfile`). Both are threads of their own with
 //! limits of time and size; both leave what they learn in the [`Store`]. [`Index`] puts the
 //! families of all containers together for an exposition.
 //!

@@ -1,7 +1,7 @@
 //! `cgmeter healthcheck`: asks the agent of the same settings whether it is ready.
 //!
 //! For container images without a shell. Invariant: knows nothing of the agent but its address, and
-//! never takes longer than [`PATIENCE`] an address. Checked over sockets, and in a container by
+//! never takes longer than `PATIENCE` an address. Checked over sockets, and in a container by
 //! tests/live/image.rs.
 
 use std::{

@@ -73,7 +73,7 @@ impl Status {
         self.containers.load(Relaxed)
     }
 
-    /// Requests by result, as [`RESULTS`] has them.
+    /// Requests by result, as `RESULTS` has them.
     pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.results.iter().map(|count| count.load(Relaxed));
         RESULTS.into_iter().zip(counts)
