@@ -57,6 +57,7 @@ mod runtimes;
 mod sched;
 mod slots;
 mod sockets;
+mod systemd;
 mod tasks;
 mod tcp;
 mod trace;
@@ -112,6 +113,7 @@ fn main() -> std::process::ExitCode {
         podman::TESTS,
         cri::TESTS,
         dashboards::TESTS,
+        systemd::TESTS,
     ];
     let arguments = Arguments::from_args();
     let asked = |name: &str| {

@@ -95,6 +95,11 @@ const TEST_TOOLS: &[(Tool, &str, &str)] = &[
         "those of containers",
     ),
     (
+        Tool::Program("systemd-nspawn"),
+        "systemd-container",
+        "those of systemd's units",
+    ),
+    (
         Tool::Program("curl"),
         "curl",
         "those of Podman's containers and Kubernetes' pods",
