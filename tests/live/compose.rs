@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::PathBuf,
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -13,9 +14,10 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     Test,
     agent::{get, get_from},
-    dockerd::Daemon,
+    docker::Docker,
     metrics::Metrics,
     needs::Need,
+    runtimes::output,
 };
 
 pub const TESTS: &[Test] = &[(
@@ -45,9 +47,9 @@ const INSIDE: &str = "172.30.95.1:10295";
 
 /// The file, for docker-compose 1.29 (which does not know `cgroup`), with the ports that others may have on
 /// this machine replaced, and a limit that needs no raising.
-fn file(daemon: &Daemon) -> Result<String> {
+fn file(docker: &Docker) -> Result<String> {
     let mut text = FILE.to_owned();
-    let socket = daemon.socket();
+    let socket = docker.socket();
     for (from, to) in [
         ("    cgroup: host\n", ""),
         ("['127.0.0.1:8080:8080']", "['127.0.0.1::8080']"),
@@ -67,48 +69,98 @@ fn file(daemon: &Daemon) -> Result<String> {
     Ok(text)
 }
 
+/// The stack. What it makes is gone with it: the bridges of its networks would outlive the daemon.
+struct Stack {
+    docker: Docker,
+    file: String,
+}
+
+impl Stack {
+    fn new(docker: Docker) -> Result<Self> {
+        let path = docker.path("compose.yaml");
+        fs::write(&path, file(&docker)?)?;
+        let file = path.display().to_string();
+        Ok(Self { docker, file })
+    }
+
+    /// docker-compose with every variable of the stack set.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.docker.client("docker-compose");
+        command
+            .args(["--project-directory", BESIDE])
+            .args(["--project-name", "cgmeter-test"])
+            .args(["--file", &self.file])
+            .args(words);
+        for service in [
+            "GRAFANA", "POSTGRES", "REDIS", "ELASTIC", "KIBANA", "FILEBEAT",
+        ] {
+            command.env(format!("{service}_PASSWORD"), "only-for-this-test");
+        }
+        command
+    }
+
+    /// What it says; it has to succeed.
+    fn compose(&self, words: &[&str]) -> Result<String> {
+        output(&mut self.command(words))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // A daemon that is stopped answers nobody, and one that has died leaves the bridges to the next.
+        self.docker.daemon.signal(libc::SIGCONT);
+        if !self.docker.daemon.lives() {
+            let _ = self.docker.again();
+        }
+        patiently(&mut self.command(&["down", "--volumes", "--timeout", "0"]));
+        let mut docker = self.docker.client("docker");
+        patiently(docker.args(["network", "prune", "--force"]));
+    }
+}
+
+/// Runs a program that may fail, and not for ever.
+fn patiently(command: &mut Command) {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    let Ok(mut child) = command.stderr(Stdio::null()).spawn() else {
+        return;
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 fn stack() -> Result<()> {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
-    let daemon = Daemon::start()?;
+    let docker = Docker::bare()?;
     for name in ["cgmeter", "shop"] {
         let from = folder.join(name).display().to_string();
-        let tag = format!("{name}:0.1.0");
-        daemon.docker(&["build", "--network", "none", "--tag", &tag, &from])?;
+        docker.build(&format!("{name}:0.1.0"), &from)?;
     }
-    let path = daemon.folder().join("compose.yaml");
-    fs::write(&path, file(&daemon)?)?;
-    let path = path.display().to_string();
-    let compose = |words: &[&str]| {
-        let start = [
-            "--project-directory",
-            BESIDE,
-            "--project-name",
-            "cgmeter-test",
-            "--file",
-            &path,
-        ];
-        daemon.compose(&[&start[..], words].concat())
-    };
+    let stack = Stack::new(docker)?;
+    let docker = &stack.docker;
     // What they depend on has no image here.
     for service in ["shop", "customers", "cgmeter"] {
-        compose(&["up", "--detach", "--no-build", "--no-deps", service])?;
+        stack.compose(&["up", "--detach", "--no-build", "--no-deps", service])?;
     }
-    let id = |service: &str| compose(&["ps", "--quiet", service]);
+    let id = |service: &str| stack.compose(&["ps", "--quiet", service]);
     let until = Instant::now() + Duration::from_secs(120);
     for service in SERVICES {
         let id = id(service)?;
         loop {
-            let state = daemon.docker(&["inspect", "--format", "{{.State.Health.Status}}", &id])?;
+            let state = docker.inspect(&id, "{{.State.Health.Status}}")?;
             if state == "healthy" {
                 break;
             }
-            let told = || daemon.docker(&["logs", &id]).unwrap_or_default();
+            let told = || docker.logs(&id).unwrap_or_default();
             ensure!(Instant::now() < until, "{service} is {state}: {}", told());
             sleep(Duration::from_millis(500));
         }
     }
     // The agent, by the way that Prometheus has to it: another container in the stack's network.
-    let asked = daemon.docker(&["exec", &id("shop")?, "/shop", "check", "--address", INSIDE]);
+    let asked = docker.run(&["exec", &id("shop")?, "/shop", "check", "--address", INSIDE]);
     // It has no /healthz: 404 is an answer, a refused connection is none.
     let told = asked.err().map(|error| format!("{error:#}"));
     ensure!(
@@ -119,16 +171,16 @@ fn stack() -> Result<()> {
     let (head, body) = host.split_once("\r\n\r\n").context("no body")?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
     let metrics = Metrics::parse(body)?;
-    let cgroup = format!("/{}/{}", daemon.parent(), id("shop")?);
+    let cgroup = format!("{}/{}", docker.parent(), id("shop")?);
     let used = metrics.of(&cgroup, "container_cpu_usage_seconds_total")?;
     ensure!(used > 0.0, "the shop has used no CPU");
     // Its port is published on loopback alone.
-    let port = compose(&["port", "shop", "8080"])?;
+    let port = stack.compose(&["port", "shop", "8080"])?;
     let number = port
         .strip_prefix("127.0.0.1:")
         .with_context(|| port.clone())?;
     let products = get(number.parse()?, "/products")?;
     ensure!(products.starts_with("HTTP/1.1 200"), "{products}");
-    compose(&["down", "--volumes"])?;
+    stack.compose(&["down", "--volumes"])?;
     Ok(())
 }

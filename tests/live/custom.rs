@@ -19,7 +19,7 @@ use crate::{
     agent::Agent,
     api::json,
     cgroup::Cgroup,
-    dockerd::Daemon,
+    docker::Docker,
     formats::fed,
     metrics::{Metrics, same},
     mounted::Folder,
@@ -615,8 +615,8 @@ fn host_network() -> Result<()> {
 /// An application in a container of Docker's that says by its labels where its metrics are, and of
 /// which a text file speaks by name.
 fn labelled() -> Result<()> {
-    let daemon = Daemon::start()?;
-    let root = daemon.folder().join("root");
+    let docker = Docker::bare()?;
+    let root = docker.path("root");
     fs::create_dir_all(root.join("bin"))?;
     fs::create_dir(root.join("www"))?;
     let which = Command::new("sh")
@@ -630,16 +630,15 @@ fn labelled() -> Result<()> {
         .args(["-C", &root.display().to_string(), "-cf", &archive, "."])
         .status()?;
     ensure!(status.success(), "tar");
-    daemon.docker(&["import", &archive, "cgmeter-shop:1"])?;
-    let files = daemon.folder().join("prom");
+    docker.run(&["import", &archive, "cgmeter-shop:1"])?;
+    let files = docker.path("prom");
     fs::create_dir(&files)?;
     let name = "cgmeter-test-shop";
     fs::write(
         files.join("a.prom"),
         format!("backups{{container=\"{name}\"}} 3\n"),
     )?;
-    let runtime = format!("docker=unix://{}", daemon.socket());
-    let agent = reading(&files, &["--container.runtime", &runtime])?;
+    let agent = reading(&files, &["--container.runtime", &docker.flag()])?;
     let mut run: Vec<&str> = "run -d --network none --ulimit nofile=1024:1024"
         .split(' ')
         .collect();
@@ -652,7 +651,7 @@ fn labelled() -> Result<()> {
     ]);
     run.push("cgmeter-shop:1");
     run.extend("/bin/busybox httpd -f -p 8080 -h /www".split(' '));
-    daemon.docker(&run)?;
+    docker.run(&run)?;
     let labels = [
         ("name", name),
         ("image", "cgmeter-shop:1"),
@@ -670,7 +669,7 @@ fn labelled() -> Result<()> {
         5.0,
     )?;
     same("up", metrics.get("container_custom_up", &labels[..2])?, 1.0)?;
-    daemon.docker(&["rm", "-f", name])?;
+    docker.run(&["rm", "-f", name])?;
     until(&agent, "it outlives its container", |metrics| {
         !metrics.has("custom_orders_total", &[]) && !metrics.has("custom_backups", &[])
     })

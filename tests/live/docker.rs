@@ -1,7 +1,7 @@
 //! Docker's containers by name, by a daemon of the test's own. Oracle: the containers that the test
 //! started, `docker inspect`, and what a container reads of itself in /proc.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,7 +10,7 @@ use crate::{
     agent::Agent,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, in_json, late, output},
+    runtimes::{Daemon, Folder, IMAGE, all_labelled, both, eventually, in_json, late, output},
 };
 
 /// What a daemon of the test's own needs.
@@ -30,26 +30,44 @@ pub const TESTS: &[Test] = &[
     ("docker::by_name_and_image", NEEDS, filters),
 ];
 
-/// A running daemon with the image.
+/// The cgroup that dockerd puts containers in unless it is told otherwise.
+const PARENT: &str = "/docker";
+
+/// A running daemon: no bridge of its own, no firewall rules.
 #[derive(Debug)]
 pub struct Docker {
     /// The daemon itself: its containerd and the containers are its descendants.
     pub daemon: Daemon,
     folder: Folder,
+    parent: String,
 }
 
 impl Docker {
-    /// Starts it.
+    /// Starts it with the image, and with its containers where Docker's are by default.
     pub fn start() -> Result<Self> {
-        let folder = Folder::new("docker")?;
-        let daemon = Self::daemon(&folder)?;
-        let docker = Self { daemon, folder };
+        let docker = Self::with_parent(Folder::new("docker")?, PARENT.to_owned())?;
         let archive = docker.folder.rootfs()?.display().to_string();
         docker.run(&["import", &archive, IMAGE])?;
         Ok(docker)
     }
 
-    fn daemon(folder: &Folder) -> Result<Daemon> {
+    /// Starts it without any image; the cgroup that its containers are in is its own, too.
+    pub fn bare() -> Result<Self> {
+        let folder = Folder::new("docker")?;
+        let parent = folder.cgroup();
+        Self::with_parent(folder, parent)
+    }
+
+    fn with_parent(folder: Folder, parent: String) -> Result<Self> {
+        let daemon = Self::daemon(&folder, &parent)?;
+        Ok(Self {
+            daemon,
+            folder,
+            parent,
+        })
+    }
+
+    fn daemon(folder: &Folder, parent: &str) -> Result<Daemon> {
         // One that crashed leaves it.
         let _ = std::fs::remove_file(folder.path("pid"));
         let mut command = Command::new("dockerd");
@@ -58,9 +76,10 @@ impl Docker {
             .args(["--exec-root", &folder.text("exec")])
             .args(["--pidfile", &folder.text("pid")])
             .args(["--host", &format!("unix://{}", folder.text("socket"))])
+            .args(["--cgroup-parent", parent])
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
         Daemon::start(folder, &mut command, || {
-            output(client(folder).arg("version")).is_ok()
+            output(client(folder, "docker").arg("version")).is_ok()
         })
     }
 
@@ -77,13 +96,28 @@ impl Docker {
             Ok(())
         })?;
         std::fs::remove_file(&file)?;
-        self.daemon = Self::daemon(&self.folder)?;
+        self.daemon = Self::daemon(&self.folder, &self.parent)?;
         Ok(())
+    }
+
+    /// What it listens on.
+    pub fn socket(&self) -> String {
+        self.folder.text("socket")
+    }
+
+    /// A path in a folder that ends with it.
+    pub fn path(&self, part: &str) -> PathBuf {
+        self.folder.path(part)
+    }
+
+    /// The id of the cgroup that its containers are in.
+    pub fn parent(&self) -> &str {
+        &self.parent
     }
 
     /// What `--container.runtime` takes.
     pub fn flag(&self) -> String {
-        format!("docker=unix://{}", self.folder.text("socket"))
+        format!("docker=unix://{}", self.socket())
     }
 
     /// An agent that asks this daemon.
@@ -92,9 +126,25 @@ impl Docker {
         Agent::start(&[&["--container.runtime", &flag], arguments].concat())
     }
 
+    /// A program that asks this daemon.
+    pub fn client(&self, program: &str) -> Command {
+        client(&self.folder, program)
+    }
+
     /// A docker command that has to succeed.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        output(client(&self.folder).args(arguments))
+        output(self.client("docker").args(arguments))
+    }
+
+    /// What a container has said, on both of its outputs.
+    pub fn logs(&self, container: &str) -> Result<String> {
+        both(self.client("docker").args(["logs", container]))
+    }
+
+    /// Builds an image, with nothing but what is in a folder.
+    pub fn build(&self, tag: &str, folder: &str) -> Result<()> {
+        self.run(&["build", "--network", "none", "--tag", tag, folder])
+            .map(drop)
     }
 
     /// Starts a container in the background; arguments, then what it runs, of the test's image. Its id.
@@ -108,9 +158,11 @@ impl Docker {
     }
 }
 
-fn client(folder: &Folder) -> Command {
-    let mut command = Command::new("docker");
+fn client(folder: &Folder, program: &str) -> Command {
+    let mut command = Command::new(program);
+    // Debian's docker.io does not bring BuildKit's plugin.
     command
+        .env("DOCKER_BUILDKIT", "0")
         .env("DOCKER_HOST", format!("unix://{}", folder.text("socket")))
         .env("DOCKER_CONFIG", folder.text("client"));
     command
@@ -118,7 +170,7 @@ fn client(folder: &Folder) -> Command {
 
 /// A container's cgroup, which cgroupfs's driver names by its full id.
 pub fn path(id: &str) -> String {
-    format!("/docker/{id}")
+    format!("{PARENT}/{id}")
 }
 
 /// Sleeps until it is killed.

@@ -14,7 +14,7 @@ use crate::{
     Test,
     agent::{Agent, free_port, get},
     cgroup::Cgroup,
-    dockerd::Daemon,
+    docker::Docker,
     metrics::{Metrics, same},
     needs::Need,
     wire::{self, End, V4},
@@ -66,14 +66,14 @@ fn manual() -> Result<Vec<String>> {
 
 /// The manual's container on a port of the test's own.
 struct Contained<'a> {
-    daemon: &'a Daemon,
+    docker: &'a Docker,
     name: String,
     port: u16,
 }
 
 impl<'a> Contained<'a> {
     /// Starts it, less the capabilities in `without`.
-    fn start(daemon: &'a Daemon, name: &str, without: &[&str]) -> Result<Self> {
+    fn start(docker: &'a Docker, name: &str, without: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut words = manual()?;
         for capability in without {
@@ -96,23 +96,22 @@ impl<'a> Contained<'a> {
             .map(str::to_owned),
         );
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        daemon.docker(&words)?;
+        docker.run(&words)?;
         Ok(Self {
-            daemon,
+            docker,
             name: name.to_owned(),
             port,
         })
     }
 
     fn state(&self, field: &str) -> Result<String> {
-        let format = format!("{{{{.State.{field}}}}}");
-        self.daemon
-            .docker(&["inspect", "--format", &format, &self.name])
+        let field = format!("{{{{.State.{field}}}}}");
+        self.docker.inspect(&self.name, &field)
     }
 
     fn log(&self) -> String {
-        self.daemon
-            .docker(&["logs", &self.name])
+        self.docker
+            .logs(&self.name)
             .unwrap_or_else(|error| format!("{error:#}"))
     }
 
@@ -138,12 +137,11 @@ impl<'a> Contained<'a> {
 const IMAGE: &str = "cgmeter-image-test";
 
 /// A daemon that has built the image.
-fn daemon() -> Result<Daemon> {
+fn docker() -> Result<Docker> {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default()).join("cgmeter");
-    let daemon = Daemon::start()?;
-    let folder = folder.to_string_lossy();
-    daemon.docker(&["build", "--network", "none", "--tag", IMAGE, &folder])?;
-    Ok(daemon)
+    let docker = Docker::bare()?;
+    docker.build(IMAGE, &folder.to_string_lossy())?;
+    Ok(docker)
 }
 
 /// Counters and histograms of a cgroup, by series.
@@ -239,8 +237,8 @@ fn at_rest(workload: &Workload, contained: &Contained<'_>, agent: &Agent) -> Res
 }
 
 fn same_numbers() -> Result<()> {
-    let daemon = daemon()?;
-    let contained = Contained::start(&daemon, "cgmeter", &[])?;
+    let docker = docker()?;
+    let contained = Contained::start(&docker, "cgmeter", &[])?;
     contained.wait_ready()?;
     let agent = Agent::start(&[])?;
     let workload = Workload::run()?;
@@ -293,7 +291,7 @@ fn same_numbers() -> Result<()> {
     ensure!(sources(&inside) == sources(&outside), "{}", contained.log());
 
     healthy(&contained)?;
-    daemon.docker(&["stop", "--time", "20", "cgmeter"])?;
+    docker.run(&["stop", "--time", "20", "cgmeter"])?;
     let (code, log) = (contained.state("ExitCode")?, contained.log());
     ensure!(code == "0", "it ended with {code}: {log}");
     Ok(())
@@ -302,11 +300,9 @@ fn same_numbers() -> Result<()> {
 /// The image's health check says what it should, of an agent that is there and of one that isn't.
 fn healthy(contained: &Contained<'_>) -> Result<()> {
     let exec = ["exec", contained.name.as_str(), "/cgmeter", "healthcheck"];
-    contained.daemon.docker(&exec)?;
+    contained.docker.run(&exec)?;
     let elsewhere = ["--web.listen-address", "127.0.0.1:1"];
-    let wrong = contained
-        .daemon
-        .docker(&[&exec[..], &elsewhere[..]].concat());
+    let wrong = contained.docker.run(&[&exec[..], &elsewhere[..]].concat());
     ensure!(wrong.is_err(), "nobody listens there, yet it is healthy");
     let until = Instant::now() + Duration::from_secs(60);
     loop {
@@ -324,9 +320,9 @@ fn healthy(contained: &Contained<'_>) -> Result<()> {
 }
 
 fn capabilities() -> Result<()> {
-    let daemon = daemon()?;
+    let docker = docker()?;
     // Without SYS_ADMIN there is no agent, and it says what it lacks.
-    let powerless = Contained::start(&daemon, "powerless", &["SYS_ADMIN"])?;
+    let powerless = Contained::start(&docker, "powerless", &["SYS_ADMIN"])?;
     let until = Instant::now() + Duration::from_secs(30);
     while powerless.state("Running")? == "true" {
         ensure!(Instant::now() < until, "it runs: {}", powerless.log());
@@ -340,7 +336,7 @@ fn capabilities() -> Result<()> {
     );
 
     // Without SYS_PTRACE it may not look into the namespace of a process that may more than it.
-    let blind = Contained::start(&daemon, "blind", &["SYS_PTRACE"])?;
+    let blind = Contained::start(&docker, "blind", &["SYS_PTRACE"])?;
     blind.wait_ready()?;
     let workload = Workload::run()?;
     let metrics = Metrics::parse(&blind.scrape()?)?;

@@ -26,7 +26,6 @@ mod disk;
 mod disk_stats;
 mod docker;
 mod docker_ills;
-mod dockerd;
 mod drops;
 mod egress;
 mod errors;

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
     time::{Duration, Instant},
@@ -24,6 +24,18 @@ pub const IMAGE: &str = "busybox:local";
 
 /// Runs a program that has to succeed; what it says on its output.
 pub fn output(command: &mut Command) -> Result<String> {
+    let output = succeed(command)?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The same, and after it what it says on its other output, that of errors.
+pub fn both(command: &mut Command) -> Result<String> {
+    let output = succeed(command)?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+fn succeed(command: &mut Command) -> Result<Output> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -35,7 +47,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(output)
 }
 
 /// Tries again until it succeeds; after some time, the last failure is the result. How long it took
@@ -126,6 +138,12 @@ impl Folder {
     /// The same in text.
     pub fn text(&self, part: &str) -> String {
         self.path(part).display().to_string()
+    }
+
+    /// The id of a cgroup that daemons may put theirs in: all of it ends with the folder.
+    pub fn cgroup(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        format!("/{}", name.display())
     }
 
     /// A tar archive of the image's file system: busybox under the names that tests use.
@@ -231,6 +249,15 @@ impl Folder {
         }
     }
 
+    /// Removes the cgroups in one, the innermost first, and it.
+    fn remove_tree(&self, hierarchy: &Path, path: &Path) {
+        let entries = fs::read_dir(hierarchy.join(path)).into_iter().flatten();
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            self.remove_tree(hierarchy, &path.join(entry.file_name()));
+        }
+        self.remove_cgroup(hierarchy, path);
+    }
+
     /// Removes a cgroup, and its parents as far as nobody else is in them and they are new.
     pub fn remove_cgroup(&self, hierarchy: &Path, path: &Path) {
         let until = Instant::now() + Duration::from_secs(5);
@@ -256,6 +283,11 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.end_processes();
+        // Where the last container has ended by itself, nobody was in it any more.
+        let cgroup = self.cgroup();
+        for hierarchy in hierarchies() {
+            self.remove_tree(&hierarchy, Path::new(cgroup.trim_start_matches('/')));
+        }
         for mount in mounts_below(&self.path) {
             let _ = Command::new("umount").args(["--lazy", &mount]).status();
         }
@@ -330,6 +362,11 @@ impl Daemon {
     pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: our own child, not yet waited for.
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// Whether it runs, be it stopped.
+    pub fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Ends it without a word, as a crash would.
