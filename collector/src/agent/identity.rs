@@ -151,12 +151,12 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::SystemTime};
+    use std::time::SystemTime;
 
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::cgroup::{Container, Event, Filter, Found, Limits, Runtime, State};
+    use crate::cgroup::{Container, Event, Filter, Found, Runtime, State};
 
     const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 
@@ -171,25 +171,9 @@ mod tests {
 
     fn container(name: &str) -> Container {
         Container {
-            id: A.to_owned(),
-            runtime: Runtime::Docker,
             name: name.to_owned(),
-            image: String::new(),
-            image_id: String::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            pod: None,
             state: State::Running,
-            health: None,
-            exit_code: None,
-            exit_reason: String::new(),
-            restarts: None,
-            created: None,
-            started: None,
-            finished: None,
-            pid: None,
-            limits: Limits::default(),
-            writable: None,
+            ..Container::new(A, Runtime::Docker)
         }
     }
 

@@ -88,6 +88,33 @@ pub struct Container {
     pub writable: Option<Writable>,
 }
 
+impl Container {
+    /// One of which nothing else is known.
+    pub fn new(id: impl Into<String>, runtime: Runtime) -> Self {
+        Self {
+            id: id.into(),
+            runtime,
+            name: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            pod: None,
+            state: State::Unknown,
+            health: None,
+            exit_code: None,
+            exit_reason: String::new(),
+            restarts: None,
+            created: None,
+            started: None,
+            finished: None,
+            pid: None,
+            limits: Limits::default(),
+            writable: None,
+        }
+    }
+}
+
 /// Where a container belongs under Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {

@@ -112,7 +112,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::cgroup::{Limits, Pod, Runtime, State};
+    use crate::cgroup::{Pod, Runtime, State};
 
     pub fn container(labels: &[(&str, &str)]) -> Container {
         let map = |pairs: &[(&str, &str)]| {
@@ -122,25 +122,11 @@ mod tests {
                 .collect::<BTreeMap<_, _>>()
         };
         Container {
-            id: "0123456789abcdef".to_owned(),
-            runtime: Runtime::Docker,
             name: "shop".to_owned(),
             image: "shop:1".to_owned(),
-            image_id: String::new(),
             labels: map(labels),
-            annotations: BTreeMap::new(),
-            pod: None,
             state: State::Running,
-            health: None,
-            exit_code: None,
-            exit_reason: String::new(),
-            restarts: None,
-            created: None,
-            started: None,
-            finished: None,
-            pid: None,
-            limits: Limits::default(),
-            writable: None,
+            ..Container::new("0123456789abcdef", Runtime::Docker)
         }
     }
 

@@ -1,6 +1,6 @@
 //! The client against servers that misbehave.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::atomic::AtomicU32};
+use std::{path::PathBuf, sync::atomic::AtomicU32};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -248,25 +248,8 @@ async fn a_socket_that_is_not_there_is_down() {
 
 fn container(id: String) -> Container {
     Container {
-        id,
-        runtime: Runtime::Docker,
-        name: String::new(),
-        image: String::new(),
-        image_id: String::new(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        pod: None,
         state: State::Running,
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
-        restarts: None,
-        created: None,
-        started: None,
-        finished: None,
-        pid: None,
-        limits: crate::cgroup::Limits::default(),
-        writable: None,
+        ..Container::new(id, Runtime::Docker)
     }
 }
 

@@ -206,7 +206,6 @@ impl Source for Containers {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeMap,
         sync::Arc,
         time::{Duration, SystemTime},
     };
@@ -215,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cgroup::{Event, Filter, Found, Limits, Pod, Runtime, Writable},
+        cgroup::{Event, Filter, Found, Pod, Runtime, Writable},
         exposition::Format,
     };
 
@@ -243,13 +242,9 @@ mod tests {
 
     fn container() -> Container {
         Container {
-            id: A.to_owned(),
-            runtime: Runtime::Docker,
             name: "web".to_owned(),
             image: "nginx:1".to_owned(),
             image_id: "sha256:12".to_owned(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
             pod: Some(Pod {
                 namespace: "shop".to_owned(),
                 name: "web-0".to_owned(),
@@ -258,18 +253,12 @@ mod tests {
             }),
             state: State::Running,
             health: Some(Health::Healthy),
-            exit_code: None,
-            exit_reason: String::new(),
             restarts: Some(2),
-            created: None,
-            started: None,
-            finished: None,
-            pid: None,
-            limits: Limits::default(),
             writable: Some(Writable {
                 bytes: 4096,
                 inodes: None,
             }),
+            ..Container::new(A, Runtime::Docker)
         }
     }
 

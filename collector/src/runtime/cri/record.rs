@@ -140,11 +140,7 @@ pub(super) fn of_sandbox(runtime: Runtime, sandbox: &Sandbox) -> Container {
     let pod = pod(sandbox, "POD");
     let attempt = sandbox.metadata.as_ref().map_or(0, |it| it.attempt);
     Container {
-        id: sandbox.id.clone(),
-        runtime,
         name: name(runtime, &sandbox.id, &pod, attempt),
-        image: String::new(),
-        image_id: String::new(),
         labels: sorted(&sandbox.labels),
         annotations: sorted(&sandbox.annotations),
         pod: Some(pod),
@@ -153,16 +149,10 @@ pub(super) fn of_sandbox(runtime: Runtime, sandbox: &Sandbox) -> Container {
         } else {
             State::Exited
         },
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
         restarts: Some(u64::from(attempt)),
         created: time(sandbox.created_at),
         started: time(sandbox.created_at),
-        finished: None,
-        pid: None,
-        limits: Limits::default(),
-        writable: None,
+        ..Container::new(sandbox.id.as_str(), runtime)
     }
 }
 
@@ -191,8 +181,6 @@ pub(super) fn of_container(
     annotations.extend(sorted(&listed.annotations));
     let image = listed.image.clone().unwrap_or_default();
     Container {
-        id: listed.id.clone(),
-        runtime,
         name: name(runtime, &listed.id, &pod, metadata.attempt),
         image: if image.user_specified.is_empty() {
             image.image
@@ -204,16 +192,9 @@ pub(super) fn of_container(
         annotations,
         pod: Some(pod),
         state: state(listed.state),
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
         restarts: Some(u64::from(metadata.attempt)),
         created: time(listed.created_at),
-        started: None,
-        finished: None,
-        pid: None,
-        limits: Limits::default(),
-        writable: None,
+        ..Container::new(listed.id.as_str(), runtime)
     }
 }
 

@@ -287,25 +287,11 @@ fn bare(
     labels: BTreeMap<String, String>,
 ) -> Container {
     Container {
-        id,
-        runtime,
         name: name.trim_start_matches('/').to_owned(),
         image,
-        image_id: String::new(),
         pod: pod(&labels),
         labels,
-        annotations: BTreeMap::new(),
-        state: State::Unknown,
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
-        restarts: None,
-        created: None,
-        started: None,
-        finished: None,
-        pid: None,
-        limits: Limits::default(),
-        writable: None,
+        ..Container::new(id, runtime)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
 
 use super::*;
 use crate::{
-    cgroup::{AllowList, Event, Export, Filter, Found, Limits, ROOT, Rules, Runtime, State},
+    cgroup::{AllowList, Event, Export, Filter, Found, ROOT, Rules, Runtime, State},
     exposition::LabelSet,
 };
 
@@ -25,13 +25,9 @@ fn container(id: &str, name: &str, pod: Option<(&str, &str, &str)>) -> Arc<Conta
     let labels = [("com.docker.compose.project", "shop"), ("secret", "x")];
     let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
     Arc::new(Container {
-        id: id.to_owned(),
-        runtime: Runtime::Docker,
         name: name.to_owned(),
         image: "busybox:1".to_owned(),
-        image_id: String::new(),
         labels: BTreeMap::from(labels),
-        annotations: BTreeMap::new(),
         pod: pod.map(|(namespace, name, container)| Pod {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -39,16 +35,7 @@ fn container(id: &str, name: &str, pod: Option<(&str, &str, &str)>) -> Arc<Conta
             container: container.to_owned(),
         }),
         state: State::Running,
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
-        restarts: None,
-        created: None,
-        started: None,
-        finished: None,
-        pid: None,
-        limits: Limits::default(),
-        writable: None,
+        ..Container::new(id, Runtime::Docker)
     })
 }
 

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::cgroup::{Filter, Found, Limits, Pod, Runtime, State};
+use crate::cgroup::{Filter, Found, Pod, Runtime, State};
 
 pub const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 
@@ -48,11 +48,7 @@ pub fn container(labels: &[(&str, &str)], pod: Option<&str>) -> Arc<Container> {
         None => (labels, BTreeMap::new()),
     };
     Arc::new(Container {
-        id: ID.to_owned(),
-        runtime: Runtime::Docker,
         name: "shop".to_owned(),
-        image: String::new(),
-        image_id: String::new(),
         labels,
         annotations,
         pod: pod.map(|container| Pod {
@@ -62,16 +58,8 @@ pub fn container(labels: &[(&str, &str)], pod: Option<&str>) -> Arc<Container> {
             container: container.to_owned(),
         }),
         state: State::Running,
-        health: None,
-        exit_code: None,
-        exit_reason: String::new(),
-        restarts: None,
-        created: None,
-        started: None,
-        finished: None,
         pid: Some(77),
-        limits: Limits::default(),
-        writable: None,
+        ..Container::new(ID, Runtime::Docker)
     })
 }
 
