@@ -153,6 +153,11 @@ pub fn emulated() -> bool {
     std::env::var_os("CGMETER_EMULATED").is_some()
 }
 
+/// Whether this is a run of CI's.
+pub fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true" || value == "1")
+}
+
 fn missing_path(path: &str, what: &str) -> Option<String> {
     (!Path::new(path).exists()).then(|| format!("needs {what} ({path})"))
 }

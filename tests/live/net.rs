@@ -3,7 +3,7 @@
 
 use std::net::UdpSocket;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     Test,
@@ -244,6 +244,18 @@ fn segments() -> Result<()> {
 }
 
 fn one_by_one() -> Result<()> {
+    for _ in 0..5 {
+        if all_once()? {
+            return Ok(());
+        }
+        println!("segments were sent again; once more");
+    }
+    bail!("segments were sent again each time, so that the payload was never known")
+}
+
+/// Whether every segment was sent once: a busy machine makes the kernel send some again, and then it
+/// isn't known how much payload went over the wire.
+fn all_once() -> Result<bool> {
     let agent = Agent::start(&[])?;
     let mut ends = wire::pair()?;
     for end in &mut ends {
@@ -253,6 +265,9 @@ fn one_by_one() -> Result<()> {
     let [segments, requests] = connection(&mut ends, 300_000)?;
     same("packets, each a segment", requests, segments)?;
     check_connection(&agent, &ends)?;
+    if ends[0].book("snmp", "Tcp", "RetransSegs")? > 0.0 {
+        return Ok(false);
+    }
     // Each has its own header then, so that the payload is known: SYN and FIN have none, the
     // headers of the others are 20 and 20 and 12 for a time stamp.
     let metrics = agent.scrape()?;
@@ -261,7 +276,8 @@ fn one_by_one() -> Result<()> {
         "payload and headers, with 8 bytes more on the first",
         bytes,
         300_000.0 + 52.0 * packets + 8.0,
-    )
+    )?;
+    Ok(true)
 }
 
 fn echo() -> Result<()> {
