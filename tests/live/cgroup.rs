@@ -138,10 +138,7 @@ impl Cgroup {
             if pids.is_empty() {
                 return Ok(());
             }
-            for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
-                // SAFETY: a process that this test has put there.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
+            end(&pids);
             anyhow::ensure!(Instant::now() < deadline, "{pids:?} don't end");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -162,14 +159,22 @@ impl Cgroup {
     }
 }
 
+/// Ends the processes that a cgroup's list of them has. A process that is being reaped has lost its
+/// number and is listed as 0 (kernel/cgroup/cgroup.c, `__cgroup_procs_show`), which to kill(2) would
+/// be the tests and all that started them.
+pub fn end(pids: &str) {
+    let pids = pids
+        .lines()
+        .filter_map(|pid| pid.parse::<libc::pid_t>().ok());
+    for pid in pids.filter(|&pid| pid > 0) {
+        // SAFETY: a process that this test has put there.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        for pid in fs::read_to_string(self.procs()).unwrap_or_default().lines() {
-            if let Ok(pid) = pid.parse() {
-                // SAFETY: a process that this test has put there.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-        }
+        end(&fs::read_to_string(self.procs()).unwrap_or_default());
         let _ = self.remove();
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::cgroup::{Cgroup, Hierarchy, controller};
+use crate::cgroup::{self, Cgroup, Hierarchy, controller};
 
 /// The controller's directory of a cgroup; a twin is removed with its processes at the end.
 #[derive(Debug)]
@@ -99,12 +99,7 @@ impl Drop for Twin {
         if !self.v1 {
             return;
         }
-        for pid in self.read("cgroup.procs").unwrap_or_default().lines() {
-            if let Ok(pid) = pid.parse() {
-                // SAFETY: a process that this test has put there.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-        }
+        cgroup::end(&self.read("cgroup.procs").unwrap_or_default());
         for _ in 0..5000 {
             if fs::remove_dir(&self.directory).is_ok() || !self.directory.exists() {
                 return;
