@@ -15,8 +15,6 @@ mod fleet;
 mod host;
 mod model;
 mod network;
-#[cfg(test)]
-mod promql;
 mod words;
 
 use std::fs;

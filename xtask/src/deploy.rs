@@ -6,7 +6,6 @@
 //! firing and a recovering case; no runbook is of an alert that is gone.
 
 mod coverage;
-mod promql;
 mod rules;
 
 use std::{
@@ -18,6 +17,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+
+#[cfg(test)]
+pub use coverage::recorded_on_hosts;
 
 use crate::{
     setup::setup_tests,

@@ -15,6 +15,8 @@ mod demo;
 mod deploy;
 mod docs;
 mod image;
+mod promql;
+mod reference;
 mod run;
 mod setup;
 mod shell;

@@ -7,8 +7,13 @@ use std::{
 
 use serde_json::Value;
 
-use super::{all, dashboards, promql};
-use crate::shell::root;
+use super::{all, dashboards};
+use crate::{
+    deploy,
+    promql::{Names, names},
+    reference::rows,
+    shell::root,
+};
 
 /// Labels that Prometheus's configuration gives every series.
 const TARGET: [&str; 3] = ["cluster", "instance", "job"];
@@ -59,19 +64,16 @@ fn define(definitions: &mut Definitions, name: &str, kind: &str, labels: BTreeSe
 /// The agent's, from its reference page, which a check of its own keeps up to date.
 fn agents() -> Definitions {
     let mut definitions = Definitions::new();
-    for line in read("docs/metrics.md").lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let name = cells
-            .get(1)
-            .and_then(|name| name.strip_prefix('`')?.strip_suffix('`'));
-        let Some(name) = name else { continue };
+    for row in rows(&read("docs/metrics.md")) {
+        let name = row.name;
         let of_cgroup = name.starts_with("container_") && name != "container_scrape_error";
         let common = if of_cgroup { &CGROUP[..] } else { &[] };
-        let labels = cells[4]
+        let labels = row
+            .labels
             .split(',')
             .chain(TARGET)
             .chain(common.iter().copied());
-        define(&mut definitions, name, cells[2], set(labels));
+        define(&mut definitions, name, row.kind, set(labels));
     }
     assert!(
         definitions.len() > 100,
@@ -79,22 +81,6 @@ fn agents() -> Definitions {
         definitions.len()
     );
     definitions
-}
-
-/// Those of recording rules.
-fn recorded() -> BTreeSet<String> {
-    let Ok(folder) = fs::read_dir(root().join("deploy/prometheus/rules")) else {
-        return BTreeSet::new();
-    };
-    let files = folder.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
-    let records = |text: String| {
-        let record = |line: &str| {
-            let line = line.trim_start().trim_start_matches("- ");
-            Some(line.strip_prefix("record:")?.trim().to_owned())
-        };
-        text.lines().filter_map(record).collect::<Vec<_>>()
-    };
-    files.flat_map(records).collect()
 }
 
 /// Others', by `NAME{LABELS} KIND # who defines it`.
@@ -118,7 +104,7 @@ fn foreign() -> Vec<(String, String, BTreeSet<String>)> {
 
 fn definitions() -> Definitions {
     let mut definitions = agents();
-    for name in recorded() {
+    for name in deploy::recorded_on_hosts(&root()).unwrap() {
         definitions.insert(name, None);
     }
     for (name, kind, labels) in foreign() {
@@ -156,7 +142,7 @@ fn queries(dashboard: &Value) -> Vec<(String, String)> {
 fn undefined(dashboard: &Value, definitions: &Definitions) -> Vec<String> {
     let mut problems = Vec::new();
     for (place, query) in queries(dashboard) {
-        let (selectors, grouped) = promql::names(&query);
+        let Names { selectors, grouped } = names(&query);
         assert!(!selectors.is_empty(), "{place}: no metric in {query}");
         let mut known = BTreeSet::new();
         for selector in &selectors {
@@ -219,8 +205,7 @@ fn every_foreign_metric_is_asked_for_and_foreign() {
     let used: BTreeSet<String> = all()
         .iter()
         .flat_map(|dashboard| queries(&dashboard.json()))
-        .flat_map(|(_, query)| promql::names(&query).0)
-        .map(|selector| selector.metric)
+        .flat_map(|(_, query)| names(&query).into_metrics())
         .collect();
     for (name, ..) in foreign() {
         assert!(!agents.contains_key(&name), "{name} is the agent's own");

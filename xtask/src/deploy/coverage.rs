@@ -8,9 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::{
+    promql,
+    reference::{Row, rows},
+};
+
 use super::{
     files,
-    promql::metrics,
     rules::{Case, Rule, Rules, Test, Tests, read},
 };
 
@@ -58,16 +62,33 @@ pub fn check(root: &Path) -> Result<()> {
 
 /// The rules, those for stores included.
 fn rules(root: &Path) -> Result<Vec<Rule>> {
-    let folder = root.join("deploy/prometheus");
+    let mut rules = host_rules(root)?;
+    rules.extend(rules_in(
+        &root.join("deploy/prometheus/fleet"),
+        ".rules.yml",
+    )?);
+    Ok(rules)
+}
+
+/// Those for a host's or a shard's Prometheus.
+fn host_rules(root: &Path) -> Result<Vec<Rule>> {
+    rules_in(&root.join("deploy/prometheus/rules"), ".yml")
+}
+
+fn rules_in(folder: &Path, end: &str) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
-    for path in files(&folder.join("rules"), ".yml")?
-        .iter()
-        .chain(&files(&folder.join("fleet"), ".rules.yml")?)
-    {
-        let file: Rules = read(path)?;
+    for path in files(folder, end)? {
+        let file: Rules = read(&path)?;
         rules.extend(file.groups.into_iter().flat_map(|group| group.rules));
     }
     Ok(rules)
+}
+
+/// What [`host_rules`] record.
+#[cfg(test)]
+pub fn recorded_on_hosts(root: &Path) -> Result<BTreeSet<String>> {
+    let rules = host_rules(root)?;
+    Ok(recorded(&rules).into_iter().map(str::to_owned).collect())
 }
 
 /// Labels that Alertmanager goes by, `name=value`, in each combination that alerts have.
@@ -110,11 +131,8 @@ fn text(path: &Path) -> Result<String> {
 
 /// Names and types in the metric reference.
 fn reference_names(reference: &str) -> Result<BTreeMap<String, String>> {
-    let row = |line: &str| {
-        let (name, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
-        Some((name.to_owned(), rest.split(" |").next()?.to_owned()))
-    };
-    let found: BTreeMap<_, _> = reference.lines().filter_map(row).collect();
+    let own = |row: Row<'_>| (row.name.to_owned(), row.kind.to_owned());
+    let found: BTreeMap<_, _> = rows(reference).map(own).collect();
     ensure!(!found.is_empty(), "docs/metrics.md lists no metric");
     Ok(found)
 }
@@ -201,7 +219,7 @@ fn names(
     let mut used = BTreeSet::new();
     let mut faults = Vec::new();
     for (of, expression) in expressions {
-        for name in metrics(expression) {
+        for name in promql::names(expression).into_metrics() {
             let known = defined(&name, own)
                 || recorded.contains(name.as_str())
                 || foreign.contains(name.as_str());
