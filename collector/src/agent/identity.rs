@@ -156,18 +156,9 @@ mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::cgroup::{Container, Event, Filter, Found, Runtime, State};
+    use crate::cgroup::{Container, Event, Filter, Runtime, State, found};
 
     const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
-
-    fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found {
-            id,
-            parent,
-            name: name.into(),
-            path: Vec::new(),
-        }
-    }
 
     fn container(name: &str) -> Container {
         Container {

@@ -23,4 +23,6 @@ pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
 pub(crate) use tree::join;
 pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree};
+#[cfg(test)]
+pub(crate) use walk::found;
 pub use walk::{Found, walk};

@@ -19,6 +19,17 @@ pub struct Found {
     pub path: Vec<u8>,
 }
 
+/// One of a made-up hierarchy, whose paths come of parents and names.
+#[cfg(test)]
+pub(crate) fn found(id: u64, parent: u64, name: &str) -> Found {
+    Found {
+        id,
+        parent,
+        name: name.into(),
+        path: Vec::new(),
+    }
+}
+
 /// Every cgroup below `root`, parents before children. A cgroup that is removed meanwhile is left
 /// out.
 ///

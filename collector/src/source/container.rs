@@ -214,20 +214,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        cgroup::{Event, Filter, Found, Pod, Runtime, Writable},
+        cgroup::{Event, Filter, Pod, Runtime, Writable, found},
         exposition::Format,
     };
 
     const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
-
-    fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found {
-            id,
-            parent,
-            name: name.into(),
-            path: Vec::new(),
-        }
-    }
 
     fn tree() -> Tree {
         let found = [

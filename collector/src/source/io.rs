@@ -202,18 +202,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        cgroup::{Event, Filter, Found},
+        cgroup::{Event, Filter, found},
         exposition::Format,
     };
-
-    fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found {
-            id,
-            parent,
-            name: name.into(),
-            path: Vec::new(),
-        }
-    }
 
     fn labels(io: &Io, tree: &Tree) -> Vec<String> {
         let mut writer = Writer::new(Format::Text, BytesMut::new());

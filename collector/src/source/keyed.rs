@@ -321,16 +321,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::cgroup::{Event, Filter, Found};
-
-    fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found {
-            id,
-            parent,
-            name: name.into(),
-            path: Vec::new(),
-        }
-    }
+    use crate::cgroup::{Event, Filter, found};
 
     #[test]
     fn series_are_named_once_and_again_when_their_node_is_called_otherwise() {

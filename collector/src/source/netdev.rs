@@ -441,16 +441,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::cgroup::{Event, Filter, Found};
-
-    fn found(id: u64, parent: u64, name: &str) -> Found {
-        Found {
-            id,
-            parent,
-            name: name.into(),
-            path: Vec::new(),
-        }
-    }
+    use crate::cgroup::{Event, Filter, found};
 
     /// /pod with /pod/sandbox and /pod/app, and /other.
     fn tree() -> Tree {

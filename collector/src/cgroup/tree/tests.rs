@@ -1,14 +1,5 @@
 use super::*;
-use crate::cgroup::Filter;
-
-fn found(id: u64, parent: u64, name: &str) -> Found {
-    Found {
-        id,
-        parent,
-        name: name.into(),
-        path: Vec::new(),
-    }
-}
+use crate::cgroup::{Filter, found};
 
 fn tree() -> Tree {
     let found = [found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")];

@@ -5,21 +5,12 @@ use std::{
 
 use super::*;
 use crate::{
-    cgroup::{AllowList, Event, Export, Filter, Found, ROOT, Rules, Runtime, State},
+    cgroup::{AllowList, Event, Export, Filter, Found, ROOT, Rules, Runtime, State, found},
     exposition::LabelSet,
 };
 
 const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 const B: &str = "00aa11bb22cc33dd44ee55ff6600778899aabbccddeeff001122334455667788";
-
-fn found(id: u64, parent: u64, name: &str) -> Found {
-    Found {
-        id,
-        parent,
-        name: name.into(),
-        path: Vec::new(),
-    }
-}
 
 fn container(id: &str, name: &str, pod: Option<(&str, &str, &str)>) -> Arc<Container> {
     let labels = [("com.docker.compose.project", "shop"), ("secret", "x")];
