@@ -11,8 +11,8 @@ use crate::{
     agent::Agent,
     cri::Containerd,
     docker::{Docker, FOREVER},
-    formats::Prometheus,
     needs::Need,
+    queried::Queried,
     runtimes::output,
 };
 
@@ -268,7 +268,7 @@ fn queries() -> Result<()> {
     let back = containerd.networked_pod("back", "back-0")?;
     containerd.container(&back, "only", 0, FOREVER)?;
 
-    let prometheus = Prometheus::start(agent.port)?;
+    let prometheus = Queried::start(&[("cgmeter", agent.port)], &[])?;
     docker.container(&["--name=gone"], FOREVER)?;
     prometheus.query(r#"container_last_seen{name="gone"}"#)?;
     docker.run(&["kill", "gone"])?;

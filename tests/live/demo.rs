@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{Test, needs::Need};
+use crate::{Test, needs::Need, queried::json, runtimes::hierarchies};
 
 const NEEDS: &[Need] = &[
     Need::Agent,
@@ -115,11 +114,9 @@ impl Demo {
     /// Its cgroups, in every hierarchy.
     fn cgroups(&self) -> Vec<PathBuf> {
         let name = format!("cgmeter-demo-{}", self.child.id());
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        text.lines()
-            .filter(|line| line.contains(" - cgroup"))
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(|mount| Path::new(mount).join(&name))
+        hierarchies()
+            .iter()
+            .map(|mount| mount.join(&name))
             .filter(|path| path.exists())
             .collect()
     }
@@ -189,20 +186,10 @@ fn keep(reader: impl BufRead, said: &Mutex<String>) {
 
 /// Values of an instant query.
 fn query(port: u16, escaped: &str) -> Result<Vec<Value>> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    // By HTTP/1.0, so that the answer does not come in chunks.
-    write!(
-        stream,
-        "GET /api/v1/query?query={escaped} HTTP/1.0\r\nHost: x\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-    let value: Value = serde_json::from_str(body).with_context(|| answer.clone())?;
-    let result = value["data"]["result"].as_array();
+    let answer = json(port, &format!("/api/v1/query?query={escaped}"))?;
+    let result = answer["data"]["result"].as_array();
     Ok(result
-        .with_context(|| format!("no result: {body}"))?
+        .with_context(|| format!("no result: {answer}"))?
         .clone())
 }
 

@@ -2,22 +2,18 @@
 //! Python client.
 
 use std::{
-    fs,
     io::Write,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     Test,
-    agent::{Agent, free_port},
+    agent::Agent,
     cgroup::Cgroup,
     needs::{Need, PYTHON},
+    queried::Queried,
     worker::Worker,
 };
 
@@ -131,97 +127,13 @@ fn strange_names() -> Result<()> {
     Ok(())
 }
 
-/// A Prometheus of the test's own.
-pub struct Prometheus {
-    child: Child,
-    port: u16,
-    folder: PathBuf,
-}
-
-impl Prometheus {
-    /// Starts one that scrapes a port of this machine's every second.
-    pub fn start(target: u16) -> Result<Self> {
-        let port = free_port()?;
-        let folder = std::env::temp_dir().join(format!("cgmeter-test-prometheus-{port}"));
-        fs::create_dir_all(&folder)?;
-        let config = folder.join("prometheus.yml");
-        fs::write(
-            &config,
-            format!(
-                "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: cgmeter\n  \
-                 static_configs:\n  - targets: ['127.0.0.1:{target}']\n"
-            ),
-        )?;
-        let child = Command::new("prometheus")
-            .arg(format!("--config.file={}", config.display()))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                folder.join("data").display()
-            ))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(folder.join("log"))?)
-            .spawn()?;
-        Ok(Self {
-            child,
-            port,
-            folder,
-        })
-    }
-
-    /// The result of an instant query, once it has one.
-    pub fn query(&self, query: &str) -> Result<Vec<Value>> {
-        self.query_within(query, Duration::from_secs(40))
-    }
-
-    /// The result of an instant query, once it has one within some time.
-    pub fn query_within(&self, query: &str, patience: Duration) -> Result<Vec<Value>> {
-        let until = Instant::now() + patience;
-        let script = "import sys, urllib.request, urllib.parse; \
-                      print(urllib.request.urlopen(sys.argv[1] + '/api/v1/query?query=' + \
-                      urllib.parse.quote(sys.argv[2])).read().decode())";
-        loop {
-            let address = format!("http://127.0.0.1:{}", self.port);
-            let output = Command::new(PYTHON)
-                .args(["-c", script, &address, query])
-                .output()?;
-            let answer: Option<Value> = serde_json::from_slice(&output.stdout).ok();
-            let result = answer
-                .as_ref()
-                .and_then(|answer| answer["data"]["result"].as_array());
-            match result {
-                Some(result) if !result.is_empty() => return Ok(result.clone()),
-                _ if Instant::now() > until => {
-                    let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
-                    bail!("{query}: no result: {answer:?}\n{log}");
-                }
-                _ => sleep(Duration::from_millis(200)),
-            }
-        }
-    }
-
-    fn value(&self, query: &str) -> Result<f64> {
-        let result = self.query(query)?;
-        let text = result.first().and_then(|first| first["value"][1].as_str());
-        Ok(text.context("no value")?.parse()?)
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
 fn prometheus() -> Result<()> {
     let agent = Agent::start(&[])?;
     let cgroup = Cgroup::new()?;
     let mut worker = Worker::start(&cgroup)?;
     worker.order("forever")?;
     let strange = Cgroup::raw(format!("cgmeter-test-{}-\"a\\b\"", std::process::id()).as_bytes())?;
-    let prometheus = Prometheus::start(agent.port)?;
+    let prometheus = Queried::start(&[("cgmeter", agent.port)], &[])?;
     let id = &cgroup.id;
     let rate = prometheus.value(&format!(
         "rate(container_cpu_usage_seconds_total{{id=\"{id}\"}}[10s]) > 0.1"

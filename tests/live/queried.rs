@@ -62,10 +62,7 @@ impl Queried {
             folder,
         };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !started
-            .ask("/-/ready")
-            .is_ok_and(|(status, _)| status == 200)
-        {
+        while !ask(port, "/-/ready").is_ok_and(|(status, _)| status == 200) {
             if let Some(status) = started.child.try_wait()? {
                 bail!("Prometheus ended ({status}): {}", started.log());
             }
@@ -84,23 +81,9 @@ impl Queried {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// Status and body of an answer. By HTTP/1.0: it comes in one piece and ends with the connection.
-    fn ask(&self, path: &str) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .context("no end of the head")?;
-        let status = head.split(' ').nth(1).context("no status")?;
-        Ok((status.parse()?, body.to_owned()))
-    }
-
     /// `data` of an answer of the API; an error is Prometheus's own.
     fn data(&self, path: &str) -> Result<Value> {
-        let (status, body) = self.ask(path)?;
+        let (status, body) = ask(self.port, path)?;
         let mut answer: Value =
             serde_json::from_str(&body).with_context(|| format!("{status}: {body}"))?;
         ensure!(
@@ -111,10 +94,40 @@ impl Queried {
         Ok(answer["data"].take())
     }
 
+    fn result(&self, query: &str) -> Result<Vec<Value>> {
+        let mut data = self.data(&format!("/api/v1/query?query={}", encoded(query)))?;
+        Ok(serde_json::from_value(data["result"].take())?)
+    }
+
+    /// The result of an instant query, once it has one.
+    pub fn query(&self, query: &str) -> Result<Vec<Value>> {
+        self.query_within(query, Duration::from_secs(40))
+    }
+
+    /// The result of an instant query, once it has one within some time.
+    pub fn query_within(&self, query: &str, patience: Duration) -> Result<Vec<Value>> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.result(query) {
+                Ok(result) if !result.is_empty() => return Ok(result),
+                answer if Instant::now() > until => {
+                    bail!("{query}: no result: {answer:?}\n{}", self.log())
+                }
+                _ => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    /// The value of an instant query's first series, once it has one.
+    pub fn value(&self, query: &str) -> Result<f64> {
+        let result = self.query(query)?;
+        let text = result.first().and_then(|first| first["value"][1].as_str());
+        Ok(text.context("no value")?.parse()?)
+    }
+
     /// How many series with a number a query has now.
     pub fn at_once(&self, query: &str) -> Result<usize> {
-        let data = self.data(&format!("/api/v1/query?query={}", encoded(query)))?;
-        let series = data["result"].as_array().context("no result")?;
+        let series = self.result(query)?;
         Ok(series
             .iter()
             .filter(|series| is_number(&series["value"]))
@@ -153,6 +166,27 @@ impl Drop for Queried {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Status and body of the answer of whoever listens on a port of loopback. By HTTP/1.0: it comes in one
+/// piece and ends with the connection.
+pub fn ask(port: u16, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("no end of the head")?;
+    let status = head.split(' ').nth(1).context("no status")?;
+    Ok((status.parse()?, body.to_owned()))
+}
+
+/// The JSON that a path has there.
+pub fn json(port: u16, path: &str) -> Result<Value> {
+    let (_, body) = ask(port, path)?;
+    serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
 }
 
 /// Whether a point is more than NaN: a ratio or a quantile of nothing.

@@ -7,17 +7,14 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
-use crate::agent::free_port;
+use crate::{agent::free_port, queried::json};
 
 /// Seconds of the windows in which rates and events are looked for.
 pub const WINDOW: u64 = 8;
@@ -197,7 +194,7 @@ impl Stack {
                 other => format!("%{other:02X}"),
             })
             .collect();
-        let Ok(answer) = get(
+        let Ok(answer) = json(
             self.prometheus_port,
             &format!("/api/v1/query?query={quoted}"),
         ) else {
@@ -211,7 +208,7 @@ impl Stack {
 
     /// Alertmanager's state of the alerts that have such a label: active, suppressed.
     pub fn states(&self, label: &str, value: &str) -> Result<Vec<String>> {
-        let alerts = get(self.alertmanager_port, "/api/v2/alerts")?;
+        let alerts = json(self.alertmanager_port, "/api/v2/alerts")?;
         let alerts = alerts.as_array().context("no list of alerts")?;
         let states = alerts
             .iter()
@@ -242,25 +239,13 @@ impl Stack {
                 .collect();
             format!("{program}:\n{}\n", bad.join("\n"))
         };
-        let alerts = get(self.prometheus_port, "/api/v1/alerts").unwrap_or_default();
+        let alerts = json(self.prometheus_port, "/api/v1/alerts").unwrap_or_default();
         format!(
             "{}{}Prometheus's alerts: {alerts}",
             log("prometheus"),
             log("prometheus-alertmanager")
         )
     }
-}
-
-/// The JSON that a path has.
-fn get(port: u16, path: &str) -> Result<Value> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    // 1.0: an answer without chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-    serde_json::from_str(body).with_context(|| format!("{path}: {body}"))
 }
 
 impl Drop for Stack {
