@@ -15,6 +15,15 @@ const PARTS: [&str; 4] = [
     "## What was measured",
     "## What would change it",
 ];
+/// How paths begin that the map and the design name.
+const FOLDERS: [&str; 6] = [
+    "collector",
+    "xtask/",
+    "tests/",
+    "deploy/",
+    "docs/",
+    "examples/",
+];
 /// Folders without papers of the project's own.
 const LEFT_OUT: [&str; 4] = ["target", ".git", "node_modules", "bench-results"];
 
@@ -118,6 +127,23 @@ fn decision_faults(text: &str) -> Vec<String> {
     empty.map(|part| format!("{part} is empty")).collect()
 }
 
+/// Paths of the repository that a page names in backquotes and that are not there.
+fn missing_paths(root: &Path, text: &str) -> Vec<String> {
+    let text = prose(text).join("\n");
+    let code = text.split('`').skip(1).step_by(2);
+    let paths = code.filter(|code| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+        // Capitals stand for something: `tests/live/NAME.rs`.
+        let example = code.chars().any(|c| c.is_ascii_uppercase()) && !code.ends_with(".md");
+        let ours = FOLDERS.iter().any(|folder| code.starts_with(folder));
+        ours && code.chars().all(legal) && !example
+    });
+    paths
+        .filter(|path| !root.join(path).exists())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[test]
 fn the_map_is_short() {
     let words = read(&root().join("ARCHITECTURE.md"))
@@ -168,6 +194,20 @@ fn no_link_is_dead() {
 }
 
 #[test]
+fn the_map_names_what_is_there() {
+    let root = root();
+    let mut found = ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(|name| root.join(name))
+        .to_vec();
+    pages(&root.join("docs/design"), &mut found);
+    let missing = found.iter().flat_map(|page| {
+        let paths = missing_paths(&root, &read(page)).into_iter();
+        paths.map(|path| format!("{}: {path}", page.display()))
+    });
+    assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
 fn dead_links_and_missing_parts_are_found() {
     let page = root().join("README.md");
     let dead = |text: &str| dead_links(&page, text).len();
@@ -180,6 +220,13 @@ fn dead_links_and_missing_parts_are_found() {
     assert_eq!(
         anchors("# A `b`, c_d\n## Block I/O"),
         ["a-b-c_d", "block-io"]
+    );
+
+    let paths =
+        "`docs/limits.md` `collector-ebpf/src/no_such.rs` `tests/live/NAME.rs` `collector::x`";
+    assert_eq!(
+        missing_paths(&root(), paths),
+        ["collector-ebpf/src/no_such.rs"]
     );
 
     let whole = PARTS.map(|part| format!("{part}\n\ntext\n")).concat();
