@@ -194,10 +194,17 @@ impl Core {
         self.lost_events = lost;
         match walk(&self.hierarchies.unified.path) {
             Ok(found) => {
-                for id in self.tree.merge(&found, SystemTime::now()) {
+                let walked = self.tree.merge(&found, SystemTime::now());
+                for &id in &walked.removed {
                     self.departed.push((id, Instant::now()));
                     for source in &mut self.sources {
                         source.removed(id);
+                    }
+                }
+                for &node in &walked.remade {
+                    self.identities.ask(&self.tree, node, Instant::now());
+                    for source in &mut self.sources {
+                        source.revive(node);
                     }
                 }
                 self.identities.ask_all(&self.tree, Instant::now());

@@ -22,7 +22,7 @@ pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
 pub(crate) use tree::join;
-pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree};
+pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
 #[cfg(test)]
 pub(crate) use walk::found;
 pub use walk::{Found, walk};

@@ -39,6 +39,17 @@ pub enum Event {
     },
 }
 
+/// What a walk found to be different from the tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Ids of cgroups that are gone.
+    pub removed: Vec<u64>,
+    /// Nodes whose path has another cgroup now.
+    pub remade: Vec<NodeId>,
+    /// Nodes of paths that the tree did not have.
+    pub born: Vec<NodeId>,
+}
+
 /// One cgroup.
 #[derive(Debug)]
 pub struct Node {
@@ -84,6 +95,8 @@ pub struct Tree {
     order: Vec<NodeId>,
     export: Export,
     births: u64,
+    /// Ids of cgroups whose path has another cgroup now and whose removal nobody reported.
+    replaced: Vec<u64>,
     /// Whether what is exported may have to be chosen anew.
     unsettled: bool,
     /// Cgroups that are not exported because there are too many.
@@ -126,6 +139,7 @@ impl Tree {
             whole: found.first().is_some_and(|root| root.id == ROOT_CGROUP_ID),
             export: export.into(),
             births: 0,
+            replaced: Vec::new(),
             unsettled: true,
             folded: 0,
         };
@@ -136,24 +150,29 @@ impl Tree {
         tree
     }
 
-    /// Brings the tree in line with a walk: adds what is new, ends what is gone, and returns the ids
-    /// of the latter.
-    pub fn merge(&mut self, found: &[Found], now: SystemTime) -> Vec<u64> {
+    /// Brings the tree in line with a walk, and returns what that changed.
+    pub fn merge(&mut self, found: &[Found], now: SystemTime) -> Walked {
+        let mut walked = Walked::default();
         for cgroup in found.iter().skip(1) {
-            self.made(cgroup.id, cgroup.parent, &cgroup.name, None);
+            match self.made(cgroup.id, cgroup.parent, &cgroup.name, None) {
+                Some((number, true)) => walked.remade.push(number),
+                Some((number, false)) => walked.born.push(number),
+                None => {}
+            }
         }
         let alive: std::collections::HashSet<u64> = found.iter().map(|found| found.id).collect();
-        let gone: Vec<u64> = self
+        walked.removed = self
             .iter()
             .filter(|(number, node)| {
                 *number != OVERFLOW && node.died.is_none() && !alive.contains(&node.id)
             })
             .map(|(_, node)| node.id)
             .collect();
-        for &id in &gone {
+        for &id in &walked.removed {
             self.removed(id, now);
         }
-        gone
+        walked.removed.append(&mut self.replaced);
+        walked
     }
 
     /// Switches the export of a node on or off.
@@ -193,6 +212,9 @@ impl Tree {
         if let Some(&number) = self.by_path.get(&path) {
             // The same path again: its series go on where the predecessor's stopped.
             let node = self.nodes.get_mut(number)?.as_mut()?;
+            if node.died.is_none() {
+                self.replaced.push(node.id);
+            }
             node.id = id;
             node.died = None;
             node.created = at;

@@ -130,6 +130,48 @@ fn a_walk_repairs_what_lost_events_left() {
 }
 
 #[test]
+fn a_path_made_again_while_events_were_lost_is_reported_as_remade() {
+    let mut tree = tree();
+    let now = SystemTime::now();
+    let [a, b] = [2, 3].map(|id| tree.by_id(id).unwrap());
+    // `b` is gone and nothing was lost so far; then `/a` and `/a/b` come again with new ids.
+    tree.apply(&Event::Removed { id: 3, at: now });
+    let walked = tree.merge(
+        &[
+            found(1, 0, ""),
+            found(8, 1, "a"),
+            found(9, 8, "b"),
+            found(10, 9, "c"),
+        ],
+        now,
+    );
+    assert_eq!(walked.remade, [a, b]);
+    assert_eq!(walked.born, [tree.by_id(10).unwrap()]);
+    // The removal of 3 had been reported, that of 2 was lost.
+    assert_eq!(walked.removed, [2]);
+    assert_eq!((tree.living(8), tree.living(9)), (Some(a), Some(b)));
+    // A second walk finds nothing new.
+    let found = [
+        found(1, 0, ""),
+        found(8, 1, "a"),
+        found(9, 8, "b"),
+        found(10, 9, "c"),
+    ];
+    assert_eq!(tree.merge(&found, now), Walked::default());
+}
+
+#[test]
+fn a_removal_that_was_lost_before_the_path_came_again_is_found_by_the_walk() {
+    let mut tree = tree();
+    let again = tree.apply(&made(9, 2, "b"));
+    assert_eq!(again, Some((tree.by_id(9).unwrap(), true)));
+    let found = [found(1, 0, ""), found(2, 1, "a"), found(9, 2, "b")];
+    let walked = tree.merge(&found, SystemTime::now());
+    assert_eq!(walked.removed, [3]);
+    assert!(walked.remade.is_empty(), "the event had reported it");
+}
+
+#[test]
 fn cgroups_outside_the_root_are_nobody_s() {
     let mut tree = Tree::new(&[found(500, 0, "")], Filter::default());
     assert_eq!(tree.apply(&made(4, 3, "c")), None);
