@@ -269,7 +269,7 @@ impl Core {
             runs: self
                 .sources
                 .iter()
-                .filter_map(|source| source.runs())
+                .filter_map(|source| source.report().runs)
                 .collect(),
             program_runs: self.kernel.runs(),
             cgroups: self.tree.counts(),
@@ -285,7 +285,7 @@ impl Core {
 
     fn kernel_memory(&mut self) -> u64 {
         let of = |source: &mut Box<dyn Source>| {
-            source.kernel_memory() + source.memory().map_or(0, |cells| cells.bytes())
+            source.report().kernel_memory + source.cells().map_or(0, |cells| cells.bytes())
         };
         self.kernel.map_memory()
             + self.books.as_ref().map_or(0, Books::kernel_memory)

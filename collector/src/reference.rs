@@ -5,17 +5,16 @@ use std::fmt::Write as _;
 use crate::{
     cli::ReferenceFormat,
     exposition::{Family, Kind, Unit},
-    source::{FAMILIES, Lifecycle, SOURCES, Source},
+    source::{FAMILIES, LIFECYCLE_FAMILIES, Lifecycle, SOURCES, Source},
 };
 
 /// (source, families) of everything that the agent can serve.
 pub fn families() -> Vec<(&'static str, Vec<&'static Family>)> {
-    let lifecycle = Lifecycle::default();
     let mut all: Vec<_> = SOURCES
         .iter()
         .map(|source| (source.requirement.source, (source.families)()))
         .collect();
-    all.push((lifecycle.name(), lifecycle.families()));
+    all.push((Lifecycle::default().name(), LIFECYCLE_FAMILIES.to_vec()));
     all.push(("itself", FAMILIES.to_vec()));
     all
 }

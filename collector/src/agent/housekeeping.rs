@@ -17,7 +17,7 @@ use super::{Agent, Core, Disowned};
 use crate::{
     cgroup::{Event, walk},
     kernel::{cells::SlotMemory, events, load::monotonic_ns, slots},
-    source::{ForeignEvent, Source},
+    source::{Change, ForeignEvent, Source, notify},
 };
 
 /// How long a dead cgroup keeps its slot: the last of its tasks may still be on their way out.
@@ -82,9 +82,7 @@ impl Core {
         let pending = |id| slots.has(id) || departed.iter().any(|&(found, _)| found == id);
         self.tree
             .reap(SystemTime::now(), self.linger, pending, |from, into| {
-                for source in sources.iter_mut() {
-                    source.fold(from, into);
-                }
+                notify(sources.iter_mut(), &Change::Reaped { node: from, into });
                 // A slot of a node that is reaped counts for the node that takes it over.
                 for slot in self
                     .disowned
@@ -134,9 +132,8 @@ impl Core {
                     .as_mut()
                     .and_then(|books| books.foreign(&event, &self.tree));
                 if let Some((node, record)) = last {
-                    for source in &mut self.sources {
-                        source.last(node, &record);
-                    }
+                    let record = &record;
+                    notify(&mut self.sources, &Change::RemovedV1 { node, record });
                 }
             } else if made {
                 let made = Event::Made {
@@ -147,9 +144,7 @@ impl Core {
                 };
                 if let Some((node, again)) = self.tree.apply(&made) {
                     self.identities.ask(&self.tree, node, Instant::now());
-                    for source in self.sources.iter_mut().filter(|_| again) {
-                        source.revive(node);
-                    }
+                    notify(&mut self.sources, &Change::Made { node, again });
                 }
             } else {
                 let node = self.tree.apply(&Event::Removed { id: event.id, at });
@@ -157,14 +152,12 @@ impl Core {
                     .books
                     .as_ref()
                     .and_then(|books| books.take_last(event.id, 0));
-                if let (Some((node, _)), Some(record)) = (node, last) {
-                    for source in &mut self.sources {
-                        source.last(node, &record);
-                    }
-                }
-                for source in &mut self.sources {
-                    source.removed(event.id);
-                }
+                let removed = Change::Removed {
+                    id: event.id,
+                    node: node.map(|(node, _)| node),
+                    record: last.as_ref(),
+                };
+                notify(&mut self.sources, &removed);
                 self.departed.push((event.id, Instant::now()));
             }
         }
@@ -197,9 +190,13 @@ impl Core {
                 let walked = self.tree.merge(&found, SystemTime::now());
                 for &id in &walked.removed {
                     self.departed.push((id, Instant::now()));
-                    for source in &mut self.sources {
-                        source.removed(id);
-                    }
+                    let node = self.tree.by_id(id);
+                    let removed = Change::Removed {
+                        id,
+                        node,
+                        record: None,
+                    };
+                    notify(&mut self.sources, &removed);
                 }
                 for &node in &walked.remade {
                     self.identities.ask(&self.tree, node, Instant::now());
@@ -256,9 +253,8 @@ impl Core {
                 }
             }
             // A node may have been reaped already: the alias leads to where its numbers belong.
-            for source in &mut self.sources {
-                source.retire(&self.tree);
-            }
+            let tree = &self.tree;
+            notify(&mut self.sources, &Change::QuarantineOver { tree });
             for (id, _) in over {
                 self.tree.forget_alias(id);
             }
@@ -269,10 +265,8 @@ impl Core {
             .partition(|slot| due(&slot.since, GRACE));
         self.disowned = waiting;
         for Disowned { slot, node, .. } in over {
-            for source in &mut self.sources {
-                if let Some(node) = node {
-                    source.keep(slot, node);
-                }
+            if let Some(node) = node {
+                notify(&mut self.sources, &Change::SlotRecycled { slot, node });
             }
             self.slots.recycle(slot, &mut memories(&mut self.sources));
         }
@@ -338,6 +332,6 @@ impl Core {
 fn memories(sources: &mut [Box<dyn Source>]) -> Vec<&mut dyn SlotMemory> {
     sources
         .iter_mut()
-        .filter_map(|source| source.memory())
+        .filter_map(|source| source.cells())
         .collect()
 }

@@ -13,6 +13,7 @@ use super::Core;
 use crate::{
     cgroup::{NodeId, Tree},
     runtime::Directory,
+    source::{Change, notify},
 };
 
 /// How soon a container that no runtime has told of yet is asked for again.
@@ -126,9 +127,7 @@ impl Core {
     /// Takes in what the runtimes have told since.
     pub(super) fn identify(&mut self) {
         for number in self.identities.refresh(&mut self.tree, Instant::now()) {
-            for source in &mut self.sources {
-                source.relabel(number);
-            }
+            notify(&mut self.sources, &Change::Relabelled { node: number });
         }
     }
 

@@ -270,7 +270,7 @@ impl Core {
                 .availability
                 .iter_mut()
                 .find(|state| state.source == source.name());
-            if let (Some(note), Some(state)) = (source.note(), state) {
+            if let (Some(note), Some(state)) = (source.report().note, state) {
                 tracing::warn!(
                     source = source.name(),
                     note,
@@ -278,12 +278,6 @@ impl Core {
                 );
                 state.reason.get_or_insert_default().push_str(&note);
             }
-        }
-        let Some(lifetime) = self.sources.iter().find_map(|source| source.lifetime()) else {
-            return Ok(());
-        };
-        for source in &mut self.sources {
-            source.set_earlier(&self.tree, &lifetime);
         }
         self.snapshot = None;
         let (live, _) = self.tree.counts();

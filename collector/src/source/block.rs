@@ -8,33 +8,31 @@
 //! kernel charges; where that is not a cgroup of cgroup2 or stands for its descendants, to the one
 //! that submitted it, as far as it did so for itself.
 
-use std::ops::AddAssign;
-
 use collector_common::{
     block::{BlockOperation, BlockValue, DISCARD, FLUSH, OPERATIONS, READ, WRITE},
     histogram::BUCKETS,
 };
 
 use super::{
-    HistogramReader, Metric, Reader, Registration, Samples,
-    devices::Devices,
-    keyed::{KeyedCounters, Sums},
+    HistogramReader, Metric, Reader, Registration, Samples, devices::Devices, keyed::KeyedCounters,
+    values::sums,
 };
 use crate::{
     exposition::{Family, Histogram, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-/// Numbers of one kind of requests.
-#[derive(Clone, Copy, Debug, Default)]
-struct Operation {
-    bytes: u64,
-    untimed: u64,
-    errors: u64,
-    latency_ns: u64,
-    device_ns: u64,
-    latency: [u64; BUCKETS],
-    device: [u64; BUCKETS],
+sums! {
+    /// Numbers of one kind of requests.
+    struct Operation: BlockOperation {
+        bytes: u64,
+        untimed: u64,
+        errors: u64,
+        latency_ns: u64,
+        device_ns: u64,
+        latency: [u64; BUCKETS],
+        device: [u64; BUCKETS],
+    }
 }
 
 impl Operation {
@@ -48,81 +46,46 @@ impl Operation {
     }
 }
 
-/// A cgroup's numbers of one disk.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals([Operation; OPERATIONS]);
-
-macro_rules! add {
-    ($from:ty) => {
-        impl AddAssign<&$from> for Operation {
-            fn add_assign(&mut self, other: &$from) {
-                self.bytes += other.bytes;
-                self.untimed += other.untimed;
-                self.errors += other.errors;
-                self.latency_ns += other.latency_ns;
-                self.device_ns += other.device_ns;
-                for (sum, count) in self.latency.iter_mut().zip(&other.latency) {
-                    *sum += count;
-                }
-                for (sum, count) in self.device.iter_mut().zip(&other.device) {
-                    *sum += count;
-                }
-            }
-        }
-    };
-}
-add!(BlockOperation);
-add!(Operation);
-
-impl AddAssign<&BlockValue> for Totals {
-    fn add_assign(&mut self, value: &BlockValue) {
-        for (sum, operation) in self.0.iter_mut().zip(&value.operations) {
-            *sum += operation;
-        }
+sums! {
+    /// A cgroup's numbers of one disk.
+    pub struct Requests: BlockValue {
+        operations: [Operation; OPERATIONS],
     }
 }
-
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        for (sum, operation) in self.0.iter_mut().zip(&other.0) {
-            *sum += operation;
-        }
-    }
-}
-
-impl Sums<BlockValue> for Totals {}
 
 // How families read the numbers of one kind of requests.
 
-fn bytes<const OF: usize>(totals: &Totals) -> Option<Value> {
-    Some(Value::Count(totals.0[OF].bytes))
+fn bytes<const OF: usize>(totals: &Requests) -> Option<Value> {
+    Some(Value::Count(totals.operations[OF].bytes))
 }
 
-fn count<const OF: usize>(totals: &Totals) -> Option<Value> {
-    Some(Value::Count(totals.0[OF].count()))
+fn count<const OF: usize>(totals: &Requests) -> Option<Value> {
+    Some(Value::Count(totals.operations[OF].count()))
 }
 
-fn sectors<const OF: usize>(totals: &Totals) -> Option<Value> {
+fn sectors<const OF: usize>(totals: &Requests) -> Option<Value> {
     // The kernel's sector, whatever the disk's is (SECTOR_SHIFT).
-    Some(Value::Count(totals.0[OF].bytes >> 9))
+    Some(Value::Count(totals.operations[OF].bytes >> 9))
 }
 
 /// None where there were requests and none has told how long it took.
-fn seconds<const OF: usize>(totals: &Totals) -> Option<Value> {
-    let operation = &totals.0[OF];
+fn seconds<const OF: usize>(totals: &Requests) -> Option<Value> {
+    let operation = &totals.operations[OF];
     let known = operation.untimed == 0 || operation.timed() > 0;
     known.then_some(Value::Nanos(operation.latency_ns))
 }
 
 /// None before the first request of the kind.
-fn errors<const OF: usize>(totals: &Totals) -> Option<Value> {
-    let operation = &totals.0[OF];
+fn errors<const OF: usize>(totals: &Requests) -> Option<Value> {
+    let operation = &totals.operations[OF];
     let any = operation.errors > 0 || operation.count() > 0;
     any.then_some(Value::Count(operation.errors))
 }
 
-fn all_bytes(totals: &Totals) -> Option<Value> {
-    Some(Value::Count(totals.0.iter().map(|of| of.bytes).sum()))
+fn all_bytes(totals: &Requests) -> Option<Value> {
+    Some(Value::Count(
+        totals.operations.iter().map(|of| of.bytes).sum(),
+    ))
 }
 
 fn histogram(buckets: &[u64; BUCKETS], ns: u64) -> Option<Histogram<'_>> {
@@ -132,12 +95,18 @@ fn histogram(buckets: &[u64; BUCKETS], ns: u64) -> Option<Histogram<'_>> {
     })
 }
 
-fn latency<const OF: usize>(totals: &Totals) -> Option<Histogram<'_>> {
-    histogram(&totals.0[OF].latency, totals.0[OF].latency_ns)
+fn latency<const OF: usize>(totals: &Requests) -> Option<Histogram<'_>> {
+    histogram(
+        &totals.operations[OF].latency,
+        totals.operations[OF].latency_ns,
+    )
 }
 
-fn device<const OF: usize>(totals: &Totals) -> Option<Histogram<'_>> {
-    histogram(&totals.0[OF].device, totals.0[OF].device_ns)
+fn device<const OF: usize>(totals: &Requests) -> Option<Histogram<'_>> {
+    histogram(
+        &totals.operations[OF].device,
+        totals.operations[OF].device_ns,
+    )
 }
 
 const COMPLETED: &str = "block_rq_complete: request.cmd_flags, nr_bytes";
@@ -158,8 +127,8 @@ const fn counter(name: &'static str, help: &'static str, unit: Unit) -> Family {
 
 const fn by_device(
     family: Family,
-    read: &'static [(super::Extra, Reader<Totals>)],
-) -> Metric<Totals> {
+    read: &'static [(super::Extra, Reader<Requests>)],
+) -> Metric<Requests> {
     Metric {
         family,
         samples: Samples::Scalars(read),
@@ -170,8 +139,8 @@ const fn by_operation(
     name: &'static str,
     help: &'static str,
     origin: &'static str,
-    read: &'static [(super::Extra, HistogramReader<Totals>)],
-) -> Metric<Totals> {
+    read: &'static [(super::Extra, HistogramReader<Requests>)],
+) -> Metric<Requests> {
     Metric {
         family: Family {
             name,
@@ -187,7 +156,7 @@ const fn by_operation(
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[
+pub const METRICS: &[Metric<Requests>] = &[
     by_device(
         counter(
             "container_fs_reads_bytes_total",
@@ -371,14 +340,14 @@ mod tests {
 
     #[test]
     fn seconds_are_not_told_where_nobody_measured() {
-        let mut totals = Totals::default();
+        let mut totals = Requests::default();
         let zero = Some(Value::Nanos(0));
         assert_eq!(seconds::<READ>(&totals), zero);
-        totals.0[READ].untimed = 3;
+        totals.operations[READ].untimed = 3;
         assert_eq!(seconds::<READ>(&totals), None);
         assert_eq!(count::<READ>(&totals), Some(Value::Count(3)));
-        totals.0[READ].latency[2] = 1;
-        totals.0[READ].latency_ns = 7;
+        totals.operations[READ].latency[2] = 1;
+        totals.operations[READ].latency_ns = 7;
         assert_eq!(seconds::<READ>(&totals), Some(Value::Nanos(7)));
         assert_eq!(count::<READ>(&totals), Some(Value::Count(4)));
     }

@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 
-use super::{Registration, Snapshot, Source};
+use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{Container, Health, Kind as What, Node, State, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -156,9 +156,11 @@ impl Source for Containers {
         "containers"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         Ok(())

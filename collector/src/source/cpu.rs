@@ -1,52 +1,72 @@
-//! User and system time, CFS bandwidth and the cpu controller's settings, from the kernel's books.
+//! User and system time, CFS bandwidth and the cpu controller's settings, as the kernel has them.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: cpu.stat, cpu.max, cpu.cfs_* (tests).
 
 use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_CPU, UNIFIED};
 
-use super::{Metric, Part, Registration, Samples, Snapshot, Source, at, encode};
+use super::{
+    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    values::{Column, Continued, PerNode, sums},
+};
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
+    cgroup::{ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
     kernel::programs::Requirement,
 };
 
 /// A node's numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers {
-    /// What predecessors of the same path had, and the cgroup itself.
-    time: CpuTime,
-    earlier: CpuTime,
-    bandwidth: Option<Bandwidth>,
+#[derive(Clone, Debug, Default)]
+pub struct CpuNumbers {
+    time: Continued<CpuTime>,
+    bandwidth: Continued<Bandwidth>,
+    /// Only where one is set.
+    quota: Option<Quota>,
     shares: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct CpuTime {
-    usage_ns: u64,
-    user_ns: u64,
-    system_ns: u64,
-    known: bool,
+sums! {
+    struct CpuTime {
+        user_ns: u64,
+        system_ns: u64,
+    }
+}
+
+sums! {
+    struct Bandwidth {
+        periods: u64,
+        throttled_periods: u64,
+        throttled_ns: u64,
+        burst_periods: u64,
+        burst_ns: u64,
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Bandwidth {
+struct Quota {
     quota_ns: u64,
     period_ns: u64,
-    periods: u64,
-    throttled_periods: u64,
-    throttled_ns: u64,
-    burst_periods: u64,
-    burst_ns: u64,
+}
+
+impl CpuNumbers {
+    fn time(&self, read: fn(&CpuTime) -> u64) -> Option<Value> {
+        let known = self.time.is_known();
+        known.then(|| Value::Nanos(read(&self.time.total())))
+    }
+
+    /// A counter of the quota's enforcement: where a quota is set, or was set for an earlier cgroup
+    /// of the same path.
+    fn bandwidth(&self, read: fn(&Bandwidth) -> Value) -> Option<Value> {
+        let earlier = self.bandwidth.earlier();
+        let limited = self.quota.is_some() || earlier.is_some_and(|earlier| earlier.periods > 0);
+        limited.then(|| read(&self.bandwidth.total()))
+    }
 }
 
 impl CpuTime {
     /// Scales tick-sampled user and system time to the exact sum, as cpu.stat does
     /// (kernel/sched/cputime.c, `cputime_adjust`): both only rise.
     fn adjust(&mut self, user_ns: u64, system_ns: u64, usage_ns: u64) {
-        self.known = true;
-        self.usage_ns = usage_ns;
         if self.user_ns + self.system_ns >= usage_ns {
             return;
         }
@@ -77,13 +97,22 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
     }
 }
 
-macro_rules! limit_metric {
-    ($name:literal, $help:literal, $kind:ident, $unit:ident, $read:expr) => {
+macro_rules! bandwidth {
+    ($name:literal, $help:literal, $unit:ident, $read:expr) => {
         Metric {
-            family: family($name, $help, Kind::$kind, Unit::$unit),
-            samples: Samples::Scalars(&[(&[], |v: &Numbers| {
-                let read: fn(&Bandwidth) -> Value = $read;
-                v.bandwidth.as_ref().map(read)
+            family: family($name, $help, Kind::Counter, Unit::$unit),
+            samples: Samples::Scalars(&[(&[], |v: &CpuNumbers| v.bandwidth($read))]),
+        }
+    };
+}
+
+macro_rules! quota {
+    ($name:literal, $help:literal, $read:expr) => {
+        Metric {
+            family: family($name, $help, Kind::Gauge, Unit::None),
+            samples: Samples::Scalars(&[(&[], |v: &CpuNumbers| {
+                let read: fn(&Quota) -> u64 = $read;
+                v.quota.as_ref().map(read).map(micros)
             })]),
         }
     };
@@ -95,7 +124,7 @@ fn micros(ns: u64) -> Value {
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Numbers>] = &[
+pub const METRICS: &[Metric<CpuNumbers>] = &[
     Metric {
         family: Family {
             origin: "pass: cgroup.bstat.cputime",
@@ -107,11 +136,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::Seconds,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| {
-            v.time
-                .known
-                .then(|| Value::Nanos(v.earlier.user_ns + v.time.user_ns))
-        })]),
+        samples: Samples::Scalars(&[(&[], |v| v.time(|time| time.user_ns))]),
     },
     Metric {
         family: Family {
@@ -124,60 +149,47 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::Seconds,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| {
-            v.time
-                .known
-                .then(|| Value::Nanos(v.earlier.system_ns + v.time.system_ns))
-        })]),
+        samples: Samples::Scalars(&[(&[], |v| v.time(|time| time.system_ns))]),
     },
-    limit_metric!(
+    bandwidth!(
         "container_cpu_cfs_periods_total",
         "Enforcement periods that have passed; only where a quota is set.",
-        Counter,
         None,
         |b| Value::Count(b.periods)
     ),
-    limit_metric!(
+    bandwidth!(
         "container_cpu_cfs_throttled_periods_total",
         "Enforcement periods in which the cgroup was throttled.",
-        Counter,
         None,
         |b| Value::Count(b.throttled_periods)
     ),
-    limit_metric!(
+    bandwidth!(
         "container_cpu_cfs_throttled_seconds_total",
         "Time for which the cgroup's run queues were throttled, summed over CPUs.",
-        Counter,
         Seconds,
         |b| Value::Nanos(b.throttled_ns)
     ),
-    limit_metric!(
+    bandwidth!(
         "container_cpu_cfs_burst_periods_total",
         "Enforcement periods in which the cgroup used saved-up quota.",
-        Counter,
         None,
         |b| Value::Count(b.burst_periods)
     ),
-    limit_metric!(
+    bandwidth!(
         "container_cpu_cfs_burst_seconds_total",
         "CPU time used beyond the quota from what was saved up.",
-        Counter,
         Seconds,
         |b| Value::Nanos(b.burst_ns)
     ),
-    limit_metric!(
+    quota!(
         "container_spec_cpu_quota",
         "CPU quota a period, in microseconds; only where one is set.",
-        Gauge,
-        None,
-        |b| micros(b.quota_ns)
+        |q| q.quota_ns
     ),
-    limit_metric!(
+    quota!(
         "container_spec_cpu_period",
         "Length of an enforcement period, in microseconds; only where a quota is set.",
-        Gauge,
-        None,
-        |b| micros(b.period_ns)
+        |q| q.period_ns
     ),
     Metric {
         family: Family {
@@ -207,21 +219,31 @@ pub const SOURCE: Registration = Registration {
 
 #[derive(Debug, Default)]
 struct Cpu {
-    numbers: Vec<Numbers>,
+    numbers: Column<CpuNumbers>,
 }
 
-fn take(numbers: &mut Numbers, record: &CgroupRecord) {
-    if numbers.time.user_ns == 0 && numbers.time.system_ns == 0 {
+fn take_time(numbers: &mut CpuNumbers, record: &CgroupRecord) {
+    let Some(time) = numbers.time.reading_of(record.id) else {
+        return;
+    };
+    if time.user_ns == 0 && time.system_ns == 0 {
         // Never below what cpu.stat has shown.
-        numbers.time.user_ns = record.prev_utime_ns;
-        numbers.time.system_ns = record.prev_stime_ns;
+        time.user_ns = record.prev_utime_ns;
+        time.system_ns = record.prev_stime_ns;
     }
-    numbers
-        .time
-        .adjust(record.utime_ns, record.stime_ns, record.usage_ns);
+    time.adjust(record.utime_ns, record.stime_ns, record.usage_ns);
 }
 
-fn take_controller(numbers: &mut Numbers, record: &CgroupRecord) {
+fn take_controller(numbers: &mut CpuNumbers, record: &CgroupRecord) {
+    if let Some(bandwidth) = numbers.bandwidth.reading_of(record.id) {
+        *bandwidth = Bandwidth {
+            periods: u64::from(record.periods),
+            throttled_periods: u64::from(record.throttled_periods),
+            throttled_ns: record.throttled_ns,
+            burst_periods: u64::from(record.burst_periods),
+            burst_ns: record.burst_ns,
+        };
+    }
     let v1 = record.flags & UNIFIED == 0;
     // shares are kept at the resolution of load, 10 bits finer (include/linux/sched.h,
     // SCHED_FIXEDPOINT_SHIFT; kernel/sched/sched.h, scale_load).
@@ -233,14 +255,9 @@ fn take_controller(numbers: &mut Numbers, record: &CgroupRecord) {
         let weight = (shares * 100).div_ceil(1024).max(1);
         2 + (weight - 1) * 262_142 / 9_999
     });
-    numbers.bandwidth = (record.quota_ns != u64::MAX).then(|| Bandwidth {
+    numbers.quota = (record.quota_ns != u64::MAX).then_some(Quota {
         quota_ns: record.quota_ns,
         period_ns: record.period_ns,
-        periods: u64::from(record.periods),
-        throttled_periods: u64::from(record.throttled_periods),
-        throttled_ns: record.throttled_ns,
-        burst_periods: u64::from(record.burst_periods),
-        burst_ns: record.burst_ns,
     });
 }
 
@@ -249,63 +266,47 @@ impl Source for Cpu {
         "cpu"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        METRICS.iter().map(|metric| &metric.family).collect()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.numbers]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.numbers
-            .resize(tree.capacity().max(self.numbers.len()), Numbers::default());
-        for (number, _) in tree.iter() {
-            let numbers = &mut self.numbers[number];
+        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let mut column = self.numbers.places(tree.capacity());
+        for (number, node) in tree.iter() {
+            let numbers = &mut column[number];
             if number == ROOT {
-                let times = books.root_times();
-                numbers.time = CpuTime {
-                    usage_ns: times.usage_ns,
-                    user_ns: times.user_ns,
-                    system_ns: times.system_ns,
-                    known: true,
-                };
-            } else if let Some(record) = books.part(number, Part::Time) {
-                take(numbers, &record);
+                let times = statistics.root_times();
+                if let Some(time) = numbers.time.reading_of(node.id) {
+                    time.user_ns = times.user_ns;
+                    time.system_ns = times.system_ns;
+                }
+            } else if let Some(record) = statistics.part(number, Part::Time) {
+                take_time(numbers, &record);
             }
-            if let Some(record) = books.part(number, Part::Cpu) {
+            if let Some(record) = statistics.part(number, Part::Cpu) {
                 take_controller(numbers, &record);
             }
         }
         Ok(())
     }
 
-    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        let numbers = at(&mut self.numbers, node);
+    fn change(&mut self, change: &Change<'_>) {
+        if let Change::Made { node, again: true } = *change {
+            // Settings are the new cgroup's own.
+            let numbers = self.numbers.at(node);
+            (numbers.quota, numbers.shares) = (None, None);
+        }
+        let Some((node, record)) = change.final_record() else {
+            return;
+        };
+        let numbers = self.numbers.at(node);
         if record.flags & UNIFIED != 0 {
-            take(numbers, record);
+            take_time(numbers, record);
         }
         if record.flags & HAS_CPU != 0 {
             take_controller(numbers, record);
         }
-    }
-
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        // The kernel's own values of the parent contain the child's.
-        if let Some(numbers) = self.numbers.get_mut(from) {
-            *numbers = Numbers::default();
-        }
-    }
-
-    fn revive(&mut self, node: NodeId) {
-        if let Some(numbers) = self.numbers.get_mut(node) {
-            numbers.earlier.user_ns += numbers.time.user_ns;
-            numbers.earlier.system_ns += numbers.time.system_ns;
-            numbers.time = CpuTime::default();
-            numbers.bandwidth = None;
-        }
-    }
-
-    fn lifetime(&self) -> Option<Vec<Option<u64>>> {
-        let usage = |numbers: &Numbers| numbers.time.known.then_some(numbers.time.usage_ns);
-        Some(self.numbers.iter().map(usage).collect())
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
@@ -317,6 +318,31 @@ impl Source for Cpu {
 mod tests {
     use super::*;
     use crate::kernel::keyed::KeyedValue;
+
+    fn periods(numbers: &CpuNumbers) -> Option<Value> {
+        numbers.bandwidth(|bandwidth| Value::Count(bandwidth.periods))
+    }
+
+    #[test]
+    fn throttling_goes_on_when_a_path_is_made_again() {
+        let mut numbers = CpuNumbers::default();
+        assert_eq!(periods(&numbers), None);
+        let mut record = CgroupRecord {
+            id: 7,
+            quota_ns: 1,
+            periods: 20,
+            ..CgroupRecord::ZERO
+        };
+        take_controller(&mut numbers, &record);
+        assert_eq!(periods(&numbers), Some(Value::Count(20)));
+        // The successor has no quota yet, then it has one.
+        (record.id, record.quota_ns, record.periods) = (9, u64::MAX, 0);
+        take_controller(&mut numbers, &record);
+        assert_eq!(periods(&numbers), Some(Value::Count(20)));
+        (record.quota_ns, record.periods) = (1, 3);
+        take_controller(&mut numbers, &record);
+        assert_eq!(periods(&numbers), Some(Value::Count(23)));
+    }
 
     #[test]
     fn user_and_system_add_up_to_usage_and_never_fall() {
@@ -339,7 +365,7 @@ mod tests {
 
     #[test]
     fn default_weight_and_shares() {
-        let mut numbers = Numbers::default();
+        let mut numbers = CpuNumbers::default();
         let mut record = CgroupRecord {
             shares: 1024 << 10,
             quota_ns: u64::MAX,
@@ -351,6 +377,6 @@ mod tests {
         take_controller(&mut numbers, &record);
         // What cAdvisor makes of cpu.weight 100.
         assert_eq!(numbers.shares, Some(2597));
-        assert!(numbers.bandwidth.is_none());
+        assert!(numbers.quota.is_none());
     }
 }

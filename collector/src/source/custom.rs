@@ -20,7 +20,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{FAMILIES as OWN, Lifecycle, Registration, SOURCES, Snapshot, Source};
+use super::{
+    Change, FAMILIES as OWN, LIFECYCLE_FAMILIES, Registration, SOURCES, Snapshot, Source,
+    values::PerNode,
+};
 use crate::{
     cgroup::{Node, NodeId, ROOT, Tree, printable},
     custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
@@ -140,12 +143,10 @@ struct Custom {
 /// Names of samples that are the agent's own; those that it has registered elsewhere begin with
 /// `cgmeter_` or `process_`.
 fn own_names() -> BTreeSet<String> {
-    let lifecycle = Lifecycle::default();
     let families = SOURCES
         .iter()
         .flat_map(|source| (source.families)())
-        .chain(lifecycle.families())
-        .chain(OWN.iter().copied());
+        .chain(LIFECYCLE_FAMILIES.iter().chain(OWN).copied());
     let mut names = BTreeSet::new();
     for family in families {
         let suffixes: &[&str] = match family.kind {
@@ -295,9 +296,12 @@ impl Source for Custom {
         "custom"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        // What was found of a node, or read for it, has the cgroup's id beside it.
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
         let changed = self.targets.follow(snapshot.tree)?;

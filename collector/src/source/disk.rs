@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Registration, Snapshot, Source};
+use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -112,9 +112,11 @@ impl Source for Disk {
         "disk"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         let path = "/proc/diskstats";

@@ -3,41 +3,25 @@
 //! Programs: `kfree_skb`, `udp_fail_queue_rcv_skb` (collector-ebpf/src/drops.rs). Oracle:
 //! /proc/net/snmp, known numbers of packets (tests).
 
-use std::{collections::HashMap, ops::AddAssign};
+use std::collections::HashMap;
 
 use collector_common::drops::Drops;
 
-use super::{
-    Metric, Registration, Samples,
-    keyed::{KeyedCounters, Sums},
-};
+use super::{Metric, Registration, Samples, keyed::KeyedCounters, values::sums};
 use crate::{
     exposition::{Family, Kind, Unit, Value},
     kernel::{fields, programs::Requirement},
 };
 
-/// Packets of one cgroup and reason.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    packets: u64,
-}
-
-impl AddAssign<&Drops> for Totals {
-    fn add_assign(&mut self, drops: &Drops) {
-        self.packets += drops.packets;
+sums! {
+    /// Packets of one cgroup and reason.
+    pub struct Dropped: Drops {
+        packets: u64,
     }
 }
-
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        self.packets += other.packets;
-    }
-}
-
-impl Sums<Drops> for Totals {}
 
 /// The source's family.
-pub const METRICS: &[Metric<Totals>] = &[Metric {
+pub const METRICS: &[Metric<Dropped>] = &[Metric {
     family: Family {
         name: "container_network_drops_total",
         help: "Packets of IPv4 and IPv6 sockets that the kernel dropped, by its own reason \

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail};
 
-use super::{Registration, Snapshot, Source};
+use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -122,9 +122,11 @@ impl Source for FileSystems {
         "filesystem"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         let round = self.prober.ask(PATIENCE);

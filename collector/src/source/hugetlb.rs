@@ -1,4 +1,4 @@
-//! Huge pages, from the hugetlb controller's books.
+//! Huge pages, as the hugetlb controller has them.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: hugetlb.*.current, hugetlb.*.events, and
 //! v1's usage_in_bytes, max_usage_in_bytes, failcnt (tests/live/memory.rs).
@@ -6,9 +6,12 @@
 use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
 
-use super::{Part, Registration, Snapshot, Source, at};
+use super::{
+    Change, Part, Registration, Snapshot, Source,
+    values::{Column, Continued, PerNode},
+};
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
+    cgroup::{ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
     kernel::{self, programs::Requirement},
 };
@@ -51,7 +54,7 @@ pub const SOURCE: Registration = Registration {
         required: &["pass"],
         optional: &[],
     },
-    families: || vec![&USAGE, &MAX_USAGE, &FAILCNT],
+    families: || FAMILIES.iter().map(|(family, _)| *family).collect(),
     build: |builder| {
         builder.require_controller("hugetlb", "hugetlb_cgroup.hugepage")?;
         let page = kernel::page_size();
@@ -60,10 +63,41 @@ pub const SOURCE: Registration = Registration {
             seen: [None; HUGE_SIZES],
             sizes: Vec::new(),
             page,
-            numbers: Vec::new(),
+            numbers: Column::default(),
         }))
     },
 };
+
+/// A node's numbers, by the kernel's number of a size.
+#[derive(Clone, Debug, Default)]
+struct HugePages {
+    /// Usage and the highest usage so far, in base pages; only while the cgroup lives.
+    levels: Option<[PageCounter; HUGE_SIZES]>,
+    failures: Continued<[u64; HUGE_SIZES]>,
+}
+
+/// How a family is read, by the kernel's number of a size.
+type Read = fn(&HugePages) -> Option<[u64; HUGE_SIZES]>;
+
+const FAMILIES: [(&Family, Read); 3] = [
+    (&USAGE, |v| Some(v.levels?.map(|counter| counter.usage))),
+    (&MAX_USAGE, |v| {
+        Some(v.levels?.map(|counter| counter.watermark))
+    }),
+    (&FAILCNT, |v| {
+        let known = v.failures.is_known();
+        known.then(|| *v.failures.total())
+    }),
+];
+
+impl HugePages {
+    fn take(&mut self, record: &CgroupRecord) {
+        self.levels = Some(record.hugetlb);
+        if let Some(now) = self.failures.reading_of(record.id) {
+            *now = record.hugetlb.map(|counter| counter.failcnt);
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Hugetlb {
@@ -75,7 +109,7 @@ struct Hugetlb {
     /// By the kernel's number: the size as cAdvisor writes it.
     sizes: Vec<String>,
     page: u64,
-    numbers: Vec<Option<[PageCounter; HUGE_SIZES]>>,
+    numbers: Column<HugePages>,
 }
 
 /// Orders of the sizes that this kernel has, largest first: `hugepages-2048kB` is of order 9.
@@ -135,22 +169,22 @@ impl Source for Hugetlb {
         "hugetlb"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.numbers]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.numbers
-            .resize(tree.capacity().max(self.numbers.len()), None);
+        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let mut column = self.numbers.places(tree.capacity());
         for (number, _) in tree.iter().filter(|(number, _)| *number != ROOT) {
-            if let Some(record) = books.part(number, Part::Hugetlb) {
-                self.numbers[number] = Some(record.hugetlb);
-                for (seen, counter) in self.seen.iter_mut().zip(record.hugetlb) {
-                    if counter.max > 0 {
-                        let multiple = counter.max.trailing_zeros();
-                        *seen = Some(seen.map_or(multiple, |seen| seen.min(multiple)));
-                    }
+            let Some(record) = statistics.part(number, Part::Hugetlb) else {
+                continue;
+            };
+            column[number].take(&record);
+            for (seen, counter) in self.seen.iter_mut().zip(record.hugetlb) {
+                if counter.max > 0 {
+                    let multiple = counter.max.trailing_zeros();
+                    *seen = Some(seen.map_or(multiple, |seen| seen.min(multiple)));
                 }
             }
         }
@@ -161,21 +195,19 @@ impl Source for Hugetlb {
         Ok(())
     }
 
-    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        if record.flags & HAS_HUGETLB != 0 {
-            *at(&mut self.numbers, node) = Some(record.hugetlb);
+    fn change(&mut self, change: &Change<'_>) {
+        if let Change::Made { node, again: true } = *change {
+            self.numbers.at(node).levels = None;
         }
-    }
-
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        if let Some(numbers) = self.numbers.get_mut(from) {
-            *numbers = None;
+        if let Some((node, record)) = change.final_record()
+            && record.flags & HAS_HUGETLB != 0
+        {
+            self.numbers.at(node).take(record);
         }
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        let read: [fn(&PageCounter) -> u64; 3] = [|c| c.usage, |c| c.watermark, |c| c.failcnt];
-        for (family, read) in [&USAGE, &MAX_USAGE, &FAILCNT].into_iter().zip(read) {
+        for (family, read) in FAMILIES {
             writer.family(family);
             let scale = if family.unit == Unit::Bytes {
                 self.page
@@ -186,11 +218,11 @@ impl Source for Hugetlb {
                 if family.kind == Kind::Gauge && node.died.is_some() {
                     continue;
                 }
-                let Some(Some(numbers)) = self.numbers.get(number) else {
+                let Some(values) = self.numbers.get(number).and_then(read) else {
                     continue;
                 };
-                for (size, counter) in self.sizes.iter().zip(numbers) {
-                    let value = Value::Count(read(counter) * scale);
+                for (size, value) in self.sizes.iter().zip(values) {
+                    let value = Value::Count(value * scale);
                     writer.sample(&node.labels, &[("pagesize", size)], value);
                 }
             }

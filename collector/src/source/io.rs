@@ -2,16 +2,19 @@
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs): `blkcg_gq.iostat`. The kernel counts here what was
 //! submitted (block/blk-cgroup.c, blk_cgroup_bio_start), `block` what was completed. Only where the
-//! controller is in cgroup2: v1 has other books. Oracle: io.stat (tests/live/io.rs).
-
-use std::collections::BTreeMap;
+//! controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
 
 use anyhow::{Result, bail};
 
-use super::{Registration, Snapshot, Source, devices::Devices};
+use super::{
+    Change, Registration, Snapshot, Source,
+    devices::Devices,
+    series::Series,
+    values::{Column, Continued, PerNode, Things, sums},
+};
 use crate::{
-    cgroup::{NodeId, Tree},
-    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    cgroup::Tree,
+    exposition::{Family, Kind, Unit, Value, Writer},
     kernel::programs::Requirement,
 };
 
@@ -38,20 +41,12 @@ const OPERATIONS: Family = Family {
 /// In the kernel's order (block/blk-cgroup.h, enum blkg_iostat_type).
 const KINDS: [&str; 3] = ["read", "write", "discard"];
 
-/// Bytes and operations of one cgroup and device.
-#[derive(Clone, Copy, Debug, Default)]
-struct Charges {
-    bytes: [u64; 3],
-    ios: [u64; 3],
-}
-
-#[derive(Clone, Debug)]
-struct Row {
-    /// Absent until the next reading.
-    labels: Option<LabelSet>,
-    /// What predecessors of the same path had.
-    earlier: Charges,
-    now: Charges,
+sums! {
+    /// Bytes and operations of one cgroup and device, by [`KINDS`].
+    struct Charges {
+        bytes: [u64; 3],
+        ios: [u64; 3],
+    }
 }
 
 /// The source.
@@ -67,29 +62,41 @@ pub const SOURCE: Registration = Registration {
         let file = builder.hierarchies.unified.path.join("cgroup.controllers");
         let controllers = std::fs::read_to_string(file)?;
         if !controllers.split_whitespace().any(|name| name == "io") {
-            bail!("the io controller is not in cgroup2, and v1 keeps no such books");
+            bail!("the io controller is not in cgroup2, and v1 does not count this");
         }
-        Ok(Box::new(Io::default()))
+        Ok(Box::new(Io::new()))
     },
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Io {
     devices: Devices,
     /// By node and device.
-    rows: Vec<BTreeMap<u32, Row>>,
+    charges: Column<Continued<Things<Charges>>>,
+    series: Series,
 }
 
 impl Io {
-    /// Names rows that are new, or whose node is called otherwise now.
+    fn new() -> Self {
+        Self {
+            devices: Devices::default(),
+            charges: Column::default(),
+            series: Series::new((SOURCE.families)()),
+        }
+    }
+
+    /// Makes the labels of devices that are new.
     fn label(&mut self, tree: &Tree) {
         for (number, node) in tree.iter() {
-            for (&device, row) in self.rows.get_mut(number).into_iter().flatten() {
-                row.labels.get_or_insert_with(|| {
-                    let device = self.devices.get(device);
-                    node.labels.with([("device", device.name.as_str())])
-                });
-            }
+            let Some(charges) = self.charges.get(number) else {
+                continue;
+            };
+            let total = charges.total();
+            let devices = total.iter().map(|(device, _)| device);
+            self.series.name(number, &node.labels, devices, |device| {
+                let device = self.devices.get(device as u32);
+                vec![("device", device.name.clone())]
+            });
         }
     }
 }
@@ -99,93 +106,56 @@ impl Source for Io {
         "io"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        (SOURCE.families)()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.charges, &mut self.series]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.rows
-            .resize(tree.capacity().max(self.rows.len()), BTreeMap::new());
-        for record in books.devices() {
-            if !tree.knows(record.id) {
-                continue;
-            }
+        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let mut charges = self.charges.places(tree.capacity());
+        for record in statistics.devices() {
             // A predecessor of the path that lingers in the kernel leads to the same node.
-            let Some(node) = tree.by_id(record.id) else {
-                continue;
-            };
-            if tree.node(node).is_none_or(|node| node.id != record.id) {
-                continue;
-            }
-            let now = Charges {
-                bytes: record.bytes,
-                ios: record.ios,
-            };
-            if now.ios == [0; 3] {
-                continue;
-            }
-            let device = record.device as u32;
-            let row = self.rows[node].entry(device).or_insert_with(|| Row {
-                labels: None,
-                earlier: Charges::default(),
-                now,
+            let of_record = tree.by_id(record.id).filter(|&number| {
+                let node = tree.node(number);
+                node.is_some_and(|node| node.id == record.id)
             });
-            row.now = now;
+            if record.ios != [0; 3]
+                && let Some(number) = of_record
+                && let Some(now) = charges[number].reading_of(record.id)
+            {
+                *now.of(record.device) = Charges {
+                    bytes: record.bytes,
+                    ios: record.ios,
+                };
+            }
         }
         self.label(tree);
         Ok(())
     }
 
-    fn relabel(&mut self, node: NodeId) {
-        for row in self
-            .rows
-            .get_mut(node)
-            .into_iter()
-            .flat_map(BTreeMap::values_mut)
-        {
-            row.labels = None;
-        }
-    }
-
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        // The kernel charges a child's I/O to its ancestors as well.
-        if let Some(rows) = self.rows.get_mut(from) {
-            rows.clear();
-        }
-    }
-
-    fn revive(&mut self, node: NodeId) {
-        for row in self
-            .rows
-            .get_mut(node)
-            .into_iter()
-            .flat_map(|rows| rows.values_mut())
-        {
-            let now = std::mem::take(&mut row.now);
-            for kind in 0..KINDS.len() {
-                row.earlier.bytes[kind] += now.bytes[kind];
-                row.earlier.ios[kind] += now.ios[kind];
-            }
+    fn change(&mut self, change: &Change<'_>) {
+        if let Change::Relabelled { node } = *change {
+            self.series.relabel(node);
         }
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
         let read: [fn(&Charges) -> &[u64; 3]; 2] = [|c| &c.bytes, |c| &c.ios];
+        let Some(place) = self.series.place(&BYTES) else {
+            return;
+        };
         for (family, read) in [&BYTES, &OPERATIONS].into_iter().zip(read) {
             writer.family(family);
             for (number, _) in tree.iter().filter(|(_, node)| node.exported) {
-                for row in self
-                    .rows
-                    .get(number)
-                    .into_iter()
-                    .flat_map(|rows| rows.values())
-                {
-                    let Some(labels) = &row.labels else {
+                let Some(charges) = self.charges.get(number) else {
+                    continue;
+                };
+                for (device, charges) in charges.total().iter() {
+                    let sets = self.series.get(number, device);
+                    let Some(labels) = sets.and_then(|sets| sets.get(place)) else {
                         continue;
                     };
-                    for (kind, name) in KINDS.iter().enumerate() {
-                        let value = read(&row.earlier)[kind] + read(&row.now)[kind];
+                    for (name, &value) in KINDS.iter().zip(read(charges)) {
                         if value > 0 {
                             writer.sample(labels, &[("operation", name)], Value::Count(value));
                         }
@@ -193,60 +163,5 @@ impl Source for Io {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::BytesMut;
-
-    use super::*;
-    use crate::{
-        cgroup::{Event, Filter, found},
-        exposition::Format,
-    };
-
-    fn labels(io: &Io, tree: &Tree) -> Vec<String> {
-        let mut writer = Writer::new(Format::Text, BytesMut::new());
-        io.encode(tree, &mut writer);
-        let text = String::from_utf8(writer.finish().to_vec()).unwrap();
-        let series = text.lines().filter(|line| !line.starts_with('#'));
-        series
-            .filter_map(|line| Some(line.split_once("{")?.1.split_once(",device=")?.0.to_owned()))
-            .collect()
-    }
-
-    #[test]
-    fn a_node_that_is_called_otherwise_has_its_series_called_so() {
-        // A node number that is used again, by a cgroup with another path.
-        let mut tree = Tree::new(&[found(1, 0, ""), found(2, 1, "a")], Filter::default());
-        let node = tree.by_id(2).unwrap();
-        let mut io = Io::default();
-        let charged = Charges {
-            bytes: [0; 3],
-            ios: [1, 0, 0],
-        };
-        let row = Row {
-            labels: None,
-            earlier: Charges::default(),
-            now: charged,
-        };
-        io.rows = vec![BTreeMap::new(); node + 1];
-        io.rows[node].insert(1, row);
-        io.label(&tree);
-        assert_eq!(labels(&io, &tree), ["id=\"/a\""]);
-        let at = std::time::SystemTime::now();
-        tree.apply(&Event::Removed { id: 2, at });
-        tree.reap(at, std::time::Duration::ZERO, |_| false, |_, _| {});
-        tree.apply(&Event::Made {
-            id: 3,
-            parent: 1,
-            name: b"b.service".to_vec(),
-            at,
-        });
-        assert_eq!(tree.by_id(3), Some(node));
-        io.relabel(node);
-        io.label(&tree);
-        assert_eq!(labels(&io, &tree), ["id=\"/b.service\",name=\"b.service\""]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Snapshot, Source};
+use super::{Change, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{OVERFLOW, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -28,6 +28,9 @@ const CREATION_TIME: Family = Family {
     oracle: "the time of mkdir(2)",
 };
 
+/// The source's families.
+pub const LIFECYCLE_FAMILIES: &[&Family] = &[&LAST_SEEN, &CREATION_TIME];
+
 /// The source; always on.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
@@ -39,9 +42,11 @@ impl Source for Lifecycle {
         "cgroups"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        vec![&LAST_SEEN, &CREATION_TIME]
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         self.time = Some(snapshot.time);

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Registration, Snapshot, Source};
+use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::Tree,
     exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
@@ -196,9 +196,11 @@ impl Source for Machine {
         "machine"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        FAMILIES.to_vec()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        Vec::new()
     }
+
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         self.memory = Some(system::memory().context("sysinfo")?);

@@ -1,4 +1,4 @@
-//! Memory: usage, limits, statistics and events, from the kernel's books.
+//! Memory: usage, limits, statistics and events, as the memory controller has them.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: memory.current, memory.max, memory.stat,
 //! memory.events and friends, memory.usage_in_bytes and friends in v1 (tests/live/memory.rs).
@@ -11,32 +11,46 @@ use anyhow::{Context, Result};
 use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED};
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
-use super::{Books, Part, Registration, Snapshot, Source, at, encode};
+use super::{
+    Books, Change, Part, Registration, Snapshot, Source, SourceReport, encode,
+    values::{Column, Continued, PerNode, Places, sums},
+};
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
-    exposition::{Family, Writer},
+    cgroup::{ROOT, Tree},
+    exposition::{Value, Writer},
     kernel::{self, programs::Requirement, system},
 };
 
 /// A node's numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers {
-    /// What predecessors of the same path had.
-    earlier: Counts,
-    counts: Counts,
+#[derive(Clone, Debug, Default)]
+pub struct MemoryNumbers {
+    counts: Continued<Counts>,
     /// Only while the cgroup lives and has the memory controller.
     levels: Option<Levels>,
 }
 
-/// What only rises.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    known: bool,
-    limit_hits: u64,
-    /// Only in cgroup2.
-    over_high: Option<u64>,
-    over_max: Option<u64>,
-    statistics: Statistics,
+sums! {
+    /// Counters; `None` where this kernel or this version of cgroups does not have one.
+    struct Counts {
+        limit_hits: u64,
+        over_high: Option<u64>,
+        over_max: Option<u64>,
+        faults: Option<u64>,
+        major_faults: Option<u64>,
+        own_faults: Option<u64>,
+        own_major_faults: Option<u64>,
+        scanned: Option<u64>,
+        stolen: Option<u64>,
+        refault_anon: Option<u64>,
+        refault_file: Option<u64>,
+    }
+}
+
+impl MemoryNumbers {
+    fn counted(&self, read: fn(&Counts) -> Option<u64>) -> Option<Value> {
+        let known = self.counts.is_known();
+        known.then(|| read(&self.counts.total()))?.map(Value::Count)
+    }
 }
 
 /// Bytes.
@@ -81,7 +95,7 @@ pub const SOURCE: Registration = Registration {
             doubt: None,
             attempts: 0,
             page,
-            numbers: Vec::new(),
+            numbers: Column::default(),
         }))
     },
 };
@@ -96,7 +110,7 @@ struct Memory {
     doubt: Option<String>,
     attempts: u32,
     page: u64,
-    numbers: Vec<Numbers>,
+    numbers: Column<MemoryNumbers>,
 }
 
 impl Memory {
@@ -121,6 +135,32 @@ impl Memory {
             .memory_file(path, "memory.stat")
             .and_then(|path| std::fs::read_to_string(path).ok());
         Statistics::parse(&text.unwrap_or_default(), record.flags & UNIFIED == 0)
+    }
+
+    fn read(
+        &self,
+        tree: &Tree,
+        kernel: &Books,
+        column: &mut Places<'_, MemoryNumbers>,
+    ) -> Result<()> {
+        for (number, node) in tree.iter() {
+            let numbers = &mut column[number];
+            let Some(record) = kernel.part(number, Part::Memory) else {
+                numbers.levels = None;
+                continue;
+            };
+            let statistics = self.statistics(&record, &node.path, kernel);
+            let levels = if number == ROOT {
+                self.host(statistics)?
+            } else {
+                self.levels(&record, statistics)
+            };
+            numbers.levels = Some(levels);
+            if let Some(counts) = numbers.counts.reading_of(record.id) {
+                counts.take(&record, Some(&statistics));
+            }
+        }
+        Ok(())
     }
 
     fn bytes(&self, pages: u64) -> u64 {
@@ -171,19 +211,28 @@ impl Memory {
     }
 }
 
-fn counts(record: &CgroupRecord, statistics: Statistics) -> Counts {
-    let unified = record.flags & UNIFIED != 0;
-    let MemoryRecord {
-        memory: PageCounter { failcnt, .. },
-        memory_events: events,
-        ..
-    } = record.memory;
-    Counts {
-        known: true,
-        limit_hits: if unified { events[MEMCG_MAX] } else { failcnt },
-        over_high: unified.then_some(events[MEMCG_HIGH]),
-        over_max: unified.then_some(events[MEMCG_MAX]),
-        statistics,
+impl Counts {
+    /// Takes a record's events, and its statistics if they are known.
+    fn take(&mut self, record: &CgroupRecord, statistics: Option<&Statistics>) {
+        let unified = record.flags & UNIFIED != 0;
+        let MemoryRecord {
+            memory: PageCounter { failcnt, .. },
+            memory_events: events,
+            ..
+        } = record.memory;
+        self.limit_hits = if unified { events[MEMCG_MAX] } else { failcnt };
+        self.over_high = unified.then_some(events[MEMCG_HIGH]);
+        self.over_max = unified.then_some(events[MEMCG_MAX]);
+        if let Some(statistics) = statistics {
+            self.faults = statistics.faults;
+            self.major_faults = statistics.major_faults;
+            self.own_faults = statistics.own_faults;
+            self.own_major_faults = statistics.own_major_faults;
+            self.scanned = statistics.scanned;
+            self.stolen = statistics.stolen;
+            self.refault_anon = statistics.refault_anon;
+            self.refault_file = statistics.refault_file;
+        }
     }
 }
 
@@ -192,91 +241,46 @@ impl Source for Memory {
         "memory"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        METRICS.iter().map(|metric| &metric.family).collect()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.numbers]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.numbers
-            .resize(tree.capacity().max(self.numbers.len()), Numbers::default());
+        let (tree, kernel) = (snapshot.tree, snapshot.books()?);
         if !self.layout.is_known() && self.attempts < ATTEMPTS {
-            self.learn(books);
+            self.learn(kernel);
         }
-        for (number, node) in tree.iter() {
-            let Some(record) = books.part(number, Part::Memory) else {
-                self.numbers[number].levels = None;
-                continue;
-            };
-            let statistics = self.statistics(&record, &node.path, books);
-            let levels = if number == ROOT {
-                self.host(statistics)?
-            } else {
-                self.levels(&record, statistics)
-            };
-            let numbers = &mut self.numbers[number];
-            numbers.levels = Some(levels);
-            numbers.counts = counts(&record, statistics);
-        }
-        Ok(())
+        let mut column = std::mem::take(&mut self.numbers);
+        let result = self.read(tree, kernel, &mut column.places(tree.capacity()));
+        self.numbers = column;
+        result
     }
 
-    fn note(&self) -> Option<String> {
-        let doubt = self.doubt.as_ref()?;
-        Some(format!(
-            "memory.stat is read from each cgroup's file, since the kernel's table is not understood: {doubt}"
-        ))
-    }
-
-    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        if record.flags & HAS_MEMORY != 0
-            && let Some(statistics) = self.layout.read(&record.memory)
+    fn change(&mut self, change: &Change<'_>) {
+        if let Change::Made { node, again: true } = *change {
+            self.numbers.at(node).levels = None;
+        }
+        if let Some((node, record)) = change.final_record()
+            && record.flags & HAS_MEMORY != 0
+            && let Some(counts) = self.numbers.at(node).counts.reading_of(record.id)
         {
-            at(&mut self.numbers, node).counts = counts(record, statistics);
+            counts.take(record, self.layout.read(&record.memory).as_ref());
         }
     }
 
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        // The kernel's own values of the parent contain the child's.
-        if let Some(numbers) = self.numbers.get_mut(from) {
-            *numbers = Numbers::default();
-        }
-    }
-
-    fn revive(&mut self, node: NodeId) {
-        if let Some(numbers) = self.numbers.get_mut(node) {
-            let past = numbers.counts;
-            let earlier = &mut numbers.earlier;
-            earlier.limit_hits += past.limit_hits;
-            earlier.over_high = sum(earlier.over_high, past.over_high);
-            earlier.over_max = sum(earlier.over_max, past.over_max);
-            let (to, from) = (&mut earlier.statistics, past.statistics);
-            for (to, from) in [
-                (&mut to.faults, from.faults),
-                (&mut to.major_faults, from.major_faults),
-                (&mut to.own_faults, from.own_faults),
-                (&mut to.own_major_faults, from.own_major_faults),
-                (&mut to.scanned, from.scanned),
-                (&mut to.stolen, from.stolen),
-                (&mut to.refault_anon, from.refault_anon),
-                (&mut to.refault_file, from.refault_file),
-            ] {
-                *to = sum(*to, from);
-            }
-            numbers.counts = Counts::default();
-            numbers.levels = None;
+    fn report(&self) -> SourceReport {
+        let note = self.doubt.as_ref().map(|doubt| {
+            format!(
+                "memory.stat is read from each cgroup's file, since the kernel's table is not understood: {doubt}"
+            )
+        });
+        SourceReport {
+            note,
+            ..SourceReport::default()
         }
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
         encode(METRICS, tree, &self.numbers, writer);
-    }
-}
-
-/// The sum of what is known.
-fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one + other),
-        (one, other) => one.or(other),
     }
 }

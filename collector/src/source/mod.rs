@@ -4,12 +4,13 @@
 //! Its table of [`Metric`]s holds name, help, unit, labels and where the number comes from; the
 //! encoder, `cgmeter metrics` and the generated reference all read that table.
 //!
-//! Values are kept by node of the cgroup tree. An exported value includes the descendants, the
-//! dead ones too: what a node's vanished children and recycled slots had is *kept* at the node.
+//! Values lie in columns by node of the cgroup tree, see [`values`]. An exported value includes the
+//! descendants, those that are gone as well.
 
 mod agent;
 mod block;
 mod books;
+mod change;
 mod container;
 mod counters;
 mod cpu;
@@ -32,23 +33,25 @@ mod process;
 mod reclaim;
 mod runtimes;
 mod sched;
+mod series;
 mod tasks;
 mod tcp;
+pub mod values;
 
 use std::time::SystemTime;
 
-use anyhow::Context;
-use collector_common::{histogram::BUCKETS, pass::CgroupRecord};
-
 pub use agent::{FAMILIES, Report, SelfMetrics};
+use anyhow::Context;
 pub use books::{Books, ForeignEvent, Part};
-pub use lifecycle::Lifecycle;
+pub use change::{Change, notify};
+pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, Tree},
     exposition::{Family, Histogram, Kind, LabelSet, Value, Writer},
     kernel::{cells::SlotMemory, fields, load::Kernel, programs::Requirement},
 };
+use values::{Column, PerNode};
 
 /// What the agent knows of a source before it is made.
 pub struct Registration {
@@ -136,89 +139,43 @@ impl<'a> Snapshot<'a> {
 pub trait Source: Send {
     /// Name, as in `--collector.NAME` and `cgmeter_source_up`.
     fn name(&self) -> &'static str;
-    /// Its families.
-    fn families(&self) -> Vec<&'static Family>;
-    /// Its cells, if it has any.
-    fn memory(&mut self) -> Option<&mut dyn SlotMemory> {
-        None
-    }
+    /// Everything that it has by node: [`notify`] takes a reaped node's values out of it.
+    fn values(&mut self) -> Vec<&mut dyn PerNode>;
     /// Reads its numbers.
     ///
     /// # Errors
     ///
     /// What went wrong; the families keep their last values.
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
-    /// How it runs, if that is not as it should be; asked after its first reading.
-    fn note(&self) -> Option<String> {
+    /// Something has happened to a cgroup.
+    fn change(&mut self, change: &Change<'_>);
+    /// Writes its families.
+    fn encode(&self, tree: &Tree, writer: &mut Writer);
+    /// Its cells, if it has any: the slot pool makes and clears them.
+    fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None
     }
-    /// Keeps a slot's last numbers at a node, before the slot is recycled.
-    fn keep(&mut self, slot: u32, node: NodeId) {
-        let _ = (slot, node);
+    /// What it reports of itself beside its families.
+    fn report(&self) -> SourceReport {
+        SourceReport::default()
     }
-    /// Takes in what cgroups have left behind that went some time ago.
-    fn retire(&mut self, tree: &Tree) {
-        let _ = tree;
-    }
-    /// Hands what is kept at a node to another, before the first is reaped.
-    fn fold(&mut self, from: NodeId, into: NodeId) {
-        let _ = (from, into);
-    }
-    /// A dead node's cgroup has been made again.
-    fn revive(&mut self, node: NodeId) {
-        let _ = node;
-    }
-    /// A node's labels are others now: what was made from them is made anew.
-    fn relabel(&mut self, node: NodeId) {
-        let _ = node;
-    }
-    /// A cgroup was removed: its last record, of cgroup2 or of a v1 hierarchy with the same path.
-    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        let _ = (node, record);
-    }
-    /// A cgroup was removed.
-    fn removed(&mut self, id: u64) {
-        let _ = id;
-    }
-    /// Asked now and then when nobody scrapes, for what must not wait; returns for how long there
-    /// is nothing to do.
+    /// Called when nobody scrapes, for what must not wait for the next scrape. Returns after how
+    /// long it is to be called again.
     fn idle(&mut self, tree: &Tree) -> Option<std::time::Duration> {
         let _ = tree;
         None
     }
-    /// CPU time by node since the cgroup was made, ns, from the kernel's own books.
-    fn lifetime(&self) -> Option<Vec<Option<u64>>> {
-        None
-    }
-    /// Takes over what [`lifetime`](Self::lifetime) says of the time before the agent came.
-    fn set_earlier(&mut self, tree: &Tree, lifetime: &[Option<u64>]) {
-        let _ = (tree, lifetime);
-    }
-    /// Runs of its hot programs, which count nothing themselves: name and number.
-    fn runs(&self) -> Option<(&'static str, u64)> {
-        None
-    }
+}
+
+/// What a source reports of itself.
+#[derive(Clone, Debug, Default)]
+pub struct SourceReport {
+    /// Why it does not run as it should; known after its first reading.
+    pub note: Option<String>,
+    /// Name and number of runs of a program that does not count its own.
+    pub runs: Option<(&'static str, u64)>,
     /// Kernel memory that it uses beside the object's fixed maps and its cells, bytes.
-    fn kernel_memory(&self) -> u64 {
-        0
-    }
-    /// Writes its families.
-    fn encode(&self, tree: &Tree, writer: &mut Writer);
-}
-
-/// Adds a histogram's buckets to sums of them.
-fn add_histogram(sums: &mut [u64; BUCKETS], counts: &[u64; BUCKETS]) {
-    for (sum, count) in sums.iter_mut().zip(counts) {
-        *sum += count;
-    }
-}
-
-/// A node's place in a vector by node, which is made longer if need be.
-fn at<T: Clone + Default>(values: &mut Vec<T>, node: NodeId) -> &mut T {
-    if values.len() <= node {
-        values.resize(node + 1, T::default());
-    }
-    &mut values[node]
+    pub kernel_memory: u64,
 }
 
 /// Names and values of the labels that tell the series of a family apart.
@@ -278,8 +235,8 @@ pub struct Metric<T: 'static> {
     pub samples: Samples<T>,
 }
 
-/// Writes a table of metrics for all exported nodes. Gauges end with their cgroup.
-pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &[T], writer: &mut Writer) {
+/// Writes a table of metrics for all exported nodes. Gauges of removed cgroups are left out.
+pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &Column<T>, writer: &mut Writer) {
     let nodes: Vec<(&LabelSet, &T, bool)> = tree
         .iter()
         .filter(|(_, node)| node.exported)

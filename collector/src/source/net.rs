@@ -3,33 +3,35 @@
 //! Programs: `net_ingress`, `net_egress` (collector-ebpf/src/net.rs). Oracle: known datagrams,
 //! /proc/net/netstat, tcp_info (tests).
 
-use std::ops::AddAssign;
-
 use collector_common::net::{
     Direction, Family as Version, NetCell, Protocol, TRAFFIC, Traffic, index,
 };
 
 use super::{
     Metric, Registration, Samples,
-    counters::{Counters, Numbers},
+    counters::Counters,
+    values::{AddFrom, sums},
 };
 use crate::{
     exposition::{Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-/// A node's traffic, by `collector_common::net::index`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals([Traffic; TRAFFIC]);
-
-impl Totals {
-    fn add(&mut self, other: &[Traffic; TRAFFIC]) {
-        for (sum, traffic) in self.0.iter_mut().zip(other) {
-            sum.bytes += traffic.bytes;
-            sum.packets += traffic.packets;
-        }
+impl AddFrom for Traffic {
+    fn add_from(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.packets += other.packets;
     }
+}
 
+sums! {
+    /// A node's traffic, by `collector_common::net::index`.
+    pub struct Packets: NetCell {
+        traffic: [Traffic; TRAFFIC],
+    }
+}
+
+impl Packets {
     /// One series' value: absent as long as neither direction has had a packet.
     fn value(
         &self,
@@ -38,25 +40,11 @@ impl Totals {
         direction: Direction,
         read: fn(&Traffic) -> u64,
     ) -> Option<Value> {
-        let of = |direction| &self.0[index(protocol as u32, version as u32, direction)];
+        let of = |direction| &self.traffic[index(protocol as u32, version as u32, direction)];
         let seen = of(Direction::Receive).packets + of(Direction::Transmit).packets > 0;
         seen.then(|| Value::Count(read(of(direction))))
     }
 }
-
-impl AddAssign<&NetCell> for Totals {
-    fn add_assign(&mut self, cell: &NetCell) {
-        self.add(&cell.traffic);
-    }
-}
-
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        self.add(&other.0);
-    }
-}
-
-impl Numbers<NetCell> for Totals {}
 
 /// One family: a direction's bytes or packets, a series each for the families and protocols.
 macro_rules! metric {
@@ -86,7 +74,7 @@ macro_rules! metric {
     (series $family:literal, $version:ident, $protocol:literal, $kind:ident, $direction:ident, $read:ident) => {
         (
             &[("family", $family), ("protocol", $protocol)],
-            |totals: &Totals| {
+            |totals: &Packets| {
                 totals.value(
                     Protocol::$kind,
                     Version::$version,
@@ -99,7 +87,7 @@ macro_rules! metric {
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[
+pub const METRICS: &[Metric<Packets>] = &[
     metric!(
         "container_socket_receive_bytes_total",
         Bytes,

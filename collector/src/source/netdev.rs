@@ -25,7 +25,10 @@ use anyhow::{Context, anyhow};
 use collector_common::netns::{NAMESPACES, Namespace};
 use devices::{Devices, Rows};
 
-use super::{Registration, Snapshot, Source};
+use super::{
+    Change, Registration, Snapshot, Source,
+    values::{Column, PerNode},
+};
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -161,7 +164,7 @@ pub const SOURCE: Registration = Registration {
             passed: Instant::now(),
             open: HashMap::new(),
             closed: VecDeque::new(),
-            rows: Vec::new(),
+            rows: Column::default(),
             room: Room::default(),
         }))
     },
@@ -203,7 +206,7 @@ struct Netdev {
     /// Interfaces of namespaces that were closed last, by cookie.
     closed: VecDeque<(u64, Devices)>,
     /// By node.
-    rows: Vec<Rows>,
+    rows: Column<Rows>,
     room: Room,
 }
 
@@ -242,11 +245,8 @@ impl Open {
 
 impl Netdev {
     /// The rows of a node, made if need be.
-    fn rows(rows: &mut Vec<Rows>, node: NodeId) -> &mut Rows {
-        if rows.len() <= node {
-            rows.resize_with(node + 1, Rows::default);
-        }
-        let rows = &mut rows[node];
+    fn rows(rows: &mut Column<Rows>, node: NodeId) -> &mut Rows {
+        let rows = rows.at(node);
         rows.unlimited = node == ROOT;
         rows
     }
@@ -352,8 +352,8 @@ impl Source for Netdev {
         "netdev"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        families()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.rows]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
@@ -390,7 +390,10 @@ impl Source for Netdev {
         }
     }
 
-    fn removed(&mut self, id: u64) {
+    fn change(&mut self, change: &Change<'_>) {
+        let Change::Removed { id, .. } = *change else {
+            return;
+        };
         let owned: Vec<u64> = self
             .open
             .iter()
@@ -414,12 +417,6 @@ impl Source for Netdev {
             self.passed = Instant::now();
         }
         Some(IDLE.saturating_sub(self.passed.elapsed()))
-    }
-
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        if let Some(rows) = self.rows.get_mut(from) {
-            *rows = Rows::default();
-        }
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {

@@ -1,10 +1,13 @@
-//! The limit on tasks, from the pids controller's books.
+//! The limit on tasks, from the pids controller.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: pids.max (tests/live/limits.rs).
 
 use anyhow::Result;
 
-use super::{Metric, Part, Registration, Samples, Snapshot, Source, encode};
+use super::{
+    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    values::{Column, PerNode},
+};
 use crate::{
     cgroup::Tree,
     exposition::{Family, Kind, Unit, Value, Writer},
@@ -16,11 +19,10 @@ use crate::{
 const UNLIMITED: u64 = 4 * 1024 * 1024;
 
 /// A node's limit; `None` without the controller.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers(Option<u64>);
+type Limit = Option<u64>;
 
 /// The source's families.
-pub const METRICS: &[Metric<Numbers>] = &[Metric {
+pub const METRICS: &[Metric<Limit>] = &[Metric {
     family: Family {
         name: "container_threads_max",
         help: "Threads that the cgroup may have, 0 if there is no limit.",
@@ -30,7 +32,7 @@ pub const METRICS: &[Metric<Numbers>] = &[Metric {
         origin: "pass: pids_cgroup.limit",
         oracle: "pids.max",
     },
-    samples: Samples::Scalars(&[(&[], |v| v.0.map(Value::Count))]),
+    samples: Samples::Scalars(&[(&[], |limit| limit.map(Value::Count))]),
 }];
 
 /// The source.
@@ -49,7 +51,7 @@ pub const SOURCE: Registration = Registration {
 
 #[derive(Debug, Default)]
 struct Pids {
-    numbers: Vec<Numbers>,
+    limits: Column<Limit>,
 }
 
 impl Source for Pids {
@@ -57,24 +59,25 @@ impl Source for Pids {
         "pids"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        METRICS.iter().map(|metric| &metric.family).collect()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.limits]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
         let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.numbers.clear();
-        self.numbers.resize(tree.capacity(), Numbers::default());
+        let mut limits = self.limits.cleared_places(tree.capacity());
         for (number, _) in tree.iter() {
             if let Some(record) = books.part(number, Part::Pids) {
                 let limit = record.pids_limit;
-                self.numbers[number] = Numbers(Some(if limit < UNLIMITED { limit } else { 0 }));
+                limits[number] = Some(if limit < UNLIMITED { limit } else { 0 });
             }
         }
         Ok(())
     }
 
+    fn change(&mut self, _: &Change<'_>) {}
+
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.numbers, writer);
+        encode(METRICS, tree, &self.limits, writer);
     }
 }

@@ -5,29 +5,29 @@
 //! old. Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
 
 use anyhow::{Context, Result, bail};
-use collector_common::pass::{CgroupRecord, HAS_PRESSURE, PRESSURES};
+use collector_common::pass::{HAS_PRESSURE, PRESSURES};
 
-use super::{Metric, Part, Registration, Samples, Snapshot, Source, at, encode};
+use super::{
+    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    values::{Column, Continued, PerNode},
+};
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
+    cgroup::{ROOT, Tree},
     exposition::{Family, Kind, Unit, Value, Writer},
     kernel::programs::Requirement,
 };
 
 /// A node's pressure, ns, in the kernel's order (include/linux/psi_types.h, enum psi_states).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers {
-    /// What predecessors of the same path had.
-    earlier: [u64; PRESSURES],
-    now: Option<[u64; PRESSURES]>,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Stalls(Continued<[u64; PRESSURES]>);
 
 /// Resources in the kernel's order; *some* comes first, then *full*.
 const RESOURCES: [&str; 3] = ["io", "memory", "cpu"];
 
-impl Numbers {
+impl Stalls {
     fn state(&self, state: usize) -> Option<Value> {
-        Some(Value::Nanos(self.earlier[state] + self.now?[state]))
+        let known = self.0.is_known();
+        known.then(|| Value::Nanos(self.0.total()[state]))
     }
 }
 
@@ -43,13 +43,13 @@ macro_rules! metric {
                 origin: "pass: psi_group.total",
                 oracle: $file,
             },
-            samples: Samples::Scalars(&[(&[], |v: &Numbers| v.state($state))]),
+            samples: Samples::Scalars(&[(&[], |v: &Stalls| v.state($state))]),
         }
     };
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Numbers>] = &[
+pub const METRICS: &[Metric<Stalls>] = &[
     metric!(
         "container_pressure_cpu_waiting_seconds_total",
         "Time in which at least one task waited for a CPU.",
@@ -108,10 +108,10 @@ pub const SOURCE: Registration = Registration {
 
 #[derive(Debug, Default)]
 struct Pressure {
-    numbers: Vec<Numbers>,
+    stalls: Column<Stalls>,
 }
 
-/// The host's pressure: the root cgroup has no books of its own.
+/// The host's pressure: the root cgroup has none of its own.
 fn host() -> Result<[u64; PRESSURES]> {
     let mut states = [0; PRESSURES];
     for (pair, resource) in states.chunks_exact_mut(2).zip(RESOURCES) {
@@ -134,48 +134,39 @@ impl Source for Pressure {
         "pressure"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        METRICS.iter().map(|metric| &metric.family).collect()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.stalls]
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
-        self.numbers
-            .resize(tree.capacity().max(self.numbers.len()), Numbers::default());
-        for (number, _) in tree.iter() {
-            if number == ROOT {
-                self.numbers[number].now = Some(host()?);
-            } else if let Some(record) = books.part(number, Part::Pressure) {
-                self.numbers[number].now = Some(record.pressure_ns);
+        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let mut stalls = self.stalls.places(tree.capacity());
+        for (number, node) in tree.iter() {
+            let reading = if number == ROOT {
+                Some((node.id, host()?))
+            } else {
+                let record = statistics.part(number, Part::Pressure);
+                record.map(|record| (record.id, record.pressure_ns))
+            };
+            if let Some((id, pressure_ns)) = reading
+                && let Some(now) = stalls[number].0.reading_of(id)
+            {
+                *now = pressure_ns;
             }
         }
         Ok(())
     }
 
-    fn last(&mut self, node: NodeId, record: &CgroupRecord) {
-        if record.flags & HAS_PRESSURE != 0 {
-            at(&mut self.numbers, node).now = Some(record.pressure_ns);
-        }
-    }
-
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        // The kernel counts a child's pressure at its ancestors as well.
-        if let Some(numbers) = self.numbers.get_mut(from) {
-            *numbers = Numbers::default();
-        }
-    }
-
-    fn revive(&mut self, node: NodeId) {
-        if let Some(numbers) = self.numbers.get_mut(node)
-            && let Some(now) = numbers.now.take()
+    fn change(&mut self, change: &Change<'_>) {
+        if let Some((node, record)) = change.final_record()
+            && record.flags & HAS_PRESSURE != 0
+            && let Some(now) = self.stalls.at(node).0.reading_of(record.id)
         {
-            for (earlier, now) in numbers.earlier.iter_mut().zip(now) {
-                *earlier += now;
-            }
+            *now = record.pressure_ns;
         }
     }
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.numbers, writer);
+        encode(METRICS, tree, &self.stalls, writer);
     }
 }

@@ -3,53 +3,27 @@
 //! Programs: `sched_process_fork`, `sched_process_exec`, `sched_process_exit`
 //! (collector-ebpf/src/process.rs). Oracle: known workloads (tests).
 
-use std::ops::AddAssign;
-
 use collector_common::process::ProcessCell;
 
-use super::{
-    Metric, Registration, Samples,
-    counters::{Counters, Numbers},
-};
+use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
     exposition::{Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-/// A node's process numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    started: u64,
-    executed: u64,
-    exited: u64,
-    signaled: u64,
-    oom_killed: u64,
-}
-
-impl AddAssign<&ProcessCell> for Totals {
-    fn add_assign(&mut self, cell: &ProcessCell) {
-        self.started += cell.started;
-        self.executed += cell.executed;
-        self.exited += cell.exited;
-        self.signaled += cell.signaled;
-        self.oom_killed += cell.oom_killed;
+sums! {
+    /// A node's numbers of processes.
+    pub struct Processes: ProcessCell {
+        started: u64,
+        executed: u64,
+        exited: u64,
+        signaled: u64,
+        oom_killed: u64,
     }
 }
-
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        self.started += other.started;
-        self.executed += other.executed;
-        self.exited += other.exited;
-        self.signaled += other.signaled;
-        self.oom_killed += other.oom_killed;
-    }
-}
-
-impl Numbers<ProcessCell> for Totals {}
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[
+pub const METRICS: &[Metric<Processes>] = &[
     Metric {
         family: Family {
             name: "container_processes_started_total",

@@ -3,49 +3,24 @@
 //! Programs: `mm_vmscan_direct_reclaim_begin` and `_end`, `mm_vmscan_memcg_reclaim_begin` and `_end`
 //! (collector-ebpf/src/reclaim.rs). Oracle: memory.pressure, memory.events (tests/live/memory.rs).
 
-use std::ops::AddAssign;
-
 use collector_common::{histogram::BUCKETS, reclaim::ReclaimCell};
 
-use super::{
-    Metric, Registration, Samples, add_histogram,
-    counters::{Counters, Numbers},
-};
+use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
     exposition::{Family, Histogram, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-/// A node's stalls.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    stall_ns: u64,
-    histogram: [u64; BUCKETS],
-}
-
-impl Totals {
-    fn add(&mut self, stall_ns: u64, histogram: &[u64; BUCKETS]) {
-        self.stall_ns += stall_ns;
-        add_histogram(&mut self.histogram, histogram);
+sums! {
+    /// A node's stalls for direct reclaim.
+    pub struct Reclaims: ReclaimCell {
+        stall_ns: u64,
+        histogram: [u64; BUCKETS],
     }
 }
-
-impl AddAssign<&ReclaimCell> for Totals {
-    fn add_assign(&mut self, cell: &ReclaimCell) {
-        self.add(cell.stall_ns, &cell.histogram);
-    }
-}
-
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        self.add(other.stall_ns, &other.histogram);
-    }
-}
-
-impl Numbers<ReclaimCell> for Totals {}
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[Metric {
+pub const METRICS: &[Metric<Reclaims>] = &[Metric {
     family: Family {
         name: "container_memory_reclaim_seconds",
         help: "Time that a task was held up to free memory, because the host or its cgroup had none left.",

@@ -3,83 +3,45 @@
 //! Programs: `sched_switch`, `cgroup_attach_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
 //! Oracle: cpu.stat, /proc/PID/schedstat, /proc/PID/status (tests).
 
-use std::ops::AddAssign;
-
 use collector_common::{histogram::BUCKETS, sched::SchedCell};
 
 use super::{
-    Metric, Registration, Samples, add_histogram,
-    counters::{Counters, Numbers},
+    Change, Metric, Part, Registration, Samples, Snapshot, Source, SourceReport,
+    counters::Counters,
+    values::{PerNode, sums},
 };
 use crate::{
-    exposition::{Family, Histogram, Kind, Unit, Value},
-    kernel::programs::Requirement,
+    cgroup::{ROOT, Tree},
+    exposition::{Family, Histogram, Kind, Unit, Value, Writer},
+    kernel::{cells::SlotMemory, programs::Requirement},
 };
 
-/// A node's scheduler numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    /// CPU time before the agent came, ns, from the kernel's own books.
-    earlier_ns: u64,
-    /// CPU time since, ns.
-    run_ns: u64,
-    wait_ns: u64,
-    voluntary: u64,
-    preempted_by_self: u64,
-    preempted_by_other: u64,
-    preempted_by_system: u64,
-    migrations: u64,
-    wait_histogram: [u64; BUCKETS],
-}
-
-impl AddAssign<&SchedCell> for Totals {
-    fn add_assign(&mut self, cell: &SchedCell) {
-        self.run_ns += cell.run_ns;
-        self.wait_ns += cell.wait_ns;
-        self.voluntary += cell.voluntary;
-        self.preempted_by_self += cell.preempted_by_self;
-        self.preempted_by_other += cell.preempted_by_other;
-        self.preempted_by_system += cell.preempted_by_system;
-        self.migrations += cell.migrations;
-        add_histogram(&mut self.wait_histogram, &cell.wait_histogram);
+sums! {
+    /// A node's scheduler numbers.
+    pub struct Scheduling: SchedCell {
+        /// CPU time since the agent came, ns.
+        run_ns: u64,
+        wait_ns: u64,
+        voluntary: u64,
+        preempted_by_self: u64,
+        preempted_by_other: u64,
+        preempted_by_system: u64,
+        migrations: u64,
+        wait_histogram: [u64; BUCKETS],
+    }
+    beside {
+        /// CPU time before the agent came, ns, as the kernel has it.
+        earlier_ns: u64,
     }
 }
 
-impl AddAssign<&Totals> for Totals {
-    fn add_assign(&mut self, other: &Totals) {
-        self.earlier_ns += other.earlier_ns;
-        self.run_ns += other.run_ns;
-        self.wait_ns += other.wait_ns;
-        self.voluntary += other.voluntary;
-        self.preempted_by_self += other.preempted_by_self;
-        self.preempted_by_other += other.preempted_by_other;
-        self.preempted_by_system += other.preempted_by_system;
-        self.migrations += other.migrations;
-        add_histogram(&mut self.wait_histogram, &other.wait_histogram);
-    }
-}
-
-impl Totals {
+impl Scheduling {
     fn involuntary(&self) -> u64 {
         self.preempted_by_self + self.preempted_by_other + self.preempted_by_system
     }
 
     fn periods(&self) -> u64 {
         self.wait_histogram.iter().sum()
-    }
-}
-
-impl Numbers<SchedCell> for Totals {
-    fn cpu_time(&self) -> u64 {
-        self.run_ns
-    }
-
-    fn set_earlier(&mut self, ns: u64) {
-        self.earlier_ns = ns;
-    }
-
-    fn runs(&self) -> Option<(&'static str, u64)> {
-        Some(("sched_switch", self.voluntary + self.involuntary()))
     }
 }
 
@@ -96,7 +58,7 @@ const fn counter(name: &'static str, help: &'static str, unit: Unit) -> Family {
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[
+pub const METRICS: &[Metric<Scheduling>] = &[
     Metric {
         family: Family {
             labels: &["cpu"],
@@ -239,6 +201,85 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells::<SchedCell>()?;
-        Ok(Box::new(Counters::new("sched", METRICS, cells)))
+        Ok(Box::new(Sched {
+            counters: Counters::new("sched", METRICS, cells),
+            joined: false,
+        }))
     },
 };
+
+struct Sched {
+    counters: Counters<SchedCell, Scheduling>,
+    /// Whether the time before the agent came is known.
+    joined: bool,
+}
+
+impl Sched {
+    /// Joins what is counted from now on to the CPU time that the kernel has for the time before.
+    fn join(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        self.joined = true;
+        let (tree, Some(statistics)) = (snapshot.tree, snapshot.books) else {
+            return Ok(());
+        };
+        let mut own = vec![0; tree.capacity()];
+        for (number, _) in tree.iter() {
+            let used = if number == ROOT {
+                statistics.root_times().usage_ns
+            } else {
+                let record = statistics.part(number, Part::Time);
+                record.map_or(0, |record| record.usage_ns)
+            };
+            let counted = self.counters.total(number).map_or(0, |total| total.run_ns);
+            own[number] = used.saturating_sub(counted);
+        }
+        // The kernel's values contain the descendants'. Parents come first, so that a child's value
+        // still contains them when it is taken from its parent's.
+        for (number, node) in tree.iter() {
+            if let Some(parent) = node.parent {
+                own[parent] = own[parent].saturating_sub(own[number]);
+            }
+        }
+        for (number, ns) in own.into_iter().enumerate() {
+            self.counters.summed().retained(number).earlier_ns = ns;
+        }
+        self.counters.collect(snapshot)
+    }
+}
+
+impl Source for Sched {
+    fn name(&self) -> &'static str {
+        self.counters.name()
+    }
+
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        self.counters.values()
+    }
+
+    fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
+        self.counters.cells()
+    }
+
+    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        self.counters.collect(snapshot)?;
+        if self.joined {
+            return Ok(());
+        }
+        self.join(snapshot)
+    }
+
+    fn change(&mut self, change: &Change<'_>) {
+        self.counters.change(change);
+    }
+
+    fn report(&self) -> SourceReport {
+        let host = self.counters.total(ROOT);
+        SourceReport {
+            runs: host.map(|host| ("sched_switch", host.voluntary + host.involuntary())),
+            ..SourceReport::default()
+        }
+    }
+
+    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+        self.counters.encode(tree, writer);
+    }
+}

@@ -17,9 +17,12 @@ use std::{
 use anyhow::Context;
 use collector_common::tasks::TasksCell;
 
-use super::{Metric, Registration, Samples, Snapshot, Source, encode};
+use super::{
+    Change, Metric, Registration, Samples, Snapshot, Source, encode,
+    values::{AddFrom, Column, PerNode, roll_up},
+};
 use crate::{
-    cgroup::{NodeId, Tree},
+    cgroup::Tree,
     exposition::{Family, Kind, Unit, Value, Writer},
     kernel::{
         cells::{Cells, SlotMemory},
@@ -40,7 +43,7 @@ const UNLIMITED: u64 = u64::MAX;
 
 /// A node's numbers.
 #[derive(Clone, Copy, Debug, Default)]
-struct Numbers {
+struct TaskNumbers {
     processes: u64,
     threads: u64,
     descriptors: u64,
@@ -72,7 +75,7 @@ fn older(one: Option<Oldest>, other: Option<Oldest>) -> Option<Oldest> {
     }
 }
 
-impl AddAssign<&TasksCell> for Numbers {
+impl AddAssign<&TasksCell> for TaskNumbers {
     fn add_assign(&mut self, cell: &TasksCell) {
         self.processes += cell.processes;
         self.threads += cell.threads;
@@ -91,8 +94,8 @@ impl AddAssign<&TasksCell> for Numbers {
     }
 }
 
-impl AddAssign<&Numbers> for Numbers {
-    fn add_assign(&mut self, other: &Numbers) {
+impl AddFrom for TaskNumbers {
+    fn add_from(&mut self, other: &Self) {
         self.processes += other.processes;
         self.threads += other.threads;
         self.descriptors += other.descriptors;
@@ -124,7 +127,7 @@ const fn gauge(
 }
 
 /// The source's families.
-const METRICS: &[Metric<Numbers>] = &[
+const METRICS: &[Metric<TaskNumbers>] = &[
     Metric {
         family: gauge(
             "container_processes",
@@ -205,7 +208,7 @@ const METRICS: &[Metric<Numbers>] = &[
                 "/proc/PID/limits",
             )
         },
-        samples: Samples::Scalars(&[(&[("ulimit", "max_open_files")], |v: &Numbers| {
+        samples: Samples::Scalars(&[(&[("ulimit", "max_open_files")], |v: &TaskNumbers| {
             Some(match v.oldest?.nofile {
                 UNLIMITED => Value::Float(-1.0),
                 limit => Value::Count(limit),
@@ -231,8 +234,8 @@ pub const SOURCE: Registration = Registration {
         Ok(Box::new(Tasks {
             pass,
             cells,
-            numbers: Vec::new(),
-            first: Vec::new(),
+            numbers: Column::default(),
+            first: Column::default(),
             boot: system::boot_time(),
             full: Budget::default(),
             light: Budget::default(),
@@ -255,10 +258,10 @@ fn foreign_pid_namespace() -> Option<&'static str> {
 struct Tasks {
     pass: TasksPass,
     cells: Cells<TasksCell>,
-    numbers: Vec<Numbers>,
+    numbers: Column<TaskNumbers>,
     /// The cgroup of each node and the start of the oldest process ever seen in it, CLOCK_BOOTTIME,
     /// ns.
-    first: Vec<Option<(u64, u64)>>,
+    first: Column<Option<(u64, u64)>>,
     /// Wall-clock time of the boot.
     boot: Duration,
     /// Passes with sockets.
@@ -284,21 +287,22 @@ impl Budget {
 }
 
 impl Tasks {
-    fn take(&mut self, tree: &Tree) {
-        self.numbers.clear();
-        self.numbers.resize(tree.capacity(), Numbers::default());
+    /// Takes what the last run of the program has counted; `sockets` is false if it did not look
+    /// for sockets, the number of which stays.
+    fn take(&mut self, tree: &Tree, sockets: bool) {
+        let before = self.numbers.clone();
+        let mut numbers = self.numbers.cleared_places(tree.capacity());
         // By the owners of the cells and not by the snapshot's slots: a cgroup whose first event is
-        // this pass gets its slot from it.
+        // this run gets its slot from it.
         for cell in self.cells.with(GENERATION, self.pass.generation()) {
-            if let Some(node) = tree.by_id(cell.owner) {
-                self.numbers[node] += &cell;
+            if let Some(number) = tree.by_id(cell.owner) {
+                numbers[number] += &cell;
             }
         }
-        // Deepest first.
-        for (number, node) in tree.iter().rev() {
-            if let Some(parent) = node.parent {
-                let child = self.numbers[number];
-                self.numbers[parent] += &child;
+        roll_up(tree, &mut numbers);
+        if !sockets {
+            for (number, _) in tree.iter() {
+                numbers[number].sockets = before.get(number).map_or(0, |before| before.sockets);
             }
         }
     }
@@ -309,14 +313,14 @@ impl Tasks {
         if boot.abs_diff(self.boot) > CLOCK_SET {
             self.boot = boot;
         }
-        self.first
-            .resize(tree.capacity().max(self.first.len()), None);
+        let mut first = self.first.places(tree.capacity());
+        let mut column = self.numbers.places(tree.capacity());
         for (number, node) in tree.iter() {
-            let numbers = &mut self.numbers[number];
-            let seen = self.first[number].and_then(|(id, start)| (id == node.id).then_some(start));
+            let numbers = &mut column[number];
+            let seen = first[number].and_then(|(id, start)| (id == node.id).then_some(start));
             let now = numbers.oldest.map(|oldest| oldest.start);
             let start = seen.into_iter().chain(now).min();
-            self.first[number] = start.map(|start| (node.id, start));
+            first[number] = start.map(|start| (node.id, start));
             numbers.started = start
                 .map(|start| started(self.boot, start, node.created))
                 .or_else(|| nanos(node.container.as_ref()?.started?));
@@ -347,35 +351,30 @@ impl Source for Tasks {
         "tasks"
     }
 
-    fn families(&self) -> Vec<&'static Family> {
-        METRICS.iter().map(|metric| &metric.family).collect()
+    fn values(&mut self) -> Vec<&mut dyn PerNode> {
+        vec![&mut self.numbers, &mut self.first]
     }
 
-    fn memory(&mut self) -> Option<&mut dyn SlotMemory> {
+    fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         Some(&mut self.cells)
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let tree = snapshot.tree;
-        let nodes = tree.capacity().max(self.numbers.len());
-        // Cgroups that came since the last pass have no numbers yet.
-        self.numbers.resize(nodes, Numbers::default());
+        // Cgroups that came since the last run have no numbers yet.
+        self.numbers.places(tree.capacity());
         let now = Instant::now();
         let context = "the pass over tasks";
         if self.full.allows(now) {
             let cost = self.pass.run(true).context(context)?;
             tracing::debug!(?cost, "pass over tasks");
             self.full.spend(cost);
-            self.take(tree);
+            self.take(tree, true);
         } else if self.light.allows(now) {
             let cost = self.pass.run(false).context(context)?;
             tracing::debug!(?cost, "pass over tasks without a look at sockets");
             self.light.spend(cost);
-            let sockets: Vec<u64> = self.numbers.iter().map(|numbers| numbers.sockets).collect();
-            self.take(tree);
-            for (numbers, sockets) in self.numbers.iter_mut().zip(sockets) {
-                numbers.sockets = sockets;
-            }
+            self.take(tree, false);
         } else {
             return Ok(());
         }
@@ -383,14 +382,7 @@ impl Source for Tasks {
         Ok(())
     }
 
-    fn fold(&mut self, from: NodeId, _into: NodeId) {
-        if let Some(numbers) = self.numbers.get_mut(from) {
-            *numbers = Numbers::default();
-        }
-        if let Some(first) = self.first.get_mut(from) {
-            *first = None;
-        }
-    }
+    fn change(&mut self, _: &Change<'_>) {}
 
     fn encode(&self, tree: &Tree, writer: &mut Writer) {
         encode(METRICS, tree, &self.numbers, writer);

@@ -7,59 +7,29 @@
 //! Left out: cAdvisor's container_network_tcp_usage_total and its like count sockets by state in a
 //! network namespace; they need a walk of all sockets at each scrape, and are off there by default.
 
-use std::ops::AddAssign;
-
 use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
-use super::{
-    Metric, Registration, Samples, add_histogram,
-    counters::{Counters, Numbers},
-};
+use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
     exposition::{Family, Histogram, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-/// A node's TCP numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    retransmits: u64,
-    active: u64,
-    passive: u64,
-    failures: u64,
-    resets_sent: u64,
-    resets_received: u64,
-    rtt_us: u64,
-    duration_us: u64,
-    rtt_histogram: [u64; BUCKETS],
-    duration_histogram: [u64; BUCKETS],
+sums! {
+    /// A node's numbers of connections.
+    pub struct Connections: TcpCell {
+        retransmits: u64,
+        active: u64,
+        passive: u64,
+        failures: u64,
+        resets_sent: u64,
+        resets_received: u64,
+        rtt_us: u64,
+        duration_us: u64,
+        rtt_histogram: [u64; BUCKETS],
+        duration_histogram: [u64; BUCKETS],
+    }
 }
-
-macro_rules! sums_of {
-    ($($of:ty),*) => {
-        $(
-            impl AddAssign<&$of> for Totals {
-                fn add_assign(&mut self, other: &$of) {
-                    self.retransmits += other.retransmits;
-                    self.active += other.active;
-                    self.passive += other.passive;
-                    self.failures += other.failures;
-                    self.resets_sent += other.resets_sent;
-                    self.resets_received += other.resets_received;
-                    self.rtt_us += other.rtt_us;
-                    self.duration_us += other.duration_us;
-                    add_histogram(&mut self.rtt_histogram, &other.rtt_histogram);
-                    add_histogram(&mut self.duration_histogram, &other.duration_histogram);
-                }
-            }
-        )*
-    };
-}
-
-// A node adds up its slots' cells and its children alike.
-sums_of!(TcpCell, Totals);
-
-impl Numbers<TcpCell> for Totals {}
 
 /// A histogram, left out until its first event.
 fn histogram(buckets: &[u64; BUCKETS], sum_us: u64) -> Option<Histogram<'_>> {
@@ -82,7 +52,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
 }
 
 /// The source's families.
-pub const METRICS: &[Metric<Totals>] = &[
+pub const METRICS: &[Metric<Connections>] = &[
     Metric {
         family: Family {
             origin: "tcp_retransmit_skb, inet_sock_set_state: tcp_sock.total_retrans; tcp_retransmit_synack",

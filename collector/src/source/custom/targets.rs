@@ -85,9 +85,11 @@ impl Targets {
     /// Brings targets in line with the tree. Whether any changed.
     fn discover(&mut self, tree: &Tree) -> bool {
         let mut changed = false;
+        let nodes = tree.capacity().max(self.seen.len());
+        self.seen.resize(nodes, None);
         for (number, node) in tree.iter() {
             let alive = node.died.is_none() && node.exported;
-            let seen = super::super::at(&mut self.seen, number);
+            let seen = &mut self.seen[number];
             let container = container_of(node);
             let same = match (&seen, alive) {
                 (None, false) => true,

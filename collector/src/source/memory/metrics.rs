@@ -1,6 +1,6 @@
 //! Families of the memory source.
 
-use super::{Levels, Numbers, Statistics, sum};
+use super::{Levels, MemoryNumbers};
 use crate::{
     exposition::{Family, Kind, Unit, Value},
     source::{Metric, Samples},
@@ -27,7 +27,7 @@ macro_rules! level {
                 oracle: $oracle,
                 ..family($name, $help, Kind::Gauge, Unit::$unit)
             },
-            samples: Samples::Scalars(&[(&[], |v: &Numbers| {
+            samples: Samples::Scalars(&[(&[], |v: &MemoryNumbers| {
                 let read: fn(&Levels) -> Option<u64> = $read;
                 v.levels.as_ref().and_then(read).map(Value::Count)
             })]),
@@ -35,14 +35,8 @@ macro_rules! level {
     };
 }
 
-/// What the present cgroup and its predecessors of the same path have counted.
-fn counted(v: &Numbers, read: fn(&Statistics) -> Option<u64>) -> Option<Value> {
-    let now = read(&v.counts.statistics);
-    sum(read(&v.earlier.statistics), now).map(Value::Count)
-}
-
 /// The source's families.
-pub const METRICS: &[Metric<Numbers>] = &[
+pub const METRICS: &[Metric<MemoryNumbers>] = &[
     level!(
         "container_memory_usage_bytes",
         "Memory in use, caches included; for / what is not free.",
@@ -175,11 +169,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| {
-            v.counts
-                .known
-                .then(|| Value::Count(v.earlier.limit_hits + v.counts.limit_hits))
-        })]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| Some(c.limit_hits)))]),
     },
     Metric {
         family: Family {
@@ -196,19 +186,19 @@ pub const METRICS: &[Metric<Numbers>] = &[
         samples: Samples::Scalars(&[
             (
                 &[("failure_type", "pgfault"), ("scope", "container")],
-                |v| counted(v, |s| s.own_faults),
+                |v| v.counted(|c| c.own_faults),
             ),
             (
                 &[("failure_type", "pgfault"), ("scope", "hierarchy")],
-                |v| counted(v, |s| s.faults),
+                |v| v.counted(|c| c.faults),
             ),
             (
                 &[("failure_type", "pgmajfault"), ("scope", "container")],
-                |v| counted(v, |s| s.own_major_faults),
+                |v| v.counted(|c| c.own_major_faults),
             ),
             (
                 &[("failure_type", "pgmajfault"), ("scope", "hierarchy")],
-                |v| counted(v, |s| s.major_faults),
+                |v| v.counted(|c| c.major_faults),
             ),
         ]),
     },
@@ -224,9 +214,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| {
-            sum(v.earlier.over_high, v.counts.over_high).map(Value::Count)
-        })]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.over_high))]),
     },
     Metric {
         family: Family {
@@ -240,9 +228,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| {
-            sum(v.earlier.over_max, v.counts.over_max).map(Value::Count)
-        })]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.over_max))]),
     },
     Metric {
         family: Family {
@@ -256,7 +242,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.scanned))]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.scanned))]),
     },
     Metric {
         family: Family {
@@ -270,7 +256,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.stolen))]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.stolen))]),
     },
     Metric {
         family: Family {
@@ -284,7 +270,7 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.refault_anon))]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.refault_anon))]),
     },
     Metric {
         family: Family {
@@ -298,6 +284,6 @@ pub const METRICS: &[Metric<Numbers>] = &[
                 Unit::None,
             )
         },
-        samples: Samples::Scalars(&[(&[], |v| counted(v, |s| s.refault_file))]),
+        samples: Samples::Scalars(&[(&[], |v| v.counted(|c| c.refault_file))]),
     },
 ];

@@ -1,0 +1,142 @@
+//! Numbers that are sums.
+
+/// Numbers that those of a `C` can be added to: a cell of the kernel side, or others of their own
+/// kind.
+pub trait AddFrom<C: ?Sized = Self> {
+    /// Adds `other`.
+    fn add_from(&mut self, other: &C);
+}
+
+/// A node's numbers, all of them sums.
+pub trait Numbers: AddFrom + Clone + Default + Send + Sync + 'static {}
+
+impl<T: AddFrom + Clone + Default + Send + Sync + 'static> Numbers for T {}
+
+impl AddFrom for u64 {
+    #[inline]
+    fn add_from(&mut self, other: &Self) {
+        *self += other;
+    }
+}
+
+/// `None` is not known: the sum is that of what is known.
+impl AddFrom for Option<u64> {
+    #[inline]
+    fn add_from(&mut self, other: &Self) {
+        *self = match (*self, *other) {
+            (Some(one), Some(other)) => Some(one + other),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+impl<T: AddFrom<C>, C, const N: usize> AddFrom<[C; N]> for [T; N] {
+    #[inline]
+    fn add_from(&mut self, other: &[C; N]) {
+        for (sum, value) in self.iter_mut().zip(other) {
+            sum.add_from(value);
+        }
+    }
+}
+
+/// Declares a struct of numbers that are sums, one line a counter.
+///
+/// `struct Name: Cell { field: Type, … }` can be added to each other and has those of a `Cell` of
+/// the kernel side added, field by field of the same name. `beside { field: Type, … }` are numbers
+/// that the cell does not have. Without `: Cell` there is no cell.
+macro_rules! sums {
+    (
+        $(#[$meta:meta])*
+        $visibility:vis struct $name:ident $(: $cell:ty)? {
+            $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+        }
+        $(beside { $($(#[$own_meta:meta])* $own:ident: $own_type:ty,)* })?
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        $visibility struct $name {
+            $($(#[$field_meta])* $field: $type,)*
+            $($($(#[$own_meta])* $own: $own_type,)*)?
+        }
+
+        impl $crate::source::values::AddFrom for $name {
+            fn add_from(&mut self, other: &Self) {
+                $($crate::source::values::AddFrom::add_from(&mut self.$field, &other.$field);)*
+                $($($crate::source::values::AddFrom::add_from(&mut self.$own, &other.$own);)*)?
+            }
+        }
+
+        $crate::source::values::sums!(@cell $name, [$($cell)?], [$($field)*]);
+    };
+    (@cell $name:ident, [], [$($field:ident)*]) => {};
+    (@cell $name:ident, [$cell:ty], [$($field:ident)*]) => {
+        impl $crate::source::values::AddFrom<$cell> for $name {
+            fn add_from(&mut self, cell: &$cell) {
+                $($crate::source::values::AddFrom::add_from(&mut self.$field, &cell.$field);)*
+            }
+        }
+
+        impl std::ops::AddAssign<&$cell> for $name {
+            #[inline]
+            fn add_assign(&mut self, cell: &$cell) {
+                $crate::source::values::AddFrom::add_from(self, cell);
+            }
+        }
+    };
+}
+pub(in crate::source) use sums;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Cell {
+        one: u64,
+        many: [u64; 3],
+    }
+
+    sums! {
+        struct Counted: Cell {
+            one: u64,
+            many: [u64; 3],
+        }
+        beside {
+            known: Option<u64>,
+        }
+    }
+
+    #[test]
+    fn each_field_is_added() {
+        let cell = Cell {
+            one: 1,
+            many: [2, 3, 4],
+        };
+        let mut sum = Counted::default();
+        sum += &cell;
+        let mut other = Counted {
+            known: Some(5),
+            ..sum
+        };
+        other.add_from(&sum);
+        assert_eq!(
+            other,
+            Counted {
+                one: 2,
+                many: [4, 6, 8],
+                known: Some(5),
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_zero() {
+        let sum = |mut one: Option<u64>, other| {
+            one.add_from(&other);
+            one
+        };
+        assert_eq!(sum(None, None), None);
+        assert_eq!(sum(Some(1), None), Some(1));
+        assert_eq!(sum(None, Some(2)), Some(2));
+        assert_eq!(sum(Some(1), Some(2)), Some(3));
+    }
+}

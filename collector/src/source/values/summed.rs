@@ -1,0 +1,171 @@
+//! What a source counts for each cgroup, summed up the tree.
+
+use super::{Column, Numbers, PerNode, Places};
+use crate::cgroup::{NodeId, Tree};
+
+/// Values that a source counts for each cgroup, and their sums over the descendants.
+///
+/// A node's total is what is retained at the node (what reaped children and recycled slots had),
+/// plus what its cgroup has now, plus the totals of its children. Cgroups of the same path have one
+/// node, so a path that is made again goes on.
+#[derive(Clone, Debug)]
+pub struct Summed<T> {
+    retained: Column<T>,
+    totals: Column<T>,
+}
+
+impl<T> Default for Summed<T> {
+    fn default() -> Self {
+        Self {
+            retained: Column::default(),
+            totals: Column::default(),
+        }
+    }
+}
+
+impl<T> Summed<T> {
+    /// The totals as of the last [`renew`](Self::renew).
+    pub fn totals(&self) -> &Column<T> {
+        &self.totals
+    }
+}
+
+impl<T: Numbers> Summed<T> {
+    /// What is retained at a node, to be added to.
+    pub fn retained(&mut self, node: NodeId) -> &mut T {
+        self.retained.at(node)
+    }
+
+    /// Makes the totals anew: `add` adds what each cgroup has now.
+    pub fn renew(&mut self, tree: &Tree, add: impl FnOnce(&mut Places<'_, T>)) {
+        let mut totals = self.totals.places_of(&self.retained, tree.capacity());
+        add(&mut totals);
+        roll_up(tree, &mut totals);
+    }
+}
+
+impl<T: Numbers> PerNode for Summed<T> {
+    fn reap(&mut self, node: NodeId, into: NodeId) {
+        if self.retained.get(node).is_some() {
+            let retained = std::mem::take(self.retained.at(node));
+            self.retained.at(into).add_from(&retained);
+        }
+        self.totals.reap(node, into);
+    }
+}
+
+/// Adds each node's values to its parent's, children before parents.
+pub fn roll_up<T: Numbers>(tree: &Tree, values: &mut Places<'_, T>) {
+    for (number, node) in tree.iter().rev() {
+        if let Some(parent) = node.parent {
+            let child = std::mem::take(&mut values[number]);
+            values[parent].add_from(&child);
+            values[number] = child;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::cgroup::{Event, Filter, OVERFLOW, ROOT, found};
+
+    fn made(tree: &mut Tree, id: u64, parent: u64, name: &str) -> NodeId {
+        let event = Event::Made {
+            id,
+            parent,
+            name: name.as_bytes().to_vec(),
+            at: SystemTime::now(),
+        };
+        tree.apply(&event);
+        tree.by_id(id).unwrap()
+    }
+
+    /// Ends a cgroup and has its node reaped.
+    fn end(tree: &mut Tree, id: u64, values: &mut Summed<u64>) {
+        let at = SystemTime::now();
+        tree.apply(&Event::Removed { id, at });
+        tree.reap(
+            at,
+            Duration::ZERO,
+            |_| false,
+            |node, into| {
+                values.reap(node, into);
+            },
+        );
+    }
+
+    #[test]
+    fn totals_are_retained_at_the_parent_and_never_served_for_the_next_with_the_number() {
+        let mut tree = Tree::new(
+            &[found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")],
+            Filter::default(),
+        );
+        let [a, b] = [2, 3].map(|id| tree.by_id(id).unwrap());
+        let mut values = Summed::default();
+        values.renew(&tree, |own| {
+            own[a] += 1;
+            own[b] += 10;
+            own[OVERFLOW] += 100;
+        });
+        let totals = |values: &Summed<u64>, nodes: [NodeId; 3]| {
+            nodes.map(|node| *values.totals().get(node).unwrap())
+        };
+        assert_eq!(totals(&values, [ROOT, a, b]), [111, 11, 10]);
+        // The slot of /a/b is recycled, then its node is reaped.
+        *values.retained(b) += 10;
+        end(&mut tree, 3, &mut values);
+        // Until the next reading, too, the next with the number has nothing.
+        let c = made(&mut tree, 4, 1, "c");
+        assert_eq!(c, b);
+        assert_eq!(totals(&values, [ROOT, a, c]), [111, 11, 0]);
+        values.renew(&tree, |own| {
+            own[a] += 1;
+            own[c] += 3;
+            own[OVERFLOW] += 100;
+        });
+        assert_eq!(totals(&values, [ROOT, a, c]), [114, 11, 3]);
+    }
+
+    #[test]
+    fn a_parent_that_goes_with_its_children_leaves_all_to_those_above() {
+        let mut tree = Tree::new(
+            &[
+                found(1, 0, ""),
+                found(2, 1, "a"),
+                found(3, 2, "b"),
+                found(4, 3, "c"),
+            ],
+            Filter::default(),
+        );
+        let mut values = Summed::default();
+        for id in [2, 3, 4] {
+            *values.retained(tree.by_id(id).unwrap()) += id;
+        }
+        for id in [4, 3, 2] {
+            tree.apply(&Event::Removed {
+                id,
+                at: SystemTime::UNIX_EPOCH,
+            });
+        }
+        let at = SystemTime::now();
+        tree.reap(
+            at,
+            Duration::ZERO,
+            |_| false,
+            |node, into| {
+                values.reap(node, into);
+            },
+        );
+        values.renew(&tree, |_| {});
+        assert_eq!(values.totals().get(ROOT), Some(&9));
+        assert_eq!(
+            (2..5)
+                .filter_map(|node| values.totals().get(node))
+                .sum::<u64>(),
+            0
+        );
+    }
+}
