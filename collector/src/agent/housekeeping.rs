@@ -1,7 +1,7 @@
 //! Between scrapes: cgroups that come and go, slots that come back.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     os::fd::AsRawFd,
     sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context;
 use collector_common::{
     event::{CgroupEvent, CgroupEventKind},
+    pass::CgroupRecord,
     stat::Stat,
 };
 
@@ -17,7 +18,7 @@ use super::{Agent, Core, Disowned};
 use crate::{
     cgroup::{Event, walk},
     kernel::{cells::SlotMemory, events, load::monotonic_ns, slots},
-    source::{Change, ForeignEvent, Source, notify},
+    source::{Change, FinalRecords, ForeignEvent, Source, notify},
 };
 
 /// How long a dead cgroup keeps its slot: the last of its tasks may still be on their way out.
@@ -185,31 +186,29 @@ impl Core {
             "cgroup events were lost; walking the hierarchy"
         );
         self.lost_events = lost;
+        let records = self.kernel_statistics_after_loss();
         match walk(&self.hierarchies.unified.path) {
             Ok(found) => {
                 let walked = self.tree.merge(&found, SystemTime::now());
                 for &id in &walked.removed {
                     self.departed.push((id, Instant::now()));
-                    let node = self.tree.by_id(id);
                     let removed = Change::Removed {
                         id,
-                        node,
-                        record: None,
+                        node: self.tree.by_id(id),
+                        record: records.get(&id),
                     };
                     notify(&mut self.sources, &removed);
                 }
-                for &node in &walked.remade {
+                let again = |&node| (node, true);
+                let new = |&node| (node, false);
+                let made = walked.remade.iter().map(again);
+                for (node, again) in made.chain(walked.born.iter().map(new)) {
                     self.identities.ask(&self.tree, node, Instant::now());
-                    for source in &mut self.sources {
-                        source.revive(node);
-                    }
+                    notify(&mut self.sources, &Change::Made { node, again });
                 }
                 self.identities.ask_all(&self.tree, Instant::now());
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
-        }
-        if let Some(books) = &mut self.books {
-            books.walk_again();
         }
         // Cgroups that came and went meanwhile are in no walk and had no event, but had slots.
         if self.slots.refresh().is_ok() {
@@ -220,6 +219,22 @@ impl Core {
                 .filter(|&id| !self.tree.knows(id));
             self.departed.extend(unknown.map(|id| (id, Instant::now())));
         }
+    }
+
+    /// After lost events: takes the final records of removed cgroups, and walks the v1 hierarchies.
+    /// Sources hear of the records of v1 cgroups here; those of cgroup2 are returned by id, for when
+    /// the walk has found out which cgroups are gone.
+    fn kernel_statistics_after_loss(&mut self) -> HashMap<u64, CgroupRecord> {
+        let Some(books) = &mut self.books else {
+            return HashMap::new();
+        };
+        let FinalRecords { unified, v1 } = books.take_all_last(&self.tree);
+        books.walk_again();
+        for (node, record) in &v1 {
+            let node = *node;
+            notify(&mut self.sources, &Change::RemovedV1 { node, record });
+        }
+        unified
     }
 
     /// Takes slots from cgroups that are long enough dead, and recycles those taken before.

@@ -113,6 +113,15 @@ pub struct Books {
     memory_text: Vec<u8>,
 }
 
+/// What the kernel side has recorded of cgroups when they were removed.
+#[derive(Debug, Default)]
+pub struct FinalRecords {
+    /// Of cgroup2, by cgroup id.
+    pub unified: HashMap<u64, CgroupRecord>,
+    /// Of v1 hierarchies, with the node of the same path.
+    pub v1: Vec<(NodeId, CgroupRecord)>,
+}
+
 /// Descriptors kept open for flushing; cgroups below the root are few on every usual host, and
 /// those beyond are opened anew.
 const MAX_FLUSHERS: usize = 128;
@@ -341,19 +350,43 @@ impl Books {
         }
     }
 
-    /// Walks the v1 hierarchies again, after events were lost, and forgets the last records that
-    /// those told of.
-    pub fn walk_again(&mut self) {
+    /// Takes every final record out of the kernel's map, after lost events, which would have said
+    /// which there are. The paths of v1 cgroups are those that were known before the loss.
+    pub fn take_all_last(&mut self, tree: &Tree) -> FinalRecords {
         let keys: Vec<CgroupKey> = match self.last.read() {
             Ok(entries) => entries.map(|(key, _)| key).collect(),
             Err(_) => Vec::new(),
         };
-        for key in keys {
-            // That of the overflow, which nobody writes.
-            if key != CgroupKey::OVERFLOW {
-                self.last.take(key);
+        let mut records = FinalRecords::default();
+        // That of the overflow stays: nobody writes it.
+        for key in keys.into_iter().filter(|key| *key != CgroupKey::OVERFLOW) {
+            let Some(record) = self.last.take(key) else {
+                continue;
+            };
+            let hierarchy = key.what as u32;
+            if hierarchy == 0 {
+                if tree.knows(key.cgroup) {
+                    records.unified.insert(key.cgroup, record);
+                }
+                continue;
+            }
+            let of = |v1: &&Foreign| v1.mount.mount.hierarchy == hierarchy;
+            let path = self
+                .v1
+                .iter()
+                .find(of)
+                .and_then(|v1| v1.paths.get(&key.cgroup));
+            if let Some(node) = path.and_then(|path| tree.by_path(path)) {
+                records.v1.push((node, record));
             }
         }
+        // Of cgroups with the same path, the first one comes first.
+        records.v1.sort_by_key(|(_, record)| record.id);
+        records
+    }
+
+    /// Walks the v1 hierarchies again, after events were lost.
+    pub fn walk_again(&mut self) {
         for foreign in &mut self.v1 {
             if let Ok(found) = crate::cgroup::walk(&foreign.mount.mount.path) {
                 foreign.paths = found

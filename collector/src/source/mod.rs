@@ -42,7 +42,7 @@ use std::time::SystemTime;
 
 pub use agent::{FAMILIES, Report, SelfMetrics};
 use anyhow::Context;
-pub use books::{Books, ForeignEvent, Part};
+pub use books::{Books, FinalRecords, ForeignEvent, Part};
 pub use change::{Change, notify};
 pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
 
