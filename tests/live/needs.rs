@@ -33,6 +33,8 @@ pub enum Need {
     TwoCpus,
     /// A controller, in cgroup2 or v1.
     Controller(&'static str),
+    /// A controller in a v1 hierarchy.
+    V1(&'static str),
     /// A controller in cgroup2.
     Unified(&'static str),
     /// A tracing file system.
@@ -123,6 +125,8 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Controller(name) => cgroup::controller(name)
             .is_none()
             .then(|| format!("needs the {name} controller")),
+        Need::V1(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V1(_))))
+            .then(|| format!("needs the {name} controller in a v1 hierarchy")),
         Need::Unified(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V2(_))))
             .then(|| format!("needs the {name} controller in cgroup2")),
         Need::FuseBlock => {

@@ -13,6 +13,7 @@ use crate::{
     cgroup::Cgroup,
     metrics::{Metrics, agree, same},
     needs::Need,
+    twin::Twin,
     worker::Worker,
 };
 
@@ -39,6 +40,11 @@ pub const TESTS: &[Test] = &[
         "tree::lost_events_are_made_good",
         &[Need::Agent],
         lost_events,
+    ),
+    (
+        "tree::a_renamed_v1_cgroup_takes_its_descendants_along",
+        &[Need::Agent, Need::V1("pids")],
+        renamed_v1,
     ),
 ];
 
@@ -310,4 +316,46 @@ fn lost_events() -> Result<()> {
     // The kernel side's own warning has come through.
     ensure!(agent.log().contains("ring buffer full"), "{}", agent.log());
     Ok(())
+}
+
+/// The limit on tasks that the agent reports of a cgroup, `None` if none.
+fn task_limit(metrics: &Metrics, id: &str) -> Option<f64> {
+    metrics.of(id, "container_threads_max").ok()
+}
+
+/// v1's pids hierarchy is joined with cgroup2 by path, which a rename above a cgroup changes.
+fn renamed_v1() -> Result<()> {
+    let (old, new) = (Cgroup::new()?, Cgroup::new()?);
+    let (in_old, in_new) = (old.child("child")?, new.child("child")?);
+    let (deep_old, deep_new) = (in_old.child("leaf")?, in_new.child("leaf")?);
+    // In v1 there is the old one alone, with one child before the agent starts and one after.
+    let twin = Twin::of(&old, "pids")?;
+    let child = Twin::of(&in_old, "pids")?;
+    let agent = Agent::start(&[])?;
+    let leaf = Twin::of(&deep_old, "pids")?;
+    child.write("pids.max", "123")?;
+    leaf.write("pids.max", "45")?;
+    let check = |metrics: &Metrics, [there, gone]: [[&Cgroup; 2]; 2]| -> Result<()> {
+        for (cgroup, limit) in there.into_iter().zip([123.0, 45.0]) {
+            let found = task_limit(metrics, &cgroup.id);
+            ensure!(found == Some(limit), "{}: {found:?}", cgroup.id);
+        }
+        for cgroup in gone {
+            let found = task_limit(metrics, &cgroup.id);
+            ensure!(found.is_none(), "{} still has {found:?}", cgroup.id);
+        }
+        Ok(())
+    };
+    let (olds, news) = ([&in_old, &deep_old], [&in_new, &deep_new]);
+    check(&agent.scrape()?, [olds, news])?;
+    let renamed = twin
+        .directory
+        .with_file_name(new.id.trim_start_matches('/'));
+    std::fs::rename(&twin.directory, &renamed)?;
+    let after = agent
+        .scrape()
+        .and_then(|metrics| check(&metrics, [news, olds]));
+    std::fs::rename(&renamed, &twin.directory)?;
+    after?;
+    check(&agent.scrape()?, [olds, news])
 }

@@ -10,6 +10,7 @@ mod identity;
 mod label;
 mod mounts;
 mod tree;
+mod v1;
 mod walk;
 
 pub use export::Export;
@@ -21,8 +22,8 @@ pub use identity::{
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
-pub(crate) use tree::join;
 pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
+pub use v1::V1Paths;
 #[cfg(test)]
 pub(crate) use walk::found;
 pub use walk::{Found, walk};

@@ -116,7 +116,7 @@ pub const OVERFLOW_PATH: &str = "(overflow)";
 const ROOT_CGROUP_ID: u64 = 1;
 
 /// A path and a name below it.
-pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     let mut joined = if path == b"/" {
         Vec::new()
     } else {

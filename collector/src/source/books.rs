@@ -25,7 +25,7 @@ use collector_common::{
 };
 
 use crate::{
-    cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, join},
+    cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, V1Paths},
     kernel::{
         keyed::Keyed,
         load::Kernel,
@@ -76,8 +76,7 @@ pub struct ForeignEvent {
 struct Foreign {
     link: PassLink,
     mount: V1Mount,
-    /// Paths by cgroup id in that hierarchy.
-    paths: HashMap<u64, Vec<u8>>,
+    paths: V1Paths,
 }
 
 /// Times of the root's cpu.stat, ns: the root's own books are not in its cgroup but made up from the
@@ -156,10 +155,7 @@ impl Books {
             foreign.push(Foreign {
                 link: link(&mount.mount.path)?,
                 mount,
-                paths: found
-                    .into_iter()
-                    .map(|found| (found.id, found.path))
-                    .collect(),
+                paths: V1Paths::new(found),
             });
         }
         let controllers =
@@ -228,7 +224,7 @@ impl Books {
                 None => tree.knows(id).then(|| tree.by_id(id)).flatten(),
                 Some(foreign) => self.v1[foreign]
                     .paths
-                    .get(&id)
+                    .get(id)
                     .and_then(|path| tree.by_path(path)),
             };
             let Some(places) = node.and_then(|node| self.places.get_mut(node)) else {
@@ -339,12 +335,11 @@ impl Books {
             .find(|foreign| foreign.mount.mount.hierarchy == event.hierarchy)?;
         match &event.made {
             Some((parent, name)) => {
-                let path = join(foreign.paths.get(parent)?, name);
-                foreign.paths.insert(event.id, path);
+                foreign.paths.place(event.id, *parent, name);
                 None
             }
             None => {
-                let path = foreign.paths.remove(&event.id)?;
+                let path = foreign.paths.remove(event.id)?;
                 Some((tree.by_path(&path)?, last?))
             }
         }
@@ -375,7 +370,7 @@ impl Books {
                 .v1
                 .iter()
                 .find(of)
-                .and_then(|v1| v1.paths.get(&key.cgroup));
+                .and_then(|v1| v1.paths.get(key.cgroup));
             if let Some(node) = path.and_then(|path| tree.by_path(path)) {
                 records.v1.push((node, record));
             }
@@ -389,10 +384,7 @@ impl Books {
     pub fn walk_again(&mut self) {
         for foreign in &mut self.v1 {
             if let Ok(found) = crate::cgroup::walk(&foreign.mount.mount.path) {
-                foreign.paths = found
-                    .into_iter()
-                    .map(|found| (found.id, found.path))
-                    .collect();
+                foreign.paths = V1Paths::new(found);
             }
         }
     }
