@@ -145,6 +145,7 @@ impl Core {
             clock = now;
         };
         self.housekeeping();
+        self.await_names();
         self.settle();
         lap(&mut stages, "lifecycle");
         self.kernel.take_in_flight()?;

@@ -1,13 +1,16 @@
 //! Container runtimes: what they know of their containers.
 //!
-//! Invariant: whoever reads the [`Directory`] never waits for a runtime. Tasks of their own follow
-//! the runtimes' events, ask within limits of time and size, and leave what they learn here. The
-//! directory is bounded in records, and each record in bytes.
+//! Tasks of their own follow the runtimes' events, ask within limits of time and size, and leave what
+//! they learn in the [`Directory`].
+//!
+//! Invariant: reading the directory never waits for a runtime, with one bounded exception:
+//! [`Directory::wait`]. The directory is bounded in records, and each record in bytes.
 
 mod choice;
 mod cri;
 mod docker;
 mod follow;
+mod questions;
 mod status;
 mod wire;
 
@@ -26,7 +29,8 @@ pub use choice::{Choice, Word};
 pub use follow::{Followers, ask, follow};
 pub use status::{Status, Told};
 
-use crate::cgroup::{Container, State};
+use self::questions::Questions;
+use crate::cgroup::{Container, Runtime, State};
 
 /// Most containers that are remembered.
 const RECORDS: usize = 65_536;
@@ -131,6 +135,7 @@ pub struct Directory {
     refused: AtomicU64,
     runtimes: Mutex<Vec<Arc<Status>>>,
     wanted: mpsc::UnboundedSender<String>,
+    questions: Questions,
 }
 
 impl Directory {
@@ -143,6 +148,7 @@ impl Directory {
             refused: AtomicU64::new(0),
             runtimes: Mutex::default(),
             wanted,
+            questions: Questions::default(),
         };
         (Arc::new(directory), asked)
     }
@@ -166,15 +172,37 @@ impl Directory {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Asks for a container of which there is a cgroup and no record.
+    /// Has every runtime asked for a container.
     pub fn want(&self, id: &str) {
+        if self.get(id).is_none() {
+            self.questions.ask(id);
+        }
         // Nobody listens where no runtime is followed.
         let _ = self.wanted.send(id.to_owned());
     }
 
+    /// Waits for the records of containers that were asked for, each with its runtime where the path
+    /// tells that. Ends when all are there, when no runtime that is up is left to answer, or after
+    /// `limit`; a runtime that was too slow is not waited for again for some time. Returns how long
+    /// it waited.
+    pub fn wait(&self, containers: &[(&str, Option<Runtime>)], limit: Duration) -> Duration {
+        self.questions.wait(containers, &self.runtimes(), limit)
+    }
+
+    /// Notes that a runtime doesn't have a container that was asked for, or can't tell.
+    fn denied(&self, id: &str, status: &Status) {
+        self.questions.denied(id, status.socket());
+    }
+
     /// Takes in what a runtime says. What it doesn't say any more of the last run, or asks to be
     /// accounted for more rarely, stays as it was told before.
-    pub fn put(&self, mut container: Container) {
+    pub fn put(&self, container: Container) {
+        let id = container.id.clone();
+        self.take_in(container);
+        self.questions.answered(&id);
+    }
+
+    fn take_in(&self, mut container: Container) {
         shorten(&mut container);
         let mut containers = self.containers();
         if let Some(known) = containers.by_id.get_mut(&container.id) {
@@ -237,6 +265,7 @@ impl Directory {
 
     /// Forgets those that have been gone for longer.
     pub fn sweep(&self, linger: Duration) {
+        self.questions.sweep();
         let mut containers = self.containers();
         let over = |record: &Record| record.gone.is_some_and(|since| since.elapsed() >= linger);
         let over = containers.by_id.iter().filter(|(_, record)| over(record));

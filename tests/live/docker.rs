@@ -10,7 +10,9 @@ use crate::{
     agent::Agent,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, both, eventually, in_json, late, output},
+    runtimes::{
+        Daemon, Folder, IMAGE, all_labelled, both, eventually, first_answers, in_json, output,
+    },
 };
 
 /// What a daemon of the test's own needs.
@@ -21,8 +23,21 @@ pub const NEEDS: &[Need] = &[
     Need::Program("busybox"),
 ];
 
+const LONG: &[Need] = &[
+    Need::Variable("CGMETER_LONG", "which asks for tests that take long"),
+    Need::Agent,
+    Need::Program("dockerd"),
+    Need::Program("docker"),
+    Need::Program("busybox"),
+];
+
 pub const TESTS: &[Test] = &[
     ("docker::names_at_the_first_scrape", NEEDS, names),
+    (
+        "docker::the_first_scrape_after_run_has_the_name_200_of_200",
+        LONG,
+        two_hundred,
+    ),
     ("docker::a_short_life_keeps_its_name", NEEDS, short_life),
     ("docker::a_rename_is_followed", NEEDS, rename),
     ("docker::how_they_ended", NEEDS, ends),
@@ -176,6 +191,39 @@ pub fn path(id: &str) -> String {
 /// Sleeps until it is killed.
 pub const FOREVER: &[&str] = &["sleep", "1000000"];
 
+fn check(metrics: &Metrics, id: &str, name: &str) -> Result<()> {
+    let path = path(id);
+    all_labelled(metrics, &path, &[("name", name), ("image", IMAGE)])?;
+    let info = [("id", path.as_str()), ("name", name)];
+    let info = [&info[..], &[("container_id", id), ("runtime", "docker")]].concat();
+    same("container_info", metrics.get("container_info", &info)?, 1.0)
+}
+
+/// The first answer after a container's start has its name, in the one form or the other.
+fn at_once(docker: &Docker, agent: &Agent, count: usize) -> Result<()> {
+    let start = |_, name: &str| docker.container(&["--name", name], FOREVER);
+    let check = |number: usize, name: &str, id: &str| {
+        let record = [("name", name), ("image", IMAGE), ("id", id)];
+        match number % 2 {
+            0 => check(&agent.scrape()?, id, name)?,
+            _ => in_json(agent, name, &record)?,
+        }
+        in_json(agent, &id[..12], &record)?;
+        check(&agent.scrape()?, id, name)
+    };
+    let remove = |names: &[&str]| {
+        let arguments = [&["rm", "--force", "--volumes"], names].concat();
+        docker.run(&arguments).map(drop)
+    };
+    first_answers(count, start, check, remove).with_context(|| agent.log())
+}
+
+fn two_hundred() -> Result<()> {
+    let docker = Docker::start()?;
+    let agent = docker.agent(&[])?;
+    at_once(&docker, &agent, 200)
+}
+
 fn names() -> Result<()> {
     let docker = Docker::start()?;
     let compose = |key: &str, value: &str| format!("--label=com.docker.compose.{key}={value}");
@@ -183,13 +231,6 @@ fn names() -> Result<()> {
     let arguments = ["--name=early", &project, &service, "--label=secret=x"];
     let early = docker.container(&arguments, FOREVER)?;
     let agent = docker.agent(&[])?;
-    let check = |metrics: &Metrics, id: &str, name: &str| -> Result<()> {
-        let path = path(id);
-        all_labelled(metrics, &path, &[("name", name), ("image", IMAGE)])?;
-        let info = [("id", path.as_str()), ("name", name)];
-        let info = [&info[..], &[("container_id", id), ("runtime", "docker")]].concat();
-        same("container_info", metrics.get("container_info", &info)?, 1.0)
-    };
     let metrics = agent.scrape()?;
     check(&metrics, &early, "early")?;
     let labels = [
@@ -198,22 +239,7 @@ fn names() -> Result<()> {
         ("container_label_secret", ""),
     ];
     all_labelled(&metrics, &path(&early), &labels)?;
-    // One answer each, the first after its start, in the one form or the other.
-    const LATER: usize = 8;
-    let mut lates = 0;
-    for number in 0..LATER {
-        let name = format!("late-{number}");
-        let id = docker.container(&["--name", &name], FOREVER)?;
-        let record = [("name", name.as_str()), ("image", IMAGE), ("id", &id)];
-        lates += late(|| match number % 2 {
-            0 => check(&agent.scrape()?, &id, &name),
-            _ => in_json(&agent, &name, &record),
-        })
-        .with_context(|| agent.log())?;
-        in_json(&agent, &id[..12], &record)?;
-        check(&agent.scrape()?, &id, &name)?;
-    }
-    ensure!(lates <= LATER / 4, "{lates} of {LATER} names came late");
+    at_once(&docker, &agent, 20)?;
     // Created, never started: no cgroup, no series.
     docker.run(&["create", "--name=never", IMAGE, "true"])?;
     let metrics = agent.scrape()?;

@@ -62,16 +62,35 @@ pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Checks at once; 1 if only a later attempt succeeds. The name of a container that has started a
-/// moment ago is on its way from the runtime, and a busy machine may run the agent a moment late.
-pub fn late(mut check: impl FnMut() -> Result<()>) -> Result<usize> {
-    match check() {
-        Ok(()) => Ok(0),
-        Err(error) => {
-            println!("late: {error:#}");
-            eventually(check).map(|()| 1)
+/// Starts containers one after the other, `start` by number and name, and asks the agent for each with
+/// `check` once, as soon as it has been started. Every first answer has to be right. Some of them stay,
+/// the others are removed in groups.
+pub fn first_answers(
+    count: usize,
+    start: impl Fn(usize, &str) -> Result<String>,
+    check: impl Fn(usize, &str, &str) -> Result<()>,
+    remove: impl Fn(&[&str]) -> Result<()>,
+) -> Result<()> {
+    const GROUP: usize = 20;
+    let names: Vec<String> = (0..count).map(|number| format!("late-{number}")).collect();
+    let mut wrong = Vec::new();
+    for (number, name) in names.iter().enumerate() {
+        let id = start(number, name)?;
+        if let Err(error) = check(number, name, &id) {
+            wrong.push(format!("{name}: {error:#}"));
+        }
+        if number % GROUP == GROUP - 1 && number + 1 < count {
+            let group = &names[number + 1 - GROUP..number];
+            remove(&group.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
     }
+    ensure!(
+        wrong.is_empty(),
+        "{} of {count} first answers lack the name:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    Ok(())
 }
 
 /// Fails unless all series of a cgroup carry these labels, and there are as many as a live one has.

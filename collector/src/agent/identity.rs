@@ -1,7 +1,8 @@
 //! Joins the tree with what the runtimes know: names come late, change, and outlive their cgroup.
 //!
 //! Invariant: where nothing has changed, nothing is looked at; where something has, only nodes with
-//! a container's id are. Nobody is waited for.
+//! a container's id are. A snapshot waits for the names of containers that have just started, for
+//! [`PATIENCE`] in all for each container, and not for runtimes that are down or slow.
 
 use std::{
     collections::HashMap,
@@ -21,6 +22,11 @@ const FIRST: Duration = Duration::from_secs(1);
 /// How late at most: some have ids that no runtime knows.
 const LAST: Duration = Duration::from_secs(60);
 
+/// How long snapshots wait for a container's name in all.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long after a container was first asked for a snapshot waits for its name.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// What the agent has taken in from the directory.
 pub(super) struct Identities {
     directory: Arc<Directory>,
@@ -37,8 +43,11 @@ pub(super) struct Identities {
 struct Asked {
     /// Whose node it was then.
     cgroup: u64,
+    first: Instant,
     again: Instant,
     delay: Duration,
+    /// How long snapshots may still wait for the answer.
+    patience: Duration,
 }
 
 impl Identities {
@@ -67,8 +76,10 @@ impl Identities {
         if node.container.is_none() {
             let asked = Asked {
                 cgroup: node.id,
+                first: now,
                 again: now + FIRST,
                 delay: FIRST,
+                patience: PATIENCE,
             };
             self.unknown.insert(number, asked);
         }
@@ -121,9 +132,39 @@ impl Identities {
         });
         renamed
     }
+
+    /// Waits for the names of containers that have just started. Whether there were any.
+    fn wait(&mut self, tree: &Tree, now: Instant) -> bool {
+        let young = |asked: &Asked| !asked.patience.is_zero() && now - asked.first < YOUNG;
+        let mut limit = Duration::ZERO;
+        let mut containers = Vec::new();
+        for (&number, asked) in self.unknown.iter().filter(|(_, asked)| young(asked)) {
+            let place = tree.node(number).map(|node| &node.place);
+            if let Some((id, place)) = place.and_then(|it| Some((it.container.as_deref()?, it))) {
+                containers.push((id, place.runtime));
+                limit = limit.max(asked.patience);
+            }
+        }
+        if containers.is_empty() {
+            return false;
+        }
+        let waited = self.directory.wait(&containers, limit);
+        for asked in self.unknown.values_mut().filter(|asked| young(asked)) {
+            asked.patience = asked.patience.saturating_sub(waited);
+        }
+        true
+    }
 }
 
 impl Core {
+    /// Waits, for [`PATIENCE`] at most, for the names of containers that have just started, and
+    /// takes them in. A snapshot does so after housekeeping.
+    pub(super) fn await_names(&mut self) {
+        if self.identities.wait(&self.tree, Instant::now()) {
+            self.identify();
+        }
+    }
+
     /// Takes in what the runtimes have told since.
     pub(super) fn identify(&mut self) {
         for number in self.identities.refresh(&mut self.tree, Instant::now()) {
@@ -229,6 +270,33 @@ mod tests {
         assert_eq!(host.name().as_deref(), Some("web"));
         host.refresh(start + Duration::from_secs(1000));
         assert_eq!(host.asked(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_waits_for_the_young_alone_and_for_each_a_limited_time() {
+        let mut host = Host::new();
+        let start = Instant::now();
+        assert!(!host.identities.wait(&host.tree, start), "nobody was asked");
+        host.identities.ask_all(&host.tree, start);
+        // No runtime is up: it would not have a name by waiting.
+        assert!(host.identities.wait(&host.tree, start));
+        let asked = |host: &Host| host.identities.unknown.values().next().copied().unwrap();
+        assert!(
+            asked(&host).patience > PATIENCE / 2,
+            "nobody was waited for"
+        );
+        assert!(
+            !host.identities.wait(&host.tree, start + YOUNG),
+            "it is old"
+        );
+        host.identities
+            .unknown
+            .values_mut()
+            .for_each(|asked| asked.patience = Duration::ZERO);
+        assert!(!host.identities.wait(&host.tree, start), "it had its time");
+        host.directory.put(container("web"));
+        host.refresh(start);
+        assert_eq!(host.name().as_deref(), Some("web"));
     }
 
     #[test]

@@ -206,6 +206,9 @@ impl Session<'_> {
         } else {
             self.find_sandbox(only(id)).await?;
         }
+        if self.link.directory.get(id).is_none() {
+            self.link.directory.denied(id, &self.link.status);
+        }
         self.link.status.set_containers(self.known.len());
         Ok(())
     }

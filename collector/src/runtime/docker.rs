@@ -23,7 +23,7 @@ use super::{
 };
 use crate::cgroup::{Runtime, State, Writable};
 
-/// Requests at the same time.
+/// Inspections at the same time: of what has just happened, and as many of a list's.
 const AT_ONCE: usize = 4;
 /// Most containers that wait to be asked for.
 const QUEUE: usize = 65_536;
@@ -43,17 +43,46 @@ struct Session<'a> {
     /// `/v1.41`
     prefix: String,
     known: HashSet<String>,
-    /// Those being asked for, and whether to ask again because something has happened since.
-    pending: HashMap<String, bool>,
-    queue: VecDeque<String>,
+    /// Those that became known since the list was asked for, while it is; they may not be in it.
+    since_listed: Option<HashSet<String>>,
+    pending: HashMap<String, Pending>,
+    queues: [Queue; 2],
+    /// Containers whose births are being looked up.
+    births: HashSet<String>,
     tasks: JoinSet<Done>,
 }
 
+/// How soon a container is inspected.
+#[derive(Clone, Copy, Debug)]
+enum Urgency {
+    /// It was born or changed.
+    Now,
+    /// It is in the list, and may have changed unseen.
+    Routine,
+}
+
+/// Ids to inspect, and how many of them are being inspected.
+#[derive(Debug, Default)]
+struct Queue {
+    ids: VecDeque<String>,
+    running: usize,
+}
+
+/// An inspection that has not been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Queued,
+    Running,
+    /// Something has happened since it was asked.
+    Outdated,
+}
+
 enum Done {
-    Inspected(String, Result<Box<Inspected>, Fault>),
+    Listed(Result<Vec<Listed>, Fault>),
+    Inspected(String, Urgency, Result<Box<Inspected>, Fault>),
     Sizes(Result<Vec<Listed>, Fault>),
     Alive(Result<(), Fault>),
-    Births(Result<bytes::Bytes, Fault>),
+    Births(String, Result<bytes::Bytes, Fault>),
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(text: &'a [u8]) -> Result<T, Fault> {
@@ -96,15 +125,18 @@ pub(super) async fn session(
         runtime,
         prefix: version.prefix(),
         known: HashSet::new(),
+        since_listed: None,
         pending: HashMap::new(),
-        queue: VecDeque::new(),
+        queues: Default::default(),
+        births: HashSet::new(),
         tasks: JoinSet::new(),
     };
     // Before the list: what happens in between is in both.
     let filters = "%7B%22type%22%3A%5B%22container%22%5D%7D";
     let target = format!("{}/events?filters={filters}", session.prefix);
     let mut events = wire::stream(&link.socket, &target).await?;
-    session.list().await?;
+    let listed = list(link, &session.prefix).await?;
+    session.listed(listed);
     link.status.up(runtime, &version.version);
     link.settled();
     let now = tokio::time::Instant::now();
@@ -127,9 +159,9 @@ pub(super) async fn session(
             id = wanted.recv() => match id {
                 Ok(id) => {
                     session.ask_birth(&id);
-                    session.inspect(id);
+                    session.inspect(id, Urgency::Now);
                 }
-                Err(RecvError::Lagged(_)) => session.list().await?,
+                Err(RecvError::Lagged(_)) => session.ask_list(),
                 Err(RecvError::Closed) => return Ok(()),
             },
             Some(done) = session.tasks.join_next() => {
@@ -137,18 +169,33 @@ pub(super) async fn session(
                     session.done(done)?;
                 }
             }
-            _ = listing.tick() => session.list().await?,
+            _ = listing.tick() => session.ask_list(),
             _ = sizes.tick() => session.ask_sizes(),
             _ = ping.tick() => session.ask_alive(),
         }
     }
 }
 
+/// The runtime's list of all containers.
+async fn list(link: &Link, prefix: &str) -> Result<Vec<Listed>, Fault> {
+    let target = format!("{prefix}/containers/json?all=1");
+    link.json(&target, LIST, 2 * TIME).await
+}
+
 impl Session<'_> {
+    /// Asks for the list. It is a task like the others: a long list holds up nobody who is new.
+    fn ask_list(&mut self) {
+        if self.since_listed.is_some() {
+            return;
+        }
+        self.since_listed = Some(HashSet::new());
+        let (link, prefix) = (self.link.clone(), self.prefix.clone());
+        self.tasks
+            .spawn(async move { Done::Listed(list(&link, &prefix).await) });
+    }
+
     /// Compares with the runtime's list.
-    async fn list(&mut self) -> Result<(), Fault> {
-        let target = format!("{}/containers/json?all=1", self.prefix);
-        let listed: Vec<Listed> = self.link.json(&target, LIST, 2 * TIME).await?;
+    fn listed(&mut self, listed: Vec<Listed>) {
         let mut found = HashSet::with_capacity(listed.len());
         for listed in listed {
             let id = listed.id.clone();
@@ -159,41 +206,66 @@ impl Session<'_> {
                 self.link.directory.put(listed.container(self.runtime));
             }
             found.insert(id.clone());
-            self.inspect(id);
+            self.inspect(id, Urgency::Routine);
         }
+        let since = self.since_listed.take().unwrap_or_default();
+        found.extend(since.into_iter().filter(|id| self.known.contains(id)));
         for id in self.known.difference(&found) {
             self.link.directory.gone(id);
         }
         self.known = found;
         self.link.status.set_containers(self.known.len());
-        Ok(())
     }
 
-    fn inspect(&mut self, id: String) {
+    /// Notes that the runtime has a container.
+    fn know(&mut self, id: &str) {
+        self.known.insert(id.to_owned());
+        if let Some(since) = &mut self.since_listed {
+            since.insert(id.to_owned());
+        }
+    }
+
+    fn inspect(&mut self, id: String, urgency: Urgency) {
         if !valid(&id) {
             return;
         }
-        if let Some(again) = self.pending.get_mut(&id) {
-            *again = true;
-        } else if self.pending.len() < QUEUE {
-            self.pending.insert(id.clone(), false);
-            self.queue.push_back(id);
+        match (self.pending.get(&id), urgency) {
+            (Some(Pending::Queued), Urgency::Routine) => return,
+            // Once more, in the other queue: the first of both is asked.
+            (Some(Pending::Queued), Urgency::Now) => {}
+            (Some(_), _) => {
+                self.pending.insert(id, Pending::Outdated);
+                return;
+            }
+            (None, _) if self.pending.len() >= QUEUE => return,
+            (None, _) => {
+                self.pending.insert(id.clone(), Pending::Queued);
+            }
         }
+        self.queues[urgency as usize].ids.push_back(id);
     }
 
     /// Starts what may be asked at the same time.
     fn pump(&mut self) {
-        while self.tasks.len() < AT_ONCE
-            && let Some(id) = self.queue.pop_front()
-        {
-            let link = self.link.clone();
-            let target = format!("{}/containers/{id}/json", self.prefix);
-            // What happens from here on is asked again for.
-            self.pending.insert(id.clone(), false);
-            self.tasks.spawn(async move {
-                let result = link.json(&target, ONE, TIME).await;
-                Done::Inspected(id, result)
-            });
+        for urgency in [Urgency::Now, Urgency::Routine] {
+            let queue = &mut self.queues[urgency as usize];
+            while queue.running < AT_ONCE
+                && let Some(id) = queue.ids.pop_front()
+            {
+                match self.pending.get_mut(&id) {
+                    // What happens from here on is asked again for.
+                    Some(pending @ Pending::Queued) => *pending = Pending::Running,
+                    // The other queue had it first.
+                    _ => continue,
+                }
+                queue.running += 1;
+                let link = self.link.clone();
+                let target = format!("{}/containers/{id}/json", self.prefix);
+                self.tasks.spawn(async move {
+                    let result = link.json(&target, ONE, TIME).await;
+                    Done::Inspected(id, urgency, result)
+                });
+            }
         }
     }
 
@@ -215,9 +287,11 @@ impl Session<'_> {
             "{}/events?stream=false&since={since}&filters={filters}",
             self.prefix
         );
-        let link = self.link.clone();
-        self.tasks
-            .spawn(async move { Done::Births(link.get(&target, ONE, TIME).await) });
+        if self.births.insert(id.to_owned()) {
+            let (link, id) = (self.link.clone(), id.to_owned());
+            self.tasks
+                .spawn(async move { Done::Births(id, link.get(&target, ONE, TIME).await) });
+        }
     }
 
     /// Makes a record of a container's birth, unless there is a better one.
@@ -225,7 +299,15 @@ impl Session<'_> {
         let id = &event.actor.id;
         if valid(id) && self.link.directory.get(id).is_none() {
             self.link.directory.put(event.container(self.runtime));
-            self.known.insert(id.clone());
+            self.know(id);
+        }
+    }
+
+    /// Tells those who wait that there is no record, unless something may still bring one.
+    fn no_record(&self, id: &str) {
+        let coming = self.births.contains(id) || self.pending.contains_key(id);
+        if !coming && self.link.directory.get(id).is_none() {
+            self.link.directory.denied(id, &self.link.status);
         }
     }
 
@@ -244,12 +326,20 @@ impl Session<'_> {
 
     fn done(&mut self, done: Done) -> Result<(), Fault> {
         let fault = match done {
-            Done::Inspected(id, result) => {
-                let again = self.pending.remove(&id).unwrap_or(false);
+            Done::Listed(result) => match result {
+                Ok(listed) => {
+                    self.listed(listed);
+                    None
+                }
+                Err(fault) => return Err(fault),
+            },
+            Done::Inspected(id, urgency, result) => {
+                let again = self.pending.remove(&id) == Some(Pending::Outdated);
+                self.queues[urgency as usize].running -= 1;
                 let fault = match result {
                     Ok(inspected) if inspected.id == id => {
                         self.link.directory.put(inspected.container(self.runtime));
-                        self.known.insert(id.clone());
+                        self.know(&id);
                         self.link.status.set_containers(self.known.len());
                         None
                     }
@@ -265,7 +355,9 @@ impl Session<'_> {
                     Err(fault) => Some(fault),
                 };
                 if again {
-                    self.inspect(id);
+                    self.inspect(id, Urgency::Now);
+                } else {
+                    self.no_record(&id);
                 }
                 fault
             }
@@ -287,7 +379,10 @@ impl Session<'_> {
                 None
             }
             Done::Alive(result) => result.err(),
-            Done::Births(Ok(lines)) => {
+            Done::Births(id, result) => {
+                self.births.remove(&id);
+                // Where this fails the inspection tells as well.
+                let lines = result.unwrap_or_default();
                 for line in lines.split(|&byte| byte == b'\n') {
                     if let Ok(event) = parse::<Event>(line)
                         && event.name() == "create"
@@ -295,10 +390,9 @@ impl Session<'_> {
                         self.born(&event);
                     }
                 }
+                self.no_record(&id);
                 None
             }
-            // The inspection tells as well.
-            Done::Births(Err(_)) => None,
         };
         match fault {
             // One container's answer; the counters tell.
@@ -352,7 +446,7 @@ impl Session<'_> {
             _ => return,
         }
         self.link.status.set_containers(self.known.len());
-        self.inspect(id);
+        self.inspect(id, Urgency::Now);
     }
 }
 

@@ -66,6 +66,7 @@ impl Link {
         };
         if let Err(fault) = &result {
             self.status.down(fault);
+            self.directory.questions.look_again();
         }
         self.settled();
         result

@@ -39,7 +39,7 @@ pub(super) const SECONDS: Family = Family {
     unit: Unit::Seconds,
     ..family(
         "cgmeter_runtime_request_seconds_total",
-        "Time spent waiting for the answers of a container runtime, never during a scrape.",
+        "Time that requests to a container runtime have taken.",
         Kind::Counter,
     )
 };

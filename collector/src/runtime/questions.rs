@@ -1,0 +1,304 @@
+//! Containers that runtimes were asked for, and waiting for the answers.
+//!
+//! A runtime knows a container before `docker run -d` or `podman run -d` returns, and answers within
+//! milliseconds: a scrape that begins afterwards waits for the name.
+//!
+//! Invariant: a wait ends at its limit. A runtime that let one end there is not waited for again
+//! until a pause is over, which doubles each time.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::Status;
+use crate::cgroup::Runtime;
+
+/// Most questions that are kept.
+const MOST: usize = 4096;
+/// How long a question is kept: followers answer, or fail, in less.
+const KEPT: Duration = Duration::from_secs(15);
+/// The first pause of a runtime that was too slow, and the longest.
+const PAUSE: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Questions without an answer, by container id.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: HashMap<String, Question>,
+    /// By socket.
+    pauses: HashMap<PathBuf, Pause>,
+}
+
+#[derive(Debug)]
+struct Question {
+    asked: Instant,
+    /// Sockets of the runtimes that don't have the container.
+    denied: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    length: Duration,
+    until: Instant,
+}
+
+impl Questions {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that every runtime is asked for a container.
+    pub(super) fn ask(&self, id: &str) {
+        let mut state = self.lock();
+        if state.open.len() < MOST {
+            let question = Question {
+                asked: Instant::now(),
+                denied: Vec::new(),
+            };
+            state.open.insert(id.to_owned(), question);
+        }
+    }
+
+    /// Notes that there is a record.
+    pub(super) fn answered(&self, id: &str) {
+        if self.lock().open.remove(id).is_some() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Notes that a runtime doesn't have a container, or can't tell.
+    pub(super) fn denied(&self, id: &str, socket: &Path) {
+        if let Some(question) = self.lock().open.get_mut(id) {
+            question.denied.push(socket.to_owned());
+            self.changed.notify_all();
+        }
+    }
+
+    /// Has those who wait look again: a runtime went down.
+    pub(super) fn look_again(&self) {
+        // Under the lock, so that nobody is between looking and waiting.
+        let _state = self.lock();
+        self.changed.notify_all();
+    }
+
+    /// Forgets old questions.
+    pub(super) fn sweep(&self) {
+        let mut state = self.lock();
+        state
+            .open
+            .retain(|_, question| question.asked.elapsed() < KEPT);
+        if state.open.is_empty() && state.open.capacity() > 64 {
+            state.open.shrink_to_fit();
+        }
+    }
+
+    /// Waits until each container has a record, or nobody is left who might have one. The time it
+    /// took, which is `limit` at most.
+    pub(super) fn wait(
+        &self,
+        containers: &[(&str, Option<Runtime>)],
+        runtimes: &[Arc<Status>],
+        limit: Duration,
+    ) -> Duration {
+        let begin = Instant::now();
+        let mut state = self.lock();
+        let mut waited_for: Vec<&Path> = Vec::new();
+        loop {
+            let missing = state.missing(containers, runtimes, begin);
+            if missing.is_empty() {
+                // Whoever was waited for was quick enough.
+                for socket in waited_for {
+                    state.pauses.remove(socket);
+                }
+                return begin.elapsed();
+            }
+            let left = limit.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                for socket in missing {
+                    state.pause(socket);
+                }
+                return begin.elapsed();
+            }
+            waited_for.extend(
+                missing
+                    .iter()
+                    .filter(|socket| !waited_for.contains(socket))
+                    .copied()
+                    .collect::<Vec<_>>(),
+            );
+            let wait = self.changed.wait_timeout(state, left);
+            (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl State {
+    /// Sockets of the runtimes that may still answer about one of the containers.
+    fn missing<'a>(
+        &self,
+        containers: &[(&str, Option<Runtime>)],
+        runtimes: &'a [Arc<Status>],
+        now: Instant,
+    ) -> Vec<&'a Path> {
+        let open: Vec<_> = containers
+            .iter()
+            .filter_map(|(id, runtime)| Some((self.open.get(*id)?, *runtime)))
+            .collect();
+        let paused = |socket: &Path| self.pauses.get(socket).is_some_and(|it| it.until > now);
+        let may_answer = |status: &&Arc<Status>| {
+            let (told, socket) = (status.told(), status.socket());
+            told.up == Some(true)
+                && !paused(socket)
+                && open.iter().any(|(question, runtime)| {
+                    runtime.is_none_or(|runtime| runtime == told.runtime)
+                        && !question.denied.iter().any(|denied| denied == socket)
+                })
+        };
+        let found = runtimes.iter().filter(may_answer);
+        found.map(|status| status.socket()).collect()
+    }
+
+    /// A runtime was too slow.
+    fn pause(&mut self, socket: &Path) {
+        let before = self.pauses.get(socket);
+        let length = before.map_or(PAUSE, |pause| (pause.length * 2).min(LONGEST));
+        let until = Instant::now() + length;
+        self.pauses
+            .insert(socket.to_owned(), Pause { length, until });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(40);
+    /// Far more than any machine takes to wake a thread.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn runtime(runtime: Runtime, socket: &str, up: bool) -> Arc<Status> {
+        let status = Status::new(runtime, socket.into());
+        if up {
+            status.up(runtime, "1");
+        }
+        Arc::new(status)
+    }
+
+    #[test]
+    fn nobody_is_waited_for_who_is_down_or_another_or_was_not_asked() {
+        let questions = Questions::default();
+        let down = [runtime(Runtime::Docker, "/d", false)];
+        let podman = [runtime(Runtime::Podman, "/p", true)];
+        let containers = [("a", Some(Runtime::Docker))];
+        assert!(
+            questions.wait(&containers, &podman, LONG) < LONG,
+            "nobody was asked"
+        );
+        questions.ask("a");
+        assert!(questions.wait(&containers, &[], LONG) < LONG);
+        assert!(questions.wait(&containers, &down, LONG) < LONG);
+        assert!(
+            questions.wait(&containers, &podman, LONG) < LONG,
+            "another's"
+        );
+        questions.denied("a", Path::new("/p"));
+        assert!(
+            questions.wait(&[("a", None)], &podman, LONG) < LONG,
+            "it has no such container"
+        );
+    }
+
+    #[test]
+    fn an_answer_ends_the_wait() {
+        let questions = Questions::default();
+        let both = [
+            runtime(Runtime::Docker, "/d", true),
+            runtime(Runtime::Podman, "/p", true),
+        ];
+        for answer in [
+            (|questions| questions.answered("a")) as fn(&Questions),
+            |questions| {
+                questions.denied("a", Path::new("/p"));
+                questions.denied("a", Path::new("/d"));
+            },
+        ] {
+            questions.ask("a");
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(5));
+                    answer(&questions);
+                });
+                assert!(questions.wait(&[("a", None)], &both, LONG) < LONG);
+            });
+            assert!(questions.lock().pauses.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_goes_down_is_waited_for_no_longer() {
+        let questions = Questions::default();
+        let docker = [runtime(Runtime::Docker, "/d", true)];
+        questions.ask("a");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(5));
+                docker[0].down(&super::super::wire::Fault::Unknown);
+                questions.look_again();
+            });
+            assert!(questions.wait(&[("a", None)], &docker, LONG) < LONG);
+        });
+    }
+
+    #[test]
+    fn a_slow_runtime_is_waited_for_once_and_then_ever_more_rarely() {
+        let questions = Questions::default();
+        let docker = [runtime(Runtime::Docker, "/d", true)];
+        questions.ask("a");
+        assert!(questions.wait(&[("a", None)], &docker, LIMIT) >= LIMIT);
+        questions.ask("b");
+        assert!(
+            questions.wait(&[("b", None)], &docker, LONG) < LONG,
+            "it pauses"
+        );
+        let pause = |questions: &Questions| questions.lock().pauses[Path::new("/d")];
+        assert_eq!(pause(&questions).length, PAUSE);
+        let over = |questions: &Questions| {
+            for pause in questions.lock().pauses.values_mut() {
+                pause.until = Instant::now();
+            }
+        };
+        for _ in 0..10 {
+            over(&questions);
+            questions.wait(&[("b", None)], &docker, Duration::ZERO);
+        }
+        assert_eq!(pause(&questions).length, LONGEST);
+        // It answers in time again.
+        over(&questions);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                questions.answered("b");
+            });
+            questions.wait(&[("b", None)], &docker, LONG);
+        });
+        assert!(questions.lock().pauses.is_empty());
+    }
+
+    #[test]
+    fn questions_are_bounded() {
+        let questions = Questions::default();
+        for number in 0..2 * MOST {
+            questions.ask(&number.to_string());
+        }
+        assert_eq!(questions.lock().open.len(), MOST);
+    }
+}
