@@ -17,7 +17,6 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
-use bytes::{Bytes, BytesMut};
 use collector_common::{cell::OVERFLOW_SLOT, stat::Stat};
 
 pub use inventory::{Entry, Found, Inventory, SHORTEST_PREFIX};
@@ -27,7 +26,7 @@ pub use status::{Cgroups, RuntimeStatus, Slots, SourceStatus, Status};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, OVERFLOW, Tree},
-    exposition::{Format, Writer},
+    exposition::{Body, Encoder, Format},
     kernel::{
         load::{Kernel, KernelStats},
         programs::Availability,
@@ -80,7 +79,6 @@ struct Core {
     failed: bool,
     stats: KernelStats,
     stages: Vec<(&'static str, Duration)>,
-    size: usize,
 }
 
 /// A slot taken from a dead cgroup.
@@ -106,8 +104,18 @@ impl Agent {
     /// # Errors
     ///
     /// When the slots can't be read; sources that fail keep their last values instead.
-    pub fn scrape(&self, format: Format) -> anyhow::Result<Bytes> {
-        Ok(self.fresh()?.encode(format))
+    pub fn scrape(&self, format: Format) -> anyhow::Result<Body> {
+        Ok(self.fresh()?.encode_as(format))
+    }
+
+    /// Hands every family to an encoder, of a snapshot as for [`scrape`](Self::scrape).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn encode(&self, out: &mut dyn Encoder) -> anyhow::Result<()> {
+        self.fresh()?.encode_all(out);
+        Ok(())
     }
 
     /// The cgroups of a snapshot, which is a new one in the same case.
@@ -233,35 +241,34 @@ impl Core {
         }
         let subjects = status::subjects(&self.tree);
         let before = before.as_deref();
-        let made = Inventory::new(self.time, taken, subjects, before, |writer| {
-            self.encode_cgroups(writer);
+        let made = Inventory::new(self.time, taken, subjects, before, |out| {
+            self.encode_cgroups(out);
         });
         self.inventory = Some(Arc::new(made));
         self.inventory.clone()
     }
 
     /// Writes the families of cgroups.
-    fn encode_cgroups(&self, writer: &mut Writer) {
+    fn encode_cgroups(&self, out: &mut dyn Encoder) {
         for source in &self.sources {
-            source.encode(&self.tree, writer);
+            source.encode(&self.tree, out);
         }
-        self.lifecycle.encode(&self.tree, writer);
+        self.lifecycle.encode(&self.tree, out);
     }
 
-    fn encode(&mut self, format: Format) -> Bytes {
+    fn encode_as(&mut self, format: Format) -> Body {
         let begin = Instant::now();
-        let mut writer = Writer::new(format, BytesMut::with_capacity(self.size + self.size / 8));
-        self.encode_all(&mut writer);
-        let text = writer.finish();
-        self.size = text.len();
+        let mut encoder = format.encoder();
+        self.encode_all(&mut *encoder);
+        let body = encoder.finish();
         self.stages.retain(|(stage, _)| *stage != "encode");
         self.stages.push(("encode", begin.elapsed()));
-        text
+        body
     }
 
     /// Writes every family.
-    fn encode_all(&mut self, writer: &mut Writer) {
-        self.encode_cgroups(writer);
+    fn encode_all(&mut self, out: &mut dyn Encoder) {
+        self.encode_cgroups(out);
         let kernel_memory = self.kernel_memory();
         let report = Report {
             sources: &self.availability,
@@ -281,7 +288,7 @@ impl Core {
             kernel_memory,
             stages: &self.stages,
         };
-        self.self_metrics.encode(&report, self.failed, writer);
+        self.self_metrics.encode(&report, self.failed, out);
     }
 
     fn kernel_memory(&mut self) -> u64 {

@@ -270,11 +270,12 @@ pub enum DumpFormat {
 }
 
 impl DumpFormat {
-    /// The exposition it is made from.
-    pub fn exposition(self) -> Format {
+    /// The exposition format; `None` for JSON, which is none.
+    pub fn exposition(self) -> Option<Format> {
         match self {
-            Self::Openmetrics => Format::OpenMetrics,
-            Self::Text | Self::Json => Format::Text,
+            Self::Openmetrics => Some(Format::OpenMetrics),
+            Self::Text => Some(Format::Text),
+            Self::Json => None,
         }
     }
 }

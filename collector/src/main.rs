@@ -140,9 +140,12 @@ fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
     let (directory, _) = Directory::new();
     runtime::ask(&directory, &settings.runtimes)?;
     let agent = Agent::start(Options::new(settings, Registry::new(), directory))?;
-    let text = agent.scrape(format.exposition())?;
-    match format {
-        DumpFormat::Json => print(dump::json(&text)?.as_bytes()),
-        DumpFormat::Text | DumpFormat::Openmetrics => print(&text),
+    match format.exposition() {
+        Some(format) => print(&agent.scrape(format)?.to_vec()),
+        None => {
+            let mut dump = dump::Dump::default();
+            agent.encode(&mut dump)?;
+            print(dump.finish()?.as_bytes())
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     cli::ReferenceFormat,
-    exposition::{Family, Kind, Unit},
+    exposition::{Family, Unit},
     source::{FAMILIES, LIFECYCLE_FAMILIES, Lifecycle, SOURCES, Source},
 };
 
@@ -43,7 +43,7 @@ pub fn render(format: ReferenceFormat) -> String {
             ReferenceFormat::Text => writeln!(text, "{source}"),
         };
         for family in families {
-            let (kind, unit) = (kind(family.kind), unit(family.unit));
+            let (kind, unit) = (family.kind.name(), unit(family.unit));
             let labels = family.labels.join(", ");
             let _ = match format {
                 ReferenceFormat::Markdown => writeln!(
@@ -69,14 +69,6 @@ pub fn render(format: ReferenceFormat) -> String {
     text
 }
 
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram => "histogram",
-    }
-}
-
 fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::None => "",
@@ -90,6 +82,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::exposition::Kind;
 
     #[test]
     fn names_are_unique_and_follow_prometheus_s_rules() {

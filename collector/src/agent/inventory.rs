@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::record::{Capture, Field, Measured, Numbers, Record, Subject};
-use crate::exposition::Writer;
+use crate::exposition::Encoder;
 
 /// The shortest beginning of a container's id that is taken for it.
 pub const SHORTEST_PREFIX: usize = 4;
@@ -62,11 +62,11 @@ impl Inventory {
         taken: Instant,
         subjects: Vec<Subject>,
         before: Option<&Self>,
-        encode: impl FnOnce(&mut Writer),
+        encode: impl FnOnce(&mut dyn Encoder),
     ) -> Self {
         let ids = subjects.iter().map(|subject| subject.cgroup.as_str());
         let mut capture = Capture::new(ids);
-        encode(&mut Writer::to_sink(&mut capture));
+        encode(&mut capture);
         let (by_path, numbers) = capture.finish();
         let before = before.filter(|before| before.taken < taken);
         let entries = subjects.into_iter().zip(numbers);

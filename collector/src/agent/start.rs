@@ -203,7 +203,6 @@ impl Agent {
             failed: false,
             stats: load::KernelStats::default(),
             stages: Vec::new(),
-            size: 1 << 16,
             hierarchies,
         };
         core.identities.ask_all(&core.tree, Instant::now());

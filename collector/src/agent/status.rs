@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Agent, CgroupKind, Subject};
 use crate::{
     cgroup::{Kind, Tree, printable},
-    exposition::{Histogram, Labels, Sink, Value, Writer},
+    runtime::Directory,
 };
 
 /// The agent.
@@ -85,25 +85,18 @@ pub struct Slots {
     pub quarantined: usize,
 }
 
-/// Which runtimes answer, from the metric that says so.
-#[derive(Debug, Default)]
-struct Runtimes(Vec<RuntimeStatus>);
-
-impl Sink for Runtimes {
-    fn family(&mut self, name: &str) -> bool {
-        name == "cgmeter_runtime_up"
-    }
-
-    fn sample(&mut self, labels: Labels<'_>, value: Value) {
-        let label = |name| labels.get(name).map(std::borrow::Cow::into_owned);
-        self.0.push(RuntimeStatus {
-            name: label("runtime").unwrap_or_default(),
-            socket: label("socket"),
-            up: !matches!(value, Value::Count(0)) && value != Value::Float(0.0),
-        });
-    }
-
-    fn histogram(&mut self, _: Labels<'_>, _: Histogram<'_>) {}
+/// Which runtimes answer.
+fn runtimes(directory: &Directory) -> Vec<RuntimeStatus> {
+    let statuses = directory.runtimes();
+    let known = statuses.iter().filter_map(|status| {
+        let told = status.told();
+        Some(RuntimeStatus {
+            name: told.runtime.name().to_owned(),
+            socket: Some(status.socket().to_string_lossy().into_owned()),
+            up: told.up?,
+        })
+    });
+    known.collect()
 }
 
 fn kind(kind: Kind) -> CgroupKind {
@@ -157,8 +150,7 @@ impl Agent {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let mut core = self.core();
         let kernel_memory_bytes = core.kernel_memory();
-        let mut runtimes = Runtimes::default();
-        core.encode_all(&mut Writer::to_sink(&mut runtimes));
+        let runtimes = runtimes(core.identities.directory());
         let errors = |source: &str| {
             let found = core.errors.iter().find(|(name, _)| *name == source);
             found.map_or(0, |(_, errors)| *errors)
@@ -180,7 +172,7 @@ impl Agent {
             snapshot: super::rfc3339(core.time),
             complete: !core.failed,
             sources: sources.collect(),
-            runtimes: runtimes.0,
+            runtimes,
             cgroups: Cgroups { live, dead },
             slots: Slots {
                 used,

@@ -13,7 +13,7 @@ use std::{
 use super::{Family, Reason};
 use crate::{
     cgroup::NodeId,
-    exposition::{LabelSet, Type},
+    exposition::{Kind, LabelSet},
 };
 
 /// What an endpoint or a file says of a cgroup.
@@ -38,8 +38,8 @@ pub struct Group {
     pub name: String,
     /// Help of the first that has some.
     pub help: String,
-    /// Type.
-    pub kind: Type,
+    /// Kind.
+    pub kind: Kind,
     /// Whether no other family is called as this counter is without its `_total`.
     pub alone: bool,
     /// Whose it is.
@@ -98,7 +98,7 @@ impl Index {
         before: &Self,
     ) -> Self {
         inputs.sort_by(|left, right| left.path.cmp(&right.path));
-        let known: HashMap<&str, Type> = before
+        let known: HashMap<&str, Kind> = before
             .groups
             .iter()
             .map(|group| (group.name.as_str(), group.kind))
@@ -228,7 +228,7 @@ impl Making<'_> {
         // In OpenMetrics a counter also has its name without `_total`, and one for when it was made.
         let bases: BTreeSet<String> = groups
             .values()
-            .filter(|group| group.kind == Type::Counter)
+            .filter(|group| group.kind == Kind::Counter)
             .filter_map(|group| group.full.strip_suffix("_total"))
             .filter(|base| {
                 let used = |name: &str| claims.contains_key(name) || taken(name);
@@ -272,7 +272,7 @@ mod tests {
         Index::new(inputs, "c_", 5, &|name| name == "c_own_total", before)
     }
 
-    fn shown(index: &Index) -> Vec<(&str, Type, usize)> {
+    fn shown(index: &Index) -> Vec<(&str, Kind, usize)> {
         let series = |group: &Group| group.members.iter().flat_map(Member::series).count();
         index
             .groups
@@ -292,7 +292,7 @@ mod tests {
         let index = index(vec![b, a], &Index::default());
         assert_eq!(
             shown(&index),
-            [("c_x", Type::Gauge, 2), ("c_y", Type::Untyped, 1)]
+            [("c_x", Kind::Gauge, 2), ("c_y", Kind::Untyped, 1)]
         );
         assert_eq!(index.groups[0].help, "Of a.");
         assert!(index.losses.is_empty());
@@ -304,10 +304,10 @@ mod tests {
         let counter = input(3, "/b", "# TYPE x counter\nx 1\n");
         let first = index(vec![counter.clone()], &Index::default());
         let both = index(vec![gauge.clone(), counter], &first);
-        assert_eq!(shown(&both), [("c_x", Type::Counter, 1)]);
+        assert_eq!(shown(&both), [("c_x", Kind::Counter, 1)]);
         assert_eq!(told(&both), ["/a: c_x is a gauge, elsewhere a counter"]);
         let left = index(vec![gauge], &both);
-        assert_eq!(shown(&left), [("c_x", Type::Gauge, 1)]);
+        assert_eq!(shown(&left), [("c_x", Kind::Gauge, 1)]);
         assert!(left.losses.is_empty());
     }
 
@@ -319,7 +319,7 @@ mod tests {
             input(3, "/b", "h_count 1\nown_total 1\n"),
         ];
         let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_h", Type::Histogram, 1)]);
+        assert_eq!(shown(&index), [("c_h", Kind::Histogram, 1)]);
         let told = told(&index);
         assert!(
             told[0].contains("c_h_count, which belongs to c_h"),
@@ -343,7 +343,7 @@ mod tests {
             input(2, "/a", "x{k=\"2\"} 3\nx{k=\"3\"} 3\n"),
         ];
         let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_x", Type::Untyped, 3)]);
+        assert_eq!(shown(&index), [("c_x", Kind::Untyped, 3)]);
         assert_eq!(index.losses.values().next(), Some(&(Reason::Conflict, 1)));
     }
 

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::series::{Draft, Family, Labels, owner_of};
-use crate::exposition::Type;
+use crate::exposition::Kind;
 
 /// Longest line that is read.
 const LINE: usize = 16 << 10;
@@ -189,7 +189,7 @@ impl Families {
         self.drafts.get_mut(at)
     }
 
-    fn kind(&self, name: &str) -> Option<Type> {
+    fn kind(&self, name: &str) -> Option<Kind> {
         self.drafts.get(*self.by_name.get(name)?)?.kind
     }
 
@@ -216,11 +216,11 @@ impl Families {
             return Err("the type is told twice, or after the first sample");
         }
         draft.kind = Some(match rest.trim() {
-            "counter" => Type::Counter,
-            "gauge" | "info" | "stateset" => Type::Gauge,
-            "histogram" => Type::Histogram,
-            "summary" => Type::Summary,
-            "untyped" | "unknown" | "gaugehistogram" => Type::Untyped,
+            "counter" => Kind::Counter,
+            "gauge" | "info" | "stateset" => Kind::Gauge,
+            "histogram" => Kind::Histogram,
+            "summary" => Kind::Summary,
+            "untyped" | "unknown" | "gaugehistogram" => Kind::Untyped,
             _ => return Err("not a type"),
         });
         Ok(())
@@ -231,8 +231,8 @@ impl Families {
         let Some(base) = name.strip_suffix("_created") else {
             return false;
         };
-        let counts = |kind| matches!(kind, Some(Type::Counter | Type::Histogram | Type::Summary));
-        counts(self.kind(base)) || self.kind(&format!("{base}_total")) == Some(Type::Counter)
+        let counts = |kind| matches!(kind, Some(Kind::Counter | Kind::Histogram | Kind::Summary));
+        counts(self.kind(base)) || self.kind(&format!("{base}_total")) == Some(Kind::Counter)
     }
 
     fn sample(&mut self, number: usize, sample: Sample<'_>) -> Result<(), &'static str> {
@@ -248,7 +248,7 @@ impl Families {
             let Some(base) = sample.name.strip_suffix(suffix) else {
                 continue;
             };
-            if let Some(kind @ (Type::Histogram | Type::Summary)) = self.kind(base)
+            if let Some(kind @ (Kind::Histogram | Kind::Summary)) = self.kind(base)
                 && kind.suffixes().contains(&suffix)
                 && let Some(draft) = self.entry(base)
             {
@@ -259,7 +259,7 @@ impl Families {
         let mut declared = None;
         if let Some(base) = sample.name.strip_suffix("_total")
             && self.kind(sample.name).is_none()
-            && self.kind(base) == Some(Type::Counter)
+            && self.kind(base) == Some(Kind::Counter)
         {
             declared = self.entry(base).map(|draft| draft.help.clone());
         }
@@ -267,12 +267,12 @@ impl Families {
             return Ok(());
         };
         if let Some(help) = declared {
-            draft.kind = Some(Type::Counter);
+            draft.kind = Some(Kind::Counter);
             draft.help = help;
         }
-        match *draft.kind.get_or_insert(Type::Untyped) {
-            Type::Histogram => Err("a histogram's sample without _bucket, _sum or _count"),
-            Type::Summary => draft.part(number, "", sample.labels, owner, sample.value),
+        match *draft.kind.get_or_insert(Kind::Untyped) {
+            Kind::Histogram => Err("a histogram's sample without _bucket, _sum or _count"),
+            Kind::Summary => draft.part(number, "", sample.labels, owner, sample.value),
             _ => draft.single(number, sample.labels, owner, sample.value),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::parse::Bad;
-use crate::exposition::{Distribution, LabelSet, Points, Type};
+use crate::exposition::{Distribution, Kind, LabelSet, Points};
 
 /// Labels of the cgroup's own: an application's label of that name is renamed as Prometheus would.
 const RESERVED: &[&str] = &[
@@ -56,8 +56,8 @@ pub struct Family {
     pub name: String,
     /// Help as told, may be empty.
     pub help: String,
-    /// Type.
-    pub kind: Type,
+    /// Kind.
+    pub kind: Kind,
     /// Series.
     pub series: Vec<Series>,
 }
@@ -104,7 +104,7 @@ pub struct Draft {
     /// See [`Family`].
     pub help: String,
     /// `None` until it is told, or a sample came first.
-    pub kind: Option<Type>,
+    pub kind: Option<Kind>,
     parts: Vec<Part>,
     index: HashMap<(Option<Owner>, Labels), usize>,
 }
@@ -176,7 +176,7 @@ impl Draft {
         owner: Option<Owner>,
         value: f64,
     ) -> Result<(), &'static str> {
-        if self.kind == Some(Type::Counter) && (value.is_nan() || value < 0.0) {
+        if self.kind == Some(Kind::Counter) && (value.is_nan() || value < 0.0) {
             return Err("a counter below 0, or not a number");
         }
         let part = self.series(line, labels, owner);
@@ -241,13 +241,13 @@ impl Draft {
 
     /// The family, its series checked.
     pub fn finish(self, bad: &mut Bad) -> Family {
-        let kind = self.kind.unwrap_or(Type::Untyped);
+        let kind = self.kind.unwrap_or(Kind::Untyped);
         let mut series = Vec::with_capacity(self.parts.len());
         for part in self.parts {
             let points = match part.single {
                 Some(value) => Ok(Points::Single(value)),
                 None => {
-                    checked(part.distribution, kind == Type::Histogram).map(Points::Distribution)
+                    checked(part.distribution, kind == Kind::Histogram).map(Points::Distribution)
                 }
             };
             match points {

@@ -1,14 +1,45 @@
 //! What a metric family is called, means and is measured in.
 
 /// Type of a family, as the exposition formats name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Only rises; its name ends in `_total`.
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Cumulative buckets, sum and count.
+    /// Buckets, sum and count.
     Histogram,
+    /// Quantiles, sum and count. Applications have them, the agent does not.
+    Summary,
+    /// An application's family whose type it does not say.
+    Untyped,
+}
+
+impl Kind {
+    /// The type's name in the text format.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Summary => "summary",
+            Self::Untyped => "untyped",
+        }
+    }
+
+    /// What may follow the family's name in the names of its samples.
+    pub fn suffixes(self) -> &'static [&'static str] {
+        match self {
+            Self::Counter | Self::Gauge | Self::Untyped => &[""],
+            Self::Histogram => &["", "_bucket", "_sum", "_count"],
+            Self::Summary => &["", "_sum", "_count"],
+        }
+    }
+
+    /// Whether a series of the family is one sample.
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Counter | Self::Gauge | Self::Untyped)
+    }
 }
 
 /// Unit of a family's values.
@@ -22,8 +53,31 @@ pub enum Unit {
     Bytes,
 }
 
-/// One metric family. Its description is written once, here, and read by the encoder, by
-/// `cgmeter metrics`, by the generated reference and by the tests.
+impl Unit {
+    /// The unit as names of metrics end in it; `None` for a plain number.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Seconds => Some("seconds"),
+            Self::Bytes => Some("bytes"),
+        }
+    }
+
+    /// The unit that a metric's name ends in.
+    pub fn of_name(name: &str) -> Self {
+        let base = name.strip_suffix("_total").unwrap_or(name);
+        [Self::Seconds, Self::Bytes]
+            .into_iter()
+            .find(|unit| {
+                let suffix = unit.name().and_then(|unit| base.strip_suffix(unit));
+                suffix.is_some_and(|rest| rest.ends_with('_'))
+            })
+            .unwrap_or(Self::None)
+    }
+}
+
+/// One metric family of the agent. Its description is written once, here, and read by the encoders,
+/// by `cgmeter metrics`, by the generated reference and by the tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
     /// Name as it is served in the text format, `_total` included.
@@ -40,4 +94,51 @@ pub struct Family {
     pub origin: &'static str,
     /// The independent source that a test compares it with.
     pub oracle: &'static str,
+}
+
+impl Family {
+    /// What an encoder needs of the family.
+    pub fn metadata(&self) -> Metadata<'_> {
+        Metadata {
+            name: self.name,
+            help: self.help,
+            kind: self.kind,
+            unit: self.unit,
+            base_is_free: true,
+        }
+    }
+}
+
+/// What an encoder needs of a family, the agent's own or an application's.
+#[derive(Clone, Copy, Debug)]
+pub struct Metadata<'a> {
+    /// Name as it is served in the text format, `_total` included.
+    pub name: &'a str,
+    /// Text for `# HELP`.
+    pub help: &'a str,
+    /// Type.
+    pub kind: Kind,
+    /// Unit.
+    pub unit: Unit,
+    /// Whether no other family has the name that a counter has without `_total`.
+    pub base_is_free: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_read_from_names() {
+        for (name, unit) in [
+            ("a_seconds_total", Unit::Seconds),
+            ("a_seconds", Unit::Seconds),
+            ("a_bytes", Unit::Bytes),
+            ("a_total", Unit::None),
+            ("milliseconds", Unit::None),
+            ("seconds", Unit::None),
+        ] {
+            assert_eq!(Unit::of_name(name), unit, "{name}");
+        }
+    }
 }

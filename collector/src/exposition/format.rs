@@ -1,4 +1,14 @@
-//! Which format a client gets.
+//! The formats, and which one a client gets.
+
+use super::{Body, Encoder, openmetrics::OpenMetrics, text::Text};
+
+/// An encoder of one exposition.
+pub trait Exposition: Encoder {
+    /// Samples encoded so far.
+    fn series(&self) -> u64;
+    /// Ends the exposition.
+    fn finish(self: Box<Self>) -> Body;
+}
 
 /// An exposition format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,6 +20,25 @@ pub enum Format {
 }
 
 impl Format {
+    /// Every format.
+    pub const ALL: [Self; 2] = [Self::Text, Self::OpenMetrics];
+
+    /// An encoder for one exposition.
+    pub fn encoder(self) -> Box<dyn Exposition> {
+        match self {
+            Self::Text => Box::new(Text::new()),
+            Self::OpenMetrics => Box::new(OpenMetrics::new()),
+        }
+    }
+
+    /// Name, as the agent's own metrics have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::OpenMetrics => "openmetrics",
+        }
+    }
+
     /// Value of `Content-Type`.
     pub const fn content_type(self) -> &'static str {
         match self {

@@ -1,48 +1,217 @@
-//! Labels of a series, escaped once and copied into every sample.
+//! Labels of a series: structured for those who read them, escaped once for those who print them.
+
+use std::{
+    borrow::Cow,
+    hash::{Hash, Hasher},
+    ops::Range,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::BufMut;
 
-/// The labels that all series of a cgroup share.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct LabelSet {
-    /// `id="/a",name="b"`
-    text: Vec<u8>,
+/// Labels that are made once and used for many samples, such as those of a cgroup. A clone shares
+/// them.
+#[derive(Clone)]
+pub struct LabelSet(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// `id="/a",name="b"`: as the text formats have it.
+    text: String,
+    labels: Vec<Span>,
+}
+
+/// Where a label is in the text.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    name: u32,
+    /// First byte after the opening quote.
+    value: u32,
+    /// The closing quote.
+    end: u32,
+}
+
+impl Span {
+    fn name(self) -> Range<usize> {
+        self.name as usize..self.value as usize - "=\"".len()
+    }
+
+    fn value(self) -> Range<usize> {
+        self.value as usize..self.end as usize
+    }
 }
 
 impl LabelSet {
     /// Labels with the values given; empty values are left out, as Prometheus would.
     pub fn new(pairs: &[(&str, &str)]) -> Self {
-        let pairs = pairs.iter().map(|&(name, value)| (name, value));
-        Self::default().with(pairs)
+        Self::empty().with(pairs.iter().copied())
     }
 
     /// These labels and some more; empty values are left out.
     pub fn with<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut set = self.clone();
+        let mut text = self.0.text.clone().into_bytes();
+        let mut labels = self.0.labels.clone();
         for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
-            if !set.text.is_empty() {
-                set.text.push(b',');
+            if !text.is_empty() {
+                text.push(b',');
             }
-            set.text.extend_from_slice(name.as_bytes());
-            set.text.extend_from_slice(b"=\"");
-            escape(value, &mut set.text);
-            set.text.push(b'"');
+            let start = offset(&text);
+            text.extend_from_slice(name.as_bytes());
+            text.extend_from_slice(b"=\"");
+            let begin = offset(&text);
+            escape(value, &mut text);
+            labels.push(Span {
+                name: start,
+                value: begin,
+                end: offset(&text),
+            });
+            text.push(b'"');
         }
-        set
+        text.shrink_to_fit();
+        labels.shrink_to_fit();
+        Self(Arc::new(Inner {
+            // Names and values are text, and escaping inserts ASCII alone.
+            text: String::from_utf8(text).unwrap_or_default(),
+            labels,
+        }))
     }
 
     /// No labels.
     pub fn empty() -> Self {
-        Self::default()
+        static EMPTY: LazyLock<LabelSet> = LazyLock::new(|| LabelSet(Arc::default()));
+        EMPTY.clone()
     }
 
     /// The labels as they stand between the braces of a sample.
     pub(super) fn text(&self) -> &[u8] {
-        &self.text
+        self.0.text.as_bytes()
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        let text = &self.0.text;
+        self.0.labels.iter().map(|span| {
+            let value = text.get(span.value()).unwrap_or_default();
+            (text.get(span.name()).unwrap_or_default(), unescape(value))
+        })
     }
 }
 
-/// Escapes a label value: backslash, quote and newline, in both formats alike.
+impl Default for LabelSet {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl std::fmt::Debug for LabelSet {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{{{}}}", self.0.text)
+    }
+}
+
+impl PartialEq for LabelSet {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.text == other.0.text
+    }
+}
+
+impl Eq for LabelSet {}
+
+impl Hash for LabelSet {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.text.hash(state);
+    }
+}
+
+/// A length as a span has it. No label set comes near 4 GiB: what is in one is bounded where it
+/// comes from.
+fn offset(text: &[u8]) -> u32 {
+    u32::try_from(text.len()).unwrap_or(u32::MAX)
+}
+
+/// The labels of one sample: a set that is kept, perhaps an application's own, and some that are
+/// made for the sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    pub(super) set: &'a LabelSet,
+    pub(super) own: Option<&'a LabelSet>,
+    pub(super) extra: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Labels<'a> {
+    /// A set and labels of the sample.
+    pub fn new(set: &'a LabelSet, extra: &'a [(&'a str, &'a str)]) -> Self {
+        Self {
+            set,
+            own: None,
+            extra,
+        }
+    }
+
+    /// A cgroup's set and an application's.
+    pub fn with_own(set: &'a LabelSet, own: &'a LabelSet) -> Self {
+        Self {
+            set,
+            own: Some(own),
+            extra: &[],
+        }
+    }
+
+    /// Names and values.
+    pub fn iter(self) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
+        let kept = self
+            .set
+            .iter()
+            .chain(self.own.into_iter().flat_map(LabelSet::iter));
+        let extra = self.extra.iter();
+        kept.chain(extra.map(|&(name, value)| (name, Cow::Borrowed(value))))
+    }
+
+    /// The value of a label.
+    pub fn get(self, name: &str) -> Option<Cow<'a, str>> {
+        self.iter()
+            .find_map(|(found, value)| (found == name).then_some(value))
+    }
+
+    /// Appends the labels as they stand between the braces of a sample.
+    pub(super) fn write(self, to: &mut impl BufMut) {
+        let mut first = true;
+        let own = self.own.map_or(&[][..], LabelSet::text);
+        for text in [self.set.text(), own] {
+            if !text.is_empty() {
+                if !first {
+                    to.put_u8(b',');
+                }
+                first = false;
+                to.put_slice(text);
+            }
+        }
+        for (name, value) in self.extra {
+            if !first {
+                to.put_u8(b',');
+            }
+            first = false;
+            to.put_slice(name.as_bytes());
+            to.put_slice(b"=\"");
+            escape(value, to);
+            to.put_u8(b'"');
+        }
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(self) -> bool {
+        self.extra.is_empty()
+            && self.set.text().is_empty()
+            && self.own.is_none_or(|own| own.text().is_empty())
+    }
+
+    /// Bytes that they take at least.
+    pub(super) fn size(self) -> usize {
+        self.set.text().len() + self.own.map_or(0, |own| own.text().len())
+    }
+}
+
+/// Escapes a label value: backslash, quote and newline, in all text formats alike.
 pub(super) fn escape(value: &str, to: &mut impl BufMut) {
     let mut rest = value.as_bytes();
     // Nearly always there is none, and the value is copied whole.
@@ -61,6 +230,26 @@ pub(super) fn escape(value: &str, to: &mut impl BufMut) {
     to.put_slice(rest);
 }
 
+/// Undoes [`escape`].
+fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some('n') => plain.push('\n'),
+                Some(other) => plain.push(other),
+                None => plain.push('\\'),
+            },
+            c => plain.push(c),
+        }
+    }
+    Cow::Owned(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +261,59 @@ mod tests {
             String::from_utf8_lossy(set.text()),
             "id=\"/a \\\"b\\\"\\n\\\\\",name=\"\u{e4}\""
         );
+    }
+
+    #[test]
+    fn values_come_back_as_they_were_given() {
+        let hostile = [
+            "/plain",
+            "\\",
+            "\\n",
+            "\n",
+            "\"",
+            "a=\"b\",c=\"d\"",
+            "\u{e4}\\",
+        ];
+        let pairs: Vec<(String, &str)> = hostile
+            .iter()
+            .enumerate()
+            .map(|(at, value)| (format!("l{at}"), *value))
+            .collect();
+        let pairs = pairs.iter().map(|(name, value)| (name.as_str(), *value));
+        let set = LabelSet::empty().with(pairs.clone());
+        let own = LabelSet::new(&[("own", "x\"y")]);
+        let labels = Labels {
+            set: &set,
+            own: Some(&own),
+            extra: &[("extra", "\\z")],
+        };
+        let found: Vec<(&str, String)> = labels
+            .iter()
+            .map(|(name, value)| (name, value.into_owned()))
+            .collect();
+        let expected: Vec<(&str, String)> = pairs
+            .chain([("own", "x\"y"), ("extra", "\\z")])
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect();
+        assert_eq!(found, expected);
+        assert_eq!(labels.get("l4").as_deref(), Some("\""));
+        assert_eq!(labels.get("absent"), None);
+    }
+
+    #[test]
+    fn labels_are_written_in_order() {
+        let (set, own) = (LabelSet::new(&[("id", "/x")]), LabelSet::new(&[("a", "b")]));
+        let text = |labels: Labels<'_>| {
+            let mut text = Vec::new();
+            labels.write(&mut text);
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(text(Labels::with_own(&set, &own)), "id=\"/x\",a=\"b\"");
+        assert_eq!(text(Labels::with_own(&LabelSet::empty(), &own)), "a=\"b\"");
+        assert_eq!(
+            text(Labels::new(&set, &[("q", "\"")])),
+            "id=\"/x\",q=\"\\\"\""
+        );
+        assert!(Labels::new(&LabelSet::empty(), &[]).is_empty());
     }
 }

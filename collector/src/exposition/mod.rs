@@ -1,21 +1,30 @@
-//! Metric families and their encoding: text 0.0.4 and OpenMetrics 1.0.
+//! Metric families and their encoding.
 //!
-//! Invariant: this module knows nothing of kernels, cgroups or HTTP servers. A source describes
-//! its families as [`Family`] constants and hands samples to a [`Writer`] in family order; the
-//! writer alone knows formats. No allocation is made for a sample.
+//! Invariant: this module knows nothing of kernels, cgroups or HTTP servers. Sources describe their
+//! families as [`Family`] constants and hand samples to an [`Encoder`] in family order; an encoder
+//! alone knows its format, and is chosen once, by [`Format`]. No allocation is made for a sample.
+//!
+//! A new format is a file with its encoder, and its line in `format.rs`.
 
-mod carried;
+mod body;
+mod encoder;
 mod family;
 mod format;
+mod histogram;
 mod labels;
+mod lines;
 mod number;
-mod sink;
-mod writer;
+mod openmetrics;
+mod registry;
+#[cfg(test)]
+mod tests;
+mod text;
 
-pub use carried::{Distribution, Points, Type};
-pub use family::{Family, Kind, Unit};
-pub use format::Format;
-pub use labels::LabelSet;
+pub use body::Body;
+pub use encoder::Encoder;
+pub use family::{Family, Kind, Metadata, Unit};
+pub use format::{Exposition, Format};
+pub use histogram::{Distribution, Histogram, LOG2, LOG2_LONG, Layout, Points, bound_text};
+pub use labels::{LabelSet, Labels};
 pub use number::Value;
-pub use sink::{Labels, Sink};
-pub use writer::{Histogram, Writer};
+pub use registry::encode_registry;

@@ -7,7 +7,7 @@ use prometheus::{Registry, process_collector::ProcessCollector};
 
 use super::runtimes;
 use crate::{
-    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value, encode_registry},
     kernel::{bpf::Runs, load::KernelStats, programs::Availability},
     runtime::Status,
 };
@@ -230,24 +230,29 @@ impl SelfMetrics {
     }
 
     /// Writes everything.
-    pub fn encode(&self, report: &Report<'_>, failed: bool, writer: &mut Writer) {
+    pub fn encode(&self, report: &Report<'_>, failed: bool, out: &mut dyn Encoder) {
         let count = |number: usize| Value::Count(number as u64);
         let none = &self.labels;
-        writer.family(&BUILD_INFO);
-        writer.sample(none, &[("version", crate::VERSION)], Value::Count(1));
-        writer.family(&SOURCE_UP);
+        out.family(&BUILD_INFO);
+        out.sample(
+            Labels::new(none, &[("version", crate::VERSION)]),
+            Value::Count(1),
+        );
+        out.family(&SOURCE_UP);
         for source in report.sources {
-            writer.sample(
-                none,
-                &[("source", source.source)],
+            out.sample(
+                Labels::new(none, &[("source", source.source)]),
                 Value::Count(u64::from(source.up)),
             );
         }
-        writer.family(&SOURCE_ERRORS);
+        out.family(&SOURCE_ERRORS);
         for &(source, errors) in report.errors {
-            writer.sample(none, &[("source", source)], Value::Count(errors));
+            out.sample(
+                Labels::new(none, &[("source", source)]),
+                Value::Count(errors),
+            );
         }
-        writer.family(&EVENTS);
+        out.family(&EVENTS);
         let own = [
             ("sched_process_fork", Stat::Forks),
             ("sched_process_exec", Stat::Execs),
@@ -267,7 +272,10 @@ impl SelfMetrics {
             .iter()
             .map(|&(program, stat)| (program, report.stats.get(stat)));
         for (program, runs) in report.runs.iter().copied().chain(own) {
-            writer.sample(none, &[("program", program)], Value::Count(runs));
+            out.sample(
+                Labels::new(none, &[("program", program)]),
+                Value::Count(runs),
+            );
         }
         let timed = || {
             report
@@ -275,27 +283,51 @@ impl SelfMetrics {
                 .iter()
                 .filter(|(_, runs)| runs.count > 0)
         };
-        writer.family(&PROGRAM_SECONDS);
+        out.family(&PROGRAM_SECONDS);
         for (program, runs) in timed() {
-            writer.sample(none, &[("program", program)], Value::Nanos(runs.ns));
+            out.sample(
+                Labels::new(none, &[("program", program)]),
+                Value::Nanos(runs.ns),
+            );
         }
-        writer.family(&PROGRAM_RUNS);
+        out.family(&PROGRAM_RUNS);
         for (program, runs) in timed() {
-            writer.sample(none, &[("program", program)], Value::Count(runs.count));
+            out.sample(
+                Labels::new(none, &[("program", program)]),
+                Value::Count(runs.count),
+            );
         }
-        writer.family(&PROGRAM_MISSES);
+        out.family(&PROGRAM_MISSES);
         for (program, runs) in &report.program_runs {
-            writer.sample(none, &[("program", program)], Value::Count(runs.misses));
+            out.sample(
+                Labels::new(none, &[("program", program)]),
+                Value::Count(runs.misses),
+            );
         }
-        writer.family(&CGROUPS);
-        writer.sample(none, &[("state", "live")], count(report.cgroups.0));
-        writer.sample(none, &[("state", "dead")], count(report.cgroups.1));
-        writer.family(&CGROUPS_FOLDED);
-        writer.sample(none, &[], count(report.folded));
-        writer.family(&SLOTS);
-        writer.sample(none, &[("state", "used")], count(report.slots.0));
-        writer.sample(none, &[("state", "free")], count(report.slots.1));
-        writer.sample(none, &[("state", "quarantined")], count(report.slots.2));
+        out.family(&CGROUPS);
+        out.sample(
+            Labels::new(none, &[("state", "live")]),
+            count(report.cgroups.0),
+        );
+        out.sample(
+            Labels::new(none, &[("state", "dead")]),
+            count(report.cgroups.1),
+        );
+        out.family(&CGROUPS_FOLDED);
+        out.sample(Labels::new(none, &[]), count(report.folded));
+        out.family(&SLOTS);
+        out.sample(
+            Labels::new(none, &[("state", "used")]),
+            count(report.slots.0),
+        );
+        out.sample(
+            Labels::new(none, &[("state", "free")]),
+            count(report.slots.1),
+        );
+        out.sample(
+            Labels::new(none, &[("state", "quarantined")]),
+            count(report.slots.2),
+        );
         for (family, value) in [
             (&OVERFLOW_EVENTS, report.stats.get(Stat::Overflow)),
             (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
@@ -305,15 +337,15 @@ impl SelfMetrics {
             (&KERNEL_MEMORY, report.kernel_memory),
             (&SCRAPE_ERROR, u64::from(failed)),
         ] {
-            writer.family(family);
-            writer.sample(none, &[], Value::Count(value));
+            out.family(family);
+            out.sample(Labels::new(none, &[]), Value::Count(value));
         }
-        writer.family(&SCRAPE_DURATION);
+        out.family(&SCRAPE_DURATION);
         for (stage, duration) in report.stages {
             let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-            writer.sample(none, &[("stage", stage)], Value::Nanos(ns));
+            out.sample(Labels::new(none, &[("stage", stage)]), Value::Nanos(ns));
         }
-        runtimes::encode(report.runtimes, report.containers_refused, writer);
-        writer.registry(&self.registry.gather());
+        runtimes::encode(report.runtimes, report.containers_refused, out);
+        encode_registry(&self.registry.gather(), out);
     }
 }

@@ -18,7 +18,7 @@ use super::{
     values::sums,
 };
 use crate::{
-    exposition::{Family, Histogram, Kind, Unit, Value},
+    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -90,6 +90,7 @@ fn all_bytes(totals: &Requests) -> Option<Value> {
 
 fn histogram(buckets: &[u64; BUCKETS], ns: u64) -> Option<Histogram<'_>> {
     buckets.iter().any(|&count| count > 0).then_some(Histogram {
+        layout: &LOG2,
         buckets,
         sum: Value::Nanos(ns),
     })

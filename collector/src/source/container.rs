@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{Container, Health, Kind as What, Node, State, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -166,12 +166,12 @@ impl Source for Containers {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         let nodes = tree.iter().map(|(_, node)| node);
         let containers: Vec<&Node> = nodes
             .filter(|node| node.exported && node.place.kind == What::Container)
             .collect();
-        writer.family(&INFO);
+        out.family(&INFO);
         for node in &containers {
             let mut extra = [("", ""); 5];
             let mut used = 0;
@@ -181,24 +181,27 @@ impl Source for Containers {
                     used += 1;
                 }
             }
-            writer.sample(&node.labels, &extra[..used], Value::Count(1));
+            out.sample(Labels::new(&node.labels, &extra[..used]), Value::Count(1));
         }
-        writer.family(&LAST_EXIT);
+        out.family(&LAST_EXIT);
         for node in &containers {
             let reason = node
                 .container
                 .as_ref()
                 .map(|told| told.exit_reason.as_str());
             if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
-                writer.sample(&node.labels, &[("reason", reason)], Value::Count(1));
+                out.sample(
+                    Labels::new(&node.labels, &[("reason", reason)]),
+                    Value::Count(1),
+                );
             }
         }
         for (family, read) in VALUES {
-            writer.family(family);
+            out.family(family);
             for node in &containers {
                 let told = node.container.as_deref();
                 if let Some(value) = told.and_then(|container| read(node, container)) {
-                    writer.sample(&node.labels, &[], value);
+                    out.sample(Labels::new(&node.labels, &[]), value);
                 }
             }
         }
@@ -211,8 +214,6 @@ mod tests {
         sync::Arc,
         time::{Duration, SystemTime},
     };
-
-    use bytes::BytesMut;
 
     use super::*;
     use crate::{
@@ -256,9 +257,9 @@ mod tests {
     }
 
     fn samples(tree: &Tree) -> Vec<String> {
-        let mut writer = Writer::new(Format::Text, BytesMut::new());
-        Containers.encode(tree, &mut writer);
-        let text = String::from_utf8(writer.finish().to_vec()).unwrap();
+        let mut encoder = Format::Text.encoder();
+        Containers.encode(tree, &mut *encoder);
+        let text = String::from_utf8(encoder.finish().to_vec()).unwrap();
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.replace(A, "A")).collect()
     }

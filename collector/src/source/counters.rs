@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cgroup::Tree,
-    exposition::Writer,
+    exposition::Encoder,
     kernel::cells::{Cell, Cells, SlotMemory},
 };
 
@@ -72,7 +72,7 @@ impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Source for Counters<C, T> {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(self.metrics, tree, self.values.totals(), writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(self.metrics, tree, self.values.totals(), out);
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -309,8 +309,8 @@ impl Source for Cpu {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.numbers, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(METRICS, tree, &self.numbers, out);
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cgroup::{Node, NodeId, ROOT, Tree, printable},
     custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
-    exposition::{Family, Kind, LabelSet, Points, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, LabelSet, Labels, Metadata, Points, Unit, Value},
     kernel::programs::Requirement,
 };
 use owners::Owners;
@@ -149,15 +149,8 @@ fn own_names() -> BTreeSet<String> {
         .chain(LIFECYCLE_FAMILIES.iter().chain(OWN).copied());
     let mut names = BTreeSet::new();
     for family in families {
-        let suffixes: &[&str] = match family.kind {
-            Kind::Histogram => &["", "_bucket", "_sum", "_count"],
-            Kind::Counter | Kind::Gauge => &[""],
-        };
-        names.extend(
-            suffixes
-                .iter()
-                .map(|suffix| format!("{}{suffix}", family.name)),
-        );
+        let suffixes = family.kind.suffixes().iter();
+        names.extend(suffixes.map(|suffix| format!("{}{suffix}", family.name)));
         // OpenMetrics knows counters by that.
         names.extend(family.name.strip_suffix("_total").map(str::to_owned));
     }
@@ -309,14 +302,14 @@ impl Source for Custom {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         // A node may have ended, or be another cgroup's, since the snapshot.
         let labels = |number: NodeId, cgroup: u64| {
             tree.node(number)
                 .filter(|node| node.id == cgroup && node.died.is_none() && node.exported)
                 .map(|node| &node.labels)
         };
-        writer.family(&METRIC);
+        out.family(&METRIC);
         for group in self
             .index
             .groups
@@ -329,37 +322,38 @@ impl Source for Custom {
                 };
                 let of = of.with([("metric_name", group.name.as_str())]);
                 for series in member.series() {
-                    if let Points::Single(_) = series.points {
-                        writer.carried_series(
-                            METRIC.name,
-                            &of,
-                            &series.labels,
-                            &series.points,
-                            group.kind,
-                        );
+                    if let Points::Single(value) = series.points {
+                        let labels = Labels::with_own(&of, &series.labels);
+                        out.sample(labels, Value::Float(value));
                     }
                 }
             }
         }
         for group in &self.index.groups {
-            writer.carried(&group.full, &group.help, group.kind, group.alone);
+            out.begin(&Metadata {
+                name: &group.full,
+                help: &group.help,
+                kind: group.kind,
+                unit: Unit::None,
+                base_is_free: group.alone,
+            });
             for member in &group.members {
                 let Some(of) = labels(member.node, member.cgroup) else {
                     continue;
                 };
                 for series in member.series() {
-                    writer.carried_series(
-                        &group.full,
-                        of,
-                        &series.labels,
-                        &series.points,
-                        group.kind,
-                    );
+                    let labels = Labels::with_own(of, &series.labels);
+                    match &series.points {
+                        Points::Single(value) => out.sample(labels, Value::Float(*value)),
+                        Points::Distribution(distribution) => {
+                            out.distribution(labels, distribution);
+                        }
+                    }
                 }
             }
         }
-        self.encode_outcomes(&labels, writer);
-        self.encode_counters(writer);
+        self.encode_outcomes(&labels, out);
+        self.encode_counters(out);
     }
 }
 
@@ -367,7 +361,7 @@ impl Custom {
     fn encode_outcomes<'a>(
         &self,
         labels: &dyn Fn(NodeId, u64) -> Option<&'a LabelSet>,
-        writer: &mut Writer,
+        out: &mut dyn Encoder,
     ) {
         let families: [(&Family, Read); 3] = [
             (&UP, |outcome| Value::Count(u64::from(outcome.up))),
@@ -375,35 +369,44 @@ impl Custom {
             (&DURATION, |outcome| nanos(outcome.took)),
         ];
         for (family, read) in families {
-            writer.family(family);
+            out.family(family);
             for (key, outcome) in &self.outcomes {
                 let number = self.targets.node(key.cgroup);
                 if let Some(of) = number.and_then(|number| labels(number, key.cgroup)) {
                     let port = key.port.to_string();
-                    writer.sample(of, &[("port", &port), ("path", &key.path)], read(outcome));
+                    out.sample(
+                        Labels::new(of, &[("port", &port), ("path", &key.path)]),
+                        read(outcome),
+                    );
                 }
             }
         }
     }
 
-    fn encode_counters(&self, writer: &mut Writer) {
+    fn encode_counters(&self, out: &mut dyn Encoder) {
         let none = LabelSet::empty();
-        writer.family(&SCRAPES);
+        out.family(&SCRAPES);
         let results = [
             ("answered", self.counters.good),
             ("failed", self.counters.failed),
         ];
         for (result, count) in results.into_iter().filter(|(_, count)| *count > 0) {
-            writer.sample(&none, &[("result", result)], Value::Count(count));
+            out.sample(
+                Labels::new(&none, &[("result", result)]),
+                Value::Count(count),
+            );
         }
-        writer.family(&ERRORS);
+        out.family(&ERRORS);
         for (reason, &count) in &self.counters.errors {
-            writer.sample(&none, &[("reason", reason.name())], Value::Count(count));
+            out.sample(
+                Labels::new(&none, &[("reason", reason.name())]),
+                Value::Count(count),
+            );
         }
-        writer.family(&FILE_TIME);
+        out.family(&FILE_TIME);
         for (file, modified) in &self.files {
             let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-            writer.sample(&none, &[("file", file)], nanos(since));
+            out.sample(Labels::new(&none, &[("file", file)]), nanos(since));
         }
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -130,12 +130,12 @@ impl Source for Disk {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         let Some(root) = tree.node(ROOT).filter(|node| node.exported) else {
             return;
         };
         for (family, column) in FAMILIES {
-            writer.family(family);
+            out.family(family);
             for (device, columns) in &self.rows {
                 let Some(&value) = columns.get(column - 1) else {
                     continue;
@@ -145,7 +145,7 @@ impl Source for Disk {
                     Unit::Seconds => Value::Nanos(value * 1_000_000),
                     _ => Value::Count(value),
                 };
-                writer.sample(&root.labels, &[("device", device)], value);
+                out.sample(Labels::new(&root.labels, &[("device", device)]), value);
             }
         }
     }

@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{programs::Requirement, system::FileSystem},
 };
 use prober::Prober;
@@ -137,15 +137,18 @@ impl Source for FileSystems {
         bail!("{}", round.errors.join("; "))
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         let Some(root) = tree.node(ROOT).filter(|root| root.exported) else {
             return;
         };
         for (family, read) in &FAMILIES {
-            writer.family(family);
+            out.family(family);
             for (device, info) in &self.found {
                 if let Some(value) = read(info) {
-                    writer.sample(&root.labels, &[("device", device)], Value::Count(value));
+                    out.sample(
+                        Labels::new(&root.labels, &[("device", device)]),
+                        Value::Count(value),
+                    );
                 }
             }
         }

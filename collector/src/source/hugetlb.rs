@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{self, programs::Requirement},
 };
 
@@ -206,9 +206,9 @@ impl Source for Hugetlb {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         for (family, read) in FAMILIES {
-            writer.family(family);
+            out.family(family);
             let scale = if family.unit == Unit::Bytes {
                 self.page
             } else {
@@ -223,7 +223,7 @@ impl Source for Hugetlb {
                 };
                 for (size, value) in self.sizes.iter().zip(values) {
                     let value = Value::Count(value * scale);
-                    writer.sample(&node.labels, &[("pagesize", size)], value);
+                    out.sample(Labels::new(&node.labels, &[("pagesize", size)]), value);
                 }
             }
         }

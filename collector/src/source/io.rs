@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cgroup::Tree,
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -139,13 +139,13 @@ impl Source for Io {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         let read: [fn(&Charges) -> &[u64; 3]; 2] = [|c| &c.bytes, |c| &c.ios];
         let Some(place) = self.series.place(&BYTES) else {
             return;
         };
         for (family, read) in [&BYTES, &OPERATIONS].into_iter().zip(read) {
-            writer.family(family);
+            out.family(family);
             for (number, _) in tree.iter().filter(|(_, node)| node.exported) {
                 let Some(charges) = self.charges.get(number) else {
                     continue;
@@ -157,7 +157,10 @@ impl Source for Io {
                     };
                     for (name, &value) in KINDS.iter().zip(read(charges)) {
                         if value > 0 {
-                            writer.sample(labels, &[("operation", name)], Value::Count(value));
+                            out.sample(
+                                Labels::new(labels, &[("operation", name)]),
+                                Value::Count(value),
+                            );
                         }
                     }
                 }

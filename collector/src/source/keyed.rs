@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cgroup::{NodeId, Tree},
-    exposition::{Kind, Writer},
+    exposition::{Encoder, Kind},
     kernel::{
         keyed::{Keyed, KeyedValue},
         rows::Rows,
@@ -209,9 +209,9 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> Source for KeyedCounters<V, T> {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         for metric in self.metrics {
-            writer.family(&metric.family);
+            out.family(&metric.family);
             let gauge = metric.family.kind == Kind::Gauge;
             let Some(place) = self.series.place(&metric.family) else {
                 continue;
@@ -226,7 +226,7 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> Source for KeyedCounters<V, T> {
                 for (what, total) in things.iter() {
                     let sets = self.series.get(number, what);
                     if let Some(labels) = sets.and_then(|sets| sets.get(place)) {
-                        metric.samples.write(labels, total, writer);
+                        metric.samples.write(labels, total, out);
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{Change, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{OVERFLOW, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
 };
 
 const LAST_SEEN: Family = Family {
@@ -53,7 +53,7 @@ impl Source for Lifecycle {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         let Some(now) = self.time else {
             return;
         };
@@ -61,18 +61,21 @@ impl Source for Lifecycle {
             tree.iter()
                 .filter(|(number, node)| node.exported && *number != OVERFLOW)
         };
-        writer.family(&LAST_SEEN);
+        out.family(&LAST_SEEN);
         for (_, node) in exported() {
             // Kept for the dead on purpose: "container killed" alerts compare it with time().
             let seen = seconds(node.died.unwrap_or(now)).floor();
-            writer.sample(&node.labels, &[], Value::Float(seen));
+            out.sample(Labels::new(&node.labels, &[]), Value::Float(seen));
         }
-        writer.family(&CREATION_TIME);
+        out.family(&CREATION_TIME);
         for (_, node) in exported().filter(|(_, node)| node.died.is_none()) {
             let told = node.container.as_ref();
             let created = node.created.or_else(|| told?.created);
             if let Some(created) = created {
-                writer.sample(&node.labels, &[], Value::Float(seconds(created)));
+                out.sample(
+                    Labels::new(&node.labels, &[]),
+                    Value::Float(seconds(created)),
+                );
             }
         }
     }

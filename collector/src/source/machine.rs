@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use super::{Change, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::Tree,
-    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value},
     kernel::{
         programs::Requirement,
         system::{self, HostMemory},
@@ -207,10 +207,10 @@ impl Source for Machine {
         self.refresh()
     }
 
-    fn encode(&self, _tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, _tree: &Tree, out: &mut dyn Encoder) {
         let mut sample = |family: &Family, value: u64| {
-            writer.family(family);
-            writer.sample(&self.labels, &[], Value::Count(value));
+            out.family(family);
+            out.sample(Labels::new(&self.labels, &[]), Value::Count(value));
         };
         sample(&CORES, self.topology.logical);
         sample(&PHYSICAL_CORES, self.topology.cores);

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Value, Writer},
+    exposition::{Encoder, Value},
     kernel::{self, programs::Requirement, system},
 };
 
@@ -280,7 +280,7 @@ impl Source for Memory {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.numbers, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(METRICS, tree, &self.numbers, out);
     }
 }

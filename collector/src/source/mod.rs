@@ -48,7 +48,7 @@ pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
 
 use crate::{
     cgroup::{Hierarchies, NodeId, Tree},
-    exposition::{Family, Histogram, Kind, LabelSet, Value, Writer},
+    exposition::{Encoder, Family, Histogram, Kind, LabelSet, Labels, Value},
     kernel::{cells::SlotMemory, fields, load::Kernel, programs::Requirement},
 };
 use values::{Column, PerNode};
@@ -150,7 +150,7 @@ pub trait Source: Send {
     /// Something has happened to a cgroup.
     fn change(&mut self, change: &Change<'_>);
     /// Writes its families.
-    fn encode(&self, tree: &Tree, writer: &mut Writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder);
     /// Its cells, if it has any: the slot pool makes and clears them.
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None
@@ -193,33 +193,24 @@ pub enum Samples<T: 'static> {
     Scalars(&'static [(Extra, Reader<T>)]),
     /// One log2 histogram a series, left out until its first event.
     Histograms(&'static [(Extra, HistogramReader<T>)]),
-    /// The same in the wider buckets of a long histogram.
-    LongHistograms(&'static [(Extra, HistogramReader<T>)]),
 }
 
 impl<T> Samples<T> {
     /// Writes the samples of one set of numbers into the family last begun.
     #[inline]
-    fn write(&self, labels: &LabelSet, value: &T, writer: &mut Writer) {
+    fn write(&self, labels: &LabelSet, value: &T, out: &mut dyn Encoder) {
         match self {
             Self::Scalars(series) => {
                 for (extra, read) in *series {
                     if let Some(value) = read(value) {
-                        writer.sample(labels, extra, value);
+                        out.sample(Labels::new(labels, extra), value);
                     }
                 }
             }
             Self::Histograms(series) => {
                 for (extra, read) in *series {
                     if let Some(histogram) = read(value) {
-                        writer.histogram(labels, extra, histogram);
-                    }
-                }
-            }
-            Self::LongHistograms(series) => {
-                for (extra, read) in *series {
-                    if let Some(histogram) = read(value) {
-                        writer.long_histogram(labels, extra, histogram);
+                        out.histogram(Labels::new(labels, extra), histogram);
                     }
                 }
             }
@@ -236,20 +227,20 @@ pub struct Metric<T: 'static> {
 }
 
 /// Writes a table of metrics for all exported nodes. Gauges of removed cgroups are left out.
-pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &Column<T>, writer: &mut Writer) {
+pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &Column<T>, out: &mut dyn Encoder) {
     let nodes: Vec<(&LabelSet, &T, bool)> = tree
         .iter()
         .filter(|(_, node)| node.exported)
         .filter_map(|(number, node)| Some((&node.labels, values.get(number)?, node.died.is_some())))
         .collect();
     for metric in metrics {
-        writer.family(&metric.family);
+        out.family(&metric.family);
         let gauge = metric.family.kind == Kind::Gauge;
         for (labels, value, dead) in &nodes {
             if gauge && *dead {
                 continue;
             }
-            metric.samples.write(labels, value, writer);
+            metric.samples.write(labels, value, out);
         }
     }
 }

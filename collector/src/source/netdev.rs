@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     cgroup::{NodeId, ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{
         self,
         netlink::{Buffer, Counter, Counters, Rtnetlink},
@@ -419,13 +419,16 @@ impl Source for Netdev {
         Some(IDLE.saturating_sub(self.passed.elapsed()))
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
         for (family, counter) in FAMILIES {
-            writer.family(family);
+            out.family(family);
             for (number, node) in tree.iter().filter(|(_, node)| node.exported) {
                 for row in self.rows.get(number).into_iter().flat_map(Rows::shown) {
                     let value = Value::Count(row.total[*counter as usize]);
-                    writer.sample(&node.labels, &[("interface", &row.name)], value);
+                    out.sample(
+                        Labels::new(&node.labels, &[("interface", &row.name)]),
+                        value,
+                    );
                 }
             }
         }

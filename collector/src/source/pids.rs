@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cgroup::Tree,
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -77,7 +77,7 @@ impl Source for Pids {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.limits, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(METRICS, tree, &self.limits, out);
     }
 }

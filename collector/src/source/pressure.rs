@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -166,7 +166,7 @@ impl Source for Pressure {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.stalls, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(METRICS, tree, &self.stalls, out);
     }
 }

@@ -7,7 +7,7 @@ use collector_common::{histogram::BUCKETS, reclaim::ReclaimCell};
 
 use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
-    exposition::{Family, Histogram, Kind, Unit, Value},
+    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -35,6 +35,7 @@ pub const METRICS: &[Metric<Reclaims>] = &[Metric {
             .iter()
             .any(|&count| count > 0)
             .then_some(Histogram {
+                layout: &LOG2,
                 buckets: &v.histogram,
                 sum: Value::Nanos(v.stall_ns),
             })

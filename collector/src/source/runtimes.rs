@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    exposition::{Family, Kind, LabelSet, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value},
     runtime::Status,
 };
 
@@ -67,7 +67,7 @@ struct Sum {
     nanos: u64,
 }
 
-pub(super) fn encode(statuses: &[Arc<Status>], refused: u64, writer: &mut Writer) {
+pub(super) fn encode(statuses: &[Arc<Status>], refused: u64, out: &mut dyn Encoder) {
     let none = LabelSet::empty();
     let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
     let known: Vec<_> = statuses
@@ -84,27 +84,30 @@ pub(super) fn encode(statuses: &[Arc<Status>], refused: u64, writer: &mut Writer
             Some((name, socket, told.up?, status.containers() as u64))
         })
         .collect();
-    writer.family(&UP);
+    out.family(&UP);
     for (name, socket, up, _) in &known {
         let labels = [("runtime", *name), ("socket", socket.as_str())];
-        writer.sample(&none, &labels, Value::Count(u64::from(*up)));
+        out.sample(Labels::new(&none, &labels), Value::Count(u64::from(*up)));
     }
-    writer.family(&REQUESTS);
+    out.family(&REQUESTS);
     for (name, sum) in &sums {
         for (result, count) in &sum.results {
             let labels = [("runtime", *name), ("result", *result)];
-            writer.sample(&none, &labels, Value::Count(*count));
+            out.sample(Labels::new(&none, &labels), Value::Count(*count));
         }
     }
-    writer.family(&SECONDS);
+    out.family(&SECONDS);
     for (name, sum) in &sums {
-        writer.sample(&none, &[("runtime", *name)], Value::Nanos(sum.nanos));
+        out.sample(
+            Labels::new(&none, &[("runtime", *name)]),
+            Value::Nanos(sum.nanos),
+        );
     }
-    writer.family(&CONTAINERS);
+    out.family(&CONTAINERS);
     for (name, socket, _, containers) in &known {
         let labels = [("runtime", *name), ("socket", socket.as_str())];
-        writer.sample(&none, &labels, Value::Count(*containers));
+        out.sample(Labels::new(&none, &labels), Value::Count(*containers));
     }
-    writer.family(&REFUSED);
-    writer.sample(&none, &[], Value::Count(refused));
+    out.family(&REFUSED);
+    out.sample(Labels::new(&none, &[]), Value::Count(refused));
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Family, Histogram, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Histogram, Kind, LOG2, Unit, Value},
     kernel::{cells::SlotMemory, programs::Requirement},
 };
 
@@ -119,6 +119,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
         },
         samples: Samples::Histograms(&[(&[], |v| {
             (v.periods() > 0).then_some(Histogram {
+                layout: &LOG2,
                 buckets: &v.wait_histogram,
                 sum: Value::Nanos(v.wait_ns),
             })
@@ -279,7 +280,7 @@ impl Source for Sched {
         }
     }
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        self.counters.encode(tree, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        self.counters.encode(tree, out);
     }
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cgroup::Tree,
-    exposition::{Family, Kind, Unit, Value, Writer},
+    exposition::{Encoder, Family, Kind, Unit, Value},
     kernel::{
         cells::{Cells, SlotMemory},
         programs::Requirement,
@@ -384,8 +384,8 @@ impl Source for Tasks {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn encode(&self, tree: &Tree, writer: &mut Writer) {
-        encode(METRICS, tree, &self.numbers, writer);
+    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+        encode(METRICS, tree, &self.numbers, out);
     }
 }
 

@@ -11,7 +11,7 @@ use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
 use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
-    exposition::{Family, Histogram, Kind, Unit, Value},
+    exposition::{Family, Histogram, Kind, LOG2, LOG2_LONG, Layout, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -32,8 +32,13 @@ sums! {
 }
 
 /// A histogram, left out until its first event.
-fn histogram(buckets: &[u64; BUCKETS], sum_us: u64) -> Option<Histogram<'_>> {
+fn histogram<'a>(
+    layout: &'static Layout,
+    buckets: &'a [u64; BUCKETS],
+    sum_us: u64,
+) -> Option<Histogram<'a>> {
     buckets.iter().any(|&count| count > 0).then_some(Histogram {
+        layout,
         buckets,
         sum: Value::Nanos(sum_us.saturating_mul(1000)),
     })
@@ -122,7 +127,7 @@ pub const METRICS: &[Metric<Connections>] = &[
                 "Smoothed round-trip time of TCP connections, observed when they close.",
             )
         },
-        samples: Samples::Histograms(&[(&[], |v| histogram(&v.rtt_histogram, v.rtt_us))]),
+        samples: Samples::Histograms(&[(&[], |v| histogram(&LOG2, &v.rtt_histogram, v.rtt_us))]),
     },
     Metric {
         family: Family {
@@ -136,8 +141,8 @@ pub const METRICS: &[Metric<Connections>] = &[
                  those older than the agent are left out.",
             )
         },
-        samples: Samples::LongHistograms(&[(&[], |v| {
-            histogram(&v.duration_histogram, v.duration_us)
+        samples: Samples::Histograms(&[(&[], |v| {
+            histogram(&LOG2_LONG, &v.duration_histogram, v.duration_us)
         })]),
     },
 ];

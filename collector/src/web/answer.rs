@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -14,10 +13,11 @@ use tokio::sync::Semaphore;
 use super::{
     Counters, Options, Served,
     api::{self, Call},
+    body::Chunks,
 };
-use crate::exposition::Format;
+use crate::exposition::{Body, Format};
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Chunks>;
 
 /// Answers requests.
 pub(super) struct Handler {
@@ -82,7 +82,7 @@ impl Handler {
     async fn scrape(&self, request: &Request<Incoming>) -> Answer {
         let format = Format::negotiate(accepted(request));
         let work = move |served: &Served| match served.metrics.scrape(format) {
-            Ok(text) => content(format.content_type(), text),
+            Ok(body) => content(format.content_type(), body),
             Err(message) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
         };
         self.blocking(work).await
@@ -133,8 +133,8 @@ fn accepted(request: &Request<Incoming>) -> Option<&str> {
     value.to_str().ok()
 }
 
-fn content(kind: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
+fn content(kind: &'static str, body: impl Into<Body>) -> Answer {
+    let mut answer = Response::new(Chunks::new(body.into()));
     answer
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));

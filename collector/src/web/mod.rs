@@ -7,6 +7,7 @@
 
 mod answer;
 mod api;
+mod body;
 mod counters;
 mod listen;
 
@@ -19,7 +20,6 @@ use std::{
 };
 
 use answer::Handler;
-use bytes::Bytes;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, watch};
@@ -29,7 +29,7 @@ pub use listen::{BindError, bind};
 
 use crate::{
     agent::{Agent, Inventory, Status},
-    exposition::Format,
+    exposition::{Body, Format},
 };
 
 /// What the server serves.
@@ -39,7 +39,7 @@ pub trait Metrics: Send + Sync + 'static {
     /// # Errors
     ///
     /// What is told to the client.
-    fn scrape(&self, format: Format) -> Result<Bytes, String>;
+    fn scrape(&self, format: Format) -> Result<Body, String>;
     /// The cgroups of the same snapshot. Blocks as well.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ pub trait Metrics: Send + Sync + 'static {
 }
 
 impl Metrics for Agent {
-    fn scrape(&self, format: Format) -> Result<Bytes, String> {
+    fn scrape(&self, format: Format) -> Result<Body, String> {
         Self::scrape(self, format).map_err(|error| format!("{error:#}"))
     }
 

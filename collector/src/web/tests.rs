@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{Counters, Metrics, Options, bind, serve};
 use crate::{
     agent::{Inventory, Status},
-    exposition::Format,
+    exposition::{Body, Format},
 };
 
 mod api;
@@ -29,12 +29,12 @@ struct Fixed {
 }
 
 impl Metrics for Fixed {
-    fn scrape(&self, format: Format) -> Result<Bytes, String> {
+    fn scrape(&self, format: Format) -> Result<Body, String> {
         self.scrapes.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.wait);
         match format {
-            Format::Text => Ok(Bytes::from_static(b"text 1\n")),
-            Format::OpenMetrics => Ok(Bytes::from_static(b"# EOF\n")),
+            Format::Text => Ok(Bytes::from_static(b"text 1\n").into()),
+            Format::OpenMetrics => Ok(Bytes::from_static(b"# EOF\n").into()),
         }
     }
 

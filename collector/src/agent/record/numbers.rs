@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use collector_common::histogram::BUCKETS;
 
-use crate::exposition::{Histogram, Labels, Sink, Value};
+use crate::exposition::{Distribution, Encoder, Histogram, Labels, Metadata, Value};
 
 /// A number of which there is one a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,32 +343,33 @@ impl Capture {
     }
 }
 
-impl Sink for Capture {
-    fn family(&mut self, name: &str) -> bool {
-        self.take = self.takes.get(name).copied();
+impl Encoder for Capture {
+    fn begin(&mut self, metadata: &Metadata<'_>) {
+        self.take = self.takes.get(metadata.name).copied();
         if let Some(Take::Events(field)) = self.take {
             self.events.push(field);
         }
-        self.take.is_some()
     }
 
     fn sample(&mut self, labels: Labels<'_>, value: Value) {
-        let take = self.take;
+        let Some(take) = self.take else {
+            return;
+        };
         let Some(numbers) = self.of(labels) else {
             return;
         };
         match take {
-            Some(Take::Field(field) | Take::Events(field)) => numbers.add(field, value),
-            Some(Take::Identity) => {
-                let told = labels.iter().filter(|(name, _)| *name != "id");
-                let told = told.map(|(name, value)| (name.to_owned(), value.into_owned()));
-                numbers.identity.extend(told);
+            Take::Field(field) | Take::Events(field) => numbers.add(field, value),
+            Take::Identity => {
+                let others = labels.iter().filter(|(name, _)| *name != "id");
+                let others = others.map(|(name, value)| (name.to_owned(), value.into_owned()));
+                numbers.identity.extend(others);
             }
-            Some(Take::Custom) => {
+            Take::Custom => {
                 let key = custom_key(labels, &numbers.identity);
                 numbers.custom.insert(key, number(value));
             }
-            Some(Take::Histogram(_)) | None => {}
+            Take::Histogram(_) => {}
         }
     }
 
@@ -384,6 +385,9 @@ impl Sink for Capture {
             *sum += events;
         }
     }
+
+    /// No record has a field for one.
+    fn distribution(&mut self, _: Labels<'_>, _: &Distribution) {}
 }
 
 /// What a custom value is called: its `metric_name`, followed by `{a="b"}` if the application gave
@@ -411,7 +415,7 @@ fn custom_key(labels: Labels<'_>, identity: &BTreeMap<String, String>) -> String
 mod tests {
     use super::*;
     use crate::{
-        exposition::{Family, Kind, LabelSet, Unit, Writer},
+        exposition::{Family, Kind, LabelSet, Unit},
         source::{FAMILIES as OWN, LIFECYCLE_FAMILIES, SOURCES},
     };
 
@@ -444,17 +448,20 @@ mod tests {
     #[test]
     fn series_are_added_up_and_events_begin_at_0() {
         let mut capture = Capture::new(["/", "/a"].into_iter());
-        let mut writer = Writer::to_sink(&mut capture);
-        writer.family(&family("container_fs_reads_bytes_total"));
+        let out: &mut dyn Encoder = &mut capture;
+        out.family(&family("container_fs_reads_bytes_total"));
         for device in ["sda", "sdb"] {
             let labels = LabelSet::new(&[("id", "/a"), ("device", device)]);
-            writer.sample(&labels, &[], Value::Count(3));
+            out.sample(Labels::new(&labels, &[]), Value::Count(3));
         }
-        writer.family(&family("container_custom_metric"));
+        out.family(&family("container_custom_metric"));
         let labels = LabelSet::new(&[("id", "/a"), ("name", "x")]);
-        writer.sample(&labels, &[("metric_name", "plain")], Value::Float(1.5));
+        out.sample(
+            Labels::new(&labels, &[("metric_name", "plain")]),
+            Value::Float(1.5),
+        );
         let extra = [("metric_name", "queue"), ("of", "mail")];
-        writer.sample(&labels, &extra, Value::Count(2));
+        out.sample(Labels::new(&labels, &extra), Value::Count(2));
         let (by_id, numbers) = capture.finish();
         let a = &numbers[by_id["/a"]];
         assert_eq!(a.count(Field::DiskRead), Some(6));

@@ -29,21 +29,24 @@ fn labels(text: &str) -> LabelText {
     let parsed = read(text);
     assert_eq!(parsed.bad, Bad::default(), "{text}");
     let series = &parsed.families[0].series[0];
-    let mut writer = Writer::new(Format::Text, bytes::BytesMut::new());
-    writer.carried("x", "", Type::Gauge, true);
-    writer.carried_series(
-        "x",
-        &LabelSet::empty(),
-        &series.labels,
-        &series.points,
-        Type::Gauge,
-    );
-    let text = String::from_utf8(writer.finish().to_vec()).unwrap();
+    let Points::Single(value) = series.points else {
+        panic!("not one sample: {text}");
+    };
+    let mut encoder = Format::Text.encoder();
+    encoder.begin(&Metadata {
+        name: "x",
+        help: "",
+        kind: Kind::Gauge,
+        unit: Unit::None,
+        base_is_free: true,
+    });
+    encoder.sample(Labels::new(&series.labels, &[]), Value::Float(value));
+    let text = String::from_utf8(encoder.finish().to_vec()).unwrap();
     text.lines().last().unwrap().to_owned()
 }
 
 type LabelText = String;
-use crate::exposition::{Format, LabelSet, Writer};
+use crate::exposition::{Format, Labels, Metadata, Unit, Value};
 
 #[test]
 fn plain_samples() {
@@ -58,12 +61,12 @@ fn plain_samples() {
     };
     assert_eq!(
         (a.kind, a.help.as_str()),
-        (Type::Counter, "Some \\ help,\ntwo lines.")
+        (Kind::Counter, "Some \\ help,\ntwo lines.")
     );
     assert_eq!(a.series[1].points, Points::Single(f64::INFINITY));
     assert_eq!(
         (b.kind, &b.series[0].points),
-        (Type::Untyped, &Points::Single(-1000.0))
+        (Kind::Untyped, &Points::Single(-1000.0))
     );
     assert!(matches!(c.series[0].points, Points::Single(value) if value.is_nan()));
 }
@@ -89,7 +92,7 @@ fn openmetrics() {
          # TYPE i info\ni_info{v=\"1\"} 1\n# EOF\nnot read\n",
     );
     assert_eq!(parsed.bad, Bad::default());
-    let found: Vec<(&str, Type, &str)> = parsed
+    let found: Vec<(&str, Kind, &str)> = parsed
         .families
         .iter()
         .map(|family| (family.name.as_str(), family.kind, family.help.as_str()))
@@ -97,8 +100,8 @@ fn openmetrics() {
     assert_eq!(
         found,
         [
-            ("a_seconds_total", Type::Counter, "Help."),
-            ("i_info", Type::Untyped, "")
+            ("a_seconds_total", Kind::Counter, "Help."),
+            ("i_info", Kind::Untyped, "")
         ]
     );
     assert_eq!(parsed.timestamp, None);

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::Server;
 use crate::{
     agent::{CgroupKind, Cgroups, Inventory, RuntimeStatus, Slots, SourceStatus, Status, Subject},
-    exposition::{Family, Histogram, Kind, LabelSet, Unit, Value as Number},
+    exposition::{Encoder, Family, Histogram, Kind, LOG2, LabelSet, Labels, Unit, Value as Number},
 };
 
 const WEB: &str = "aaaa1111222233334444555566667777888899990000aaaabbbbccccddddeeee";
@@ -43,7 +43,7 @@ fn family(name: &'static str, kind: Kind) -> Family {
     }
 }
 
-fn encode(writer: &mut crate::exposition::Writer, round: u64) {
+fn encode(out: &mut dyn Encoder, round: u64) {
     let sets = CGROUPS.iter().map(|(path, _, name, _)| {
         let image = if *name == "web" { "nginx:1" } else { "" };
         LabelSet::new(&[
@@ -55,9 +55,9 @@ fn encode(writer: &mut crate::exposition::Writer, round: u64) {
     });
     let sets: Vec<LabelSet> = sets.collect();
     let mut gauge = |name, kind, value: fn(u64, u64) -> Number| {
-        writer.family(&family(name, kind));
+        out.family(&family(name, kind));
         for (labels, at) in sets.iter().zip(1..) {
-            writer.sample(labels, &[], value(at, round));
+            out.sample(Labels::new(labels, &[]), value(at, round));
         }
     };
     gauge("container_last_seen", Kind::Gauge, |_, _| Number::Count(1));
@@ -72,23 +72,24 @@ fn encode(writer: &mut crate::exposition::Writer, round: u64) {
         Kind::Counter,
         |at, round| Number::Nanos(round * at * 500_000_000),
     );
-    writer.family(&family("container_fs_reads_bytes_total", Kind::Counter));
-    writer.family(&family(
+    out.family(&family("container_fs_reads_bytes_total", Kind::Counter));
+    out.family(&family(
         "container_sched_runqueue_latency_seconds",
         Kind::Histogram,
     ));
     let mut buckets = [0; BUCKETS];
     buckets[21] = round * 10;
     let histogram = Histogram {
+        layout: &LOG2,
         buckets: &buckets,
         sum: Number::Nanos(0),
     };
-    writer.histogram(&sets[2], &[], histogram);
-    writer.family(&family("container_custom_metric", Kind::Gauge));
+    out.histogram(Labels::new(&sets[2], &[]), histogram);
+    out.family(&family("container_custom_metric", Kind::Gauge));
     let value = Number::Float(7.5);
-    writer.sample(&sets[2], &[("metric_name", "jobs")], value);
+    out.sample(Labels::new(&sets[2], &[("metric_name", "jobs")]), value);
     let nan = Number::Float(f64::NAN);
-    writer.sample(&sets[2], &[("metric_name", "broken")], nan);
+    out.sample(Labels::new(&sets[2], &[("metric_name", "broken")]), nan);
 }
 
 /// Of two snapshots that are two seconds apart.
@@ -110,14 +111,14 @@ pub(super) fn inventory() -> Inventory {
         subjects.collect::<Vec<_>>()
     };
     let (time, taken) = (SystemTime::UNIX_EPOCH, Instant::now());
-    let first = Inventory::new(time, taken, subjects(), None, |writer| encode(writer, 1));
+    let first = Inventory::new(time, taken, subjects(), None, |out| encode(out, 1));
     let after = Duration::from_secs(2);
     Inventory::new(
         time + after,
         taken + after,
         subjects(),
         Some(&first),
-        |writer| encode(writer, 2),
+        |out| encode(out, 2),
     )
 }
 

@@ -1,0 +1,61 @@
+//! OpenMetrics 1.0, which is stricter than the text format: what it has no word for is left out, or
+//! its type is unknown.
+
+use bytes::{BufMut, BytesMut};
+
+use super::{
+    Distribution, Kind, Metadata,
+    histogram::BoundText,
+    lines::{Dialect, Lines, help_and_type},
+};
+
+/// The encoder.
+pub(super) type OpenMetrics = Lines<OpenMetricsDialect>;
+
+pub(super) enum OpenMetricsDialect {}
+
+impl Dialect for OpenMetricsDialect {
+    fn heading(metadata: &Metadata<'_>, to: &mut BytesMut) {
+        let (name, kind) = match metadata.kind {
+            // A counter's samples end in `_total`, its family does not. cAdvisor's failcnt is no
+            // counter here.
+            Kind::Counter => match metadata.name.strip_suffix("_total") {
+                Some(base) if metadata.base_is_free && !base.is_empty() => (base, "counter"),
+                _ => (metadata.name, "unknown"),
+            },
+            Kind::Gauge => (metadata.name, "gauge"),
+            Kind::Histogram => (metadata.name, "histogram"),
+            Kind::Summary => (metadata.name, "summary"),
+            Kind::Untyped => (metadata.name, "unknown"),
+        };
+        help_and_type(to, (name, metadata.help, kind), true);
+        if let Some(unit) = metadata.unit.name()
+            && name.ends_with(unit)
+        {
+            for part in ["# UNIT ", name, " ", unit, "\n"] {
+                to.put_slice(part.as_bytes());
+            }
+        }
+    }
+
+    fn bound(bound: &BoundText) -> &str {
+        &bound.openmetrics
+    }
+
+    fn has_quantile(value: f64) -> bool {
+        // NaN is one: of no observation.
+        !(value < 0.0)
+    }
+
+    fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool) {
+        let histogram = kind == Kind::Histogram;
+        // There is no sum of negative observations, and in a histogram no count without a sum.
+        let negative = distribution.sum.is_some_and(|sum| sum < 0.0)
+            || (histogram && distribution.steps.first().is_some_and(|step| step.0 < 0.0));
+        let has_sum = !negative;
+        let has_count = (distribution.sum.is_some() && has_sum) || !histogram;
+        (has_sum, has_count)
+    }
+
+    const END: &'static [u8] = b"# EOF\n";
+}

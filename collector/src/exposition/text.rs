@@ -1,0 +1,38 @@
+//! Prometheus text 0.0.4.
+
+use bytes::BytesMut;
+
+use super::{
+    Distribution, Kind, Metadata,
+    histogram::BoundText,
+    lines::{Dialect, Lines, help_and_type},
+};
+
+/// The encoder.
+pub(super) type Text = Lines<TextDialect>;
+
+pub(super) enum TextDialect {}
+
+impl Dialect for TextDialect {
+    fn heading(metadata: &Metadata<'_>, to: &mut BytesMut) {
+        help_and_type(
+            to,
+            (metadata.name, metadata.help, metadata.kind.name()),
+            false,
+        );
+    }
+
+    fn bound(bound: &BoundText) -> &str {
+        &bound.text
+    }
+
+    fn has_quantile(_: f64) -> bool {
+        true
+    }
+
+    fn has_sum_and_count(_: Kind, _: &Distribution) -> (bool, bool) {
+        (true, true)
+    }
+
+    const END: &'static [u8] = b"";
+}
