@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Core;
+use super::{collector::Collector, lifecycle::Lifecycle};
 use crate::{
     cgroup::{NodeId, Tree},
     runtime::Directory,
-    source::{Change, notify},
+    source::Change,
 };
 
 /// How soon a container that no runtime has told of yet is asked for again.
@@ -156,22 +156,30 @@ impl Identities {
     }
 }
 
-impl Core {
+impl Collector {
     /// Waits, for [`PATIENCE`] at most, for the names of containers that have just started, and
-    /// takes them in. A snapshot does so after housekeeping.
+    /// takes them in. A frame is taken after this.
     pub(super) fn await_names(&mut self) {
-        if self.identities.wait(&self.tree, Instant::now()) {
+        let Lifecycle {
+            tree, identities, ..
+        } = &mut self.lifecycle;
+        if identities.wait(tree, Instant::now()) {
             self.identify();
         }
     }
 
-    /// Takes in what the runtimes have told since.
+    /// Takes in what the runtimes have reported since.
     pub(super) fn identify(&mut self) {
-        for number in self.identities.refresh(&mut self.tree, Instant::now()) {
-            notify(&mut self.sources, &Change::Relabelled { node: number });
+        let Lifecycle {
+            tree, identities, ..
+        } = &mut self.lifecycle;
+        for node in identities.refresh(tree, Instant::now()) {
+            self.sources.notify(&Change::Relabelled { node });
         }
     }
+}
 
+impl Lifecycle {
     /// Chooses who is exported, and says so when that begins or ends to be a choice.
     pub(super) fn settle(&mut self) {
         self.tree.settle();

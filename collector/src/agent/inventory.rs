@@ -5,10 +5,16 @@
 
 use std::{
     collections::HashMap,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
-use super::record::{Capture, Field, Measured, Numbers, Record, Subject};
+use super::{
+    frame::Frame,
+    lock,
+    record::{Capture, Field, Measured, Numbers, Record, Subject},
+    status::subjects,
+};
 use crate::exposition::Encoder;
 
 /// The shortest beginning of a container's id that is taken for it.
@@ -41,6 +47,54 @@ pub struct Inventory {
     /// Parents before children.
     pub entries: Vec<Entry>,
     by_path: HashMap<String, usize>,
+}
+
+/// How long inventories are made after somebody asked for one.
+const INTEREST: Duration = Duration::from_secs(600);
+
+/// The last inventory, while somebody asks for them.
+#[derive(Debug, Default)]
+pub(super) struct Inventories {
+    last: Mutex<Option<Arc<Inventory>>>,
+    /// When somebody last asked.
+    asked: Mutex<Option<Instant>>,
+}
+
+impl Inventories {
+    /// Somebody asks.
+    pub(super) fn ask(&self) {
+        *lock(&self.asked) = Some(Instant::now());
+    }
+
+    /// A frame was taken: makes its inventory, if anybody has asked for one lately.
+    pub(super) fn follow(&self, frame: &Frame) {
+        if lock(&self.asked).is_some_and(|asked| asked.elapsed() < INTEREST) {
+            self.of(frame);
+        } else {
+            lock(&self.last).take();
+        }
+    }
+
+    /// The inventory of a frame. Its rates are those since the last inventory.
+    pub(super) fn of(&self, frame: &Frame) -> Arc<Inventory> {
+        let mut last = lock(&self.last);
+        if let Some(made) = last.as_ref().filter(|made| made.taken == frame.read) {
+            return Arc::clone(made);
+        }
+        let made = Inventory::new(
+            frame.time,
+            frame.read,
+            subjects(frame.nodes()),
+            last.as_deref(),
+            |out| frame.encode_cgroups(out),
+        );
+        let made = Arc::new(made);
+        // One that came late is not what the next one's rates are since.
+        if last.as_ref().is_none_or(|last| last.taken < made.taken) {
+            *last = Some(Arc::clone(&made));
+        }
+        made
+    }
 }
 
 /// What a key leads to.
@@ -97,11 +151,6 @@ impl Inventory {
                 (created >= then.as_secs_f64()).then(|| numbers.since(&Numbers::default()))
             }
         }
-    }
-
-    /// When the snapshot was taken, by the monotonic clock.
-    pub fn taken(&self) -> Instant {
-        self.taken
     }
 
     /// A cgroup's record.

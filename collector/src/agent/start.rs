@@ -9,13 +9,16 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use prometheus::Registry;
 
-use super::{Agent, Core, identity::Identities};
+use super::{
+    Agent, collector::Collector, frame::Encodings, identity::Identities, inventory::Inventories,
+    lifecycle::Lifecycle, lock, slots::Slots, sources::Sources,
+};
 use crate::{
     cgroup::{Export, Hierarchies, Tree, walk},
     config::Settings,
@@ -26,7 +29,7 @@ use crate::{
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
     runtime::Directory,
-    source::{Books, Builder, Lifecycle, SOURCES, SelfMetrics, Source},
+    source::{Books, Builder, SOURCES, SelfMetrics, Source},
 };
 
 /// What the agent is started with.
@@ -176,49 +179,48 @@ impl Agent {
         let kernel_log = (options.kernel_log_level > 0)
             .then(|| kernel.logger())
             .transpose()?;
-        let mut core = Core {
-            events: kernel.events()?,
-            slots: kernel.slots()?,
+        let mut collector = Collector {
+            lifecycle: Lifecycle {
+                hierarchies,
+                events: kernel.events()?,
+                tree: Tree::new(&found, options.export),
+                identities: Identities::new(options.directory),
+                linger: options.linger,
+                lost_events: 0,
+            },
+            slots: Slots::new(kernel.slots()?, reserve(lanes)),
             kernel_log,
             kernel,
-            tree: Tree::new(&found, options.export),
-            identities: Identities::new(options.directory),
-            reserve: reserve(lanes),
-            linger: options.linger,
-            lifecycle: Lifecycle::default(),
-            errors: sources.iter().map(|source| (source.name(), 0)).collect(),
-            sources,
-            books,
-            self_metrics: SelfMetrics::new(options.registry)?,
-            availability: Vec::new(),
-            departed: Vec::new(),
-            disowned: Vec::new(),
-            lost_events: 0,
-            snapshot: None,
-            read: Instant::now(),
-            time: SystemTime::now(),
-            inventory: None,
-            asked: None,
-            started: Instant::now(),
-            failed: false,
-            stats: load::KernelStats::default(),
-            stages: Vec::new(),
-            hierarchies,
+            sources: Sources::new(sources, books),
+            own: SelfMetrics::new(options.registry)?,
         };
-        core.identities.ask_all(&core.tree, Instant::now());
-        core.provide_overflow()?;
-        core.provide_slots();
-        let names: Vec<&str> = core.sources.iter().map(|source| source.name()).collect();
-        core.kernel.attach(&programs_for(&names), &directory);
-        core.settle_availability(availability);
-        core.take_earlier()?;
+        let Collector {
+            lifecycle,
+            slots,
+            sources,
+            ..
+        } = &mut collector;
+        lifecycle
+            .identities
+            .ask_all(&lifecycle.tree, Instant::now());
+        Slots::provide_overflow(sources)?;
+        slots.provide(&lifecycle.tree, sources);
+        let names: Vec<&str> = sources.names().collect();
+        collector.kernel.attach(&programs_for(&names), &directory);
+        collector.settle_availability(availability);
+        let encodings = Arc::new(Encodings::default());
+        collector.first_frame(&encodings)?;
         // The kernel's type information, parsed, was most of the memory so far; it is not needed
         // any more, and the allocator would keep it.
-        core.kernel.forget_types();
+        collector.kernel.forget_types();
         kernel::release_free_memory();
         Ok(Arc::new(Self {
-            core: Mutex::new(core),
+            collector: Mutex::new(collector),
+            latest: Mutex::new(None),
+            encodings,
+            inventories: Inventories::default(),
             min_interval: options.min_interval,
+            started: Instant::now(),
         }))
     }
 }
@@ -226,11 +228,11 @@ impl Agent {
 impl Agent {
     /// Every source with its state.
     pub fn availability(&self) -> Vec<Availability> {
-        self.core().availability.clone()
+        lock(&self.collector).sources.availability.clone()
     }
 }
 
-impl Core {
+impl Collector {
     /// Takes out the sources whose programs could not be attached, and says what runs.
     fn settle_availability(&mut self, mut availability: Vec<Availability>) {
         for state in availability.iter_mut().filter(|state| state.up) {
@@ -241,10 +243,10 @@ impl Core {
                 .unwrap_or(&LIFECYCLE);
             *state = self.kernel.availability(requirement);
         }
-        self.sources.retain(|source| {
+        self.sources.retain(|name| {
             availability
                 .iter()
-                .any(|state| state.source == source.name() && state.up)
+                .any(|state| state.source == name && state.up)
         });
         for state in &availability {
             match (&state.reason, state.up) {
@@ -257,32 +259,18 @@ impl Core {
                 }
             }
         }
-        self.availability = availability;
+        self.sources.availability = availability;
     }
 
-    /// The first snapshot, which joins what is counted from now on to what the kernel's own books
-    /// say of the time before.
-    fn take_earlier(&mut self) -> Result<()> {
-        self.take_snapshot()?;
-        for source in &self.sources {
-            let state = self
-                .availability
-                .iter_mut()
-                .find(|state| state.source == source.name());
-            if let (Some(note), Some(state)) = (source.report().note, state) {
-                tracing::warn!(
-                    source = source.name(),
-                    note,
-                    "source on, but not as it should be"
-                );
-                state.reason.get_or_insert_default().push_str(&note);
-            }
-        }
-        self.snapshot = None;
-        let (live, _) = self.tree.counts();
+    /// The first frame, which joins what is counted from now on to what the kernel's own statistics
+    /// say of the time before. It is not served.
+    fn first_frame(&mut self, encodings: &Arc<Encodings>) -> Result<()> {
+        self.frame(encodings)?;
+        self.sources.take_notes();
+        let (live, _) = self.lifecycle.tree.counts();
         tracing::info!(
             cgroups = live,
-            root = %self.hierarchies.unified.path.display(),
+            root = %self.lifecycle.hierarchies.unified.path.display(),
             "metering"
         );
         Ok(())

@@ -5,11 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Agent, CgroupKind, Subject};
-use crate::{
-    cgroup::{Kind, Tree, printable},
-    runtime::Directory,
-};
+use super::{Agent, CgroupKind, Subject, lock};
+use crate::cgroup::{Kind, Nodes, printable};
 
 /// The agent.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -34,7 +31,7 @@ pub struct Status {
     /// Cgroups in the tree.
     pub cgroups: Cgroups,
     /// Slots for cgroups.
-    pub slots: Slots,
+    pub slots: SlotStates,
     /// Kernel memory of the agent's maps, bytes.
     pub kernel_memory_bytes: u64,
     /// Seconds that each stage of the last snapshot, and the last encoding, took.
@@ -76,27 +73,13 @@ pub struct Cgroups {
 
 /// Slots by state.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Slots {
+pub struct SlotStates {
     /// Those of cgroups.
     pub used: usize,
     /// Those that are free.
     pub free: usize,
     /// Those of cgroups that are gone.
     pub quarantined: usize,
-}
-
-/// Which runtimes answer.
-fn runtimes(directory: &Directory) -> Vec<RuntimeStatus> {
-    let statuses = directory.runtimes();
-    let known = statuses.iter().filter_map(|status| {
-        let told = status.told();
-        Some(RuntimeStatus {
-            name: told.runtime.name().to_owned(),
-            socket: Some(status.socket().to_string_lossy().into_owned()),
-            up: told.up?,
-        })
-    });
-    known.collect()
 }
 
 fn kind(kind: Kind) -> CgroupKind {
@@ -113,17 +96,14 @@ fn kind(kind: Kind) -> CgroupKind {
 }
 
 /// What is exported of a tree, parents before children.
-pub(super) fn subjects(tree: &Tree) -> Vec<Subject> {
-    let mut places = vec![None; tree.capacity()];
+pub(super) fn subjects(nodes: &Nodes) -> Vec<Subject> {
+    let mut places = vec![None; nodes.capacity()];
     let mut subjects = Vec::new();
-    for (number, node) in tree.iter() {
-        if !node.exported {
-            continue;
-        }
+    for (number, node) in nodes.exported() {
         // The next of those above that is exported.
         let mut above = node.parent;
         while let Some(parent) = above.filter(|&parent| places[parent].is_none()) {
-            above = tree.node(parent).and_then(|node| node.parent);
+            above = nodes.node(parent).and_then(|node| node.parent);
         }
         places[number] = Some(subjects.len());
         subjects.push(Subject {
@@ -141,46 +121,57 @@ pub(super) fn subjects(tree: &Tree) -> Vec<Subject> {
 }
 
 impl Agent {
-    /// What there is to say of the agent.
+    /// What there is to say of the agent, of the last frame.
     ///
     /// # Errors
     ///
-    /// When the kernel's release can't be read.
+    /// When the kernel's release can't be read, or a first frame can't be taken.
     pub fn status(&self) -> anyhow::Result<Status> {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let mut core = self.core();
-        let kernel_memory_bytes = core.kernel_memory();
-        let runtimes = runtimes(core.identities.directory());
+        let latest = lock(&self.latest).clone();
+        let frame = match latest {
+            Some(frame) => frame,
+            None => self.frame()?,
+        };
+        let report = frame.report();
         let errors = |source: &str| {
-            let found = core.errors.iter().find(|(name, _)| *name == source);
+            let found = report.errors.iter().find(|(name, _)| *name == source);
             found.map_or(0, |(_, errors)| *errors)
         };
-        let sources = core.availability.iter().map(|state| SourceStatus {
+        let sources = report.sources.iter().map(|state| SourceStatus {
             name: state.source.to_owned(),
             up: state.up,
             reason: state.reason.clone(),
             errors: errors(state.source),
         });
-        let seconds = |(name, time): &(&str, Duration)| ((*name).to_owned(), time.as_secs_f64());
-        let (live, dead) = core.tree.counts();
-        let (used, free, quarantined) = core.slots.states();
+        let runtimes = report
+            .runtimes
+            .up()
+            .map(|(name, socket, up)| RuntimeStatus {
+                name: name.to_owned(),
+                socket: Some(socket.to_owned()),
+                up,
+            });
+        let seconds = |(name, time): (&str, Duration)| (name.to_owned(), time.as_secs_f64());
+        let (live, dead) = report.cgroups;
+        let (used, free, quarantined) = report.slots;
         Ok(Status {
             version: crate::VERSION.to_owned(),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            uptime_seconds: core.started.elapsed().as_secs_f64(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             kernel: kernel.trim().to_owned(),
-            snapshot: super::rfc3339(core.time),
-            complete: !core.failed,
+            snapshot: super::rfc3339(frame.time),
+            complete: report.complete,
             sources: sources.collect(),
-            runtimes,
+            runtimes: runtimes.collect(),
             cgroups: Cgroups { live, dead },
-            slots: Slots {
+            slots: SlotStates {
                 used,
                 free,
                 quarantined,
             },
-            kernel_memory_bytes,
-            stages: core.stages.iter().map(seconds).collect(),
+            kernel_memory_bytes: report.kernel_memory,
+            stages: report.stages().map(seconds).collect(),
         })
     }
 }

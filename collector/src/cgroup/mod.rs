@@ -9,6 +9,7 @@ mod filter;
 mod identity;
 mod label;
 mod mounts;
+mod nodes;
 mod tree;
 mod v1;
 mod walk;
@@ -22,6 +23,7 @@ pub use identity::{
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
+pub use nodes::Nodes;
 pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
 pub use v1::V1Paths;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Container, Export, Found, Place, Pod};
+use super::{Container, Export, Found, Nodes, Place, Pod};
 use crate::exposition::LabelSet;
 
 /// Number of a node: an index into sources' vectors.
@@ -51,7 +51,7 @@ pub struct Walked {
 }
 
 /// One cgroup.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     /// Cgroup id of the present (or last) cgroup of this path.
     pub id: u64,
@@ -87,7 +87,9 @@ pub struct Node {
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
-    nodes: Vec<Option<Node>>,
+    nodes: Vec<Option<Arc<Node>>>,
+    /// What [`nodes`](Self::nodes) gave last, until something changes.
+    view: Option<Arc<Nodes>>,
     vacant: Vec<NodeId>,
     by_id: HashMap<u64, NodeId>,
     by_path: HashMap<Vec<u8>, NodeId>,
@@ -132,6 +134,7 @@ impl Tree {
     pub fn new(found: &[Found], export: impl Into<Export>) -> Self {
         let mut tree = Self {
             nodes: Vec::new(),
+            view: None,
             vacant: Vec::new(),
             by_id: HashMap::new(),
             by_path: HashMap::new(),
@@ -177,7 +180,11 @@ impl Tree {
 
     /// Switches the export of a node on or off.
     pub fn set_exported(&mut self, number: NodeId, exported: bool) {
-        if let Some(Some(node)) = self.nodes.get_mut(number) {
+        if self
+            .node(number)
+            .is_some_and(|node| node.exported != exported)
+            && let Some(node) = self.node_mut(number)
+        {
             node.exported = exported;
         }
     }
@@ -211,10 +218,12 @@ impl Tree {
         let path = join(&self.node(parent)?.path, name);
         if let Some(&number) = self.by_path.get(&path) {
             // The same path again: its series go on where the predecessor's stopped.
-            let node = self.nodes.get_mut(number)?.as_mut()?;
-            if node.died.is_none() {
-                self.replaced.push(node.id);
+            let before = self.node(number)?;
+            if before.died.is_none() {
+                let id = before.id;
+                self.replaced.push(id);
             }
+            let node = self.node_mut(number)?;
             node.id = id;
             node.died = None;
             node.created = at;
@@ -253,11 +262,12 @@ impl Tree {
         };
         let number = self.vacant.pop().unwrap_or(self.nodes.len());
         if number == self.nodes.len() {
-            self.nodes.push(Some(node));
+            self.nodes.push(Some(Arc::new(node)));
         } else {
-            self.nodes[number] = Some(node);
+            self.nodes[number] = Some(Arc::new(node));
         }
-        if let Some(parent) = parent.and_then(|parent| self.nodes.get_mut(parent)?.as_mut()) {
+        self.view = None;
+        if let Some(parent) = parent.and_then(|parent| self.node_mut(parent)) {
             parent.children += 1;
         }
         self.by_id.insert(id, number);
@@ -270,10 +280,10 @@ impl Tree {
 
     fn removed(&mut self, id: u64, at: SystemTime) -> Option<NodeId> {
         let number = *self.by_id.get(&id)?;
-        let node = self.nodes.get_mut(number)?.as_mut()?;
+        let node = self.node(number)?;
         // An event that is older than the cgroup which has the path now.
         if node.id == id && node.died.is_none() {
-            node.died = Some(at);
+            self.node_mut(number)?.died = Some(at);
             self.unsettled = true;
         }
         Some(number)
@@ -292,7 +302,7 @@ impl Tree {
         let mut reaped = false;
         for at in (0..self.order.len()).rev() {
             let number = self.order[at];
-            let Some(Some(node)) = self.nodes.get(number) else {
+            let Some(node) = self.nodes.get(number).cloned().flatten() else {
                 continue;
             };
             let (Some(died), Some(parent)) = (node.died, node.parent) else {
@@ -313,7 +323,8 @@ impl Tree {
             self.by_path.remove(&node.path);
             self.nodes[number] = None;
             self.vacant.push(number);
-            if let Some(Some(parent)) = self.nodes.get_mut(parent) {
+            self.view = None;
+            if let Some(parent) = self.node_mut(parent) {
                 parent.children -= 1;
             }
             reaped = true;
@@ -344,7 +355,29 @@ impl Tree {
 
     /// A node.
     pub fn node(&self, number: NodeId) -> Option<&Node> {
-        self.nodes.get(number)?.as_ref()
+        self.nodes.get(number)?.as_deref()
+    }
+
+    /// A node that is about to change: a copy of its own where it is shared.
+    fn node_mut(&mut self, number: NodeId) -> Option<&mut Node> {
+        let node = self.nodes.get_mut(number)?.as_mut()?;
+        self.view = None;
+        Some(Arc::make_mut(node))
+    }
+
+    /// The nodes as they are now. Costs nothing as long as nothing changes.
+    pub fn nodes(&mut self) -> Arc<Nodes> {
+        if let Some(view) = &self.view {
+            return Arc::clone(view);
+        }
+        let nodes = self.order.iter();
+        let nodes = nodes.filter_map(|&number| {
+            let node = self.nodes.get(number)?.as_ref()?;
+            Some((number, Arc::clone(node)))
+        });
+        let view = Arc::new(Nodes::new(nodes.collect(), self.nodes.len()));
+        self.view = Some(Arc::clone(&view));
+        view
     }
 
     /// The node of a cgroup id: a predecessor's id leads to the node that continues it. What nobody

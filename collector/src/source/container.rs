@@ -7,9 +7,9 @@
 
 use anyhow::Result;
 
-use super::{Change, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::{Container, Health, Kind as What, Node, State, Tree},
+    cgroup::{Container, Health, Kind as What, Node, Nodes, State},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
@@ -166,10 +166,20 @@ impl Source for Containers {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        let nodes = tree.iter().map(|(_, node)| node);
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(ContainersReading)
+    }
+}
+
+/// What the source serves in one frame.
+struct ContainersReading;
+
+impl Reading for ContainersReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         let containers: Vec<&Node> = nodes
-            .filter(|node| node.exported && node.place.kind == What::Container)
+            .exported()
+            .map(|(_, node)| node)
+            .filter(|node| node.place.kind == What::Container)
             .collect();
         out.family(&INFO);
         for node in &containers {
@@ -217,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cgroup::{Event, Filter, Pod, Runtime, Writable, found},
+        cgroup::{Event, Filter, Pod, Runtime, Tree, Writable, found},
         exposition::Format,
     };
 
@@ -256,9 +266,9 @@ mod tests {
         }
     }
 
-    fn samples(tree: &Tree) -> Vec<String> {
+    fn samples(tree: &mut Tree) -> Vec<String> {
         let mut encoder = Format::Text.encoder();
-        Containers.encode(tree, &mut *encoder);
+        ContainersReading.encode(&tree.nodes(), &mut *encoder);
         let text = String::from_utf8(encoder.finish().to_vec()).unwrap();
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.replace(A, "A")).collect()
@@ -267,7 +277,7 @@ mod tests {
     #[test]
     fn a_container_is_there_before_anyone_has_told_of_it() {
         assert_eq!(
-            samples(&tree()),
+            samples(&mut tree()),
             [
                 "container_info{id=\"/docker/A\",container_id=\"A\",runtime=\"docker\"} 1",
                 "container_info{id=\"/lxc.payload.old\",name=\"old\"} 1",
@@ -288,7 +298,7 @@ mod tests {
         };
         let lxc = "container_info{id=\"/lxc.payload.old\",name=\"old\"} 1".to_owned();
         assert_eq!(
-            samples(&tree),
+            samples(&mut tree),
             [
                 info("running"),
                 lxc.clone(),
@@ -301,7 +311,7 @@ mod tests {
         tree.apply(&Event::Removed { id: 3, at });
         let restarts = format!("container_restarts_total{{{own}}} 2");
         assert_eq!(
-            samples(&tree),
+            samples(&mut tree),
             [info("exited"), lxc.clone(), restarts.clone()]
         );
         let ended = Container {
@@ -312,7 +322,7 @@ mod tests {
         };
         tree.tell(number, &Arc::new(ended));
         assert_eq!(
-            samples(&tree),
+            samples(&mut tree),
             [
                 info("exited"),
                 lxc,
@@ -338,7 +348,7 @@ mod tests {
                 ..container()
             };
             tree.tell(number, &Arc::new(told));
-            let samples = samples(&tree);
+            let samples = samples(&mut tree);
             let line = samples
                 .iter()
                 .find(|line| line.starts_with("container_health_state"));

@@ -3,14 +3,10 @@
 use std::ops::AddAssign;
 
 use super::{
-    Change, Metric, Snapshot, Source, encode,
+    Change, Metric, Reading, Snapshot, Source, Table,
     values::{Numbers, PerNode, Summed},
 };
-use crate::{
-    cgroup::Tree,
-    exposition::Encoder,
-    kernel::cells::{Cell, Cells, SlotMemory},
-};
+use crate::kernel::cells::{Cell, Cells, SlotMemory};
 
 /// A source of counters: `C` is the cell in the kernel, `T` a node's numbers.
 pub struct Counters<C, T: 'static> {
@@ -72,7 +68,7 @@ impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Source for Counters<C, T> {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(self.metrics, tree, self.values.totals(), out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(self.metrics, self.values.totals())
     }
 }

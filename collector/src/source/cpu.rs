@@ -6,12 +6,12 @@ use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_CPU, UNIFIED};
 
 use super::{
-    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
     values::{Column, Continued, PerNode, sums},
 };
 use crate::{
-    cgroup::{ROOT, Tree},
-    exposition::{Encoder, Family, Kind, Unit, Value},
+    cgroup::ROOT,
+    exposition::{Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -309,8 +309,8 @@ impl Source for Cpu {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(METRICS, tree, &self.numbers, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(METRICS, &self.numbers)
     }
 }
 

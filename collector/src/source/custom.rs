@@ -21,11 +21,11 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    Change, FAMILIES as OWN, LIFECYCLE_FAMILIES, Registration, SOURCES, Snapshot, Source,
+    Change, FAMILIES as OWN, LIFECYCLE_FAMILIES, Reading, Registration, SOURCES, Snapshot, Source,
     values::PerNode,
 };
 use crate::{
-    cgroup::{Node, NodeId, ROOT, Tree, printable},
+    cgroup::{Node, NodeId, Nodes, ROOT, Tree, printable},
     custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
     exposition::{Encoder, Family, Kind, LabelSet, Labels, Metadata, Points, Unit, Value},
     kernel::programs::Requirement,
@@ -129,12 +129,12 @@ struct Custom {
     _reader: Option<Reader>,
     /// The store's changes that the index has.
     changes: Option<u64>,
-    index: Index,
+    index: Arc<Index>,
     /// Owners of text files that aren't there.
     lost: BTreeSet<String>,
     names: BTreeSet<String>,
-    outcomes: BTreeMap<Key, Outcome>,
-    files: BTreeMap<String, SystemTime>,
+    outcomes: Arc<Outcomes>,
+    files: Arc<BTreeMap<String, SystemTime>>,
     counters: Counters,
     /// When something in the index will be too old.
     expiry: Option<Instant>,
@@ -172,11 +172,11 @@ impl Custom {
             store,
             _reader: reader,
             changes: None,
-            index: Index::default(),
+            index: Arc::default(),
             lost: BTreeSet::new(),
             names: own_names(),
-            outcomes: BTreeMap::new(),
-            files: BTreeMap::new(),
+            outcomes: Arc::default(),
+            files: Arc::default(),
             counters: Counters::default(),
             expiry: None,
         })
@@ -198,7 +198,7 @@ impl Custom {
         }
         self.changes = Some(contents.changes);
         self.expiry = None;
-        self.outcomes.clear();
+        let mut outcomes = Vec::new();
         let mut inputs = Vec::new();
         let mut ends = Vec::new();
         for (key, outcome) in &contents.outcomes {
@@ -207,7 +207,7 @@ impl Custom {
             else {
                 continue;
             };
-            self.outcomes.insert(key.clone(), outcome.clone());
+            outcomes.push((number, key.clone(), outcome.clone()));
             let Some((at, families)) = &outcome.good else {
                 continue;
             };
@@ -217,11 +217,12 @@ impl Custom {
                 inputs.push(input(number, node, families));
             }
         }
+        self.outcomes = Arc::new(outcomes);
         let mut lost = BTreeSet::new();
-        self.files.clear();
+        let mut files = BTreeMap::new();
         let owners = owned.then(|| Owners::new(tree));
         for (name, file) in &contents.files {
-            self.files.insert(name.clone(), file.modified);
+            files.insert(name.clone(), file.modified);
             // One from the future is new.
             let age = file.modified.elapsed().unwrap_or_default();
             let Some(left) = self
@@ -246,6 +247,7 @@ impl Custom {
                 }
             }
         }
+        self.files = Arc::new(files);
         self.expiry = ends.into_iter().min();
         for owner in lost.difference(&self.lost) {
             contents.counters.add(Reason::Owner, 1);
@@ -270,7 +272,7 @@ impl Custom {
                 tracing::warn!("custom metrics: left out: {told}");
             }
         }
-        self.index = index;
+        self.index = Arc::new(index);
         self.counters = contents.counters.clone();
     }
 }
@@ -302,10 +304,33 @@ impl Source for Custom {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        // A node may have ended, or be another cgroup's, since the snapshot.
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(CustomReading {
+            index: Arc::clone(&self.index),
+            outcomes: Arc::clone(&self.outcomes),
+            files: Arc::clone(&self.files),
+            counters: self.counters.clone(),
+        })
+    }
+}
+
+/// What endpoints answered last: node, endpoint, outcome.
+type Outcomes = Vec<(NodeId, Key, Outcome)>;
+
+/// What the source serves in one frame.
+struct CustomReading {
+    index: Arc<Index>,
+    outcomes: Arc<Outcomes>,
+    files: Arc<BTreeMap<String, SystemTime>>,
+    counters: Counters,
+}
+
+impl Reading for CustomReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
+        // What was put together earlier may be of a cgroup that has ended since.
         let labels = |number: NodeId, cgroup: u64| {
-            tree.node(number)
+            nodes
+                .node(number)
                 .filter(|node| node.id == cgroup && node.died.is_none() && node.exported)
                 .map(|node| &node.labels)
         };
@@ -357,7 +382,7 @@ impl Source for Custom {
     }
 }
 
-impl Custom {
+impl CustomReading {
     fn encode_outcomes<'a>(
         &self,
         labels: &dyn Fn(NodeId, u64) -> Option<&'a LabelSet>,
@@ -370,9 +395,8 @@ impl Custom {
         ];
         for (family, read) in families {
             out.family(family);
-            for (key, outcome) in &self.outcomes {
-                let number = self.targets.node(key.cgroup);
-                if let Some(of) = number.and_then(|number| labels(number, key.cgroup)) {
+            for (number, key, outcome) in &*self.outcomes {
+                if let Some(of) = labels(*number, key.cgroup) {
                     let port = key.port.to_string();
                     out.sample(
                         Labels::new(of, &[("port", &port), ("path", &key.path)]),
@@ -404,7 +428,7 @@ impl Custom {
             );
         }
         out.family(&FILE_TIME);
-        for (file, modified) in &self.files {
+        for (file, modified) in &*self.files {
             let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
             out.sample(Labels::new(&none, &[("file", file)]), nanos(since));
         }

@@ -4,13 +4,13 @@
 //! Partitions and disks that have done nothing are left out. Oracle: /proc/diskstats, before and
 //! after (tests/live/disk_stats.rs).
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 
-use super::{Change, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::{ROOT, Tree},
+    cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
@@ -87,10 +87,12 @@ pub const SOURCE: Registration = Registration {
     build: |_| Ok(Box::new(Disk::default())),
 };
 
+/// Device and columns, those of the names and numbers included.
+type Disks = Vec<(String, Vec<u64>)>;
+
 #[derive(Debug, Default)]
 struct Disk {
-    /// Device and columns, those of the names and numbers included.
-    rows: Vec<(String, Vec<u64>)>,
+    rows: Arc<Disks>,
 }
 
 /// Lines of disks that have done something; `is_disk` tells them from partitions.
@@ -121,22 +123,35 @@ impl Source for Disk {
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         let path = "/proc/diskstats";
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
-        self.rows = parse(&text, |name| {
+        self.rows = Arc::new(parse(&text, |name| {
             // A `/` in a device's name is a `!` in sysfs; partitions are not in this folder.
             Path::new("/sys/block")
                 .join(name.replace('/', "!"))
                 .exists()
-        });
+        }));
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        let Some(root) = tree.node(ROOT).filter(|node| node.exported) else {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(DiskReading {
+            rows: Arc::clone(&self.rows),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct DiskReading {
+    rows: Arc<Disks>,
+}
+
+impl Reading for DiskReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
+        let Some(root) = nodes.node(ROOT).filter(|node| node.exported) else {
             return;
         };
         for (family, column) in FAMILIES {
             out.family(family);
-            for (device, columns) in &self.rows {
+            for (device, columns) in &*self.rows {
                 let Some(&value) = columns.get(column - 1) else {
                     continue;
                 };

@@ -12,13 +12,13 @@
 mod mounts;
 mod prober;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
 
-use super::{Change, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::{ROOT, Tree},
+    cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{programs::Requirement, system::FileSystem},
 };
@@ -107,14 +107,14 @@ pub const SOURCE: Registration = Registration {
     build: |_| {
         Ok(Box::new(FileSystems {
             prober: Prober::new(|| Ok(Box::new(mounts::Mounts::open()?))),
-            found: BTreeMap::new(),
+            found: Arc::default(),
         }))
     },
 };
 
 struct FileSystems {
     prober: Prober,
-    found: BTreeMap<String, FileSystem>,
+    found: Arc<BTreeMap<String, FileSystem>>,
 }
 
 impl Source for FileSystems {
@@ -130,20 +130,33 @@ impl Source for FileSystems {
 
     fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
         let round = self.prober.ask(PATIENCE);
-        self.found = round.found;
+        self.found = Arc::new(round.found);
         if round.errors.is_empty() {
             return Ok(());
         }
         bail!("{}", round.errors.join("; "))
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        let Some(root) = tree.node(ROOT).filter(|root| root.exported) else {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(FileSystemsReading {
+            found: Arc::clone(&self.found),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct FileSystemsReading {
+    found: Arc<BTreeMap<String, FileSystem>>,
+}
+
+impl Reading for FileSystemsReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
+        let Some(root) = nodes.node(ROOT).filter(|root| root.exported) else {
             return;
         };
         for (family, read) in &FAMILIES {
             out.family(family);
-            for (device, info) in &self.found {
+            for (device, info) in &*self.found {
                 if let Some(value) = read(info) {
                     out.sample(
                         Labels::new(&root.labels, &[("device", device)]),

@@ -7,11 +7,11 @@ use anyhow::Result;
 use collector_common::pass::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
 
 use super::{
-    Change, Part, Registration, Snapshot, Source,
+    Change, Part, Reading, Registration, Snapshot, Source,
     values::{Column, Continued, PerNode},
 };
 use crate::{
-    cgroup::{ROOT, Tree},
+    cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{self, programs::Requirement},
 };
@@ -206,7 +206,24 @@ impl Source for Hugetlb {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(HugetlbReading {
+            sizes: self.sizes.clone(),
+            page: self.page,
+            numbers: self.numbers.clone(),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct HugetlbReading {
+    sizes: Vec<String>,
+    page: u64,
+    numbers: Column<HugePages>,
+}
+
+impl Reading for HugetlbReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         for (family, read) in FAMILIES {
             out.family(family);
             let scale = if family.unit == Unit::Bytes {
@@ -214,8 +231,8 @@ impl Source for Hugetlb {
             } else {
                 1
             };
-            for (number, node) in tree.iter().filter(|(_, node)| node.exported) {
-                if family.kind == Kind::Gauge && node.died.is_some() {
+            for (number, node) in nodes.exported() {
+                if !node.serves(family.kind) {
                     continue;
                 }
                 let Some(values) = self.numbers.get(number).and_then(read) else {

@@ -7,13 +7,13 @@
 use anyhow::{Result, bail};
 
 use super::{
-    Change, Registration, Snapshot, Source,
+    Change, Reading, Registration, Snapshot, Source,
     devices::Devices,
     series::Series,
     values::{Column, Continued, PerNode, Things, sums},
 };
 use crate::{
-    cgroup::Tree,
+    cgroup::{Nodes, Tree},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::programs::Requirement,
 };
@@ -139,14 +139,29 @@ impl Source for Io {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(IoReading {
+            charges: self.charges.clone(),
+            series: self.series.clone(),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct IoReading {
+    charges: Column<Continued<Things<Charges>>>,
+    series: Series,
+}
+
+impl Reading for IoReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         let read: [fn(&Charges) -> &[u64; 3]; 2] = [|c| &c.bytes, |c| &c.ios];
         let Some(place) = self.series.place(&BYTES) else {
             return;
         };
         for (family, read) in [&BYTES, &OPERATIONS].into_iter().zip(read) {
             out.family(family);
-            for (number, _) in tree.iter().filter(|(_, node)| node.exported) {
+            for (number, _) in nodes.exported() {
                 let Some(charges) = self.charges.get(number) else {
                     continue;
                 };

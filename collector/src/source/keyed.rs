@@ -9,13 +9,13 @@ use std::{
 use collector_common::keyed::CgroupKey;
 
 use super::{
-    Change, Metric, Snapshot, Source, SourceReport,
+    Change, Metric, Reading, Snapshot, Source, SourceReport,
     series::{Series, ThingLabels},
-    values::{AddFrom, Numbers, PerNode, Summed, Things},
+    values::{AddFrom, Column, Numbers, PerNode, Summed, Things},
 };
 use crate::{
-    cgroup::{NodeId, Tree},
-    exposition::{Encoder, Kind},
+    cgroup::{NodeId, Nodes, Tree},
+    exposition::Encoder,
     kernel::{
         keyed::{Keyed, KeyedValue},
         rows::Rows,
@@ -209,20 +209,36 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> Source for KeyedCounters<V, T> {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(KeyedReading {
+            metrics: self.metrics,
+            totals: self.values.totals().clone(),
+            series: self.series.clone(),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct KeyedReading<T: 'static> {
+    metrics: &'static [Metric<T>],
+    totals: Column<Things<T>>,
+    series: Series,
+}
+
+impl<T: Send + Sync> Reading for KeyedReading<T> {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         for metric in self.metrics {
             out.family(&metric.family);
-            let gauge = metric.family.kind == Kind::Gauge;
             let Some(place) = self.series.place(&metric.family) else {
                 continue;
             };
-            for (number, node) in tree.iter() {
-                if !node.exported || gauge && node.died.is_some() {
-                    continue;
-                }
-                let Some(things) = self.values.totals().get(number) else {
+            for (number, node) in nodes.exported() {
+                let Some(things) = self.totals.get(number) else {
                     continue;
                 };
+                if !node.serves(metric.family.kind) {
+                    continue;
+                }
                 for (what, total) in things.iter() {
                     let sets = self.series.get(number, what);
                     if let Some(labels) = sets.and_then(|sets| sets.get(place)) {

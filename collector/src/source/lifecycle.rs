@@ -2,9 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Change, Snapshot, Source, values::PerNode};
+use super::{Change, Reading, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::{OVERFLOW, Tree},
+    cgroup::{Nodes, OVERFLOW},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
 };
 
@@ -32,7 +32,7 @@ const CREATION_TIME: Family = Family {
 pub const LIFECYCLE_FAMILIES: &[&Family] = &[&LAST_SEEN, &CREATION_TIME];
 
 /// The source; always on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     time: Option<SystemTime>,
 }
@@ -53,14 +53,17 @@ impl Source for Lifecycle {
         Ok(())
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(self.clone())
+    }
+}
+
+impl Reading for Lifecycle {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         let Some(now) = self.time else {
             return;
         };
-        let exported = || {
-            tree.iter()
-                .filter(|(number, node)| node.exported && *number != OVERFLOW)
-        };
+        let exported = || nodes.exported().filter(|(number, _)| *number != OVERFLOW);
         out.family(&LAST_SEEN);
         for (_, node) in exported() {
             // Kept for the dead on purpose: "container killed" alerts compare it with time().

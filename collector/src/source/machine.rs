@@ -11,9 +11,9 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Change, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::Tree,
+    cgroup::Nodes,
     exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value},
     kernel::{
         programs::Requirement,
@@ -207,7 +207,24 @@ impl Source for Machine {
         self.refresh()
     }
 
-    fn encode(&self, _tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(MachineReading {
+            labels: self.labels.clone(),
+            topology: self.topology,
+            memory: self.memory,
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct MachineReading {
+    labels: LabelSet,
+    topology: Topology,
+    memory: Option<HostMemory>,
+}
+
+impl Reading for MachineReading {
+    fn encode(&self, _nodes: &Nodes, out: &mut dyn Encoder) {
         let mut sample = |family: &Family, value: u64| {
             out.family(family);
             out.sample(Labels::new(&self.labels, &[]), Value::Count(value));

@@ -12,12 +12,12 @@ use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
 use super::{
-    Books, Change, Part, Registration, Snapshot, Source, SourceReport, encode,
+    Books, Change, Part, Reading, Registration, Snapshot, Source, SourceReport, Table,
     values::{Column, Continued, PerNode, Places, sums},
 };
 use crate::{
     cgroup::{ROOT, Tree},
-    exposition::{Encoder, Value},
+    exposition::Value,
     kernel::{self, programs::Requirement, system},
 };
 
@@ -280,7 +280,7 @@ impl Source for Memory {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(METRICS, tree, &self.numbers, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(METRICS, &self.numbers)
     }
 }

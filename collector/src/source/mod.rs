@@ -7,7 +7,6 @@
 //! Values lie in columns by node of the cgroup tree, see [`values`]. An exported value includes the
 //! descendants, those that are gone as well.
 
-mod agent;
 mod block;
 mod books;
 mod change;
@@ -33,6 +32,7 @@ mod process;
 mod reclaim;
 mod runtimes;
 mod sched;
+mod self_metrics;
 mod series;
 mod tasks;
 mod tcp;
@@ -40,15 +40,16 @@ pub mod values;
 
 use std::time::SystemTime;
 
-pub use agent::{FAMILIES, Report, SelfMetrics};
 use anyhow::Context;
 pub use books::{Books, FinalRecords, ForeignEvent, Part};
 pub use change::{Change, notify};
 pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
+pub use runtimes::RuntimesReport;
+pub use self_metrics::{EncodingReport, FAMILIES, Report, SelfMetrics};
 
 use crate::{
-    cgroup::{Hierarchies, NodeId, Tree},
-    exposition::{Encoder, Family, Histogram, Kind, LabelSet, Labels, Value},
+    cgroup::{Hierarchies, Node, NodeId, Nodes, Tree},
+    exposition::{Encoder, Family, Histogram, LabelSet, Labels, Value},
     kernel::{cells::SlotMemory, fields, load::Kernel, programs::Requirement},
 };
 use values::{Column, PerNode};
@@ -149,8 +150,8 @@ pub trait Source: Send {
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
     /// Something has happened to a cgroup.
     fn change(&mut self, change: &Change<'_>);
-    /// Writes its families.
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder);
+    /// What it serves now. It does not change any more, whatever the source reads later.
+    fn reading(&self) -> Box<dyn Reading>;
     /// Its cells, if it has any: the slot pool makes and clears them.
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None
@@ -165,6 +166,12 @@ pub trait Source: Send {
         let _ = tree;
         None
     }
+}
+
+/// What a source has read for one frame.
+pub trait Reading: Send + Sync {
+    /// Encodes its families, for the nodes of the same frame.
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder);
 }
 
 /// What a source reports of itself.
@@ -226,21 +233,34 @@ pub struct Metric<T: 'static> {
     pub samples: Samples<T>,
 }
 
-/// Writes a table of metrics for all exported nodes. Gauges of removed cgroups are left out.
-pub fn encode<T>(metrics: &[Metric<T>], tree: &Tree, values: &Column<T>, out: &mut dyn Encoder) {
-    let nodes: Vec<(&LabelSet, &T, bool)> = tree
-        .iter()
-        .filter(|(_, node)| node.exported)
-        .filter_map(|(number, node)| Some((&node.labels, values.get(number)?, node.died.is_some())))
-        .collect();
-    for metric in metrics {
-        out.family(&metric.family);
-        let gauge = metric.family.kind == Kind::Gauge;
-        for (labels, value, dead) in &nodes {
-            if gauge && *dead {
-                continue;
+/// A reading that is a value for each node, encoded by a table of metrics.
+struct Table<T: 'static> {
+    metrics: &'static [Metric<T>],
+    values: Column<T>,
+}
+
+impl<T: Clone + Send + Sync> Table<T> {
+    /// The reading of a source with those values.
+    fn reading(metrics: &'static [Metric<T>], values: &Column<T>) -> Box<dyn Reading> {
+        Box::new(Self {
+            metrics,
+            values: values.clone(),
+        })
+    }
+}
+
+impl<T: Send + Sync> Reading for Table<T> {
+    /// Gauges of removed cgroups are left out.
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
+        let of_node = |(number, node): (NodeId, _)| Some((node, self.values.get(number)?));
+        let nodes: Vec<(&Node, &T)> = nodes.exported().filter_map(of_node).collect();
+        for metric in self.metrics {
+            out.family(&metric.family);
+            for (node, value) in &nodes {
+                if node.serves(metric.family.kind) {
+                    metric.samples.write(&node.labels, value, out);
+                }
             }
-            metric.samples.write(labels, value, out);
         }
     }
 }

@@ -26,11 +26,11 @@ use collector_common::netns::{NAMESPACES, Namespace};
 use devices::{Devices, Rows};
 
 use super::{
-    Change, Registration, Snapshot, Source,
+    Change, Reading, Registration, Snapshot, Source,
     values::{Column, PerNode},
 };
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
+    cgroup::{NodeId, Nodes, ROOT, Tree},
     exposition::{Encoder, Family, Kind, Labels, Unit, Value},
     kernel::{
         self,
@@ -419,10 +419,23 @@ impl Source for Netdev {
         Some(IDLE.saturating_sub(self.passed.elapsed()))
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
+    fn reading(&self) -> Box<dyn Reading> {
+        Box::new(NetdevReading {
+            rows: self.rows.clone(),
+        })
+    }
+}
+
+/// What the source serves in one frame.
+struct NetdevReading {
+    rows: Column<Rows>,
+}
+
+impl Reading for NetdevReading {
+    fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         for (family, counter) in FAMILIES {
             out.family(family);
-            for (number, node) in tree.iter().filter(|(_, node)| node.exported) {
+            for (number, node) in nodes.exported() {
                 for row in self.rows.get(number).into_iter().flat_map(Rows::shown) {
                     let value = Value::Count(row.total[*counter as usize]);
                     out.sample(

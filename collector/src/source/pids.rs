@@ -5,12 +5,11 @@
 use anyhow::Result;
 
 use super::{
-    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
     values::{Column, PerNode},
 };
 use crate::{
-    cgroup::Tree,
-    exposition::{Encoder, Family, Kind, Unit, Value},
+    exposition::{Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -77,7 +76,7 @@ impl Source for Pids {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(METRICS, tree, &self.limits, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(METRICS, &self.limits)
     }
 }

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use collector_common::pass::{HAS_PRESSURE, PRESSURES};
 
 use super::{
-    Change, Metric, Part, Registration, Samples, Snapshot, Source, encode,
+    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
     values::{Column, Continued, PerNode},
 };
 use crate::{
-    cgroup::{ROOT, Tree},
-    exposition::{Encoder, Family, Kind, Unit, Value},
+    cgroup::ROOT,
+    exposition::{Family, Kind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -166,7 +166,7 @@ impl Source for Pressure {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(METRICS, tree, &self.stalls, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(METRICS, &self.stalls)
     }
 }

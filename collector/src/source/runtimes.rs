@@ -60,19 +60,37 @@ pub(super) const REFUSED: Family = Family {
     )
 };
 
-/// What is told of one kind of runtime.
-#[derive(Default)]
+/// Counters of all sockets of one runtime.
+#[derive(Debug, Default)]
 struct Sum {
     results: BTreeMap<&'static str, u64>,
     nanos: u64,
 }
 
-pub(super) fn encode(statuses: &[Arc<Status>], refused: u64, out: &mut dyn Encoder) {
-    let none = LabelSet::empty();
-    let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
-    let known: Vec<_> = statuses
-        .iter()
-        .filter_map(|status| {
+/// One runtime at one socket.
+#[derive(Debug)]
+struct Known {
+    name: &'static str,
+    socket: String,
+    up: bool,
+    containers: u64,
+}
+
+/// How the runtimes do, at one moment.
+#[derive(Debug)]
+pub struct RuntimesReport {
+    sums: BTreeMap<&'static str, Sum>,
+    /// Those that have been asked.
+    known: Vec<Known>,
+    refused: u64,
+}
+
+impl RuntimesReport {
+    /// Of each that is followed; `refused` counts records of containers that were too many.
+    pub fn new(statuses: &[Arc<Status>], refused: u64) -> Self {
+        let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
+        let mut known = Vec::new();
+        for status in statuses {
             let told = status.told();
             let name = told.runtime.name();
             let sum = sums.entry(name).or_default();
@@ -80,34 +98,55 @@ pub(super) fn encode(statuses: &[Arc<Status>], refused: u64, out: &mut dyn Encod
                 *sum.results.entry(result).or_default() += count;
             }
             sum.nanos += u64::try_from(status.waited().as_nanos()).unwrap_or(u64::MAX);
-            let socket = status.socket().to_string_lossy().into_owned();
-            Some((name, socket, told.up?, status.containers() as u64))
-        })
-        .collect();
-    out.family(&UP);
-    for (name, socket, up, _) in &known {
-        let labels = [("runtime", *name), ("socket", socket.as_str())];
-        out.sample(Labels::new(&none, &labels), Value::Count(u64::from(*up)));
-    }
-    out.family(&REQUESTS);
-    for (name, sum) in &sums {
-        for (result, count) in &sum.results {
-            let labels = [("runtime", *name), ("result", *result)];
-            out.sample(Labels::new(&none, &labels), Value::Count(*count));
+            if let Some(up) = told.up {
+                known.push(Known {
+                    name,
+                    socket: status.socket().to_string_lossy().into_owned(),
+                    up,
+                    containers: status.containers() as u64,
+                });
+            }
+        }
+        Self {
+            sums,
+            known,
+            refused,
         }
     }
-    out.family(&SECONDS);
-    for (name, sum) in &sums {
-        out.sample(
-            Labels::new(&none, &[("runtime", *name)]),
-            Value::Nanos(sum.nanos),
-        );
+
+    /// Name, socket, and whether it answers, of those that have been asked.
+    pub fn up(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
+        let known = self.known.iter();
+        known.map(|known| (known.name, known.socket.as_str(), known.up))
     }
-    out.family(&CONTAINERS);
-    for (name, socket, _, containers) in &known {
-        let labels = [("runtime", *name), ("socket", socket.as_str())];
-        out.sample(Labels::new(&none, &labels), Value::Count(*containers));
+
+    /// Encodes the families.
+    pub(super) fn encode(&self, out: &mut dyn Encoder) {
+        let none = LabelSet::empty();
+        let read: [(&Family, fn(&Known) -> u64); 2] = [
+            (&UP, |known| u64::from(known.up)),
+            (&CONTAINERS, |known| known.containers),
+        ];
+        for (family, read) in read {
+            out.family(family);
+            for known in &self.known {
+                let labels = [("runtime", known.name), ("socket", known.socket.as_str())];
+                out.sample(Labels::new(&none, &labels), Value::Count(read(known)));
+            }
+        }
+        out.family(&REQUESTS);
+        for (name, sum) in &self.sums {
+            for (result, count) in &sum.results {
+                let labels = [("runtime", *name), ("result", *result)];
+                out.sample(Labels::new(&none, &labels), Value::Count(*count));
+            }
+        }
+        out.family(&SECONDS);
+        for (name, sum) in &self.sums {
+            let labels = [("runtime", *name)];
+            out.sample(Labels::new(&none, &labels), Value::Nanos(sum.nanos));
+        }
+        out.family(&REFUSED);
+        out.sample(Labels::new(&none, &[]), Value::Count(self.refused));
     }
-    out.family(&REFUSED);
-    out.sample(Labels::new(&none, &[]), Value::Count(refused));
 }

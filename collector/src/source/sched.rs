@@ -6,13 +6,13 @@
 use collector_common::{histogram::BUCKETS, sched::SchedCell};
 
 use super::{
-    Change, Metric, Part, Registration, Samples, Snapshot, Source, SourceReport,
+    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, SourceReport,
     counters::Counters,
     values::{PerNode, sums},
 };
 use crate::{
-    cgroup::{ROOT, Tree},
-    exposition::{Encoder, Family, Histogram, Kind, LOG2, Unit, Value},
+    cgroup::ROOT,
+    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
     kernel::{cells::SlotMemory, programs::Requirement},
 };
 
@@ -280,7 +280,7 @@ impl Source for Sched {
         }
     }
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        self.counters.encode(tree, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        self.counters.reading()
     }
 }

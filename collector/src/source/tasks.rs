@@ -18,12 +18,12 @@ use anyhow::Context;
 use collector_common::tasks::TasksCell;
 
 use super::{
-    Change, Metric, Registration, Samples, Snapshot, Source, encode,
+    Change, Metric, Reading, Registration, Samples, Snapshot, Source, Table,
     values::{AddFrom, Column, PerNode, roll_up},
 };
 use crate::{
     cgroup::Tree,
-    exposition::{Encoder, Family, Kind, Unit, Value},
+    exposition::{Family, Kind, Unit, Value},
     kernel::{
         cells::{Cells, SlotMemory},
         programs::Requirement,
@@ -384,8 +384,8 @@ impl Source for Tasks {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn encode(&self, tree: &Tree, out: &mut dyn Encoder) {
-        encode(METRICS, tree, &self.numbers, out);
+    fn reading(&self) -> Box<dyn Reading> {
+        Table::reading(METRICS, &self.numbers)
     }
 }
 

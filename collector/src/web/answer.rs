@@ -1,6 +1,9 @@
 //! Requests and their answers.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -26,6 +29,8 @@ pub(super) struct Handler {
     counters: Counters,
     scrapes: Arc<Semaphore>,
     landing: Bytes,
+    /// Whether a task waits to free what was encoded.
+    releasing: Arc<AtomicBool>,
 }
 
 impl Handler {
@@ -39,6 +44,7 @@ impl Handler {
             options,
             counters,
             landing: Bytes::from(landing),
+            releasing: Arc::default(),
         }
     }
 
@@ -85,7 +91,30 @@ impl Handler {
             Ok(body) => content(format.content_type(), body),
             Err(message) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
         };
-        self.blocking(work).await
+        let answer = self.blocking(work).await;
+        self.release_later();
+        answer
+    }
+
+    /// Frees what was encoded once no further scrape gets it. One task at a time waits for that.
+    fn release_later(&self) {
+        if self.releasing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (metrics, releasing) = (
+            Arc::clone(&self.served.metrics),
+            Arc::clone(&self.releasing),
+        );
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(metrics.shared_for()).await;
+                // A scrape that comes from here on has a task of its own.
+                releasing.store(false, Ordering::Release);
+                if metrics.release() || releasing.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+            }
+        });
     }
 
     /// A request of the JSON API.

@@ -40,6 +40,10 @@ pub trait Metrics: Send + Sync + 'static {
     ///
     /// What is told to the client.
     fn scrape(&self, format: Format) -> Result<Body, String>;
+    /// Frees what was encoded for scrapes, if none gets it any more. Whether nothing is left to free.
+    fn release(&self) -> bool;
+    /// How long scrapes get what was encoded before.
+    fn shared_for(&self) -> Duration;
     /// The cgroups of the same snapshot. Blocks as well.
     ///
     /// # Errors
@@ -57,6 +61,14 @@ pub trait Metrics: Send + Sync + 'static {
 impl Metrics for Agent {
     fn scrape(&self, format: Format) -> Result<Body, String> {
         Self::scrape(self, format).map_err(|error| format!("{error:#}"))
+    }
+
+    fn release(&self) -> bool {
+        Self::release_bodies(self)
+    }
+
+    fn shared_for(&self) -> Duration {
+        self.min_interval()
     }
 
     fn inventory(&self) -> Result<Arc<Inventory>, String> {

@@ -38,6 +38,14 @@ impl Metrics for Fixed {
         }
     }
 
+    fn release(&self) -> bool {
+        true
+    }
+
+    fn shared_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn inventory(&self) -> Result<Arc<Inventory>, String> {
         self.scrapes.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.wait);

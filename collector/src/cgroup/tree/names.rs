@@ -17,6 +17,11 @@ impl Node {
         Names::of(&self.place, self.container.as_deref(), self.pod.as_deref())
     }
 
+    /// Whether it serves families of this type now: gauges end with their cgroup.
+    pub fn serves(&self, kind: crate::exposition::Kind) -> bool {
+        self.died.is_none() || kind != crate::exposition::Kind::Gauge
+    }
+
     /// Who is exported first where there are too many: containers, pods and machines, then units and
     /// their groups, then what has no name; of each, the living; of these, whoever was there first.
     fn rank(&self) -> (u8, bool, u64) {
@@ -32,16 +37,20 @@ impl Node {
 impl Tree {
     /// Gives a new node its labels, and says whether it is exported.
     pub(super) fn introduce(&mut self, number: NodeId) {
-        let Some(Some(node)) = self.nodes.get_mut(number) else {
+        let Some(node) = self.node(number) else {
             return;
         };
         let path = printable(&node.path);
-        node.path_admitted = self.export.filter.admits(&path);
-        node.labels = node.names().labels(&path, None, &self.export.labels);
+        let path_admitted = self.export.filter.admits(&path);
+        let labels = node.names().labels(&path, None, &self.export.labels);
+        if let Some(node) = self.node_mut(number) {
+            (node.path_admitted, node.labels) = (path_admitted, labels);
+        }
         self.decide(number);
-        if let Some(Some(node)) = self.nodes.get_mut(number) {
-            // Until the next choice; where there are too many already, nobody comes in unchosen.
-            node.exported = node.admitted && self.folded == 0;
+        // Until the next choice; where there are too many already, nobody comes in unchosen.
+        let exported = self.folded == 0;
+        if let Some(node) = self.node_mut(number) {
+            node.exported = exported && node.admitted;
         }
         self.unsettled = true;
     }
@@ -49,24 +58,24 @@ impl Tree {
     /// Takes in what a runtime tells of a node's container, and names the nodes whose labels are
     /// others now: itself and its pod.
     pub fn tell(&mut self, number: NodeId, container: &Arc<Container>) -> Vec<NodeId> {
-        let Some(Some(node)) = self.nodes.get_mut(number) else {
-            return Vec::new();
-        };
-        let known = node.container.as_ref();
+        let known = self.node(number).and_then(|node| node.container.as_ref());
         if known.is_some_and(|known| Arc::ptr_eq(known, container)) {
             return Vec::new();
         }
+        let Some(node) = self.node_mut(number) else {
+            return Vec::new();
+        };
         node.container = Some(Arc::clone(container));
         let mut changed = Vec::new();
         changed.extend(self.rename(number));
         if let (Some(pod), Some(at)) = (&container.pod, self.pod_of(number)) {
-            let Some(Some(node)) = self.nodes.get_mut(at) else {
-                return changed;
-            };
             // Each of its containers has its own name in the pod; the rest is the pod's.
             let same =
                 |known: &Arc<Pod>| known.name == pod.name && known.namespace == pod.namespace;
-            if !node.pod.as_ref().is_some_and(same) {
+            let known = self.node(at).and_then(|node| node.pod.as_ref());
+            if !known.is_some_and(same)
+                && let Some(node) = self.node_mut(at)
+            {
                 node.pod = Some(Arc::new(Pod {
                     container: String::new(),
                     ..pod.clone()
@@ -94,7 +103,7 @@ impl Tree {
 
     /// Makes a node's labels anew. The node, if they are others now.
     fn rename(&mut self, number: NodeId) -> Option<NodeId> {
-        let node = self.nodes.get_mut(number)?.as_mut()?;
+        let node = self.node(number)?;
         let container = node.container.as_deref();
         let labels = node
             .names()
@@ -102,7 +111,7 @@ impl Tree {
         if labels == node.labels {
             return None;
         }
-        node.labels = labels;
+        self.node_mut(number)?.labels = labels;
         self.decide(number);
         Some(number)
     }
@@ -119,9 +128,11 @@ impl Tree {
             _ => rules.is_empty() || rules.admit(kind, &node.names()),
         };
         let admitted = by_name && node.path_admitted;
-        if let Some(Some(node)) = self.nodes.get_mut(number) {
-            self.unsettled |= admitted != node.admitted || by_name != node.by_name;
+        if (admitted, by_name) != (node.admitted, node.by_name)
+            && let Some(node) = self.node_mut(number)
+        {
             (node.admitted, node.by_name) = (admitted, by_name);
+            self.unsettled = true;
         }
     }
 
@@ -141,27 +152,26 @@ impl Tree {
             }
             self.unsettled = false;
         }
-        let mut admitted = Vec::with_capacity(self.order.len());
-        for &number in self.order.iter().filter(|&&number| number != OVERFLOW) {
-            let Some(Some(node)) = self.nodes.get_mut(number) else {
-                continue;
-            };
-            node.exported = node.admitted;
-            if node.admitted {
-                admitted.push((node.rank(), number));
+        let admitted = self
+            .iter()
+            .filter(|(number, node)| *number != OVERFLOW && node.admitted);
+        let mut admitted: Vec<_> = admitted
+            .map(|(number, node)| (node.rank(), number))
+            .collect();
+        self.folded = admitted.len().saturating_sub(self.export.max);
+        let mut excess = vec![false; self.capacity()];
+        if self.folded > 0 {
+            let first = self.export.max;
+            admitted.select_nth_unstable(first);
+            for &(_, number) in &admitted[first..] {
+                excess[number] = true;
             }
         }
-        self.folded = admitted.len().saturating_sub(self.export.max);
-        if self.folded == 0 {
-            return;
-        }
-        let (_, _, excess) = match self.export.max.checked_sub(1) {
-            Some(last) => admitted.select_nth_unstable(last),
-            None => return,
-        };
-        for &mut (_, number) in excess {
-            if let Some(Some(node)) = self.nodes.get_mut(number) {
-                node.exported = false;
+        for at in 0..self.order.len() {
+            let number = self.order[at];
+            let admitted = self.node(number).is_some_and(|node| node.admitted);
+            if number != OVERFLOW {
+                self.set_exported(number, admitted && !excess[number]);
             }
         }
     }

@@ -12,7 +12,9 @@ use serde_json::{Map, Value, json};
 
 use super::Server;
 use crate::{
-    agent::{CgroupKind, Cgroups, Inventory, RuntimeStatus, Slots, SourceStatus, Status, Subject},
+    agent::{
+        CgroupKind, Cgroups, Inventory, RuntimeStatus, SlotStates, SourceStatus, Status, Subject,
+    },
     exposition::{Encoder, Family, Histogram, Kind, LOG2, LabelSet, Labels, Unit, Value as Number},
 };
 
@@ -142,7 +144,7 @@ pub(super) fn status() -> Status {
             up: true,
         }],
         cgroups: Cgroups { live: 6, dead: 1 },
-        slots: Slots {
+        slots: SlotStates {
             used: 7,
             free: 8,
             quarantined: 0,

@@ -1,44 +1,56 @@
-//! The agent about itself.
+//! The agent's own metrics.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use collector_common::stat::Stat;
-use prometheus::{Registry, process_collector::ProcessCollector};
+use prometheus::{Registry, process_collector::ProcessCollector, proto};
 
-use super::runtimes;
+use super::runtimes::{self, RuntimesReport};
 use crate::{
-    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value, encode_registry},
+    exposition::{Encoder, Family, Format, Kind, LabelSet, Labels, Unit, Value, encode_registry},
     kernel::{bpf::Runs, load::KernelStats, programs::Availability},
-    runtime::Status,
 };
 
-/// What there is to say at a scrape.
+/// What the agent reports of itself in a frame.
 #[derive(Debug)]
-pub struct Report<'a> {
+pub struct Report {
     /// Every source with its state.
-    pub sources: &'a [Availability],
+    pub sources: Vec<Availability>,
     /// Failed readings by source.
-    pub errors: &'a [(&'static str, u64)],
+    pub errors: Vec<(&'static str, u64)>,
+    /// Whether every source could be read.
+    pub complete: bool,
     /// The kernel side's own counters.
     pub stats: KernelStats,
     /// Runs of programs that are told from a source's numbers.
     pub runs: Vec<(&'static str, u64)>,
     /// What the kernel has counted of each program's runs.
-    pub program_runs: Vec<(&'a str, Runs)>,
+    pub program_runs: Vec<(String, Runs)>,
     /// Live and dead cgroups.
     pub cgroups: (usize, usize),
     /// Cgroups that are not exported because there are too many.
-    pub folded: usize,
+    pub suppressed: usize,
     /// The container runtimes that are followed.
-    pub runtimes: &'a [Arc<Status>],
-    /// Containers that the runtimes told of and that were too many.
-    pub containers_refused: u64,
+    pub runtimes: RuntimesReport,
     /// Used, free and quarantined slots.
     pub slots: (usize, usize, usize),
     /// Kernel memory of maps, bytes.
     pub kernel_memory: u64,
-    /// Duration of each stage of the last snapshot and encoding.
-    pub stages: &'a [(&'static str, Duration)],
+    /// Duration of each stage of taking the frame.
+    pub stages: Vec<(&'static str, Duration)>,
+    /// Encodings so far.
+    pub encodings: EncodingReport,
+    /// Metrics of the `prometheus` crate's registry.
+    pub registry: Vec<proto::MetricFamily>,
+}
+
+/// How often frames have been encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodingReport {
+    /// Encodings by format.
+    pub counts: [(Format, u64); Format::ALL.len()],
+    /// How long the last one took; `None` before the first.
+    pub last: Option<Duration>,
 }
 
 const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
@@ -175,6 +187,14 @@ const SCRAPE_DURATION: Family = Family {
         Kind::Gauge,
     )
 };
+const ENCODINGS: Family = Family {
+    labels: &["format"],
+    ..family(
+        "cgmeter_encodings_total",
+        "Frames that were encoded, by format. Scrapes that share a frame share its encoding.",
+        Kind::Counter,
+    )
+};
 const SCRAPE_ERROR: Family = family(
     "container_scrape_error",
     "1 if a source could not be read for the last snapshot, else 0.",
@@ -200,6 +220,7 @@ pub const FAMILIES: &[&Family] = &[
     &UNTRACKED_SOCKETS,
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
+    &ENCODINGS,
     &SCRAPE_ERROR,
     &runtimes::UP,
     &runtimes::REQUESTS,
@@ -208,11 +229,10 @@ pub const FAMILIES: &[&Family] = &[
     &runtimes::REFUSED,
 ];
 
-/// Metrics of the agent.
+/// The agent's own registry.
 #[derive(Debug)]
 pub struct SelfMetrics {
     registry: Registry,
-    labels: LabelSet,
 }
 
 impl SelfMetrics {
@@ -223,30 +243,41 @@ impl SelfMetrics {
     /// When the registry refuses a metric.
     pub fn new(registry: Registry) -> anyhow::Result<Self> {
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(Self {
-            registry,
-            labels: LabelSet::empty(),
-        })
+        Ok(Self { registry })
     }
 
-    /// Writes everything.
-    pub fn encode(&self, report: &Report<'_>, failed: bool, out: &mut dyn Encoder) {
+    /// What is registered, as it is now.
+    pub fn gather(&self) -> Vec<proto::MetricFamily> {
+        self.registry.gather()
+    }
+}
+
+impl Report {
+    /// Durations of the stages of taking the frame, and of the last encoding.
+    pub fn stages(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
+        let encode = self.encodings.last.map(|last| ("encode", last));
+        self.stages.iter().copied().chain(encode)
+    }
+
+    /// Encodes everything.
+    pub fn encode(&self, out: &mut dyn Encoder) {
+        let report = self;
         let count = |number: usize| Value::Count(number as u64);
-        let none = &self.labels;
+        let none = &LabelSet::empty();
         out.family(&BUILD_INFO);
         out.sample(
             Labels::new(none, &[("version", crate::VERSION)]),
             Value::Count(1),
         );
         out.family(&SOURCE_UP);
-        for source in report.sources {
+        for source in &report.sources {
             out.sample(
                 Labels::new(none, &[("source", source.source)]),
                 Value::Count(u64::from(source.up)),
             );
         }
         out.family(&SOURCE_ERRORS);
-        for &(source, errors) in report.errors {
+        for &(source, errors) in &report.errors {
             out.sample(
                 Labels::new(none, &[("source", source)]),
                 Value::Count(errors),
@@ -314,7 +345,7 @@ impl SelfMetrics {
             count(report.cgroups.1),
         );
         out.family(&CGROUPS_FOLDED);
-        out.sample(Labels::new(none, &[]), count(report.folded));
+        out.sample(Labels::new(none, &[]), count(report.suppressed));
         out.family(&SLOTS);
         out.sample(
             Labels::new(none, &[("state", "used")]),
@@ -335,17 +366,22 @@ impl SelfMetrics {
             (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
             (&UNTRACKED_SOCKETS, report.stats.get(Stat::NoSocketStorage)),
             (&KERNEL_MEMORY, report.kernel_memory),
-            (&SCRAPE_ERROR, u64::from(failed)),
+            (&SCRAPE_ERROR, u64::from(!report.complete)),
         ] {
             out.family(family);
             out.sample(Labels::new(none, &[]), Value::Count(value));
         }
         out.family(&SCRAPE_DURATION);
-        for (stage, duration) in report.stages {
+        for (stage, duration) in report.stages() {
             let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
             out.sample(Labels::new(none, &[("stage", stage)]), Value::Nanos(ns));
         }
-        runtimes::encode(report.runtimes, report.containers_refused, out);
-        encode_registry(&self.registry.gather(), out);
+        out.family(&ENCODINGS);
+        for (format, count) in report.encodings.counts {
+            let labels = [("format", format.name())];
+            out.sample(Labels::new(none, &labels), Value::Count(count));
+        }
+        report.runtimes.encode(out);
+        encode_registry(&report.registry, out);
     }
 }

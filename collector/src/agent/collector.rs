@@ -1,0 +1,112 @@
+//! What takes frames: the kernel side, the tree, the slots and the sources, in one owner each.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use collector_common::stat::Stat;
+
+use super::{
+    frame::{Encodings, Frame},
+    lifecycle::Lifecycle,
+    slots::Slots,
+    sources::Sources,
+};
+use crate::{
+    cgroup::OVERFLOW,
+    kernel::load::Kernel,
+    source::{Report, RuntimesReport, SelfMetrics, Snapshot},
+};
+
+/// Everything behind the agent's lock.
+pub(super) struct Collector {
+    pub(super) kernel: Kernel,
+    pub(super) kernel_log: Option<aya_log::EbpfLogger<&'static dyn ::log::Log>>,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) slots: Slots,
+    pub(super) sources: Sources,
+    pub(super) own: SelfMetrics,
+}
+
+/// Durations of the stages of a frame.
+pub(super) struct Stages {
+    since: Instant,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Stages {
+    fn start() -> Self {
+        Self {
+            since: Instant::now(),
+            done: Vec::with_capacity(32),
+        }
+    }
+
+    /// Ends a stage and begins the next one.
+    pub(super) fn end(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        self.done.push((stage, now - self.since));
+        self.since = now;
+    }
+}
+
+impl Collector {
+    /// Takes a frame.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel side can't be read at all. A source that fails keeps its last values.
+    pub(super) fn frame(&mut self, encodings: &std::sync::Arc<Encodings>) -> anyhow::Result<Frame> {
+        let mut stages = Stages::start();
+        self.housekeeping();
+        self.await_names();
+        self.lifecycle.settle();
+        stages.end("lifecycle");
+        self.kernel.take_in_flight()?;
+        let (read, time) = (Instant::now(), SystemTime::now());
+        stages.end("in_flight");
+        let tree = &mut self.lifecycle.tree;
+        let slots = self.slots.read(tree).context("reading the slots")?;
+        stages.end("slots");
+        self.sources.refresh_statistics(tree);
+        stages.end("pass");
+        let snapshot = Snapshot {
+            tree,
+            slots: &slots,
+            books: self.sources.statistics.as_ref(),
+            time,
+        };
+        self.sources
+            .list
+            .collect(&snapshot, &mut self.sources.outcome, &mut stages)?;
+        let stats = self.kernel.stats()?;
+        tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
+        self.slots.provide(tree, &mut self.sources);
+        stages.end("kernel");
+        let nodes = tree.nodes();
+        let readings = self.sources.readings();
+        let directory = self.lifecycle.identities.directory();
+        let report = Report {
+            sources: self.sources.availability.clone(),
+            errors: self.sources.outcome.errors.clone(),
+            complete: self.sources.outcome.complete,
+            stats,
+            runs: self.sources.runs(),
+            program_runs: self
+                .kernel
+                .runs()
+                .into_iter()
+                .map(|(name, runs)| (name.to_owned(), runs))
+                .collect(),
+            cgroups: tree.counts(),
+            suppressed: tree.folded(),
+            runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
+            slots: self.slots.states(),
+            kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),
+            stages: stages.done,
+            encodings: encodings.report(),
+            registry: self.own.gather(),
+        };
+        let encodings = std::sync::Arc::clone(encodings);
+        Ok(Frame::new((time, read), nodes, readings, report, encodings))
+    }
+}

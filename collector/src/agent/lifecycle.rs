@@ -1,0 +1,188 @@
+//! Which cgroups there are: events, walks, and what the runtimes call them.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use aya::maps::{MapData, RingBuf};
+use collector_common::{
+    event::{CgroupEvent, CgroupEventKind},
+    pass::CgroupRecord,
+    stat::Stat,
+};
+
+use super::{collector::Collector, identity::Identities};
+use crate::{
+    cgroup::{Event, Hierarchies, Tree, walk},
+    kernel::{events, load::monotonic_ns},
+    source::{Change, FinalRecords, ForeignEvent},
+};
+
+/// The tree, and what it is kept up to date by.
+pub(super) struct Lifecycle {
+    pub(super) hierarchies: Hierarchies,
+    pub(super) events: RingBuf<MapData>,
+    pub(super) tree: Tree,
+    pub(super) identities: Identities,
+    /// How long a removed cgroup is still reported.
+    pub(super) linger: Duration,
+    /// Lost events, as far as the hierarchy has been walked for them.
+    pub(super) lost_events: u64,
+}
+
+impl Lifecycle {
+    /// How long no node is to be reaped.
+    pub(super) fn next_round(&self) -> Duration {
+        let at = self.tree.next_reaping(self.linger);
+        at.map_or(Duration::MAX, |at| {
+            at.duration_since(SystemTime::now()).unwrap_or_default()
+        })
+    }
+}
+
+impl Collector {
+    /// Takes in lifecycle events. Returns their number.
+    pub(super) fn drain(&mut self) -> usize {
+        // Events carry the monotonic clock; the tree has wall-clock times.
+        let (monotonic, wall) = (monotonic_ns(), SystemTime::now());
+        let mut events = 0;
+        let mut threads_moved = false;
+        while let Some(item) = self.lifecycle.events.next() {
+            events += 1;
+            let Some(event) = events::read_value::<CgroupEvent>(&item) else {
+                continue;
+            };
+            drop(item);
+            if event.kind == CgroupEventKind::ThreadsMoved as u32 {
+                threads_moved = true;
+                continue;
+            }
+            let age = Duration::from_nanos(monotonic.saturating_sub(event.time_ns));
+            let at = wall.checked_sub(age).unwrap_or(wall);
+            let name = event
+                .name
+                .get(..event.name_len as usize)
+                .unwrap_or_default()
+                .to_vec();
+            let made = event.kind == CgroupEventKind::Made as u32;
+            let renamed = event.kind == CgroupEventKind::Renamed as u32;
+            if event.hierarchy != self.lifecycle.hierarchies.unified.hierarchy {
+                let made = (made || renamed).then_some((event.parent, name));
+                let event = ForeignEvent {
+                    hierarchy: event.hierarchy,
+                    id: event.id,
+                    made,
+                };
+                let last = self
+                    .sources
+                    .statistics
+                    .as_mut()
+                    .and_then(|books| books.foreign(&event, &self.lifecycle.tree));
+                if let Some((node, record)) = last {
+                    let record = &record;
+                    self.sources.notify(&Change::RemovedV1 { node, record });
+                }
+            } else if made {
+                let made = Event::Made {
+                    id: event.id,
+                    parent: event.parent,
+                    name,
+                    at,
+                };
+                if let Some((node, again)) = self.lifecycle.tree.apply(&made) {
+                    self.lifecycle
+                        .identities
+                        .ask(&self.lifecycle.tree, node, Instant::now());
+                    self.sources.notify(&Change::Made { node, again });
+                }
+            } else {
+                let node = self
+                    .lifecycle
+                    .tree
+                    .apply(&Event::Removed { id: event.id, at });
+                let last = self
+                    .sources
+                    .statistics
+                    .as_ref()
+                    .and_then(|books| books.take_last(event.id, 0));
+                let removed = Change::Removed {
+                    id: event.id,
+                    node: node.map(|(node, _)| node),
+                    record: last.as_ref(),
+                };
+                self.sources.notify(&removed);
+                self.slots.depart(event.id);
+            }
+        }
+        // The kernel marks the clocks of the leader alone; its threads' running time is taken in
+        // now, before they run for long in the cgroup that they have entered.
+        if threads_moved && let Err(error) = self.kernel.take_in_flight() {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "moved threads could not be taken in"
+            );
+        }
+        events
+    }
+
+    pub(super) fn walk_if_events_were_lost(&mut self) {
+        let Ok(stats) = self.kernel.stats() else {
+            return;
+        };
+        let lost = stats.get(Stat::LostEvents);
+        if lost == self.lifecycle.lost_events {
+            return;
+        }
+        tracing::warn!(
+            lost = lost - self.lifecycle.lost_events,
+            "cgroup events were lost; walking the hierarchy"
+        );
+        self.lifecycle.lost_events = lost;
+        let records = self.kernel_statistics_after_loss();
+        match walk(&self.lifecycle.hierarchies.unified.path) {
+            Ok(found) => {
+                let walked = self.lifecycle.tree.merge(&found, SystemTime::now());
+                for &id in &walked.removed {
+                    self.slots.depart(id);
+                    let removed = Change::Removed {
+                        id,
+                        node: self.lifecycle.tree.by_id(id),
+                        record: records.get(&id),
+                    };
+                    self.sources.notify(&removed);
+                }
+                let again = |&node| (node, true);
+                let new = |&node| (node, false);
+                let made = walked.remade.iter().map(again);
+                for (node, again) in made.chain(walked.born.iter().map(new)) {
+                    self.lifecycle
+                        .identities
+                        .ask(&self.lifecycle.tree, node, Instant::now());
+                    self.sources.notify(&Change::Made { node, again });
+                }
+                self.lifecycle
+                    .identities
+                    .ask_all(&self.lifecycle.tree, Instant::now());
+            }
+            Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
+        }
+        self.slots.depart_unknown(&self.lifecycle.tree);
+    }
+
+    /// After lost events: takes the final records of removed cgroups, and walks the v1 hierarchies.
+    /// Sources hear of the records of v1 cgroups here; those of cgroup2 are returned by id, for when
+    /// the walk has found out which cgroups are gone.
+    fn kernel_statistics_after_loss(&mut self) -> HashMap<u64, CgroupRecord> {
+        let Some(books) = &mut self.sources.statistics else {
+            return HashMap::new();
+        };
+        let FinalRecords { unified, v1 } = books.take_all_last(&self.lifecycle.tree);
+        books.walk_again();
+        for (node, record) in &v1 {
+            let node = *node;
+            self.sources.notify(&Change::RemovedV1 { node, record });
+        }
+        unified
+    }
+}

@@ -1,0 +1,210 @@
+//! Slots of cgroups: who has one, whose is on its way back.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use collector_common::cell::OVERFLOW_SLOT;
+
+use super::sources::Sources;
+use crate::{
+    cgroup::{NodeId, OVERFLOW, Tree},
+    kernel::slots::{self, SlotPool},
+    source::Change,
+};
+
+/// How long a removed cgroup keeps its slot: the last of its tasks may still be on their way out.
+const QUARANTINE: Duration = Duration::from_secs(2);
+/// How long a revoked slot's numbers are still read before it is recycled: far longer than a
+/// program runs.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The slots.
+pub(super) struct Slots {
+    pool: SlotPool,
+    /// Slots to keep free beyond one for each live cgroup.
+    reserve: usize,
+    /// Removed cgroups whose slot is still theirs.
+    departed: Vec<(u64, Instant)>,
+    /// Slots taken from removed cgroups, not yet recycled.
+    revoked: Vec<Revoked>,
+}
+
+/// A slot taken from a removed cgroup.
+#[derive(Clone, Copy, Debug)]
+struct Revoked {
+    slot: u32,
+    /// Where its numbers count; `None` for a cgroup outside the root that the agent was given.
+    node: Option<NodeId>,
+    since: Instant,
+}
+
+fn due(since: Instant, now: Instant, delay: Duration) -> bool {
+    now.duration_since(since) >= delay
+}
+
+impl Slots {
+    pub(super) fn new(pool: SlotPool, reserve: usize) -> Self {
+        Self {
+            pool,
+            reserve,
+            departed: Vec::new(),
+            revoked: Vec::new(),
+        }
+    }
+
+    /// Used, free and quarantined slots.
+    pub(super) fn states(&self) -> (usize, usize, usize) {
+        self.pool.states()
+    }
+
+    /// A cgroup was removed: its slot is taken from it after a while.
+    pub(super) fn depart(&mut self, id: u64) {
+        self.departed.push((id, Instant::now()));
+    }
+
+    /// Whether numbers of a removed cgroup are still to come from its slot. Its sockets may outlive
+    /// it and take a slot once more.
+    pub(super) fn is_pending(&self, id: u64) -> bool {
+        self.pool.has(id) || self.departed.iter().any(|&(found, _)| found == id)
+    }
+
+    /// A node was reaped: the slots that count for it count for its parent.
+    pub(super) fn reaped(&mut self, node: NodeId, into: NodeId) {
+        for slot in &mut self.revoked {
+            if slot.node == Some(node) {
+                slot.node = Some(into);
+            }
+        }
+    }
+
+    /// Reads which cgroup has which slot.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn refresh(&mut self) -> std::io::Result<()> {
+        self.pool.refresh()
+    }
+
+    /// The same, and which node each slot counts for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn read(&mut self, tree: &Tree) -> anyhow::Result<Vec<(NodeId, u32)>> {
+        self.pool.refresh()?;
+        self.depart_left_behind(tree);
+        let used = self.pool.used();
+        let used = used.filter_map(|(id, slot)| Some((tree.by_id(id)?, slot)));
+        let revoked = self.revoked.iter();
+        let revoked = revoked.filter_map(|slot| Some((slot.node?, slot.slot)));
+        Ok(used
+            .chain(revoked)
+            .chain([(OVERFLOW, OVERFLOW_SLOT)])
+            .collect())
+    }
+
+    /// Has slots retired that were taken for cgroups which are not in the tree any more.
+    fn depart_left_behind(&mut self, tree: &Tree) {
+        let departed: HashSet<u64> = self.departed.iter().map(|&(id, _)| id).collect();
+        let ids = self.pool.used().map(|(id, _)| id);
+        let left_behind = ids.filter(|id| tree.left_behind(*id) && !departed.contains(id));
+        let now = Instant::now();
+        self.departed.extend(left_behind.map(|id| (id, now)));
+    }
+
+    /// After lost events: cgroups that came and went meanwhile had no event and are in no walk, but
+    /// had slots.
+    pub(super) fn depart_unknown(&mut self, tree: &Tree) {
+        if self.pool.refresh().is_err() {
+            return;
+        }
+        let ids = self.pool.used().map(|(id, _)| id);
+        let now = Instant::now();
+        self.departed
+            .extend(ids.filter(|&id| !tree.knows(id)).map(|id| (id, now)));
+    }
+
+    /// Takes slots from cgroups whose quarantine is over, and recycles those taken before.
+    pub(super) fn retire(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
+        let mut departed = self.departed.iter();
+        if departed.any(|&(_, since)| due(since, now, QUARANTINE)) {
+            if self.pool.refresh().is_err() {
+                return;
+            }
+            self.revoke(tree, sources, now);
+        }
+        let (over, waiting): (Vec<_>, Vec<_>) = self
+            .revoked
+            .drain(..)
+            .partition(|slot| due(slot.since, now, GRACE));
+        self.revoked = waiting;
+        for Revoked { slot, node, .. } in over {
+            if let Some(node) = node {
+                sources.notify(&Change::SlotRecycled { slot, node });
+            }
+            self.pool.recycle(slot, &mut sources.cells());
+        }
+    }
+
+    fn revoke(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
+        let (over, waiting): (Vec<_>, Vec<_>) = self
+            .departed
+            .drain(..)
+            .partition(|&(_, since)| due(since, now, QUARANTINE));
+        self.departed = waiting;
+        for &(id, _) in &over {
+            // It only seemed to be gone: it took a slot before its birth was reported.
+            if tree.living(id).is_some() {
+                continue;
+            }
+            // A node may have been reaped already: the id leads to where its numbers belong.
+            let node = tree.by_id(id);
+            if let Some(slot) = self.pool.disown(id, &mut sources.cells()) {
+                self.revoked.push(Revoked {
+                    slot,
+                    node,
+                    since: now,
+                });
+            }
+        }
+        sources.notify(&Change::QuarantineOver { tree });
+        for (id, _) in over {
+            tree.forget_alias(id);
+        }
+    }
+
+    /// Keeps a slot free for each live cgroup that has none, and some more.
+    pub(super) fn provide(&mut self, tree: &Tree, sources: &mut Sources) {
+        let (used, _, _) = self.pool.states();
+        let (live, _) = tree.counts();
+        let free = live.saturating_sub(used) + self.reserve;
+        if let Err(error) = self.pool.top_up(free, &mut sources.cells()) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "fewer slots are free than wanted"
+            );
+        }
+    }
+
+    /// Makes the cells of the overflow slot.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn provide_overflow(sources: &mut Sources) -> anyhow::Result<()> {
+        slots::provide(&mut sources.cells(), 1).context("making the cells of the overflow slot")
+    }
+
+    /// How long there is nothing to do.
+    pub(super) fn next_round(&self) -> Duration {
+        let left = |since: Instant, delay: Duration| delay.saturating_sub(since.elapsed());
+        let departed = self.departed.first().map(|&(_, s)| left(s, QUARANTINE));
+        let revoked = self.revoked.first().map(|slot| left(slot.since, GRACE));
+        let next = departed.into_iter().chain(revoked).min();
+        next.unwrap_or(Duration::MAX)
+    }
+}
