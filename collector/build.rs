@@ -1,30 +1,26 @@
 //! Builds the kernel object and puts it where the agent embeds it from: `$OUT_DIR/cgmeter.bpf.o`.
 //!
-//! Invariant: reads the sources that it names to cargo and nothing else of the repository, so it
-//! runs again only when one of them changes.
+//! Invariants: it reads nothing of the repository but the inputs that it names to cargo, so it runs
+//! again only when one of them changes; it needs no crate of the project's chores or tests
+//! (tests/product.rs).
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-#[allow(dead_code, reason = "xtask uses the rest")]
-#[path = "../xtask/src/toolchain.rs"]
-mod toolchain;
-
-/// What the object is made from, and how.
+/// What the object is built from. Cargo itself reruns this script when `ebpf-toolchain` changes.
 const INPUTS: &[&str] = &[
     "collector-ebpf/src",
     "collector-ebpf/Cargo.toml",
     "collector-ebpf/Cargo.lock",
     "collector-common/src",
     "collector-common/Cargo.toml",
-    "xtask/src/toolchain.rs",
 ];
 
 fn main() {
     if let Err(message) = build() {
-        // cargo shows these lines, and fails the build.
+        // cargo prints these lines and fails the build.
         println!("cargo::error={message}");
     }
 }
@@ -40,10 +36,10 @@ fn build() -> Result<(), String> {
     for path in INPUTS {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
-    let toolchain = toolchain::find().map_err(|missing| {
+    let toolchain = ebpf_toolchain::find().map_err(|missing| {
         format!("the kernel programs can't be built: {missing}. Run `cargo xtask setup`")
     })?;
-    let target = toolchain::target_folder(&out).unwrap_or_else(|| out.join("ebpf"));
+    let target = ebpf_toolchain::target_folder(&out).unwrap_or_else(|| out.join("ebpf"));
     let object = toolchain
         .build(&root.join("collector-ebpf"), &target)
         .map_err(|messages| {

@@ -23,14 +23,13 @@ mod shell;
 mod skips;
 mod tally;
 mod test;
-#[allow(dead_code, reason = "the build script uses the rest")]
-mod toolchain;
 mod venv;
 mod vm;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ebpf_toolchain as toolchain;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The chores of cgmeter")]

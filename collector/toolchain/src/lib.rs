@@ -1,11 +1,15 @@
-//! The toolchain of the kernel object, found alike by `xtask setup` and by the agent's build script,
-//! which includes this file.
+//! Finds the compiler and the linker of the kernel programs, and builds with them.
 //!
-//! Building core for BPF takes a compiler with its library's source at hand and a linker for BPF.
-//! Two compilers are known to do: a rustup nightly with the component rust-src, and Debian's
-//! rustc-web with rust-web-src. Invariants: nothing but std in here; finding installs nothing and
-//! takes milliseconds; a linker whose LLVM is older than the compiler's is never paired with it,
-//! since it can't read what that compiler writes.
+//! The agent's build script and `cargo xtask setup` both use this crate, so they agree on what is
+//! there. Building `core` for BPF needs a compiler that has the source of its standard library, and
+//! a linker for BPF. Two compilers work: a rustup nightly with the component rust-src, and Debian's
+//! rustc-web with rust-web-src.
+//!
+//! Invariants: the crate depends on std alone, because every build of the agent compiles it. Finding
+//! installs nothing and takes milliseconds. A linker is never paired with a compiler whose LLVM is
+//! newer than its own: it could not read what that compiler writes.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::{
     env, fmt, fs,
@@ -13,7 +17,7 @@ use std::{
     process::Command,
 };
 
-/// The oldest compiler that is taken: the agent's own minimum.
+/// The oldest compiler that is accepted: the minimum of the agent itself.
 const OLDEST: (u32, u32) = (1, 95);
 
 /// Compiler and linker for the kernel object.
@@ -28,26 +32,26 @@ pub struct Toolchain {
 /// A compiler that has core's source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiler {
-    /// What it is, for people.
+    /// Its name in messages.
     pub name: String,
-    /// The folder of its rustc, cargo and clippy.
+    /// The folder with its rustc, cargo and clippy.
     pub bin: PathBuf,
-    /// Major version of its LLVM.
+    /// The major version of its LLVM.
     pub llvm: u32,
 }
 
-/// What a toolchain lacks. Shown as one sentence; what to do about it is `setup`'s to say.
+/// The part of a toolchain that is missing. `Display` gives one sentence, without a remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// No compiler; those that were looked at, and why they don't do.
+    /// No usable compiler. Holds why each candidate was rejected.
     Compiler(Vec<String>),
-    /// No bpf-linker for this compiler.
+    /// No bpf-linker. Holds the compiler that was chosen.
     Linker(Compiler),
-    /// A bpf-linker whose LLVM is older than that of the only compiler.
+    /// A bpf-linker whose LLVM is older than that of every compiler.
     NewerLinker {
-        /// The linker that is there.
+        /// The linker that was found.
         linker: PathBuf,
-        /// Major version of its LLVM.
+        /// The major version of its LLVM.
         llvm: u32,
         /// The compiler that needs a newer one.
         compiler: Compiler,
@@ -87,11 +91,11 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Finds a toolchain: a nightly before Debian's compiler.
+/// Finds a toolchain. A nightly is preferred to Debian's compiler.
 ///
 /// # Errors
 ///
-/// The piece that is missing.
+/// Returns the part that is missing.
 pub fn find() -> Result<Toolchain, Missing> {
     let (mut compilers, mut seen) = (Vec::new(), Vec::new());
     for (name, root) in roots() {
@@ -103,7 +107,8 @@ pub fn find() -> Result<Toolchain, Missing> {
     choose(compilers, seen, linker())
 }
 
-/// The first compiler that the linker can read; the linker's LLVM may be unknown.
+/// Pairs the linker with the first compiler whose output it can read. A linker of unknown LLVM is
+/// taken to read everything.
 fn choose(
     compilers: Vec<Compiler>,
     seen: Vec<String>,
@@ -126,7 +131,7 @@ fn choose(
     }
 }
 
-/// Where compilers may be, in the order of choice: name, and the folder that has bin and lib.
+/// Where compilers may be, in order of preference: name, and the folder that has bin and lib.
 fn roots() -> Vec<(String, PathBuf)> {
     let rustup = env::var_os("RUSTUP_HOME")
         .map(PathBuf::from)
@@ -144,13 +149,13 @@ fn roots() -> Vec<(String, PathBuf)> {
         })
         .filter(|(name, _)| name.starts_with("nightly"))
         .collect();
-    // `nightly-HOST`, which is updated, before `nightly-2026-05-19-HOST`, and new ones before old.
+    // `nightly-HOST` sorts before `nightly-2026-05-19-HOST`, and newer dates before older ones.
     roots.sort_by(|a, b| b.cmp(a));
     roots.push(("Debian's rustc-web".to_owned(), PathBuf::from("/usr")));
     roots
 }
 
-/// The compiler below `root`, or why it doesn't do.
+/// The compiler below `root`, or why it can't be used.
 fn compiler(name: String, root: &Path) -> Result<Compiler, String> {
     let bin = root.join("bin");
     if !bin.join("rustc").is_file() || !bin.join("cargo").is_file() {
@@ -176,7 +181,7 @@ fn compiler(name: String, root: &Path) -> Result<Compiler, String> {
     Ok(Compiler { name, bin, llvm })
 }
 
-/// Release and LLVM's major version, from the output of `rustc -vV`.
+/// The release and LLVM's major version, from the output of `rustc -vV`.
 fn versions(text: &str) -> Option<((u32, u32), u32)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let mut release = field("release: ")?.split('.');
@@ -185,13 +190,13 @@ fn versions(text: &str) -> Option<((u32, u32), u32)> {
     Some((release, llvm))
 }
 
-/// bpf-linker, and LLVM's major version if it can be told.
+/// bpf-linker, and the major version of its LLVM where it can be found out.
 fn linker() -> Option<(PathBuf, Option<u32>)> {
     let file = search_path()
         .map(|folder| folder.join("bpf-linker"))
         .find(|file| file.is_file())?;
-    // Its --version is silent on LLVM. A dynamic one names the library that it needs, a static one
-    // has LLVM's own identification, both as plain text.
+    // `--version` doesn't name LLVM. A dynamically linked one contains the name of the library, a
+    // static one contains LLVM's identification, both as plain text.
     let output = Command::new("grep")
         .args([
             "-aoE",
@@ -212,7 +217,7 @@ fn llvm_named(text: &str) -> Option<u32> {
     digits.split('.').next()?.parse().ok()
 }
 
-/// The folders of PATH, then cargo's own, which a fresh shell or sudo may lack.
+/// The folders of PATH, then cargo's own, which is not on PATH in a fresh shell or under sudo.
 fn search_path() -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let cargo = env::var_os("CARGO_HOME")
@@ -229,12 +234,12 @@ fn in_home(folder: &str) -> Option<PathBuf> {
 }
 
 impl Toolchain {
-    /// `cargo VERB` for the kernel programs in `sources`, built into `target`, free of what the
-    /// calling cargo and the caller's flags for the host have put into the environment.
+    /// `cargo VERB` for the kernel programs in `sources`, built into `target`. Variables that the
+    /// calling cargo has set, and flags meant for the host, are removed from its environment.
     pub fn cargo(&self, verb: &str, sources: &Path, target: &Path) -> Command {
         let bin = &self.compiler.bin;
         let mut command = Command::new(bin.join("cargo"));
-        for (name, _) in env::vars_os().filter(|(name, _)| !kept(&name.to_string_lossy())) {
+        for (name, _) in env::vars_os().filter(|(name, _)| !inherited(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         let linkers = self.linker.parent().map(Path::to_path_buf);
@@ -242,7 +247,7 @@ impl Toolchain {
             .into_iter()
             .chain(search_path())
             .chain(linkers);
-        // A folder with a colon can't stand in PATH, so it can't have come from there.
+        // Fails only for a folder with a colon in its name, which PATH can't hold.
         if let Ok(path) = env::join_paths(path) {
             command.env("PATH", path);
         }
@@ -257,9 +262,9 @@ impl Toolchain {
             .current_dir(sources)
             .env("RUSTC", bin.join("rustc"))
             .env("RUSTDOC", bin.join("rustdoc"))
-            // -Z build-std, on Debian's compiler, which is a stable one.
+            // Debian's compiler is a stable one: this makes it accept -Z build-std.
             .env("RUSTC_BOOTSTRAP", "1")
-            // Set here, flags of a `.cargo/config.toml` above don't count.
+            // Overrides flags of any `.cargo/config.toml` in a folder above.
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
             .args([
                 verb,
@@ -273,11 +278,11 @@ impl Toolchain {
         command
     }
 
-    /// Builds the kernel object and returns where it is.
+    /// Builds the kernel object and returns its path.
     ///
     /// # Errors
     ///
-    /// cargo's messages.
+    /// Returns cargo's messages.
     pub fn build(&self, sources: &Path, target: &Path) -> Result<PathBuf, String> {
         let output = self
             .cargo("build", sources, target)
@@ -290,31 +295,30 @@ impl Toolchain {
     }
 }
 
-/// Whether an environment variable is for a nested cargo too: where things are and how the network
-/// is reached, but not what the outer cargo builds, with which flags and compiler.
-fn kept(name: &str) -> bool {
-    const KEPT: &[&str] = &["CARGO_HOME", "RUSTUP_HOME", "CARGO_BUILD_JOBS"];
-    const KEPT_PREFIXES: &[&str] = &[
+/// Whether a nested cargo gets an environment variable. It gets the locations and the network
+/// settings, but neither the flags nor the compiler of the outer cargo.
+fn inherited(name: &str) -> bool {
+    const NAMES: &[&str] = &["CARGO_HOME", "RUSTUP_HOME", "CARGO_BUILD_JOBS"];
+    const PREFIXES: &[&str] = &[
         "CARGO_HTTP_",
         "CARGO_NET_",
         "CARGO_REGISTR",
         "CARGO_SOURCE_",
         "CARGO_TERM_",
     ];
-    let cargos = name == "CARGO" || name.starts_with("CARGO_") || name.starts_with("RUST");
-    !cargos || KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    let of_cargo = name == "CARGO" || name.starts_with("CARGO_") || name.starts_with("RUST");
+    !of_cargo || NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The folder that kernel programs are built into, given a path below cargo's target folder: one for
-/// all profiles and for lints, since the object is the same for each.
+/// The folder that the kernel programs are built into, given a path below cargo's target folder. It
+/// is the same for all profiles and for lints, because the object is.
 pub fn target_folder(below: &Path) -> Option<PathBuf> {
     let tagged = |folder: &&Path| folder.join("CACHEDIR.TAG").is_file();
     let nearest = below.ancestors().find(tagged)?;
-    // cargo tags the folder of a --target as well.
+    // cargo also tags the folder of a --target.
     let outermost = nearest.ancestors().take_while(tagged).last()?;
     Some(outermost.join("ebpf"))
 }
 
 #[cfg(test)]
-#[path = "toolchain/tests.rs"] // the build script, too, takes this file by its path
 mod tests;

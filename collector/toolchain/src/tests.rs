@@ -1,4 +1,4 @@
-//! Finding: no toolchain is needed for these.
+//! These tests need no toolchain.
 
 use super::*;
 
@@ -68,7 +68,7 @@ fn versions_of_linkers() {
 }
 
 #[test]
-fn a_nested_cargo_keeps_the_network_and_not_the_flags() {
+fn a_nested_cargo_inherits_the_network_and_not_the_flags() {
     for name in [
         "PATH",
         "HOME",
@@ -76,7 +76,7 @@ fn a_nested_cargo_keeps_the_network_and_not_the_flags() {
         "CARGO_HTTP_CAINFO",
         "CARGO_REGISTRIES_X_INDEX",
     ] {
-        assert!(kept(name), "{name}");
+        assert!(inherited(name), "{name}");
     }
     for name in [
         "CARGO",
@@ -85,13 +85,13 @@ fn a_nested_cargo_keeps_the_network_and_not_the_flags() {
         "RUSTFLAGS",
         "RUSTC",
     ] {
-        assert!(!kept(name), "{name}");
+        assert!(!inherited(name), "{name}");
     }
 }
 
 #[test]
 fn one_target_folder_for_all_profiles() {
-    let root = env::temp_dir().join(format!("xtask-target-{}", std::process::id()));
+    let root = env::temp_dir().join(format!("ebpf-toolchain-test-{}", std::process::id()));
     let triple = root.join("x86_64-unknown-linux-gnu");
     fs::create_dir_all(triple.join("release/build/a/out")).unwrap();
     for folder in [&root, &triple] {
