@@ -1,27 +1,25 @@
 //! `cgmeter healthcheck`: asks the agent of the same settings whether it is ready.
 //!
-//! For container images without a shell. Invariant: knows nothing of the agent but its address, and
-//! never takes longer than `PATIENCE` an address. Checked over sockets, and in a container by
+//! For container images without a shell. Invariants: it knows nothing of the agent but its address,
+//! and never spends more than `PATIENCE` on an address. Checked over sockets, and in a container by
 //! tests/live/image.rs.
 
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use http_client::Request;
 
-/// Time to connect, and between bytes of the answer.
+/// Time to connect, ask and be answered.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The answer's status line fits in.
-const ENOUGH: usize = 256;
 
-/// Asks each address, and is content with the first that is ready.
+/// Asks one address after the other until one is ready.
 ///
 /// # Errors
 ///
-/// What the last one said or did not say.
+/// Returns why the last one is not ready.
 pub fn run(addresses: &[SocketAddr]) -> Result<()> {
     let mut last = Ok(());
     for &address in addresses {
@@ -39,7 +37,7 @@ pub fn run(addresses: &[SocketAddr]) -> Result<()> {
     last
 }
 
-/// Where to connect to what listens on every address of the host.
+/// The address to connect to where the agent listens on every address of the host.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -50,30 +48,21 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 fn ask(address: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let request = format!("GET /-/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    while answer.len() < ENOUGH && !answer.contains(&b'\n') {
-        let mut part = [0; ENOUGH];
-        match stream.read(&mut part)? {
-            0 => break,
-            count => answer.extend_from_slice(&part[..count]),
-        }
+    let request = Request::get("/-/ready").timeout(PATIENCE);
+    let answer = request.send_for_head(address)?;
+    if answer.status != 200 {
+        bail!("it answered {:?}", answer.status_line);
     }
-    let text = String::from_utf8_lossy(&answer);
-    let status = text.lines().next().unwrap_or_default();
-    match status.split(' ').collect::<Vec<_>>()[..] {
-        [version, "200", ..] if version.starts_with("HTTP/1.") => Ok(()),
-        _ => bail!("it answered {status:?}"),
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        time::Instant,
+    };
 
     use super::*;
 
@@ -103,6 +92,23 @@ mod tests {
             assert!(error.contains(told), "{error}");
             assert!(error.contains(&address.to_string()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_server_that_sends_a_byte_at_a_time_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 ");
+            while stream.write_all(b"O").is_ok() {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let begin = Instant::now();
+        let error = format!("{:#}", run(&[address]).unwrap_err());
+        assert!(begin.elapsed() < 5 * PATIENCE, "{:?}", begin.elapsed());
+        assert!(error.contains("in time"), "{error}");
     }
 
     #[test]

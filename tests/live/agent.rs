@@ -3,8 +3,7 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{Read, Write},
-    net::{TcpListener, TcpStream, ToSocketAddrs},
+    net::{TcpListener, ToSocketAddrs},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output},
@@ -12,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use http_client::{Request, Response};
 
 use crate::{metrics::Metrics, needs};
 
@@ -30,26 +30,17 @@ pub fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(binary()).args(arguments).output()?)
 }
 
-/// A GET request's whole answer, of whoever listens on a port of loopback.
-pub fn get(port: u16, path: &str) -> Result<String> {
-    get_with(("127.0.0.1", port), path, "")
+/// How long any answer may take: an emulated CPU needs its time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The answer to a GET request on a port of loopback.
+pub fn get(port: u16, path: &str) -> Result<Response> {
+    get_from(("127.0.0.1", port), path)
 }
 
-/// The same of any address.
-pub fn get_from(address: &str, path: &str) -> Result<String> {
-    get_with(address, path, "")
-}
-
-fn get_with(address: impl ToSocketAddrs, path: &str, headers: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"
-    )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(String::from_utf8(answer)?)
+/// The answer to a GET request.
+pub fn get_from(address: impl ToSocketAddrs, path: &str) -> Result<Response> {
+    Ok(Request::get(path).timeout(PATIENCE).send(address)?)
 }
 
 /// A running agent.
@@ -84,7 +75,7 @@ impl Agent {
         let deadline = Instant::now() + Duration::from_secs(patience);
         while !agent
             .get("/-/ready", "")
-            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+            .is_ok_and(|answer| answer.status == 200)
         {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended ({status}): {}", agent.log());
@@ -107,21 +98,23 @@ impl Agent {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// A GET request's whole answer.
-    pub fn get(&self, path: &str, headers: &str) -> Result<String> {
-        get_with(("127.0.0.1", self.port), path, headers)
+    /// The answer to a GET request with some lines of headers.
+    pub fn get(&self, path: &str, headers: &str) -> Result<Response> {
+        let mut request = Request::get(path).timeout(PATIENCE);
+        for line in headers.lines() {
+            let (name, value) = line.split_once(": ").context("a line without a header")?;
+            request = request.header(name, value);
+        }
+        Ok(request.send(("127.0.0.1", self.port))?)
     }
 
-    /// The body of an answer that has to be 200.
+    /// The body of an answer whose status is 200.
     pub fn body(&self, path: &str, headers: &str) -> Result<String> {
         let answer = self.get(path, headers)?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .context("no end of the answer's head")?;
-        if !head.starts_with("HTTP/1.1 200") {
-            bail!("{path}: {head}\n{body}");
-        }
-        Ok(body.to_owned())
+        Ok(answer
+            .ok_text()
+            .with_context(|| path.to_owned())?
+            .to_owned())
     }
 
     /// A scrape.

@@ -267,9 +267,11 @@ fn found() -> Result<()> {
     ensure!(container(&agent, &unit.id)?["kind"] == "unit");
     let twin = top.child(&format!("docker-{TWIN}.scope"))?;
     let answer = agent.get(&format!("/api/v1/containers/{}", &ID[..12]), "")?;
+    let text = answer.text()?;
     ensure!(
-        answer.starts_with("HTTP/1.1 400") && answer.contains(ID) && answer.contains(TWIN),
-        "{answer}"
+        answer.status == 400 && text.contains(ID) && text.contains(TWIN),
+        "{}: {text}",
+        answer.status_line
     );
     let prefix = format!("/api/v1/containers?id={}&sort=-cgroup", &ID[..12]);
     let ids = |list: Value| -> Vec<String> {

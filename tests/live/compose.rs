@@ -168,9 +168,7 @@ fn stack() -> Result<()> {
         "{told:?}"
     );
     let host = get_from(INSIDE, "/metrics")?;
-    let (head, body) = host.split_once("\r\n\r\n").context("no body")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-    let metrics = Metrics::parse(body)?;
+    let metrics = Metrics::parse(host.ok_text()?)?;
     let cgroup = format!("{}/{}", docker.parent(), id("shop")?);
     let used = metrics.of(&cgroup, "container_cpu_usage_seconds_total")?;
     ensure!(used > 0.0, "the shop has used no CPU");
@@ -179,8 +177,7 @@ fn stack() -> Result<()> {
     let number = port
         .strip_prefix("127.0.0.1:")
         .with_context(|| port.clone())?;
-    let products = get(number.parse()?, "/products")?;
-    ensure!(products.starts_with("HTTP/1.1 200"), "{products}");
+    get(number.parse()?, "/products")?.ok_text()?;
     stack.compose(&["down", "--volumes"])?;
     Ok(())
 }

@@ -117,7 +117,7 @@ impl<'a> Contained<'a> {
 
     fn wait_ready(&self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(30);
-        while !get(self.port, "/-/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        while !get(self.port, "/-/ready").is_ok_and(|answer| answer.status == 200) {
             let running = self.state("Running")?;
             ensure!(running == "true", "it ended: {}", self.log());
             ensure!(Instant::now() < until, "not ready: {}", self.log());
@@ -127,10 +127,7 @@ impl<'a> Contained<'a> {
     }
 
     fn scrape(&self) -> Result<String> {
-        let answer = get(self.port, "/metrics")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-        Ok(body.to_owned())
+        Ok(get(self.port, "/metrics")?.ok_text()?.to_owned())
     }
 }
 

@@ -4,15 +4,14 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use http_client::Request;
 
 use crate::{
     agent::{binary, free_port},
@@ -168,19 +167,17 @@ impl Shop {
         Ok(shop)
     }
 
-    fn ask(&self, request: &str) -> Result<String> {
+    /// Sends `METHOD PATH`, with a body on a line of its own for POST.
+    fn ask(&self, request: &str) -> Result<()> {
         let (line, body) = request.split_once('\n').unwrap_or((request, ""));
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let length = body.len();
-        write!(
-            stream,
-            "{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        ensure!(answer.starts_with("HTTP/1.1 "), "{answer}");
-        Ok(answer)
+        let request = match line.split_once(' ') {
+            Some(("GET", path)) => Request::get(path),
+            Some(("POST", path)) => Request::post(path, body),
+            _ => bail!("{line}: no such request"),
+        };
+        // Some are answered with an error, as meant.
+        request.send(("127.0.0.1", self.port))?;
+        Ok(())
     }
 
     fn visit(&self) -> Result<()> {

@@ -3,17 +3,16 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use http_client::escaped;
 use serde_json::Value;
 
-use crate::agent::free_port;
+use crate::agent::{free_port, get};
 
 /// Seconds between the points of a range.
 const STEP: u64 = 2;
@@ -62,7 +61,7 @@ impl Queried {
             folder,
         };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !ask(port, "/-/ready").is_ok_and(|(status, _)| status == 200) {
+        while !get(port, "/-/ready").is_ok_and(|answer| answer.status == 200) {
             if let Some(status) = started.child.try_wait()? {
                 bail!("Prometheus ended ({status}): {}", started.log());
             }
@@ -83,19 +82,14 @@ impl Queried {
 
     /// `data` of an answer of the API; an error is Prometheus's own.
     fn data(&self, path: &str) -> Result<Value> {
-        let (status, body) = ask(self.port, path)?;
-        let mut answer: Value =
-            serde_json::from_str(&body).with_context(|| format!("{status}: {body}"))?;
-        ensure!(
-            answer["status"] == "success",
-            "{status}: {}",
-            answer["error"]
-        );
+        // An error of a query has a status other than 200, and says what it is in its JSON.
+        let mut answer = json(self.port, path)?;
+        ensure!(answer["status"] == "success", "{path}: {}", answer["error"]);
         Ok(answer["data"].take())
     }
 
     fn result(&self, query: &str) -> Result<Vec<Value>> {
-        let mut data = self.data(&format!("/api/v1/query?query={}", encoded(query)))?;
+        let mut data = self.data(&format!("/api/v1/query?query={}", escaped(query)))?;
         Ok(serde_json::from_value(data["result"].take())?)
     }
 
@@ -141,7 +135,7 @@ impl Queried {
             .as_secs();
         let data = self.data(&format!(
             "/api/v1/query_range?query={}&start={}&end={now}&step={STEP}",
-            encoded(query),
+            escaped(query),
             now - seconds
         ))?;
         let series = data["result"].as_array().context("no result")?;
@@ -155,7 +149,7 @@ impl Queried {
 
     /// The values of a label of the series that a selector matches.
     pub fn label_values(&self, selector: &str, label: &str) -> Result<Vec<String>> {
-        let path = format!("/api/v1/label/{label}/values?match[]={}", encoded(selector));
+        let path = format!("/api/v1/label/{label}/values?match[]={}", escaped(selector));
         Ok(serde_json::from_value(self.data(&path)?)?)
     }
 }
@@ -168,39 +162,23 @@ impl Drop for Queried {
     }
 }
 
-/// Status and body of the answer of whoever listens on a port of loopback. By HTTP/1.0: it comes in one
-/// piece and ends with the connection.
-pub fn ask(port: u16, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("no end of the head")?;
-    let status = head.split(' ').nth(1).context("no status")?;
-    Ok((status.parse()?, body.to_owned()))
-}
-
-/// The JSON that a path has there.
+/// The JSON at a path on a port of loopback, whatever the status.
 pub fn json(port: u16, path: &str) -> Result<Value> {
-    let (_, body) = ask(port, path)?;
-    serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
+    let answer = get(port, path)?;
+    let said = || {
+        format!(
+            "{path}: {}: {}",
+            answer.status_line,
+            answer.body.escape_ascii()
+        )
+    };
+    serde_json::from_slice(&answer.body).with_context(said)
 }
 
 /// Whether a point is more than NaN: a ratio or a quantile of nothing.
 fn is_number(point: &Value) -> bool {
     let text = point[1].as_str();
     text.is_some_and(|text| text.parse::<f64>().is_ok_and(|number| !number.is_nan()))
-}
-
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 /// The recording and alerting rules that are shipped; none where the folder is not there.

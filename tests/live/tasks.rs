@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{Read, Write},
     net::TcpStream,
     ops::AddAssign,
     path::Path,
@@ -10,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use http_client::Request;
 
 use crate::{
     Test,
@@ -550,17 +550,11 @@ fn host() -> Result<()> {
     while agreed != [true; 4] {
         ensure!(Instant::now() < deadline, "{last}");
         // A connection that is there before, meanwhile and after.
-        let mut stream = TcpStream::connect(("127.0.0.1", agent.port))?;
+        let stream = TcpStream::connect(("127.0.0.1", agent.port))?;
         let before = walk(&name)?;
-        write!(
-            stream,
-            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let answer = Request::get("/metrics").send_over(&stream)?;
         let after = walk(&name)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-        let metrics = Metrics::parse(body)?;
+        let metrics = Metrics::parse(answer.ok_text()?)?;
         let all = Census::served(&metrics, "/")?;
         let agents = Census::served(&metrics, &own.id)?;
         for (at, (what, of)) in quantities.iter().enumerate() {

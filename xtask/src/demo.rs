@@ -6,7 +6,6 @@
 
 mod cgroups;
 mod config;
-mod http;
 mod parts;
 mod webhook;
 
@@ -141,7 +140,7 @@ fn tell(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
     let graph = |expression: &str| {
         format!(
             "http://127.0.0.1:{prometheus}/graph?g0.range_input=15m&g0.tab=0&g0.expr={}",
-            http::escaped(expression)
+            http_client::escaped(expression)
         )
     };
     let chaos = format!(

@@ -1,13 +1,13 @@
 //! An agent to be measured.
 
 use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use http_client::Request;
 
 /// A running agent, on a port of its own.
 pub struct Agent {
@@ -47,17 +47,8 @@ impl Agent {
 
     /// The text of one scrape.
     pub fn scrape(&self) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        write!(
-            stream,
-            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8(answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-        Ok(body.to_owned())
+        let answer = Request::get("/metrics").send(("127.0.0.1", self.port))?;
+        Ok(answer.ok_text()?.to_owned())
     }
 
     /// CPU time of all its threads, ns.

@@ -13,12 +13,24 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use http_client::Request;
 
-use super::{cgroups::Cgroups, config::Ports, http};
+use super::{cgroups::Cgroups, config::Ports};
 use crate::shell::program;
 
 /// Time for a process to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a part may take to say that it is ready.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Whether a GET request is answered with 200.
+fn is_ok(port: u16, path: &str) -> bool {
+    let answer = Request::get(path)
+        .timeout(ANSWER)
+        .send_for_head(("127.0.0.1", port));
+    answer.is_ok_and(|answer| answer.status == 200)
+}
 
 /// A process and where it shows that it is ready.
 struct Part {
@@ -158,10 +170,10 @@ impl<'a> Parts<'a> {
 
     /// A part that is not ready yet.
     pub fn not_ready(&self) -> Option<&'static str> {
-        let mut waiting = self.running.iter().filter(|part| {
-            part.ready
-                .is_some_and(|(port, path)| !http::is_ok(port, path))
-        });
+        let mut waiting = self
+            .running
+            .iter()
+            .filter(|part| part.ready.is_some_and(|(port, path)| !is_ok(port, path)));
         waiting.next().map(|part| part.name)
     }
 
