@@ -2,32 +2,40 @@
 //!
 //! Times of kernel programs are the kernel's own (`kernel.bpf_stats_enabled`), less those of an
 //! empty program attached to the same tracepoint in the same run. Slow-down is a ratio of
-//! interleaved rounds with and without the agent. Nothing here fails for being slow.
+//! interleaved rounds with and without the agent. Two agents (`--against`) are measured in turn,
+//! never at the same time, so that both see the same machine. Nothing here fails for being slow.
 
 mod agent;
 mod block;
 mod empty;
+mod frames;
 mod load;
 mod programs;
 mod scrapes;
+mod table;
 mod tasks;
 mod throughput;
+mod turns;
 
-use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use agent::Binary;
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use crate::{
     build::build,
-    shell::{require_root, root},
+    shell::{self, require_root, root},
 };
+
+/// Rounds of each agent where two are compared.
+const ROUNDS: usize = 3;
 
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
     /// Cgroups to scrape
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000, 10_000])]
     cgroups: Vec<usize>,
     /// Tasks to pass over, beside those of the host
     #[arg(long, value_delimiter = ',', default_values_t = [0, 6000])]
@@ -35,37 +43,93 @@ pub struct Options {
     /// Rounds of the context-switch benchmark, each with and without the agent
     #[arg(long, default_value_t = 15)]
     rounds: usize,
+    /// Measure this agent instead of building one
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Measure this agent as well, in turn with the other, for example one built before a change
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
+    /// Measure only these parts
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// ns per event of each kernel program
+    Programs,
+    /// Slow-down of context switches
+    Switches,
+    /// Slow-down of whole programs
+    Throughput,
+    /// Scrapes: CPU, memory, start, several at once
+    Scrapes,
+    /// The pass over tasks
+    Tasks,
+}
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn binaries(&self) -> Result<Vec<Binary>> {
+        let path = match &self.agent {
+            Some(path) => path.clone(),
+            None => {
+                build()?;
+                shell::agent()
+            }
+        };
+        let mut binaries = vec![Binary { name: "now", path }];
+        if let Some(path) = self.against.clone() {
+            let name = "before";
+            binaries.insert(0, Binary { name, path });
+        }
+        for Binary { path, .. } in &binaries {
+            ensure!(path.is_file(), "there is no agent at {}", path.display());
+        }
+        Ok(binaries)
+    }
 }
 
 /// Measures, prints a table, writes JSON.
 pub fn bench(options: &Options) -> Result<()> {
     require_root("bench", "BPF programs are loaded and cgroups made")?;
-    build()?;
+    let binaries = options.binaries()?;
+    let rounds = if binaries.len() == 1 { 1 } else { ROUNDS };
     let machine = machine()?;
     println!("\n{machine}\n");
-    let mut programs = programs::measure()?;
-    programs.extend(block::measure()?);
-    let switching = load::slow_down(options.rounds)?;
-    let throughput = throughput::measure(options.rounds)?;
-    let scrapes = options
-        .cgroups
-        .iter()
-        .map(|&count| scrapes::measure(count))
-        .collect::<Result<Vec<_>>>()?;
-    let tasks = options
-        .tasks
-        .iter()
-        .map(|&count| tasks::measure(count))
-        .collect::<Result<Vec<_>>>()?;
-    let result = json!({
-        "machine": machine,
-        "programs": programs,
-        "context_switches": switching,
-        "throughput": throughput,
-        "scrapes": scrapes,
-        "tasks": tasks,
-    });
-    println!("{}", table(&result)?);
+    let mut result = json!({"machine": machine});
+    if options.wants(Part::Programs) {
+        let mut rows = turns::measure(&binaries, rounds, programs::measure)?;
+        rows.extend(turns::measure(&binaries, rounds, block::measure)?);
+        result["programs"] = json!(rows);
+    }
+    if options.wants(Part::Switches) {
+        result["context_switches"] = load::slow_down(&binaries, options.rounds)?;
+    }
+    if options.wants(Part::Throughput) {
+        result["throughput"] = json!(throughput::measure(&binaries, options.rounds)?);
+    }
+    if options.wants(Part::Scrapes) {
+        let rows = options
+            .cgroups
+            .iter()
+            .map(|&count| scrapes::measure(&binaries, count))
+            .collect::<Result<Vec<_>>>()?;
+        result["scrapes"] = json!(rows.concat());
+    }
+    if options.wants(Part::Tasks) {
+        let rows = options.tasks.iter().map(|&count| {
+            turns::measure(&binaries, rounds, |binary| {
+                tasks::measure(binary, count).map(|row| vec![row])
+            })
+        });
+        result["tasks"] = json!(rows.collect::<Result<Vec<_>>>()?.concat());
+    }
+    println!("{}", table::text(&result));
     let folder = root().join("bench-results");
     std::fs::create_dir_all(&folder)?;
     let file = folder.join("latest.json");
@@ -90,125 +154,6 @@ fn machine() -> Result<String> {
         model.unwrap_or("unknown CPU"),
         release.trim()
     ))
-}
-
-/// The results as aligned text, which is Markdown at the same time.
-fn table(result: &Value) -> Result<String> {
-    let mut text = String::new();
-    writeln!(
-        text,
-        "| program | runs | ns gross | ns empty | ns net |\n| --- | --: | --: | --: | --: |"
-    )?;
-    for row in result["programs"].as_array().into_iter().flatten() {
-        writeln!(
-            text,
-            "| {} | {} | {:.1} | {:.1} | {:.1} |",
-            row["program"].as_str().unwrap_or_default(),
-            row["runs"],
-            row["gross_ns"].as_f64().unwrap_or_default(),
-            row["empty_ns"].as_f64().unwrap_or_default(),
-            row["net_ns"].as_f64().unwrap_or_default(),
-        )?;
-    }
-    let switching = &result["context_switches"];
-    writeln!(
-        text,
-        "\npinned ping-pong: {:.0} ns a round trip; with an empty program {:+.1} %, with the agent \
-         {:+.1} % (medians of {} interleaved ratios)\n",
-        switching["without_ns"].as_f64().unwrap_or_default(),
-        switching["empty_program_percent"]
-            .as_f64()
-            .unwrap_or_default(),
-        switching["agent_percent"].as_f64().unwrap_or_default(),
-        switching["rounds"],
-    )?;
-    writeln!(
-        text,
-        "| load | without the agent | with it |\n| --- | --: | --: |"
-    )?;
-    for row in result["throughput"].as_array().into_iter().flatten() {
-        writeln!(
-            text,
-            "| {} | {:.3e} | {:+.1} % |",
-            row["load"].as_str().unwrap_or_default(),
-            row["without"].as_f64().unwrap_or_default(),
-            row["agent_percent"].as_f64().unwrap_or_default(),
-        )?;
-    }
-    writeln!(
-        text,
-        "\n| cgroups | series | bytes | CPU ms | wall ms | ns a series | RSS MB | anonymous MB | kernel \
-         KiB | start ms |\n| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
-    )?;
-    for row in result["scrapes"].as_array().into_iter().flatten() {
-        let number = |key: &str| row[key].as_f64().unwrap_or_default();
-        writeln!(
-            text,
-            "| {} | {} | {} | {:.2} | {:.2} | {:.0} | {:.1} | {:.1} | {:.0} | {:.0} |",
-            row["cgroups"],
-            row["series"],
-            row["bytes"],
-            number("cpu_ms"),
-            number("wall_ms"),
-            number("ns_a_series"),
-            number("rss_mb"),
-            number("anonymous_mb"),
-            number("kernel_kib"),
-            number("start_ms"),
-        )?;
-    }
-    text.push_str(&stages(result));
-    writeln!(
-        text,
-        "\n| tasks | descriptors | pass ms | ns a task | ns a run of the program, gross |\n\
-         | --: | --: | --: | --: | --: |"
-    )?;
-    for row in result["tasks"].as_array().into_iter().flatten() {
-        let number = |key: &str| row[key].as_f64().unwrap_or_default();
-        writeln!(
-            text,
-            "| {} | {} | {:.2} | {:.0} | {:.0} |",
-            number("tasks"),
-            number("descriptors"),
-            number("pass_ms"),
-            number("ns_a_task"),
-            number("program_ns"),
-        )?;
-    }
-    Ok(text)
-}
-
-/// What each stage of a scrape takes, by number of cgroups.
-fn stages(result: &Value) -> String {
-    let scrapes: Vec<&Value> = result["scrapes"].as_array().into_iter().flatten().collect();
-    let names: Vec<&String> = scrapes
-        .last()
-        .and_then(|scrape| scrape["stages_us"].as_object())
-        .into_iter()
-        .flat_map(|stages| stages.keys())
-        .collect();
-    let heads: Vec<String> = scrapes
-        .iter()
-        .map(|scrape| format!("{} cgroups", scrape["cgroups"]))
-        .collect();
-    let mut text = format!(
-        "\n| stage, µs | {} |\n| --- |{}\n",
-        heads.join(" | "),
-        " --: |".repeat(heads.len())
-    );
-    for name in names {
-        let cells: Vec<String> = scrapes
-            .iter()
-            .map(|scrape| {
-                format!(
-                    "{:.0}",
-                    scrape["stages_us"][name].as_f64().unwrap_or_default()
-                )
-            })
-            .collect();
-        text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
-    }
-    text
 }
 
 /// The middle one.

@@ -2,12 +2,21 @@
 
 use std::{
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use http_client::Request;
+
+/// An agent that can be measured.
+pub struct Binary {
+    /// Its name in the results.
+    pub name: &'static str,
+    /// Its path.
+    pub path: PathBuf,
+}
 
 /// A running agent, on a port of its own.
 pub struct Agent {
@@ -18,13 +27,20 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it and waits for its first metrics.
-    pub fn start() -> Result<Self> {
+    /// Starts one that takes a new snapshot at every scrape, and waits for its first metrics.
+    pub fn start(binary: &Binary) -> Result<Self> {
+        Self::start_with(binary, Duration::ZERO)
+    }
+
+    /// Starts one that answers from the last snapshot for as long as `interval`, and waits for its
+    /// first metrics.
+    pub fn start_with(binary: &Binary, interval: Duration) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let begin = Instant::now();
-        let child = Command::new(crate::shell::agent())
+        let child = Command::new(&binary.path)
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
-            .args(["--web.min-interval", "0s", "--log.level", "error"])
+            .args(["--web.min-interval", &format!("{}ms", interval.as_millis())])
+            .args(["--log.level", "error"])
             .stdout(Stdio::null())
             .spawn()
             .context("starting the agent")?;
@@ -51,21 +67,20 @@ impl Agent {
         Ok(answer.ok_text()?.to_owned())
     }
 
-    /// CPU time of all its threads, ns.
+    /// CPU time of its process so far, ns, threads that have ended included.
     pub fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // Threads end while this reads.
-            let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else {
-                continue;
-            };
-            sum += text
-                .split_whitespace()
-                .next()
-                .and_then(|ns| ns.parse::<u64>().ok())
-                .unwrap_or(0);
-        }
-        Ok(sum)
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: `clock` and `time` live as long as the calls that write them.
+        let failed = unsafe {
+            libc::clock_getcpuclockid(self.child.id() as libc::pid_t, &raw mut clock) != 0
+                || libc::clock_gettime(clock, &raw mut time) != 0
+        };
+        ensure!(!failed, "the CPU clock of the agent can't be read");
+        Ok(u64::try_from(time.tv_sec)? * 1_000_000_000 + u64::try_from(time.tv_nsec)?)
     }
 
     /// A size of /proc/PID/status, bytes.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    agent::{Agent, value},
+    agent::{Agent, Binary, value},
     empty::Empty,
     programs::Statistics,
 };
@@ -75,8 +75,8 @@ impl Drop for Loop {
 }
 
 /// Measures under direct reads of a loop device.
-pub fn measure() -> Result<Vec<Value>> {
-    let agent = Agent::start()?;
+pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
+    let agent = Agent::start(binary)?;
     let disk = Loop::new()?;
     // Some kernels lack some of the tracepoints; the agent then has no program there either.
     let programs: Vec<(&str, Empty)> = PROGRAMS

@@ -13,7 +13,12 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{agent::Agent, empty::Empty, median};
+use super::{
+    agent::{Agent, Binary},
+    empty::Empty,
+    median,
+    turns::order,
+};
 
 /// Round trips in one round of the ping-pong.
 const ROUND_TRIPS: u32 = 150_000;
@@ -57,35 +62,34 @@ fn pin_to_last_cpu() {
     }
 }
 
-/// Slow-down of the ping-pong: rounds with nothing, with an empty program, with the agent, in turn.
-/// The empty program is what the kernel's own dispatch costs.
-pub fn slow_down(rounds: usize) -> Result<Value> {
-    let (mut without, mut empty_ratios, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+/// Slow-down of the ping-pong: rounds with nothing, with an empty program and with each agent, in
+/// turn. The empty program shows what the kernel's dispatch of any program costs.
+pub fn slow_down(binaries: &[Binary], rounds: usize) -> Result<Value> {
+    let (mut without, mut empty_ratios) = (Vec::new(), Vec::new());
+    let mut ratios = vec![Vec::new(); binaries.len()];
     let round = || -> Result<f64> {
         ping_pong(ROUND_TRIPS / 10)?;
         ping_pong(ROUND_TRIPS)
     };
     round()?;
-    for _ in 0..rounds {
+    for number in 0..rounds {
         let bare = round()?;
         let empty = {
             let _empty = Empty::attach("sched_switch")?;
             round()?
         };
-        let with = {
-            let _agent = Agent::start()?;
-            round()?
-        };
         without.push(bare);
         empty_ratios.push(empty / bare);
-        ratios.push(with / bare);
+        for at in order(binaries.len(), number) {
+            let _agent = Agent::start(&binaries[at])?;
+            ratios[at].push(round()? / bare);
+        }
     }
-    Ok(json!({
-        "rounds": rounds,
-        "without_ns": median(without),
-        "empty_program_percent": (median(empty_ratios) - 1.0) * 100.0,
-        "agent_percent": (median(ratios) - 1.0) * 100.0,
-    }))
+    let row = |with: &str, ratios| json!({"with": with, "percent": (median(ratios) - 1.0) * 100.0});
+    let mut with = vec![row("an empty program", empty_ratios)];
+    let agents = binaries.iter().zip(ratios);
+    with.extend(agents.map(|(binary, ratios)| row(binary.name, ratios)));
+    Ok(json!({"rounds": rounds, "without_ns": median(without), "with": with}))
 }
 
 /// Datagrams from one socket to another over loopback: a packet sent and one received each.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
-    agent::{Agent, value},
+    agent::{Agent, Binary, value},
     empty::{Empty, Packets},
     load::{Cgroups, connections, datagrams, drops, ping_pong, processes, retransmits},
 };
@@ -50,8 +50,8 @@ impl Drop for Statistics {
 }
 
 /// Measures under a load that has all of them run.
-pub fn measure() -> Result<Vec<Value>> {
-    let agent = Agent::start()?;
+pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
+    let agent = Agent::start(binary)?;
     let tracepoints = PROGRAMS.iter().map(|name| Empty::attach(name));
     let packets = PACKETS
         .iter()

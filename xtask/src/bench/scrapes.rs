@@ -6,46 +6,110 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
-    agent::{Agent, value},
+    agent::{Agent, Binary, value},
+    frames::Sharing,
     load::Cgroups,
     median,
+    turns::order,
 };
 
 const SCRAPES: usize = 15;
+/// Starts of each agent.
+const STARTS: usize = 3;
 
-/// Measures with so many cgroups beside those of the host, all of which have run something.
-pub fn measure(count: usize) -> Result<Value> {
-    // The agent sees them come: histograms and process counters are all there.
-    let watching = Agent::start()?;
-    let cgroups = Cgroups::make(count)?;
-    let mut text = watching.scrape()?;
-    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
-    for _ in 0..SCRAPES {
-        let (begin, used) = (Instant::now(), watching.cpu_ns()?);
-        text = watching.scrape()?;
-        wall.push(begin.elapsed().as_secs_f64() * 1e3);
-        cpu.push((watching.cpu_ns()? - used) as f64 / 1e6);
+/// What was measured of one agent.
+struct Watching {
+    agent: Agent,
+    text: String,
+    wall: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+/// Measures with so many cgroups beside those of the host, all of which have run something. One row
+/// for each agent.
+pub fn measure(binaries: &[Binary], count: usize) -> Result<Vec<Value>> {
+    // The agents see the cgroups come: histograms and process counters are all there.
+    let mut watching = Vec::new();
+    for binary in binaries {
+        watching.push(Watching {
+            agent: Agent::start(binary)?,
+            text: String::new(),
+            wall: Vec::new(),
+            cpu: Vec::new(),
+        });
     }
-    let (rss, anonymous) = (watching.memory("VmRSS")?, watching.memory("RssAnon")?);
+    let sharing = Sharing::start(binaries)?;
+    let cgroups = Cgroups::make(count)?;
+    for watching in &watching {
+        watching.agent.scrape()?;
+    }
+    for round in 0..SCRAPES {
+        for at in order(watching.len(), round) {
+            watching[at].scrape()?;
+        }
+    }
+    let mut rows = watching
+        .iter()
+        .map(|watching| watching.row(count))
+        .collect::<Result<Vec<_>>>()?;
     drop(watching);
-    // How long an agent takes that finds them all at its start.
-    let start = Agent::start()?.start;
+    let frames = sharing.measure()?;
+    drop(sharing);
+    let starts = starts(binaries)?;
     drop(cgroups);
-    let series = text.lines().filter(|line| !line.starts_with('#')).count();
-    let cpu = median(cpu);
-    Ok(json!({
-        "cgroups": count,
-        "series": series,
-        "bytes": text.len(),
-        "cpu_ms": cpu,
-        "wall_ms": median(wall),
-        "ns_a_series": cpu * 1e6 / series as f64,
-        "rss_mb": rss / 1e6,
-        "anonymous_mb": anonymous / 1e6,
-        "kernel_kib": value(&text, "cgmeter_kernel_memory_bytes ") / 1024.0,
-        "start_ms": start.as_secs_f64() * 1e3,
-        "stages_us": stages(&text),
-    }))
+    for (at, row) in rows.iter_mut().enumerate() {
+        row["agent"] = json!(binaries[at].name);
+        row["frames"] = frames[at].clone();
+        row["start_ms"] = json!(starts[at].0);
+        row["start_peak_mb"] = json!(starts[at].1);
+    }
+    Ok(rows)
+}
+
+impl Watching {
+    fn scrape(&mut self) -> Result<()> {
+        let (begin, used) = (Instant::now(), self.agent.cpu_ns()?);
+        self.text = self.agent.scrape()?;
+        self.wall.push(begin.elapsed().as_secs_f64() * 1e3);
+        self.cpu.push((self.agent.cpu_ns()? - used) as f64 / 1e6);
+        Ok(())
+    }
+
+    fn row(&self, count: usize) -> Result<Value> {
+        let Self { agent, text, .. } = self;
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        let cpu = median(self.cpu.clone());
+        Ok(json!({
+            "cgroups": count,
+            "series": series,
+            "bytes": text.len(),
+            "cpu_ms": cpu,
+            "wall_ms": median(self.wall.clone()),
+            "ns_a_series": cpu * 1e6 / series as f64,
+            "rss_mb": agent.memory("VmRSS")? / 1e6,
+            "anonymous_mb": agent.memory("RssAnon")? / 1e6,
+            "peak_mb": agent.memory("VmHWM")? / 1e6,
+            "kernel_kib": value(text, "cgmeter_kernel_memory_bytes ") / 1024.0,
+            "stages_us": stages(text),
+        }))
+    }
+}
+
+/// For each agent, how long it takes to its first metrics where it finds all cgroups at its start,
+/// ms, and its peak of memory until then, MB.
+fn starts(binaries: &[Binary]) -> Result<Vec<(f64, f64)>> {
+    let mut found = vec![(Vec::new(), Vec::new()); binaries.len()];
+    for round in 0..STARTS {
+        for at in order(binaries.len(), round) {
+            let agent = Agent::start(&binaries[at])?;
+            found[at].0.push(agent.start.as_secs_f64() * 1e3);
+            found[at].1.push(agent.memory("VmHWM")? / 1e6);
+        }
+    }
+    let medians = found
+        .into_iter()
+        .map(|(start, peak)| (median(start), median(peak)));
+    Ok(medians.collect())
 }
 
 /// What each stage of the last snapshot took, µs, by the agent itself.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    agent::{Agent, value},
+    agent::{Agent, Binary, value},
     median,
     programs::Statistics,
 };
@@ -16,9 +16,9 @@ const THREADS: usize = 10;
 const DESCRIPTORS: usize = 16;
 
 /// Measures with so many tasks beside those of the host.
-pub fn measure(count: usize) -> Result<Value> {
+pub fn measure(binary: &Binary, count: usize) -> Result<Value> {
     let _processes = Processes::start(count / THREADS)?;
-    let agent = Agent::start()?;
+    let agent = Agent::start(binary)?;
     agent.scrape()?;
     let mut stage = Vec::new();
     for _ in 0..SCRAPES {

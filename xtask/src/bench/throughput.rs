@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{agent::Agent, median};
+use super::{
+    agent::{Agent, Binary},
+    median,
+    turns::order,
+};
 use crate::{
     apt,
     shell::{has, output},
@@ -32,7 +36,7 @@ const LOADS: &[Load] = &[
 ];
 
 /// Installs what is missing and measures so many pairs of rounds.
-pub fn measure(rounds: usize) -> Result<Vec<Value>> {
+pub fn measure(binaries: &[Binary], rounds: usize) -> Result<Vec<Value>> {
     let missing: Vec<&str> = TOOLS.iter().copied().filter(|tool| !has(tool)).collect();
     if !missing.is_empty() {
         if let Err(why) = apt::usable() {
@@ -47,23 +51,26 @@ pub fn measure(rounds: usize) -> Result<Vec<Value>> {
     let server = Server::start()?;
     let mut rows = Vec::new();
     for (name, load) in LOADS {
-        let (mut without, mut ratios) = (Vec::new(), Vec::new());
+        let (mut without, mut ratios) = (Vec::new(), vec![Vec::new(); binaries.len()]);
         load()?;
-        for _ in 0..rounds {
+        for round in 0..rounds {
             let bare = load()?;
-            let with = {
-                let _agent = Agent::start()?;
-                load()?
-            };
             without.push(bare);
-            ratios.push(with / bare);
+            for at in order(binaries.len(), round) {
+                let _agent = Agent::start(&binaries[at])?;
+                ratios[at].push(load()? / bare);
+            }
         }
-        rows.push(json!({
-            "load": name,
-            "rounds": rounds,
-            "without": median(without),
-            "agent_percent": (median(ratios) - 1.0) * 100.0,
-        }));
+        let without = median(without);
+        for (binary, ratios) in binaries.iter().zip(ratios) {
+            rows.push(json!({
+                "load": name,
+                "agent": binary.name,
+                "rounds": rounds,
+                "without": without,
+                "agent_percent": (median(ratios) - 1.0) * 100.0,
+            }));
+        }
     }
     drop(server);
     Ok(rows)
