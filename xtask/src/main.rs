@@ -10,13 +10,10 @@ mod bench;
 mod build;
 mod check;
 mod compose;
-mod dashboards;
 mod demo;
 mod deploy;
 mod docs;
 mod image;
-mod promql;
-mod reference;
 mod run;
 mod setup;
 mod shell;
@@ -100,7 +97,7 @@ fn main() -> ExitCode {
         Verb::Check => check::check(),
         Verb::Docs { check } => docs::docs(check),
         Verb::Deploy => deploy::deploy(),
-        Verb::Dashboards { check } => dashboards::dashboards(check),
+        Verb::Dashboards { check } => deploy_checks::dashboards::write(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Compose => compose::compose(),

@@ -7,12 +7,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{all, dashboards};
+use super::{all, write};
 use crate::{
-    deploy,
     promql::{Names, names},
     reference::rows,
-    shell::root,
+    root, rules,
 };
 
 /// Labels that Prometheus's configuration gives every series.
@@ -104,7 +103,7 @@ fn foreign() -> Vec<(String, String, BTreeSet<String>)> {
 
 fn definitions() -> Definitions {
     let mut definitions = agents();
-    for name in deploy::recorded_on_hosts(&root()).unwrap() {
+    for name in rules::recorded_on_hosts(&root()).unwrap() {
         definitions.insert(name, None);
     }
     for (name, kind, labels) in foreign() {
@@ -170,7 +169,7 @@ fn undefined(dashboard: &Value, definitions: &Definitions) -> Vec<String> {
 
 #[test]
 fn what_is_committed_is_what_is_made() {
-    if let Err(error) = dashboards(true) {
+    if let Err(error) = write(true) {
         panic!("{error:#}");
     }
 }

@@ -1,4 +1,4 @@
-//! `dashboards`: Grafana's dashboards, from the definitions in the files below.
+//! Grafana's dashboards, from the definitions in the files below.
 //!
 //! Invariant: what is committed in deploy/grafana/dashboards is what is made here, and every metric
 //! that a query names is defined by the agent (docs/metrics.md), by a recording rule
@@ -22,7 +22,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use model::Dashboard;
 
-use crate::shell::root;
+use crate::root;
 
 /// Where they are, from the root of the repository.
 const FOLDER: &str = "deploy/grafana/dashboards";
@@ -40,8 +40,12 @@ fn all() -> Vec<Dashboard> {
     ]
 }
 
-/// Writes them, or says whether they are up to date.
-pub fn dashboards(check: bool) -> Result<()> {
+/// Writes them, or only says whether they are up to date.
+///
+/// # Errors
+///
+/// Returns the file that is out of date, that can't be written, or that no definition makes.
+pub fn write(check: bool) -> Result<()> {
     let folder = root().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let mut made = Vec::new();
@@ -62,7 +66,7 @@ pub fn dashboards(check: bool) -> Result<()> {
     for entry in fs::read_dir(&folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if !made.contains(&name) {
-            bail!("{FOLDER}/{name} is made by nobody: remove it");
+            bail!("{FOLDER}/{name} is made by no definition: remove it");
         }
     }
     Ok(())

@@ -1,0 +1,200 @@
+//! Recording rules, alerts, their tests and their runbooks.
+//!
+//! Invariant: every name in an expression is the agent's, a recording rule's, or on the list of
+//! foreign metrics with a reason. Every alert has a runbook, labels to route by, and a test in which
+//! it is quiet, fires and recovers. Every runbook belongs to an alert.
+
+mod faults;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::{
+    reference::{Row, rows},
+    root,
+    tool::{files, text},
+};
+use file::{Rule, Rules, Test, Tests, read};
+
+/// Labels that routes and inhibition go by.
+const ROUTED: [&str; 3] = ["severity", "team", "scope"];
+
+/// Checks the rules, their tests and the runbooks.
+///
+/// # Errors
+///
+/// Returns the number of faults, each of which is printed on standard error.
+pub fn check() -> Result<()> {
+    let root = &root();
+    let folder = root.join("deploy/prometheus");
+    let rules = rules(root)?;
+    let tests = tests(root)?;
+    let reference = text(&root.join("docs/metrics.md"))?;
+    let own = reference_names(&reference)?;
+    let foreign = text(&folder.join("foreign-metrics.txt"))?;
+    let foreign = foreign_names(&foreign)?;
+    let runbooks = runbooks(root)?;
+
+    let mut faults = faults::names(
+        &expressions(&rules, &runbooks),
+        &recorded(&rules),
+        &own,
+        &foreign,
+    );
+    faults.extend(faults::shape(&rules));
+    faults.extend(faults::runbooks(&rules, &runbooks));
+    faults.extend(faults::cases(&rules, &tests));
+    for fault in &faults {
+        eprintln!("{fault}");
+    }
+    ensure!(faults.is_empty(), "{} faults in deploy", faults.len());
+    println!(
+        "{} rules, {} tests, {} runbooks",
+        rules.len(),
+        tests.len(),
+        runbooks.len()
+    );
+    Ok(())
+}
+
+/// All rules, with those for long-term stores.
+fn rules(root: &Path) -> Result<Vec<Rule>> {
+    let mut rules = host_rules(root)?;
+    rules.extend(rules_in(
+        &root.join("deploy/prometheus/fleet"),
+        ".rules.yml",
+    )?);
+    Ok(rules)
+}
+
+/// The rules for the Prometheus of a host or of a shard.
+fn host_rules(root: &Path) -> Result<Vec<Rule>> {
+    rules_in(&root.join("deploy/prometheus/rules"), ".yml")
+}
+
+fn rules_in(folder: &Path, end: &str) -> Result<Vec<Rule>> {
+    let mut rules = Vec::new();
+    for path in files(folder, end)? {
+        let file: Rules = read(&path)?;
+        rules.extend(file.groups.into_iter().flat_map(|group| group.rules));
+    }
+    Ok(rules)
+}
+
+/// Names of the series that [`host_rules`] record.
+#[cfg(test)]
+pub(crate) fn recorded_on_hosts(root: &Path) -> Result<BTreeSet<String>> {
+    let rules = host_rules(root)?;
+    Ok(recorded(&rules).into_iter().map(str::to_owned).collect())
+}
+
+/// Each combination of the [`ROUTED`] labels that alerts have, as `name=value`.
+pub(crate) fn routed_labels(root: &Path) -> Result<BTreeSet<Vec<String>>> {
+    let labels = |rule: &Rule| {
+        let label = |name| {
+            format!(
+                "{name}={}",
+                rule.labels.get(name).map_or("", String::as_str)
+            )
+        };
+        ROUTED.map(label).to_vec()
+    };
+    let rules = rules(root)?;
+    Ok(rules
+        .iter()
+        .filter(|rule| rule.alert.is_some())
+        .map(labels)
+        .collect())
+}
+
+/// The tests of the rules, which promtool runs.
+fn tests(root: &Path) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    for path in files(&root.join("deploy/prometheus/tests"), ".test.yml")? {
+        let file: Tests = read(&path)?;
+        tests.extend(file.tests);
+    }
+    Ok(tests)
+}
+
+/// How many tests there are.
+pub(crate) fn test_count(root: &Path) -> Result<u64> {
+    Ok(tests(root)?.len().try_into()?)
+}
+
+/// Names and types in the metric reference.
+fn reference_names(reference: &str) -> Result<BTreeMap<String, String>> {
+    let own = |row: Row<'_>| (row.name.to_owned(), row.kind.to_owned());
+    let found: BTreeMap<_, _> = rows(reference).map(own).collect();
+    ensure!(!found.is_empty(), "docs/metrics.md lists no metric");
+    Ok(found)
+}
+
+/// Names in the list of foreign metrics, each of which has a reason.
+fn foreign_names(list: &str) -> Result<BTreeSet<&str>> {
+    let mut found = BTreeSet::new();
+    for line in list
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+    {
+        match line.split_once(" # ") {
+            Some((name, reason)) if !reason.trim().is_empty() => found.insert(name.trim()),
+            _ => bail!("foreign-metrics.txt: {line:?} is not `name # reason`"),
+        };
+    }
+    Ok(found)
+}
+
+/// The runbooks by their alerts, with the queries in each.
+pub(crate) fn runbooks(root: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found = BTreeMap::new();
+    for path in files(&root.join("docs/runbooks"), ".md")? {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if name != "README" {
+            found.insert(name.into_owned(), queries(&text(&path)?));
+        }
+    }
+    Ok(found)
+}
+
+/// The queries of a page: blocks of PromQL, divided by empty lines.
+fn queries(page: &str) -> Vec<String> {
+    let blocks = page.split("```promql\n").skip(1);
+    blocks
+        .filter_map(|block| block.split("```").next())
+        .flat_map(|block| block.split("\n\n"))
+        .map(|query| query.trim().to_owned())
+        .collect()
+}
+
+/// (whose, expression) of all rules and runbooks.
+fn expressions<'a>(
+    rules: &'a [Rule],
+    runbooks: &'a BTreeMap<String, Vec<String>>,
+) -> Vec<(&'a str, &'a str)> {
+    let of = |rule: &'a Rule| rule.record.as_deref().or(rule.alert.as_deref());
+    let rules = rules
+        .iter()
+        .map(|rule| (of(rule).unwrap_or("a rule"), rule.expr.as_str()));
+    let pages = runbooks.iter().flat_map(|(page, queries)| {
+        queries
+            .iter()
+            .map(move |query| (page.as_str(), query.as_str()))
+    });
+    rules.chain(pages).collect()
+}
+
+/// Names of the series that rules record.
+fn recorded(rules: &[Rule]) -> BTreeSet<&str> {
+    rules
+        .iter()
+        .filter_map(|rule| rule.record.as_deref())
+        .collect()
+}
