@@ -1,7 +1,7 @@
 //! Debian's packages.
 //!
-//! Invariant: installing leaves no service running and none that starts at the next boot: it would
-//! take ports that tests and people use.
+//! Invariant: an installation starts no service and enables none, because services would occupy ports
+//! that tests and users need.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::shell::{has, is_root, run};
 
-/// Packages used here that bring services along, and those.
+/// Packages that install services, and these services.
 const SERVICES: &[(&str, &[&str])] = &[
     ("prometheus", &["prometheus.service"]),
     (
@@ -37,7 +37,7 @@ const SERVICES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Whether packages can be installed; if not, why not.
+/// Fails with the reason if packages can't be installed.
 pub fn usable() -> Result<(), &'static str> {
     match (has("apt-get"), is_root()) {
         (false, _) => Err("this is not Debian: there is no apt-get"),
@@ -66,16 +66,16 @@ pub fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Fetches the package lists. One source that can't be reached is no reason to stop: what is done
-/// next tells what it lacks.
+/// Updates the package lists. A failure is only a warning: one unreachable source need not matter, and
+/// a package that is missing is reported by the next step.
 pub fn update() {
     if let Err(error) = run(&mut apt_get(&["update"])) {
         eprintln!("xtask: warning: {error:#}");
     }
 }
 
-/// Downloads a package's file into a folder, again with new lists if theirs are outdated. Needs no
-/// root.
+/// Downloads the file of a package into a folder. If that fails, the package lists are updated first.
+/// Needs no root.
 pub fn download(package: &str, folder: &Path) -> Result<()> {
     println!("downloading {package}");
     let mut command = apt_get(&["download", "-o", "APT::Sandbox::User=root", package]);
@@ -104,11 +104,11 @@ fn apt_get(arguments: &[&str]) -> Command {
     command
 }
 
-/// While it lives, packages start no services (Debian policy 9.3.3.1).
+/// Keeps packages from starting services until it is dropped (Debian policy 9.3.3.1).
 struct NoServices(Option<PathBuf>);
 
 impl NoServices {
-    /// Leaves a policy alone that is there already, as in container images.
+    /// Does nothing if there is a policy already, as in container images.
     fn new(policy: &Path) -> Result<Self> {
         if policy.exists() {
             return Ok(Self(None));

@@ -1,9 +1,9 @@
 //! `bench`: what the agent costs, measured on this machine.
 //!
-//! Times of kernel programs are the kernel's own (`kernel.bpf_stats_enabled`), less those of an
-//! empty program attached to the same tracepoint in the same run. Slow-down is a ratio of
-//! interleaved rounds with and without the agent. Two agents (`--against`) are measured in turn,
-//! never at the same time, so that both see the same machine. Nothing here fails for being slow.
+//! Run times of kernel programs come from the kernel (`kernel.bpf_stats_enabled`), minus those of an
+//! empty program attached to the same tracepoint in the same run. Slow-down is a ratio of interleaved
+//! rounds with and without the agent. Two agents (`--against`) take turns within one run, so that both
+//! see the same machine. No result is an error for being slow.
 
 mod agent;
 mod block;
@@ -28,7 +28,7 @@ use crate::{
     shell::{self, require_root, root},
 };
 
-/// Rounds of each agent where two are compared.
+/// Rounds for each of two agents.
 const ROUNDS: usize = 3;
 
 /// What to measure.
@@ -37,7 +37,7 @@ pub struct Options {
     /// Cgroups to scrape
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000, 10_000])]
     cgroups: Vec<usize>,
-    /// Tasks to pass over, beside those of the host
+    /// Tasks for the task iterator, besides those of the host
     #[arg(long, value_delimiter = ',', default_values_t = [0, 6000])]
     tasks: Vec<usize>,
     /// Rounds of the context-switch benchmark, each with and without the agent
@@ -63,9 +63,9 @@ enum Part {
     Switches,
     /// Slow-down of whole programs
     Throughput,
-    /// Scrapes: CPU, memory, start, several at once
+    /// CPU of scrapes, alone and four at once; memory; time to start
     Scrapes,
-    /// The pass over tasks
+    /// The task iterator
     Tasks,
 }
 
@@ -96,7 +96,7 @@ impl Options {
 
 /// Measures, prints a table, writes JSON.
 pub fn bench(options: &Options) -> Result<()> {
-    require_root("bench", "BPF programs are loaded and cgroups made")?;
+    require_root("bench", "it loads BPF programs and makes cgroups")?;
     let binaries = options.binaries()?;
     let rounds = if binaries.len() == 1 { 1 } else { ROUNDS };
     let machine = machine()?;
@@ -156,7 +156,7 @@ fn machine() -> Result<String> {
     ))
 }
 
-/// The middle one.
+/// The median; 0 of nothing.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! `build`: the agent, which has the kernel programs in it.
+//! `build`: builds the agent, with the kernel programs embedded.
 
 use anyhow::Result;
 
@@ -13,18 +13,18 @@ pub fn build() -> Result<()> {
     build_only()
 }
 
-/// Sets up and builds the agent quickly, for target/debug.
+/// Sets up and builds the agent without optimization, into target/debug.
 pub fn build_debug() -> Result<()> {
     setup()?;
     compile(&[])
 }
 
-/// Builds the agent with a toolchain that is set up.
+/// Builds the agent. The toolchain has to be set up.
 pub fn build_only() -> Result<()> {
     compile(&["--release"])
 }
 
-/// Builds the example application, which tests use as well.
+/// Builds the example application, which the demo and the tests use.
 pub fn build_example() -> Result<()> {
     run(&mut cargo(&[
         "build",

@@ -1,8 +1,9 @@
-//! `demo`: agent, Prometheus, Alertmanager and the example shop, in cgroups of their own, with customers.
+//! `demo`: runs the agent, Prometheus, Alertmanager and the example shop under load, each in a cgroup of
+//! its own.
 //!
-//! Invariants: nothing listens or calls anywhere but on loopback; whatever ends the demo (Ctrl-C, SIGTERM, a
-//! part that fails), its processes, cgroups and folder go with it, and if it is killed outright, its
-//! processes do. Checked by tests/live/demo.rs.
+//! Invariants: everything listens and connects on loopback only. However the demo ends (Ctrl-C, SIGTERM,
+//! a part that fails), its processes, cgroups and folder are removed; if it is killed by SIGKILL, at
+//! least its processes end. Checked by tests/live/demo.rs.
 
 mod cgroups;
 mod config;
@@ -29,36 +30,36 @@ use crate::{
     shell::{program, require_root, target},
 };
 
-/// How to show it.
+/// Options of the demo.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// End after that many seconds, rather than at Ctrl-C
+    /// End after this many seconds, rather than at Ctrl-C
     #[arg(long, value_name = "SECONDS")]
     duration: Option<u64>,
-    /// Requests a second that the shop's customers make
+    /// Requests a second to the shop
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
-    /// A folder with the programs cgmeter and shop, rather than to build them
+    /// Use the programs cgmeter and shop in this folder, rather than build them
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
 }
 
-/// Debian's packages of what is not built here.
+/// Debian's packages of the other programs.
 const PROGRAMS: &[(&str, &str)] = &[
     ("prometheus", "prometheus"),
     ("prometheus-alertmanager", "prometheus-alertmanager"),
     ("setpriv", "util-linux"),
 ];
-/// Time for a part to be ready.
+/// How long a part may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Builds, starts, tells where to look, and waits for the end.
+/// Builds and starts all parts, prints their addresses, and waits for the end.
 pub fn demo(options: &Options) -> Result<()> {
     require_root(
         "demo",
         "the agent loads BPF programs, and the demo makes cgroups",
     )?;
-    // From here on, signals end the demo in order.
+    // From here on, a signal ends the demo in order.
     let ended = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&ended)).context("watching for signals")?;
@@ -79,7 +80,7 @@ pub fn demo(options: &Options) -> Result<()> {
     };
     let ports = Ports::choose()?;
     let webhook = Webhook::start(ports.webhook)?;
-    // Dropped in the reverse order: processes, then what they were in.
+    // Dropped in reverse order: processes first, then their cgroups and files.
     let cgroups = Cgroups::new()?;
     let folder = config::Folder::new(&ports)?;
     let mut parts = Parts::new(&cgroups, folder.path(), &ports, &binaries, options.rate);
@@ -102,7 +103,7 @@ pub fn demo(options: &Options) -> Result<()> {
         sleep(Duration::from_millis(100));
     }
     println!(
-        "ending: processes, cgroups and {} go",
+        "ending: removing processes, cgroups and {}",
         folder.path().display()
     );
     Ok(())
@@ -127,7 +128,7 @@ fn install() -> Result<()> {
     apt::install(&missing)
 }
 
-/// Where to look, and what to try.
+/// Prints what to look at and what to try.
 fn tell(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
     let Ports {
         agent,

@@ -1,7 +1,7 @@
 //! `image`: the agent and the example shop as container images, each from its static binary alone.
 //!
-//! Invariant: what goes into an image is a folder of this verb's own with exactly two files; the
-//! build needs no network and no image of others. Checked by tests/live/image.rs.
+//! Invariant: an image is built from a folder that holds exactly two files. The build needs neither the
+//! network nor a base image. Checked by tests/live/image.rs.
 
 use std::{
     fs,
@@ -16,21 +16,21 @@ use crate::{
     shell::{cargo, has, root, run, target},
 };
 
-/// What static binaries are built for, and how.
+/// The target of static binaries.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// The programs, which are also the images' names, and their recipes.
+/// The programs, whose names are those of the images, and their Dockerfiles.
 const IMAGES: [(&str, &str); 2] = [
     ("cgmeter", "deploy/docker/Dockerfile"),
     ("shop", "examples/shop/Dockerfile"),
 ];
 
-/// What to make.
+/// Options of the images.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Only the binaries and the folders to build from
     #[arg(long)]
     context_only: bool,
-    /// Quickly, rather than for speed
+    /// Build faster, without link-time optimization
     #[arg(long)]
     quick: bool,
     /// The images' tag
@@ -56,13 +56,14 @@ pub fn image(options: &Options) -> Result<()> {
         }
         let mut command = Command::new("docker");
         command.args(["build", "--network", "none", "--tag", &tag]);
-        // Without BuildKit's plugin, which Debian's docker.io does not bring.
+        // Debian's docker.io lacks the plugin of BuildKit.
         run(command.arg(&folder).env("DOCKER_BUILDKIT", "0"))?;
     }
     Ok(())
 }
 
-/// Builds the static binaries by one of cargo's profiles; the folder in which each has a folder to build from.
+/// Builds the static binaries with a profile of cargo. Returns the folder that holds a build folder for
+/// each image.
 pub fn context(profile: &str) -> Result<PathBuf> {
     ensure!(
         cfg!(target_arch = "x86_64"),
@@ -84,7 +85,7 @@ pub fn context(profile: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// A new folder with the binary, its debug information off, and the recipe.
+/// Makes a folder with the stripped binary and the Dockerfile.
 fn lay_out(binary: &Path, recipe: &Path, folder: &Path) -> Result<()> {
     let told = || format!("making {}", folder.display());
     match fs::remove_dir_all(folder) {
@@ -99,14 +100,14 @@ fn lay_out(binary: &Path, recipe: &Path, folder: &Path) -> Result<()> {
     let wants = wants_loader(&fs::read(&inside)?);
     ensure!(
         !wants.with_context(|| format!("{} is no 64-bit program", inside.display()))?,
-        "{} wants a dynamic loader, which an empty image does not have",
+        "{} needs a dynamic loader, which an empty image does not have",
         inside.display()
     );
     fs::copy(recipe, folder.join("Dockerfile")).with_context(told)?;
     Ok(())
 }
 
-/// Whether a 64-bit ELF file of this byte order has a program header PT_INTERP (elf(5)).
+/// Whether a 64-bit ELF file has a program header PT_INTERP (elf(5)).
 fn wants_loader(file: &[u8]) -> Option<bool> {
     const PT_INTERP: u64 = 3;
     let number = |at: usize, size: usize| -> Option<u64> {
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn a_dynamic_binary_is_refused() {
         let folder = std::env::temp_dir().join(format!("xtask-image-{}", std::process::id()));
-        // This test, which is dynamic.
+        // The test binary is linked dynamically.
         let error = lay_out(&std::env::current_exe().unwrap(), Path::new(""), &folder).unwrap_err();
         assert!(error.to_string().contains("dynamic loader"), "{error}");
         fs::remove_dir_all(&folder).unwrap();

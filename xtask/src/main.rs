@@ -1,8 +1,9 @@
 //! The project's chores: `cargo xtask VERB`.
 //!
-//! Invariants: a verb run twice does nothing new, and each is a file of its own. What they share:
-//! [`shell`] (running commands), [`toolchain`] (the compiler of the kernel programs), [`apt`]
-//! (Debian's packages), [`venv`] (Python's), [`tally`] and [`skips`] (what came of the tests).
+//! Invariants: each verb is a file of its own, and running it twice changes nothing more. Verbs share
+//! [`shell`] (commands), [`apt`] and [`venv`] (packages of Debian and Python), [`tally`] and [`skips`]
+//! (results of tests), and the crates `ebpf-toolchain` (the compiler of the kernel programs),
+//! `deploy-checks` (dashboards, rules, the compose stack) and `http-client`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod apt;
@@ -37,15 +38,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what builds the kernel programs, unless it is there
+    /// Install the toolchain of the kernel programs if it is missing
     Setup {
-        /// What the tests use as well
+        /// Also install what the tests use
         #[arg(long)]
         tests: bool,
     },
     /// Build the agent, kernel programs included
     Build {
-        /// Quickly, rather than for speed
+        /// Build without optimization
         #[arg(long)]
         debug: bool,
     },
@@ -59,7 +60,7 @@ enum Verb {
     Test(test::Options),
     /// Build, then test
     BuildAndTest(test::Options),
-    /// What needs no root: formatting, lints, docs, unit tests
+    /// Check what needs no root: formatting, lints, docs, unit tests
     Check,
     /// Write docs/metrics.md
     Docs {
@@ -83,7 +84,7 @@ enum Verb {
     Compose,
     /// Build the agent's container image from the static binary
     Image(image::Options),
-    /// Show it all: agent, Prometheus, Alertmanager and an application under load (as root)
+    /// Run a demo: agent, Prometheus, Alertmanager and an application under load (as root)
     Demo(demo::Options),
 }
 

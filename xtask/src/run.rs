@@ -1,4 +1,4 @@
-//! `run`: the agent on this host.
+//! `run`: runs the agent on this host.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
@@ -9,11 +9,11 @@ use crate::{
     shell::{agent, require_root},
 };
 
-/// Where the agent listens unless it is told otherwise.
+/// The default address of the agent.
 const ADDRESS: &str = "127.0.0.1:10295";
 const ADDRESS_FLAG: &str = "--web.listen-address";
 
-/// Sets up, builds and becomes the agent.
+/// Sets up, builds, and replaces this process by the agent.
 pub fn run(arguments: &[String]) -> Result<()> {
     require_root("run", "the agent loads BPF programs into the kernel")?;
     build()?;
@@ -28,7 +28,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     Err(anyhow::anyhow!("cannot run {}: {error}", agent().display()))
 }
 
-/// Whether the agent will serve metrics, rather than print something and end.
+/// Whether these arguments make the agent serve metrics, rather than print something and end.
 fn serves(arguments: &[String]) -> bool {
     const ENDING: &[&str] = &[
         "check",
@@ -47,7 +47,7 @@ fn serves(arguments: &[String]) -> bool {
         .any(|argument| ENDING.contains(&argument.as_str()))
 }
 
-/// The first address that the agent will listen on, as a browser takes it.
+/// The first address that the agent will listen on, as a browser accepts it.
 fn listen_address(arguments: &[String], from_environment: Option<&str>) -> String {
     let flag = arguments.iter().enumerate().find_map(|(index, argument)| {
         match argument.strip_prefix(ADDRESS_FLAG)? {

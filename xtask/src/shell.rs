@@ -1,6 +1,6 @@
-//! Running commands: where the repository is, and what a command that fails is called.
+//! Commands and paths.
 //!
-//! Invariant: every cargo started from here builds into the target folder that xtask itself lies in.
+//! Invariant: every cargo that is started here builds into the target folder of xtask itself.
 
 use std::{
     io::{Read, Write},
@@ -25,7 +25,7 @@ pub fn target() -> PathBuf {
         .unwrap_or_else(|| root().join("target"))
 }
 
-/// The agent as `build` leaves it.
+/// The agent that `build` makes.
 pub fn agent() -> PathBuf {
     target().join("release/cgmeter")
 }
@@ -40,7 +40,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command and says what it was if it fails.
+/// Runs a command, which has to succeed. The error names the command.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -51,7 +51,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Output of a command that has to succeed.
+/// Runs a command, which has to succeed, and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())
@@ -63,8 +63,8 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a command whose standard output goes to `out` at once, and line by line to `line` as well;
-/// whether it succeeded.
+/// Runs a command, copies its standard output to `out` at once, and calls `line` for each line. Returns
+/// whether the command succeeded.
 pub fn watched(
     command: &mut Command,
     mut out: impl Write,
@@ -81,7 +81,7 @@ pub fn watched(
         if count == 0 {
             break;
         }
-        // Not by lines: `test name ... ` has to be seen while the test runs.
+        // Not by lines, because `test name ... ` should be visible while the test runs.
         out.write_all(&buffer[..count])?;
         out.flush()?;
         pending.extend_from_slice(&buffer[..count]);
@@ -94,7 +94,7 @@ pub fn watched(
     Ok(child.wait()?.success())
 }
 
-/// A command as it would be typed, less its environment.
+/// A command as it would be typed, without its environment.
 pub fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(
@@ -110,7 +110,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Fails at once, before anything is built, when a verb needs root.
+/// Fails if this process is not root. Verbs call it before they build anything.
 pub fn require_root(verb: &str, why: &str) -> Result<()> {
     if is_root() {
         return Ok(());
@@ -128,7 +128,7 @@ pub fn has(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// A program on the path, or among the administrator's, which others seldom have on theirs.
+/// A program on the path, or in the sbin folders, which users other than root often lack there.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,7 +1,6 @@
-//! Programs of Python's index that tests use, in a virtual environment of their own.
+//! Programs from PyPI that tests use, in a virtual environment.
 //!
-//! Invariant: nothing outside cargo's target folder is touched, and a version that is there already
-//! is not asked for again.
+//! Invariant: only cargo's target folder is changed, and an installed version is not fetched again.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -12,12 +11,12 @@ use crate::shell::{run, target};
 /// Program and version, and the tests that are skipped without it.
 const PROGRAMS: &[(&str, &str, &str)] = &[("schemathesis", "4.32.5", "the API by schemathesis")];
 
-/// The folder; the tests look there.
+/// The folder of the environment, where the tests look.
 pub fn folder() -> PathBuf {
     target().join("venv")
 }
 
-/// Installs what is missing; what can't be is told loudly.
+/// Installs what is missing. A failure is a warning that names the tests that will be skipped.
 pub fn install() {
     for (program, version, tests) in PROGRAMS {
         if let Err(error) = install_one(program, version) {
@@ -30,7 +29,7 @@ pub fn install() {
 
 fn install_one(program: &str, version: &str) -> Result<()> {
     let folder = folder();
-    // Written last: an installation that was interrupted is done again.
+    // Written last, so that an interrupted installation is repeated.
     let done = folder.join(format!("{program}-{version}"));
     if done.is_file() && folder.join("bin").join(program).is_file() {
         return Ok(());

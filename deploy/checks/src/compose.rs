@@ -19,8 +19,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{root, tool};
 
 const FOLDER: &str = "deploy/compose";
-/// What docker-compose 1.29, which Debian has, does not know. The agent has to be in the host's cgroup
-/// namespace, which is Docker's default on hosts with cgroup v1 only.
+/// A key that docker-compose 1.29, Debian's, doesn't know. The agent needs the host's cgroup namespace,
+/// which is Docker's default only on hosts with cgroup v1.
 const UNKNOWN_TO_1_29: &str = "    cgroup: host\n";
 
 /// Checks the file by the rules above.
@@ -38,12 +38,12 @@ fn read() -> Result<String> {
     tool::text(&root().join(FOLDER).join("compose.yaml"))
 }
 
-/// Checks that docker-compose takes the file if all variables are set, and names the one that is missing
-/// if any is not.
+/// Checks that docker-compose accepts the file if all variables are set, and names the missing one if
+/// one is not.
 ///
 /// # Errors
 ///
-/// Returns what docker-compose said, or did not say.
+/// Returns the message of docker-compose, or which variable it didn't ask for.
 pub fn by_docker_compose() -> Result<()> {
     let text = read()?;
     ensure!(
@@ -68,10 +68,10 @@ pub fn by_docker_compose() -> Result<()> {
     Ok(())
 }
 
-/// docker-compose's opinion of a file, with some variables set.
+/// Has docker-compose check a file with some variables set.
 fn config(text: &str, set: &[&str]) -> Result<()> {
     let mut command = Command::new("docker-compose");
-    // Whatever the caller's environment or folder has is none of the test's business.
+    // The caller's environment and its .env files must not matter.
     command
         .args([
             "--env-file",
@@ -98,7 +98,7 @@ fn config(text: &str, set: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Names of the variables that a text wants.
+/// Names of the variables in a text.
 fn variables(text: &str) -> Vec<&str> {
     let mut names: Vec<&str> = text
         .split("${")

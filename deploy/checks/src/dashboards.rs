@@ -1,9 +1,9 @@
 //! Grafana's dashboards, from the definitions in the files below.
 //!
-//! Invariant: what is committed in deploy/grafana/dashboards is what is made here, and every metric
-//! that a query names is defined by the agent (docs/metrics.md), by a recording rule
-//! (deploy/prometheus/rules) or by somebody named in deploy/grafana/foreign-metrics.txt: see
-//! `check`. That the queries have answers is tests/live/panels.rs' business.
+//! Invariant: the files in deploy/grafana/dashboards are those that this module writes. Every metric in a
+//! query is the agent's (docs/metrics.md), a recording rule's (deploy/prometheus/rules) or listed in
+//! deploy/grafana/foreign-metrics.txt: see `check`. tests/live/panels.rs checks that the queries have
+//! results.
 
 mod agent;
 mod applications;
@@ -24,10 +24,10 @@ use model::Dashboard;
 
 use crate::root;
 
-/// Where they are, from the root of the repository.
+/// The folder of the dashboards, from the root of the repository.
 const FOLDER: &str = "deploy/grafana/dashboards";
 
-/// All of them.
+/// All dashboards.
 fn all() -> Vec<Dashboard> {
     vec![
         fleet::dashboard(),

@@ -97,7 +97,7 @@ fn without_kubernetes(config: &Path) -> Result<()> {
         .arg(&copy.0))
 }
 
-/// A file that is removed at the end.
+/// A file that is removed on drop.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
@@ -106,7 +106,7 @@ impl Drop for Temporary {
     }
 }
 
-/// Every `kubernetes_sd_configs` with its roles replaced.
+/// Replaces every `kubernetes_sd_configs` by fixed targets.
 fn fixed_targets(text: &str) -> String {
     let mut fixed = String::new();
     for line in text.lines() {

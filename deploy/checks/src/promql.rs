@@ -1,8 +1,7 @@
-//! Names in PromQL: metrics, the labels that they are selected by, the labels that are grouped by.
+//! Finds names in PromQL: metrics, labels in selectors, labels in groupings.
 //!
-//! Invariant: syntax is Prometheus's business; of an expression that it accepts, every metric is
-//! found, and no function, keyword or label is taken for one. Nothing is parsed: names are told
-//! apart by where they stand.
+//! Invariant: in an expression that Prometheus accepts, every metric is found, and no function, keyword or
+//! label is taken for one. There is no grammar: the position of a name tells what it is.
 
 use std::collections::BTreeSet;
 
@@ -15,12 +14,12 @@ pub struct Selector {
     pub labels: Vec<String>,
 }
 
-/// What an expression names.
+/// The names in an expression.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Its selectors, each once, in the order of their first use.
+    /// The selectors without repetition, in the order of their first use.
     pub selectors: Vec<Selector>,
-    /// Labels that it groups or joins by.
+    /// Labels that the expression groups or joins by.
     pub grouped: BTreeSet<String>,
 }
 
@@ -39,7 +38,7 @@ const LISTS: [&str; 6] = [
 ];
 
 impl Names {
-    /// The metrics, each once, in the order of their first use.
+    /// The metrics without repetition, in the order of their first use.
     pub fn into_metrics(self) -> Vec<String> {
         let mut found = Vec::new();
         for Selector { metric, .. } in self.selectors {
@@ -51,7 +50,7 @@ impl Names {
     }
 }
 
-/// What an expression names.
+/// Finds the names in an expression.
 pub fn names(expression: &str) -> Names {
     let mut names = Names::default();
     let mut rest = expression;
@@ -78,7 +77,7 @@ pub fn names(expression: &str) -> Names {
                     }
                     continue;
                 }
-                // An aggregation may have its labels before what it adds up.
+                // An aggregation can have its labels before its argument.
                 let aggregation = ["by", "without"].iter().any(|list| {
                     rest.strip_prefix(list)
                         .is_some_and(|rest| rest.trim_start().starts_with('('))
@@ -112,7 +111,7 @@ fn name(text: &str) -> (&str, &str) {
     text.split_at(end.unwrap_or(text.len()))
 }
 
-/// What follows a string in such quotes.
+/// The text after a string in these quotes.
 fn after_string(text: &str, quote: char) -> &str {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -126,8 +125,8 @@ fn after_string(text: &str, quote: char) -> &str {
     ""
 }
 
-/// The labels in the braces that `text` begins with, if it does, and what follows. Strings with braces
-/// in them are respected.
+/// If `text` begins with braces: the labels in them, and the text after them. Braces within strings don't
+/// count.
 fn braces(text: &str) -> (Vec<String>, &str) {
     let (mut labels, Some(mut rest)) = (Vec::new(), text.strip_prefix('{')) else {
         return (Vec::new(), text);

@@ -1,13 +1,13 @@
-//! The metric reference, docs/metrics.md, as others read it; `cargo xtask docs` keeps it up to date.
+//! Reads the metric reference, docs/metrics.md, which `cargo xtask docs` writes.
 
-/// A metric of the agent's.
+/// A metric of the agent.
 #[derive(Debug)]
 pub struct Row<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its type.
     pub kind: &'a str,
-    /// Its labels, less those that all metrics of its kind have.
+    /// Its labels, without those that all metrics of cgroups have.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "only checks of dashboards ask for labels")

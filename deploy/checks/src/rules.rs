@@ -137,7 +137,7 @@ fn reference_names(reference: &str) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Names in the list of foreign metrics, each of which has a reason.
+/// Names in the list of foreign metrics. A line without a reason is an error.
 fn foreign_names(list: &str) -> Result<BTreeSet<&str>> {
     let mut found = BTreeSet::new();
     for line in list
@@ -164,7 +164,7 @@ pub(crate) fn runbooks(root: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(found)
 }
 
-/// The queries of a page: blocks of PromQL, divided by empty lines.
+/// The queries of a page: blocks of PromQL, separated by empty lines.
 fn queries(page: &str) -> Vec<String> {
     let blocks = page.split("```promql\n").skip(1);
     blocks
@@ -174,7 +174,7 @@ fn queries(page: &str) -> Vec<String> {
         .collect()
 }
 
-/// (whose, expression) of all rules and runbooks.
+/// (name of the rule or runbook, expression) of all rules and runbooks.
 fn expressions<'a>(
     rules: &'a [Rule],
     runbooks: &'a BTreeMap<String, Vec<String>>,

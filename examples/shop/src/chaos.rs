@@ -1,6 +1,6 @@
-//! Misbehaviour: what the shop can be told, and how it does it.
+//! Chaos: errors, delays and load that the shop causes on request.
 //!
-//! Invariant: a change is taken whole or not at all, and nothing exceeds its bound.
+//! Invariant: a change is applied as a whole or not at all, and no value exceeds its limit.
 
 use std::{
     collections::HashMap,
@@ -16,34 +16,34 @@ use serde::Serialize;
 
 use crate::cli::Size;
 
-/// Longest time that an answer can be held up.
+/// The longest delay of an answer.
 const MAX_LATENCY: Duration = Duration::from_secs(60);
-/// Most items of a product.
+/// The most items of a product.
 const MAX_INVENTORY: u64 = 1_000_000;
-/// Turn of a thread that burns CPU: it works for a part of it.
+/// The period of a thread that burns CPU. It works for a part of each.
 const TURN: Duration = Duration::from_millis(20);
 
-/// What the shop has been told.
+/// Settings of the chaos.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
     /// Seconds added to each answer.
     pub latency_seconds: f64,
-    /// Part of the requests that fail.
+    /// Share of the requests that fail, 0 to 1.
     pub error_rate: f64,
-    /// Bytes of memory held.
+    /// Memory to hold, in bytes.
     pub memory_bytes: usize,
-    /// CPUs burnt.
+    /// CPUs to burn.
     pub cpu: f64,
-    /// Items left of each product, with no more to come; none: business as usual.
+    /// Items of each product without deliveries; `None` for the usual stock with deliveries.
     pub inventory: Option<u64>,
 }
 
 impl Settings {
-    /// These, with changes.
+    /// Returns the settings with changes applied.
     ///
     /// # Errors
     ///
-    /// The first that can't be: key, value, what was expected.
+    /// Returns key, value and the expected form of the first change that is invalid.
     pub fn with(&self, changes: &[(String, String)], max_memory: usize) -> Result<Self, String> {
         let mut new = self.clone();
         for (key, value) in changes {
@@ -87,7 +87,7 @@ impl Settings {
         Ok(new)
     }
 
-    /// Time to hold an answer up.
+    /// The delay of each answer.
     pub fn latency(&self) -> Duration {
         Duration::from_secs_f64(self.latency_seconds)
     }
@@ -102,7 +102,7 @@ fn cpus() -> f64 {
     thread::available_parallelism().map_or(1, usize::from) as f64
 }
 
-/// The shop's misbehaviour.
+/// The chaos of a shop.
 #[derive(Debug)]
 pub struct Chaos {
     max_memory: usize,
@@ -112,14 +112,14 @@ pub struct Chaos {
 #[derive(Debug, Default)]
 struct State {
     settings: Settings,
-    /// Failures owed, below 1.
+    /// The fraction of a failure carried over, below 1.
     owed: f64,
     held: Vec<u8>,
     burners: Option<Burners>,
 }
 
 impl Chaos {
-    /// None, and at most so much memory.
+    /// Makes one without effects, which never holds more than `max_memory` bytes.
     pub fn new(max_memory: usize) -> Self {
         Self {
             max_memory,
@@ -131,27 +131,27 @@ impl Chaos {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it has been told.
+    /// The present settings.
     pub fn settings(&self) -> Settings {
         self.state().settings.clone()
     }
 
-    /// Takes changes; blocks while memory is filled.
+    /// Applies changes. Blocks while memory is filled.
     ///
     /// # Errors
     ///
-    /// As [`Settings::with`]; also when there is no memory.
+    /// As [`Settings::with`], or if memory can't be allocated.
     pub fn change(&self, changes: &[(String, String)]) -> Result<Settings, String> {
         let mut state = self.state();
         let new = state.settings.with(changes, self.max_memory)?;
         if new.memory_bytes != state.settings.memory_bytes {
-            // The old goes first: never more than the bound.
+            // The old memory is freed first, so that the limit holds.
             state.held = Vec::new();
             state.settings.memory_bytes = 0;
             state.held = hold(new.memory_bytes)?;
         }
         if new.cpu != state.settings.cpu {
-            // Those before end when they are dropped.
+            // Dropping the old threads ends them.
             state.burners = None;
             state.burners = Some(Burners::start(new.cpu));
         }
@@ -159,11 +159,11 @@ impl Chaos {
         Ok(new)
     }
 
-    /// Whether the next request has to fail: evenly spread, exactly the rate.
+    /// Whether the next request fails. Failures are evenly spread and match the rate exactly.
     pub fn fails(&self) -> bool {
         let mut state = self.state();
         state.owed += state.settings.error_rate;
-        // Ten times 0.1 is a little less than 1.
+        // In floating point, ten times 0.1 is less than 1.
         let fails = state.owed > 1.0 - 1e-9;
         if fails {
             state.owed -= 1.0;
@@ -172,13 +172,13 @@ impl Chaos {
     }
 }
 
-/// So much memory, each page written to.
+/// Allocates memory and writes to each page.
 fn hold(bytes: usize) -> Result<Vec<u8>, String> {
     let mut memory = Vec::new();
     memory
         .try_reserve_exact(bytes)
         .map_err(|error| format!("no {bytes} bytes of memory: {error}"))?;
-    // Not zeroes: those the kernel would give without a page behind them.
+    // Zeroes would be mapped without a page of their own.
     memory.resize(bytes, 7);
     Ok(memory)
 }
@@ -215,11 +215,11 @@ impl Drop for Burners {
     }
 }
 
-/// The changes in a JSON object.
+/// Parses changes from a JSON object.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// Returns what is wrong with it.
 pub fn from_json(body: &[u8]) -> Result<Vec<(String, String)>, String> {
     let object: HashMap<String, serde_json::Value> =
         serde_json::from_slice(body).map_err(|error| format!("expected a JSON object: {error}"))?;
@@ -233,16 +233,16 @@ pub fn from_json(body: &[u8]) -> Result<Vec<(String, String)>, String> {
         .into_iter()
         .map(text)
         .collect::<Result<Vec<_>, _>>()?;
-    // `reset` comes first, whatever the object's order: the others are what shall be afterwards.
+    // `reset` is applied first, whatever the order in the object.
     changes.sort_by_key(|(key, _)| key != "reset");
     Ok(changes)
 }
 
-/// The changes in a query string.
+/// Parses changes from a query string.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// Returns what is wrong with it.
 pub fn from_query(query: &str) -> Result<Vec<(String, String)>, String> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs

@@ -15,15 +15,15 @@ use crate::spans::Endpoint;
     args_conflicts_with_subcommands = true
 )]
 pub struct Cli {
-    /// What to do instead of serving.
+    /// The subcommand; without one the shop serves.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to serve.
+    /// Options of the server.
     #[command(flatten)]
     pub serve: Serve,
 }
 
-/// What to do instead of serving.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Ask a shop for its health; fails unless it is well (for a container's health check)
@@ -41,11 +41,11 @@ pub enum Command {
         #[arg(value_name = "KEY=VALUE", value_parser = pair)]
         settings: Vec<(String, String)>,
     },
-    /// Be the customers of a shop, until SIGTERM or for a time
+    /// Send requests to a shop, until SIGTERM or for a time
     Load(Load),
 }
 
-/// How to be customers.
+/// Options of `load`.
 #[derive(Clone, Debug, Args)]
 pub struct Load {
     /// Where the shop listens
@@ -59,7 +59,7 @@ pub struct Load {
     pub duration: Option<std::time::Duration>,
 }
 
-/// How to serve.
+/// Options of the server.
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Where to listen; /chaos answers to loopback peers alone, wherever this is
@@ -89,7 +89,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// The chaos to start with, as `/chaos` would be told.
+    /// The chaos to start with, as changes for `/chaos`.
     pub fn chaos(&self) -> Vec<(String, String)> {
         let all = [
             ("latency", &self.latency),
@@ -118,7 +118,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// Bytes, as people write them.
+/// Parses bytes with a unit, such as 64MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub usize);
 

@@ -1,4 +1,4 @@
-//! One request to one server: for health checks, chaos, load and spans.
+//! An HTTP client for health checks, chaos, load and spans. One request a connection.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -7,7 +7,7 @@ use hyper::{Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Most bytes of an answer that are read.
+/// The largest answer, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// An answer.
@@ -25,11 +25,11 @@ impl Answer {
     }
 }
 
-/// Asks `HOST:PORT`, over a connection of its own.
+/// Sends a request to `HOST:PORT` over a new connection.
 ///
 /// # Errors
 ///
-/// When there is no whole answer.
+/// Returns an error if there is no complete answer.
 pub async fn ask(
     authority: &str,
     method: &str,
@@ -41,7 +41,7 @@ pub async fn ask(
         .await
         .with_context(|| format!("connecting to {authority}"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // What goes wrong with the connection, the request is told as well.
+    // Errors of the connection are also returned by the request.
     tokio::spawn(connection);
     let mut request = Request::builder()
         .method(method)
@@ -67,7 +67,7 @@ pub async fn ask(
 ///
 /// # Errors
 ///
-/// Unless the shop is well.
+/// Returns an error unless the shop answers with 200.
 pub async fn check(address: &str) -> Result<()> {
     told(ask(address, "GET", "/healthz", String::new(), None).await?)
 }
@@ -76,7 +76,7 @@ pub async fn check(address: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// What the shop has against it.
+/// Returns the answer of the shop if it refuses.
 pub async fn chaos(address: &str, settings: &[(String, String)]) -> Result<()> {
     let pairs = settings
         .iter()

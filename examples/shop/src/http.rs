@@ -1,7 +1,7 @@
-//! The server: connections in, answers out.
+//! The server.
 //!
-//! Invariant: at most [`MAX_CONNECTIONS`] at a time; when told to end, it takes no more, and those
-//! that are there get their answers within [`GRACE`].
+//! Invariant: it serves at most [`MAX_CONNECTIONS`] at a time. On shutdown it accepts no more, and open
+//! connections have [`GRACE`] to get their answers.
 
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use tokio::{
 
 use crate::routes::Shop;
 
-/// Connections at a time; more wait in the kernel's backlog.
+/// The most connections at a time. More wait in the kernel's backlog.
 pub const MAX_CONNECTIONS: usize = 512;
-/// Time for a client to send its request's head.
+/// How long a client may take to send the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for answers under way when the shop is told to end.
+/// How long open requests may take on shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `ended`.
@@ -45,7 +45,7 @@ pub async fn serve(listener: TcpListener, shop: Arc<Shop>, ended: impl Future<Ou
                 });
             }
             Err(error) => {
-                // EMFILE and the like don't go away at once: no spinning.
+                // Errors such as EMFILE persist for a while: don't spin.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -1,7 +1,7 @@
-//! `shop load`: customers, who look around, look closer, and order.
+//! `shop load`: sends the requests of customers.
 //!
-//! Invariant: requests go out at the rate, however slow the shop is, but never more than
-//! [`MOST`] at a time.
+//! Invariant: requests are sent at the configured rate, however slow the shop is, but at most [`MOST`] are
+//! open at a time.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -13,14 +13,14 @@ use tokio::{
 
 use crate::{cli::Load, client, trace::Context};
 
-/// Requests at a time.
+/// The most open requests.
 const MOST: usize = 256;
 
-/// Sends requests until `ended`, or for the time asked; says what came of them.
+/// Sends requests until `ended` or for the configured time, and prints how they were answered.
 ///
 /// # Errors
 ///
-/// When no request was answered.
+/// Returns an error if no request was answered.
 pub async fn load(options: &Load, ended: impl Future<Output = ()>) -> Result<()> {
     let (results, mut came) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(MOST));
@@ -67,7 +67,7 @@ pub async fn load(options: &Load, ended: impl Future<Output = ()>) -> Result<()>
     Ok(())
 }
 
-/// The usual customer: six look around, three look at one thing, one orders.
+/// The mix of requests: of ten, six list the products, three show one, one orders.
 fn request(number: u64) -> (&'static str, &'static str, String) {
     let order = |product: &str| format!(r#"{{"product":"{product}","quantity":1}}"#);
     match number % 20 {

@@ -1,10 +1,10 @@
 //! `shop`: an example application for dashboards, alerts and the demo.
 //!
 //! It sells a few products over HTTP, exports what such services usually export (a histogram of
-//! requests, business metrics), logs JSON with W3C trace ids, sends spans to an OTLP collector if it
-//! is told of one, and can be told to be slow, to fail, to eat memory and to burn CPU: [`chaos`].
+//! requests, business metrics), logs JSON with W3C trace ids and can send spans to an OTLP collector. On
+//! request it is slow, fails, holds memory or burns CPU: see [`chaos`].
 //!
-//! Invariant: whatever it is told, what it takes is bounded (`--max-memory`, the number of CPUs,
+//! Invariant: its use of resources is bounded (`--max-memory`, the number of CPUs,
 //! [`http::MAX_CONNECTIONS`]), and it ends cleanly at SIGTERM. It shares no code with the agent.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -85,7 +85,7 @@ async fn serve(options: Serve) -> Result<()> {
     Ok(())
 }
 
-/// Ends when the process is told to.
+/// Completes when the process gets SIGTERM or SIGINT.
 fn ended() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;

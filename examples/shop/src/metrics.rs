@@ -1,4 +1,4 @@
-//! What the shop exports.
+//! The metrics of the shop.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All of them, the process's own included.
+    /// Makes and registers all metrics, with those of the process.
     ///
     /// # Errors
     ///
-    /// When their definitions clash.
+    /// Returns an error if two definitions clash.
     pub fn new() -> Result<Self> {
         let metrics = Self {
             registry: Registry::new(),
@@ -55,14 +55,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A request was answered.
+    /// Counts a request that was answered.
     pub fn answered(&self, method: &str, route: &str, status: u16, time: Duration) {
         self.requests
             .with_label_values(&[method, route, &status.to_string()])
             .observe(time.as_secs_f64());
     }
 
-    /// An order was taken, or not. `product` is one that there is, or "unknown".
+    /// Counts an order and its result. `product` is one that exists, or "unknown".
     pub fn ordered(&self, product: &str, result: &str) {
         self.orders.with_label_values(&[product, result]).inc();
     }
@@ -71,7 +71,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// When it can't be encoded.
+    /// Returns an error if it can't be encoded.
     pub fn text(&self, products: &[Product]) -> Result<String> {
         for product in products {
             let items = i64::try_from(product.items).unwrap_or(i64::MAX);

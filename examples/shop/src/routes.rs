@@ -1,11 +1,11 @@
-//! What is answered to whom.
+//! The routes.
 //!
 //! | path | |
 //! | --- | --- |
-//! | GET /products, GET /products/NAME | what is sold |
+//! | GET /products, GET /products/NAME | the products |
 //! | POST /orders | `{"product": NAME, "quantity": N}` |
-//! | GET /healthz, GET /metrics | never disturbed by chaos, and not counted as requests |
-//! | GET, POST /chaos | how the shop misbehaves; for peers on loopback that are no web pages |
+//! | GET /healthz, GET /metrics | not affected by chaos, and not counted as requests |
+//! | GET, POST /chaos | the chaos settings; only for clients on loopback that are not web pages |
 
 use std::{
     sync::Arc,
@@ -31,9 +31,9 @@ use crate::{
     trace::Context,
 };
 
-/// Most bytes of a request's body.
+/// The largest body of a request, in bytes.
 const MAX_BODY: usize = 16 * 1024;
-/// Most items of an order.
+/// The most items of an order.
 const MAX_QUANTITY: u64 = 1000;
 
 /// An answer.
@@ -48,7 +48,7 @@ pub struct Shop {
     exporter: Option<Exporter>,
 }
 
-/// An order, as a customer writes it.
+/// The body of an order.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
@@ -62,11 +62,11 @@ fn one() -> u64 {
 }
 
 impl Shop {
-    /// A shop with full shelves.
+    /// Makes a shop with full stock.
     ///
     /// # Errors
     ///
-    /// When its metrics clash.
+    /// Returns an error if its metrics clash.
     pub fn new(max_memory: usize, exporter: Option<Exporter>) -> Result<Self> {
         Ok(Self {
             store: Store::default(),
@@ -76,11 +76,11 @@ impl Shop {
         })
     }
 
-    /// Takes changes of the chaos; blocks while memory is filled.
+    /// Applies changes of the chaos. Blocks while memory is filled.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// Returns what is wrong with them.
     pub fn change(&self, changes: &[(String, String)]) -> Result<chaos::Settings, String> {
         let before = self.chaos.settings();
         let after = self.chaos.change(changes)?;
@@ -91,7 +91,7 @@ impl Shop {
         Ok(after)
     }
 
-    /// Answers a request; `local`: from a peer on loopback.
+    /// Answers a request. `local` is whether the client is on loopback.
     pub async fn answer<B>(self: &Arc<Self>, request: Request<B>, local: bool) -> Answer
     where
         B: Body + Send,
@@ -121,7 +121,7 @@ impl Shop {
         self.serve(request).await
     }
 
-    /// What a customer asked for: disturbed by chaos, counted, logged, and a span.
+    /// Answers a customer's request: with chaos, counted, logged, and with a span.
     async fn serve<B>(&self, request: Request<B>) -> Answer
     where
         B: Body,
@@ -130,7 +130,7 @@ impl Shop {
         let (begin, arrival) = (Instant::now(), SystemTime::now());
         let header = request.headers().get("traceparent");
         let context = Context::new(header.and_then(|value| value.to_str().ok()));
-        // Bounded label values, whatever is asked for.
+        // The values of labels must be bounded.
         let method = match *request.method() {
             Method::GET => "GET",
             Method::POST => "POST",
@@ -247,7 +247,7 @@ impl Shop {
             Ok(changes)
         });
         let shop = Arc::clone(self);
-        // Filling memory takes a while.
+        // Filling memory takes time.
         let changed = tokio::task::spawn_blocking(move || shop.change(&changes?)).await;
         match changed {
             Ok(Ok(settings)) => {
@@ -261,7 +261,7 @@ impl Shop {
     }
 }
 
-/// The route of a path: few, whatever is asked for.
+/// The route of a path, out of a fixed set.
 fn route(path: &str) -> &'static str {
     match path {
         "/products" => "/products",

@@ -1,8 +1,8 @@
 //! Spans, sent to an OTLP collector over HTTP as JSON (OpenTelemetry protocol 1.x).
 //!
-//! Invariant: a request never waits for the collector. At most [`QUEUE`] spans wait to be sent; what
-//! doesn't fit or can't be sent is dropped, which is logged when it begins and when it ends. What still
-//! waits when the shop closes is dropped as well.
+//! Invariant: a request never waits for the collector. At most [`QUEUE`] spans wait to be sent; those that
+//! don't fit or can't be sent are dropped, and a log line says when dropping begins and ends. Spans that
+//! wait on shutdown are dropped, too.
 
 use std::{
     str::FromStr,
@@ -19,16 +19,16 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{client, trace::Context};
 
-/// Spans that may wait.
+/// The most spans that wait.
 const QUEUE: usize = 2048;
-/// Spans of one message.
+/// The most spans of a message.
 const BATCH: usize = 256;
-/// Time between messages, unless more is waiting than one takes.
+/// Time between messages, unless more spans wait than fit into one.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Time for the collector to answer.
+/// How long the collector may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A collector's place: `http://HOST:PORT`.
+/// The address of a collector, `http://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// HOST:PORT
@@ -56,7 +56,7 @@ impl FromStr for Endpoint {
 /// A request that was answered.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// Where it belongs.
+    /// Its trace context.
     pub context: Context,
     /// The request's method.
     pub method: String,
@@ -64,7 +64,7 @@ pub struct Span {
     pub route: &'static str,
     /// The answer's status.
     pub status: u16,
-    /// When it came.
+    /// When it was received.
     pub begin: SystemTime,
     /// When it was answered.
     pub end: SystemTime,
@@ -72,7 +72,7 @@ pub struct Span {
 
 impl Span {
     fn json(&self) -> Value {
-        // SPAN_KIND_SERVER; STATUS_CODE_ERROR for what is the server's fault.
+        // SPAN_KIND_SERVER; STATUS_CODE_ERROR for 5xx.
         let mut span = json!({
             "traceId": self.context.trace,
             "spanId": self.context.span,
@@ -97,7 +97,7 @@ impl Span {
     }
 }
 
-/// 64-bit integers are texts in protobuf's JSON.
+/// 64-bit integers are strings in the JSON of protobuf.
 fn nanos(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_nanos().to_string()
@@ -126,7 +126,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts a task that sends them there.
+    /// Starts a task that sends spans to a collector.
     pub fn start(endpoint: Endpoint) -> Self {
         let (queue, spans) = mpsc::channel(QUEUE);
         let overflowed = Arc::new(AtomicBool::new(false));
@@ -134,7 +134,7 @@ impl Exporter {
         Self { queue, overflowed }
     }
 
-    /// Leaves a span to be sent, if its trace is recorded.
+    /// Queues a span if its trace is recorded.
     pub fn export(&self, span: Span) {
         if span.context.sampled && self.queue.try_send(span).is_err() {
             self.overflowed.store(true, Ordering::Relaxed);

@@ -1,13 +1,12 @@
-//! Products and how many there are.
+//! Products and their stock.
 //!
-//! Invariant: stock never goes below zero; once it is low, more comes, unless the supplier is
-//! told not to deliver.
+//! Invariant: stock never falls below zero. When it is low, it is refilled, unless deliveries are off.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-/// What is sold, and its price in cents.
+/// Names of the products, and prices in cents.
 const PRODUCTS: [(&str, u64); 4] = [
     ("coffee", 1290),
     ("tea", 890),
@@ -16,33 +15,33 @@ const PRODUCTS: [(&str, u64); 4] = [
 ];
 /// Items of each product after a delivery.
 pub const FULL: u64 = 100;
-/// Items at which a delivery comes.
+/// Items at which a delivery is made.
 const LOW: u64 = 20;
 
 /// A product.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Product {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// Its price.
+    /// Its price in cents.
     pub price_cents: u64,
-    /// How many there are.
+    /// Items in stock.
     pub items: u64,
 }
 
-/// Why an order isn't taken.
+/// Why an order is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no such product.
+    /// The product doesn't exist.
     Unknown,
-    /// There are fewer.
+    /// The stock is too small.
     SoldOut {
-        /// How many there are.
+        /// Items in stock.
         left: u64,
     },
 }
 
-/// The shelves.
+/// The stock.
 #[derive(Debug)]
 pub struct Store(Mutex<Shelves>);
 
@@ -76,11 +75,11 @@ impl Store {
         self.shelves().products.clone()
     }
 
-    /// Takes items out; what they cost together.
+    /// Removes items from stock and returns their total price in cents.
     ///
     /// # Errors
     ///
-    /// When there aren't so many.
+    /// Returns why the order is refused.
     pub fn order(&self, name: &str, quantity: u64) -> Result<u64, Refusal> {
         let mut shelves = self.shelves();
         let deliveries = shelves.deliveries;
@@ -99,7 +98,7 @@ impl Store {
         Ok(product.price_cents * quantity)
     }
 
-    /// Leaves so many of each and no deliveries; `None`: full shelves, and deliveries again.
+    /// Sets the stock of each product and turns deliveries off; `None` refills and turns them on again.
     pub fn stock(&self, items: Option<u64>) {
         let mut shelves = self.shelves();
         shelves.deliveries = items.is_none();

@@ -1,4 +1,4 @@
-//! The shop over real sockets, and the collector's side of its spans.
+//! The shop over real sockets, and a collector of its spans.
 
 use std::{
     collections::HashMap,
@@ -112,7 +112,7 @@ async fn what_is_answered() {
     assert_eq!(orders("unknown", "refused"), Some(3.0));
     assert_eq!(value("shop_inventory_items{product=\"tea\"}"), Some(100.0));
     assert!(value("process_resident_memory_bytes") > Some(0.0));
-    // Health, metrics and chaos are no requests of customers.
+    // Health, metrics and chaos don't count as requests of customers.
     assert!(
         !metrics
             .keys()
@@ -180,7 +180,7 @@ async fn an_answer_under_way_is_finished_at_the_end() {
         "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The shop asks for the body: it is at work.
+    // The shop asks for the body, so it is serving the request.
     let mut go_on = [0; 25];
     stream.read_exact(&mut go_on).await.unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");

@@ -1,8 +1,8 @@
-//! Trace context as W3C has it: `traceparent: 00-TRACE-PARENT-FLAGS`.
+//! W3C trace context: `traceparent: 00-TRACE-PARENT-FLAGS`.
 //!
-//! Invariant: a header that is not well-formed is as good as none; ids are never all zeroes.
+//! Invariant: a malformed header is ignored, and ids are never all zeroes.
 
-/// Where a request belongs.
+/// The trace context of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
     /// The trace, 32 hex digits.
@@ -16,7 +16,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// A new span, in the caller's trace if it named one.
+    /// Makes a span, in the caller's trace if the header names one.
     pub fn new(traceparent: Option<&str>) -> Self {
         let span = format!("{:016x}", fastrand::u64(1..));
         if let Some((trace, parent, sampled)) = traceparent.and_then(parse) {
@@ -35,7 +35,7 @@ impl Context {
         }
     }
 
-    /// The header that hands it on.
+    /// The header for requests that this one causes.
     pub fn traceparent(&self) -> String {
         let flags = u8::from(self.sampled);
         format!("00-{}-{}-{flags:02x}", self.trace, self.span)
@@ -49,7 +49,7 @@ fn parse(header: &str) -> Option<(String, String, bool)> {
     let parent = hex(parts.next()?, 16)?;
     let flags = hex(parts.next()?, 2)?;
     let zeroes = |text: &str| text.bytes().all(|byte| byte == b'0');
-    // Later versions may have more parts; 00 has none, and ff is not allowed.
+    // Versions above 00 may have more parts, and ff is not allowed.
     let whole = match version {
         "00" => parts.next().is_none(),
         "ff" => false,

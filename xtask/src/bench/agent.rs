@@ -1,4 +1,4 @@
-//! An agent to be measured.
+//! Agents that are measured.
 
 use std::{
     net::TcpListener,
@@ -27,13 +27,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one that takes a new snapshot at every scrape, and waits for its first metrics.
+    /// Starts an agent that takes a new snapshot at every scrape, and waits for its first metrics.
     pub fn start(binary: &Binary) -> Result<Self> {
         Self::start_with(binary, Duration::ZERO)
     }
 
-    /// Starts one that answers from the last snapshot for as long as `interval`, and waits for its
-    /// first metrics.
+    /// Starts an agent that answers from one snapshot for `interval`, and waits for its first metrics.
     pub fn start_with(binary: &Binary, interval: Duration) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let begin = Instant::now();
@@ -67,7 +66,7 @@ impl Agent {
         Ok(answer.ok_text()?.to_owned())
     }
 
-    /// CPU time of its process so far, ns, threads that have ended included.
+    /// CPU time of the process so far in ns, with that of threads that have ended.
     pub fn cpu_ns(&self) -> Result<u64> {
         let mut time = libc::timespec {
             tv_sec: 0,
@@ -83,7 +82,7 @@ impl Agent {
         Ok(u64::try_from(time.tv_sec)? * 1_000_000_000 + u64::try_from(time.tv_nsec)?)
     }
 
-    /// A size of /proc/PID/status, bytes.
+    /// A size from /proc/PID/status, in bytes.
     pub fn memory(&self, key: &str) -> Result<f64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = text.lines().find_map(|line| {
@@ -105,7 +104,7 @@ impl Drop for Agent {
     }
 }
 
-/// The value of a series, by everything before its value.
+/// The value of a series, which is named by everything before its value; 0 if it is missing.
 pub fn value(text: &str, series: &str) -> f64 {
     text.lines()
         .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())

@@ -1,4 +1,4 @@
-//! ns per event of the programs on the way of a block request.
+//! ns per event of the programs that a block request runs.
 
 use std::{
     fs::File,
@@ -74,11 +74,11 @@ impl Drop for Loop {
     }
 }
 
-/// Measures under direct reads of a loop device.
+/// Measures with direct reads of a loop device.
 pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
     let agent = Agent::start(binary)?;
     let disk = Loop::new()?;
-    // Some kernels lack some of the tracepoints; the agent then has no program there either.
+    // Where a kernel lacks a tracepoint, the agent has no program on it either.
     let programs: Vec<(&str, Empty)> = PROGRAMS
         .iter()
         .filter_map(|&(program, tracepoint)| Some((program, Empty::attach(tracepoint).ok()?)))

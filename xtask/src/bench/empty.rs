@@ -1,4 +1,4 @@
-//! The floor: what a program costs that does nothing.
+//! The cost of a program that does nothing, which is subtracted from that of the others.
 
 use std::{
     io,
@@ -63,7 +63,7 @@ impl Empty {
         })
     }
 
-    /// Attaches one to the packets of every cgroup. It lets them pass.
+    /// Attaches one that accepts the packets of every cgroup.
     pub fn attach_to_packets(direction: Packets) -> Result<Self> {
         #[repr(C)]
         struct Create {

@@ -1,4 +1,4 @@
-//! CPU of four scrapes at once against that of one, all of one snapshot.
+//! CPU of four simultaneous scrapes of one snapshot, compared with that of a single scrape.
 
 use std::{
     sync::Barrier,
@@ -15,11 +15,11 @@ use super::{
     turns::order,
 };
 
-/// How many scrape at once.
+/// Simultaneous scrapes.
 const AT_ONCE: usize = 4;
 /// Rounds of one scrape and of several.
 const ROUNDS: usize = 7;
-/// How long the agents answer from one snapshot: longer than several scrapes take.
+/// How long an agent answers from one snapshot. Simultaneous scrapes take less.
 const INTERVAL: Duration = Duration::from_millis(1500);
 
 /// Agents that share a snapshot among the scrapes of an interval.
@@ -37,7 +37,7 @@ impl Sharing {
         let mut one = vec![Vec::new(); self.0.len()];
         let mut several = one.clone();
         for round in 0..ROUNDS {
-            // The agents' snapshots are too old by then: the first scrape takes a new one.
+            // After this, the first scrape takes a new snapshot.
             sleep(INTERVAL);
             for at in order(self.0.len(), round) {
                 one[at].push(cpu_ms(&self.0[at], 1)?);
@@ -60,7 +60,7 @@ impl Sharing {
     }
 }
 
-/// CPU time of an agent, ms, for so many scrapes that begin at the same moment.
+/// CPU time in ms that an agent uses for `count` scrapes that begin at the same moment.
 fn cpu_ms(agent: &Agent, count: usize) -> Result<f64> {
     let begin = Barrier::new(count);
     let used = agent.cpu_ns()?;

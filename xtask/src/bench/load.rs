@@ -114,7 +114,7 @@ pub fn processes(count: usize) -> Result<()> {
 }
 
 /// Opens and closes TCP connections over loopback: six changes of state each. The client closes
-/// with a byte unread, which is a reset, so that no port is left waiting.
+/// with a byte unread, which resets the connection, so that no port is left in TIME_WAIT.
 pub fn connections(count: usize) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -127,10 +127,10 @@ pub fn connections(count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Has segments of so many connections sent again, some three times each: their receivers drop
-/// everything by a filter.
+/// Makes the kernel retransmit on `count` connections, some three times each: a filter of the receiver
+/// drops everything.
 pub fn retransmits(count: usize) -> Result<()> {
-    // BPF_RET | BPF_K, 0: of no packet anything is kept.
+    // BPF_RET | BPF_K, 0: keeps 0 bytes of each packet.
     let mut nothing = libc::sock_filter {
         code: 6,
         jt: 0,
@@ -162,13 +162,13 @@ pub fn retransmits(count: usize) -> Result<()> {
         client.write_all(b"x")?;
         connections.push((client, server));
     }
-    // Sent again after 0.2, 0.6 and 1.4 s.
+    // Retransmissions come after 0.2, 0.6 and 1.4 s.
     std::thread::sleep(std::time::Duration::from_millis(1600));
     Ok(())
 }
 
-/// Sends datagrams over loopback to a socket that nobody reads: when its buffer is full, they are
-/// dropped.
+/// Sends datagrams over loopback to a socket that nobody reads. Once its buffer is full, the kernel
+/// drops them.
 pub fn drops(count: usize) -> Result<()> {
     let deaf = UdpSocket::bind("127.0.0.1:0")?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
@@ -179,7 +179,7 @@ pub fn drops(count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Cgroups below one, each of which a process has been in.
+/// Cgroups in a tree of their own. A process has run in each.
 pub struct Cgroups(PathBuf);
 
 impl Cgroups {
@@ -188,7 +188,7 @@ impl Cgroups {
         let top = root()?.join(format!("cgmeter-bench-{}", std::process::id()));
         fs::create_dir(&top).with_context(|| format!("making {}", top.display()))?;
         let cgroups = Self(top);
-        // Ten in a folder: as deep as pods and containers are.
+        // Ten to a folder: as deep as containers in pods.
         for n in 0..count {
             let folder = cgroups.0.join(format!("slice-{:04}", n / 10));
             fs::create_dir_all(&folder)?;
@@ -200,7 +200,7 @@ impl Cgroups {
     }
 }
 
-/// A process goes into a cgroup, sleeps a moment and ends there.
+/// Runs a process in a cgroup, which sleeps twice and ends.
 pub fn enter(cgroup: &Path) -> Result<()> {
     let file = std::ffi::CString::new(
         cgroup

@@ -9,7 +9,7 @@ use super::{
     load::{Cgroups, connections, datagrams, drops, ping_pong, processes, retransmits},
 };
 
-/// Programs with the tracepoint that they, and the empty program beside them, are attached to.
+/// Programs, each named as the tracepoint that it and the empty program are attached to.
 const PROGRAMS: &[&str] = &[
     "sched_switch",
     "sched_process_fork",
@@ -23,19 +23,19 @@ const PROGRAMS: &[&str] = &[
     "tcp_retransmit_skb",
 ];
 
-/// Programs for packets, with the direction.
+/// Programs for packets, with their direction.
 const PACKETS: &[(&str, Packets)] = &[
     ("net_ingress", Packets::Ingress),
     ("net_egress", Packets::Egress),
 ];
 
-/// Has the kernel time programs.
+/// Makes the kernel measure the run time of programs until it is dropped.
 pub struct Statistics(String);
 
 const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Statistics {
-    /// Until it is dropped.
+    /// Turns the statistics on.
     pub fn on() -> Result<Self> {
         let before = std::fs::read_to_string(SYSCTL)?;
         std::fs::write(SYSCTL, "1")?;
@@ -49,7 +49,7 @@ impl Drop for Statistics {
     }
 }
 
-/// Measures under a load that has all of them run.
+/// Measures under a load that runs all of them.
 pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
     let agent = Agent::start(binary)?;
     let tracepoints = PROGRAMS.iter().map(|name| Empty::attach(name));
@@ -57,7 +57,7 @@ pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
         .iter()
         .map(|(_, direction)| Empty::attach_to_packets(*direction));
     let empties = tracepoints.chain(packets).collect::<Result<Vec<_>>>()?;
-    // Caches warm, storage made.
+    // Warms the caches and makes the task storage.
     ping_pong(20_000)?;
     let _statistics = Statistics::on()?;
     let look = || -> Result<_> { Ok((agent.scrape()?, times(&empties)?)) };
@@ -68,7 +68,7 @@ pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
     drops(20_000)?;
     retransmits(300)?;
     drop(Cgroups::make(500)?);
-    // Apart: each new connection's first packet makes its socket's storage.
+    // Separate, because the first packet of each connection has to make the socket's storage.
     let between = look()?;
     datagrams(300_000)?;
     let end = look()?;

@@ -25,10 +25,9 @@ struct Watching {
     cpu: Vec<f64>,
 }
 
-/// Measures with so many cgroups beside those of the host, all of which have run something. One row
-/// for each agent.
+/// Measures with `count` cgroups besides those of the host. Returns a row for each agent.
 pub fn measure(binaries: &[Binary], count: usize) -> Result<Vec<Value>> {
-    // The agents see the cgroups come: histograms and process counters are all there.
+    // The agents start first and see each cgroup run a process, so that all its series exist.
     let mut watching = Vec::new();
     for binary in binaries {
         watching.push(Watching {
@@ -95,8 +94,8 @@ impl Watching {
     }
 }
 
-/// For each agent, how long it takes to its first metrics where it finds all cgroups at its start,
-/// ms, and its peak of memory until then, MB.
+/// For each agent, started with all cgroups present: the time to its first metrics in ms, and its peak
+/// memory until then in MB.
 fn starts(binaries: &[Binary]) -> Result<Vec<(f64, f64)>> {
     let mut found = vec![(Vec::new(), Vec::new()); binaries.len()];
     for round in 0..STARTS {
@@ -112,7 +111,7 @@ fn starts(binaries: &[Binary]) -> Result<Vec<(f64, f64)>> {
     Ok(medians.collect())
 }
 
-/// What each stage of the last snapshot took, µs, by the agent itself.
+/// The duration of each stage of the last snapshot in µs, as the agent reports it.
 fn stages(text: &str) -> Value {
     let stage = |line: &str| {
         let rest = line.strip_prefix("cgmeter_scrape_duration_seconds{stage=\"")?;

@@ -50,7 +50,7 @@ const TASKS: &[Column] = &[
     ("tasks", "/tasks", 0),
     ("agent", "/agent", 0),
     ("descriptors", "/descriptors", 0),
-    ("pass ms", "/pass_ms", 2),
+    ("iterator ms", "/iterator_ms", 2),
     ("ns a task", "/ns_a_task", 0),
     ("ns a run of the program, gross", "/program_ns", 0),
 ];
@@ -151,11 +151,11 @@ mod tests {
     #[test]
     fn words_are_to_the_left_and_numbers_to_the_right() {
         let result = json!({"tasks": [
-            {"tasks": 74, "agent": "now", "descriptors": 143, "pass_ms": 0.031, "ns_a_task": 427.4},
+            {"tasks": 74, "agent": "now", "descriptors": 143, "iterator_ms": 0.031, "ns_a_task": 427.4},
         ]});
         assert_eq!(
             super::text(&result),
-            "| tasks | agent | descriptors | pass ms | ns a task | ns a run of the program, gross |\n\
+            "| tasks | agent | descriptors | iterator ms | ns a task | ns a run of the program, gross |\n\
              | --: | --- | --: | --: | --: | --: |\n\
              | 74 | now | 143 | 0.03 | 427 |  |\n\n"
         );

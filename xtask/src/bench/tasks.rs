@@ -1,4 +1,4 @@
-//! Cost of the pass over tasks by their number.
+//! Cost of the task iterator by number of tasks.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -10,12 +10,12 @@ use super::{
 };
 
 const SCRAPES: usize = 25;
-/// Threads of a process that is made.
+/// Threads of each process.
 const THREADS: usize = 10;
-/// Descriptors of a process that is made, one in four of them a socket.
+/// Descriptors of each process. One in four is a socket.
 const DESCRIPTORS: usize = 16;
 
-/// Measures with so many tasks beside those of the host.
+/// Measures with `count` tasks besides those of the host.
 pub fn measure(binary: &Binary, count: usize) -> Result<Value> {
     let _processes = Processes::start(count / THREADS)?;
     let agent = Agent::start(binary)?;
@@ -41,7 +41,7 @@ pub fn measure(binary: &Binary, count: usize) -> Result<Value> {
     Ok(json!({
         "tasks": tasks,
         "descriptors": descriptors,
-        "pass_ms": stage,
+        "iterator_ms": stage,
         "ns_a_task": stage * 1e6 / tasks,
         "program_ns": seconds * 1e9 / runs,
     }))
@@ -65,7 +65,7 @@ impl Processes {
             }
             processes.0.push(pid);
             drop(done);
-            // Ends when the child has closed its end.
+            // Returns once the child has closed its end.
             std::io::Read::read(&mut ready, &mut [0]).context("waiting for a process")?;
         }
         Ok(processes)

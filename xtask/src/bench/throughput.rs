@@ -1,6 +1,6 @@
 //! Throughput of whole programs with and without the agent: iperf3 over loopback, fio on a file.
 //!
-//! Invariant: rounds are interleaved, and only the ratio within a pair of rounds counts.
+//! Invariant: rounds with and without an agent are interleaved, and only ratios within a round are used.
 
 use std::{
     path::PathBuf,
@@ -20,22 +20,22 @@ use crate::{
     shell::{has, output},
 };
 
-/// Debian's packages that bring the loads.
+/// Debian's packages of the loads.
 const TOOLS: &[&str] = &["iperf3", "fio"];
 /// Seconds of one round of each load.
 const SECONDS: u32 = 2;
 
-/// A load: what it is called, and what it reaches.
+/// A load: its name, and a function that returns its throughput.
 type Load = (&'static str, fn() -> Result<f64>);
 
-/// Loads and the unit in which each is measured.
+/// The loads. Names end with the unit.
 const LOADS: &[Load] = &[
     ("iperf3, loopback, bit/s", stream),
     ("fio, 4 KiB random reads, direct, IOPS", random_reads),
     ("fio, 1 MiB writes through the cache, byte/s", writes),
 ];
 
-/// Installs what is missing and measures so many pairs of rounds.
+/// Installs the loads if need be, and measures each in `rounds` rounds.
 pub fn measure(binaries: &[Binary], rounds: usize) -> Result<Vec<Value>> {
     let missing: Vec<&str> = TOOLS.iter().copied().filter(|tool| !has(tool)).collect();
     if !missing.is_empty() {
@@ -76,10 +76,10 @@ pub fn measure(binaries: &[Binary], rounds: usize) -> Result<Vec<Value>> {
     Ok(rows)
 }
 
-/// iperf3's other end.
+/// The server of iperf3.
 struct Server(Child);
 
-/// Its port: not iperf3's own, where somebody may listen.
+/// Its port. The default of iperf3 may be in use.
 const PORT: &str = "15201";
 
 impl Server {
@@ -109,7 +109,7 @@ impl Drop for Server {
 
 /// A number in a program's JSON.
 fn number(text: &str, pointer: &str) -> Result<f64> {
-    // fio may say something before its JSON.
+    // fio may print notes before its JSON.
     let begin = text.find('{').context("no JSON")?;
     let value: Value = serde_json::from_str(&text[begin..])?;
     let number = value.pointer(pointer).and_then(Value::as_f64);
@@ -133,7 +133,7 @@ fn stream() -> Result<f64> {
     number(&text, "/end/sum_received/bits_per_second")
 }
 
-/// The file that fio works on; removed by it.
+/// The file that fio uses and removes.
 fn file() -> PathBuf {
     std::env::temp_dir().join(format!("cgmeter-bench-{}", std::process::id()))
 }

@@ -1,6 +1,8 @@
-//! The demo's cgroups: one in cgroup2 for each part, and twins where v1 hierarchies have the controllers.
+//! The demo's cgroups: one in cgroup2 for each part, and one in each v1 hierarchy that has a controller
+//! which the demo sets limits by.
 //!
-//! Invariant: below one cgroup a hierarchy whose name nobody else has; they are gone when it is dropped.
+//! Invariant: in each hierarchy all of them are below one cgroup with a unique name, and they are removed
+//! on drop.
 
 use std::{
     fs, io,
@@ -11,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// The demo's cgroup in each hierarchy that matters.
+/// The demo's top cgroup in each hierarchy.
 pub struct Cgroups {
     name: String,
     hierarchies: Vec<Hierarchy>,
@@ -21,15 +23,15 @@ pub struct Cgroups {
 #[derive(Debug, PartialEq, Eq)]
 struct Hierarchy {
     mount: PathBuf,
-    /// A v1 controller; none for cgroup2.
+    /// The v1 controller; `None` for cgroup2.
     v1: Option<&'static str>,
 }
 
-/// v1 controllers that limits are set by.
+/// v1 controllers that the demo sets limits by.
 const CONTROLLERS: &[&str] = &["cpu", "memory"];
 
 impl Cgroups {
-    /// Makes the demo's own.
+    /// Makes the demo's top cgroups.
     pub fn new() -> Result<Self> {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
         let hierarchies = parse(&mountinfo);
@@ -58,7 +60,7 @@ impl Cgroups {
         self.hierarchies.iter().map(named)
     }
 
-    /// Makes a part's cgroup; the files that a process enters it by.
+    /// Makes the cgroup of a part. Returns the files that a process writes itself to in order to enter.
     pub fn part(&self, part: &str) -> Result<Vec<PathBuf>> {
         let made = self.directories().map(|directory| {
             let directory = directory.join(part);
@@ -69,7 +71,7 @@ impl Cgroups {
         made.collect()
     }
 
-    /// Limits a part to hundredths of a CPU and to memory; what can't be set is told.
+    /// Limits a part to hundredths of a CPU and to bytes of memory. Prints which limit can't be set.
     pub fn limit(&self, part: &str, percent: u32, bytes: u64) {
         let quota = percent * 1000;
         for (controller, v1, v2) in [
@@ -106,7 +108,7 @@ impl Cgroups {
         }
         let mount = of(None).ok_or(io::ErrorKind::NotFound)?;
         let own = mount.join(&self.name);
-        // The root's is left as it is: a host that meters containers has them on.
+        // The root's file is not changed: a host that runs containers has enabled the controllers.
         fs::write(own.join("cgroup.subtree_control"), format!("+{controller}"))?;
         fs::write(own.join(part).join(v2.0), v2.1)
     }
@@ -117,7 +119,7 @@ impl Drop for Cgroups {
         for directory in self.directories() {
             if let Err(error) = remove(&directory) {
                 eprintln!(
-                    "xtask: warning: {} is left behind: {error}",
+                    "xtask: warning: {} can't be removed: {error}",
                     directory.display()
                 );
             }
@@ -125,7 +127,7 @@ impl Drop for Cgroups {
     }
 }
 
-/// Removes a cgroup and those in it, whose last processes may still be on their way out.
+/// Removes a cgroup and those below. Retries while their last processes exit.
 fn remove(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

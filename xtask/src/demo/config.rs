@@ -1,6 +1,6 @@
-//! Where the demo's parts listen, and the files that they are started with.
+//! The ports of the demo's parts, and their configuration files.
 //!
-//! Invariant: every address is on loopback; the shipped rules are taken as they are, but for how long an
+//! Invariant: every address is on loopback. The shipped rules are used unchanged, except for how long an
 //! alert waits.
 
 use std::{
@@ -26,9 +26,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The usual ones, or free ones where somebody has those.
+    /// The usual ports, or free ones where those are in use.
     pub fn choose() -> Result<Self> {
-        // Held until all are chosen, so that no two are the same.
+        // The listeners are held until all ports are chosen, so that no two are the same.
         let mut held = Vec::new();
         let mut choose = |usual: u16| -> Result<u16> {
             let listener = TcpListener::bind(("127.0.0.1", usual))
@@ -48,7 +48,7 @@ impl Ports {
     }
 }
 
-/// The parts' files and data; removed with all that is in it.
+/// The folder with the parts' files and data, which is removed on drop.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -74,7 +74,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -89,14 +89,14 @@ impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             eprintln!(
-                "xtask: warning: {} is left behind: {error}",
+                "xtask: warning: {} can't be removed: {error}",
                 self.0.display()
             );
         }
     }
 }
 
-/// Rules whose alerts wait no longer than [`WAIT`].
+/// The rules, with every `for` set to [`WAIT`].
 fn impatient(rules: &str) -> String {
     let line = |line: &str| match line.split_once("for: ") {
         Some((before, _)) if before.trim().is_empty() => format!("{before}for: {WAIT}\n"),

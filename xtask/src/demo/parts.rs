@@ -1,7 +1,7 @@
 //! The demo's processes.
 //!
-//! Invariant: each is in its cgroups before it runs its program, and is ended when the demo ends, if need
-//! be by the kernel (`setpriv --pdeathsig`).
+//! Invariant: each process enters its cgroups before it runs its program, and ends with the demo: if need
+//! be, the kernel kills it (`setpriv --pdeathsig`).
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use http_client::Request;
 use super::{cgroups::Cgroups, config::Ports};
 use crate::shell::program;
 
-/// Time for a process to end by itself.
+/// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a part may take to say that it is ready.
@@ -32,14 +32,14 @@ fn is_ok(port: u16, path: &str) -> bool {
     answer.is_ok_and(|answer| answer.status == 200)
 }
 
-/// A process and where it shows that it is ready.
+/// A process, and the port and path that show whether it is ready.
 struct Part {
     name: &'static str,
     child: Child,
     ready: Option<(u16, &'static str)>,
 }
 
-/// All of them, in the order of their start.
+/// All processes, in the order in which they were started.
 pub struct Parts<'a> {
     running: Vec<Part>,
     cgroups: &'a Cgroups,
@@ -50,7 +50,7 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// None yet.
+    /// Makes an empty list.
     pub fn new(
         cgroups: &'a Cgroups,
         folder: &'a Path,
@@ -68,7 +68,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Starts all.
+    /// Starts all parts.
     pub fn start(&mut self) -> Result<()> {
         let Ports {
             agent,
@@ -112,7 +112,7 @@ impl<'a> Parts<'a> {
                 &format!("--config.file={}", files.1),
                 &format!("--storage.path={more_data}"),
                 &format!("--web.listen-address={}", at(alertmanager)),
-                // Not a cluster: no port for its gossip.
+                // No cluster, so no port for it.
                 "--cluster.listen-address=",
             ],
             ready((alertmanager, "/-/ready")),
@@ -138,7 +138,7 @@ impl<'a> Parts<'a> {
     ) -> Result<()> {
         let procs = self.cgroups.part(name)?;
         let log = File::create(self.log(name)).context("making a log")?;
-        // Enters the cgroups, has the kernel end it with its parent, and becomes the program.
+        // Enters the cgroups, asks the kernel to be killed with its parent, and runs the program.
         let mut command = Command::new("sh");
         command
             .args([
@@ -155,7 +155,7 @@ impl<'a> Parts<'a> {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // A terminal's Ctrl-C is the demo's, which ends them in order.
+            // Ctrl-C in a terminal must reach the demo alone, which ends the parts in order.
             .process_group(0);
         let child = command
             .spawn()
@@ -168,7 +168,7 @@ impl<'a> Parts<'a> {
         self.folder.join(format!("{name}.log"))
     }
 
-    /// A part that is not ready yet.
+    /// The first part that is not ready yet.
     pub fn not_ready(&self) -> Option<&'static str> {
         let mut waiting = self
             .running
@@ -191,7 +191,7 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    /// What is wrong with a part, and the end of its log.
+    /// A message about a part, with the end of its log.
     pub fn told(&self, name: &str, what: &str) -> String {
         let log = fs::read(self.log(name)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -203,7 +203,7 @@ impl<'a> Parts<'a> {
 
 impl Drop for Parts<'_> {
     fn drop(&mut self) {
-        // Those that call others first.
+        // Clients end before their servers.
         self.running.reverse();
         for part in &mut self.running {
             let pid = part.child.id().to_string();

@@ -1,6 +1,6 @@
-//! Whom the demo's Alertmanager tells: prints an alert a line.
+//! The receiver of the demo's alerts, which prints each as a line.
 //!
-//! Invariant: reads at most [`MOST`] bytes of a request, and only from loopback.
+//! Invariant: it accepts connections on loopback only, and reads at most [`MOST`] bytes of a request.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// Bytes of a request's body.
+/// The largest body of a request, in bytes.
 const MOST: u64 = 4 << 20;
 
 /// The receiver.
@@ -40,7 +40,7 @@ impl Webhook {
         Ok(Self { lines })
     }
 
-    /// From now on, and what has come before, on standard output.
+    /// Prints alerts to standard output from now on, and those that have come before.
     pub fn tell(self) {
         thread::spawn(move || {
             for line in self.lines {
@@ -50,7 +50,7 @@ impl Webhook {
     }
 }
 
-/// The body of a request, which is answered.
+/// Answers a request and returns its body.
 fn body(mut stream: TcpStream) -> Option<Value> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut reader = BufReader::new(stream.try_clone().ok()?.take(MOST));
@@ -73,7 +73,7 @@ fn body(mut stream: TcpStream) -> Option<Value> {
     serde_json::from_slice(&text).ok()
 }
 
-/// A message of Alertmanager's, a line an alert.
+/// A line for each alert in a message of Alertmanager.
 fn told(message: &Value) -> Vec<String> {
     let alerts = message["alerts"].as_array().cloned().unwrap_or_default();
     let line = |alert: &Value| {

@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::{FOLDER, variables};
 use crate::root;
 
-/// Addresses of the host that containers and loopback alone reach.
+/// Addresses of the host that only the host itself and its containers reach.
 const INSIDE: [&str; 2] = ["127.0.0.1:", "172.30.95.1:"];
 
-/// What is wrong with the file, each in a sentence.
+/// The faults of the file, a sentence each.
 pub fn faults(text: &str) -> Vec<String> {
     let file: Value = match serde_saphyr::from_str(text) {
         Ok(file) => file,
@@ -40,7 +40,7 @@ pub fn faults(text: &str) -> Vec<String> {
     faults
 }
 
-/// Secrets come from variables that have no default, and are in .env.example without a value.
+/// Faults of variables: they must have no default, and be in .env.example without a value.
 fn wanting_variables(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     for part in text.split("${").skip(1) {
@@ -76,7 +76,7 @@ fn wanting_variables(text: &str) -> Vec<String> {
     faults
 }
 
-/// Services that others wait for to end.
+/// Services whose end others wait for.
 fn run_once(file: &Value) -> BTreeSet<&str> {
     let services = file["services"].as_object().into_iter().flatten();
     services
@@ -116,7 +116,7 @@ fn limits(service: &Value, faults: &mut Vec<String>) {
     }
 }
 
-/// An image has a tag that names a version.
+/// Faults of images: each needs a tag that is a version.
 fn image(service: &Value, faults: &mut Vec<String>) {
     let image = service["image"].as_str().unwrap_or_default();
     let last = image.rsplit('/').next().unwrap_or_default();
@@ -128,7 +128,7 @@ fn image(service: &Value, faults: &mut Vec<String>) {
     }
 }
 
-/// Nothing privileged; of the agent exactly what its manual lists.
+/// Faults of privileges: only the agent has some, and exactly those that its manual lists.
 fn privileges(name: &str, service: &Value, faults: &mut Vec<String>) {
     for key in ["privileged", "devices", "userns_mode", "ipc"] {
         if !service[key].is_null() {
@@ -148,7 +148,7 @@ fn privileges(name: &str, service: &Value, faults: &mut Vec<String>) {
             .skip(1)
             .filter_map(|rest| rest.split_whitespace().next())
             .collect(),
-        // Docker's log files are root's.
+        // Docker's log files belong to root.
         "filebeat" => ["DAC_READ_SEARCH"].into(),
         _ => BTreeSet::new(),
     };
@@ -173,7 +173,8 @@ fn privileges(name: &str, service: &Value, faults: &mut Vec<String>) {
 /// The manual of the agent's image.
 const MANUAL: &str = include_str!("../../../docker/README.md");
 
-/// Ports are published on loopback; who shares the host's network listens on nothing that others reach.
+/// Faults of addresses: ports must be published on loopback, and a service in the host's network must
+/// listen on addresses that other hosts can't reach.
 fn addresses(service: &Value, faults: &mut Vec<String>) {
     for port in service["ports"].as_array().into_iter().flatten() {
         let port = port.as_str().unwrap_or_default();
@@ -190,7 +191,7 @@ fn addresses(service: &Value, faults: &mut Vec<String>) {
     }
 }
 
-/// What is mounted from the repository is there, and can't be written.
+/// Faults of mounts: files of the repository must exist and be read-only.
 fn mounts(service: &Value, faults: &mut Vec<String>) {
     for volume in strings(&service["volumes"]) {
         let mut parts = volume.split(':');

@@ -1,4 +1,4 @@
-//! The stack keeps the rules, and each fault is found.
+//! The file has no fault, and faults that are put in are found.
 
 use super::{faults::faults, read, variables};
 
@@ -7,7 +7,7 @@ fn the_stack_keeps_the_rules() {
     assert_eq!(faults(&read().unwrap()), [""; 0]);
 }
 
-/// Each change is found, and is the only thing that is.
+/// Each change causes one more fault.
 #[test]
 fn faults_are_found() {
     let text = read().unwrap();

@@ -7,7 +7,7 @@ use super::{
 
 /// The requests chosen.
 const REQUESTS: &str = r#"cluster=~"$cluster",job=~"$job",instance=~"$instance",route=~"$route""#;
-/// Those of them that failed by the server's fault.
+/// The requests chosen that were answered with 5xx.
 const ERRORS: &str =
     r#"cluster=~"$cluster",job=~"$job",instance=~"$instance",route=~"$route",status_code=~"5..""#;
 /// The applications chosen.
@@ -19,7 +19,7 @@ const SECONDS: &str = "http_request_duration_seconds";
 /// The dashboard.
 pub fn dashboard() -> Dashboard {
     let requests = |by: &str| sum_rate(by, COUNT, REQUESTS);
-    // Where nothing fails there is no series of failures: that is 0.
+    // Without failures there is no series of failures, which means 0.
     let failed = |by: &str| format!("({} or 0 * {})", sum_rate(by, COUNT, ERRORS), requests(by));
     let mean = |by: &str| {
         ratio(

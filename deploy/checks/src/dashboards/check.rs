@@ -1,4 +1,4 @@
-//! What is kept of all dashboards, judged by the JSON that Grafana reads.
+//! Rules that all dashboards keep, checked on the JSON that Grafana reads.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,11 +14,11 @@ use crate::{
     root, rules,
 };
 
-/// Labels that Prometheus's configuration gives every series.
+/// Labels that the configuration of Prometheus adds to every series.
 const TARGET: [&str; 3] = ["cluster", "instance", "job"];
 /// Labels of a cgroup.
 const CGROUP: [&str; 6] = ["id", "name", "image", "namespace", "pod", "container"];
-/// Grafana's names of units that are used here.
+/// The units in use, by Grafana's names.
 const UNITS: [&str; 10] = [
     "none",
     "s",
@@ -32,7 +32,7 @@ const UNITS: [&str; 10] = [
     "dateTimeFromNow",
 ];
 
-/// Metrics that somebody defines, with their labels; `None`: any labels.
+/// Defined metrics, with their labels; `None` allows any label.
 type Definitions = BTreeMap<String, Option<BTreeSet<String>>>;
 
 fn read(path: &str) -> String {
@@ -47,7 +47,7 @@ fn set<'a>(labels: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
         .collect()
 }
 
-/// Adds a family under the names of its samples.
+/// Adds a family by the names of its samples.
 fn define(definitions: &mut Definitions, name: &str, kind: &str, labels: BTreeSet<String>) {
     if kind == "histogram" {
         let with_le = labels.iter().map(String::as_str).chain(["le"]);
@@ -60,7 +60,7 @@ fn define(definitions: &mut Definitions, name: &str, kind: &str, labels: BTreeSe
     }
 }
 
-/// The agent's, from its reference page, which a check of its own keeps up to date.
+/// The agent's metrics, from docs/metrics.md, which `cargo xtask docs --check` compares with the agent.
 fn agents() -> Definitions {
     let mut definitions = Definitions::new();
     for row in rows(&read("docs/metrics.md")) {
@@ -82,7 +82,7 @@ fn agents() -> Definitions {
     definitions
 }
 
-/// Others', by `NAME{LABELS} KIND # who defines it`.
+/// Metrics of others. A line of the list is `NAME{LABELS} KIND # who defines it`.
 fn foreign() -> Vec<(String, String, BTreeSet<String>)> {
     let text = read("deploy/grafana/foreign-metrics.txt");
     let lines = text
@@ -112,8 +112,8 @@ fn definitions() -> Definitions {
     definitions
 }
 
-/// (what it is in, query) of a dashboard: panels' and variables', these with their label as one that
-/// is grouped by.
+/// (place, query) of the panels and variables of a dashboard. The query of a variable becomes a sum
+/// grouped by its label.
 fn queries(dashboard: &Value) -> Vec<(String, String)> {
     let uid = dashboard["uid"].as_str().unwrap();
     let mut queries = Vec::new();
@@ -137,7 +137,7 @@ fn queries(dashboard: &Value) -> Vec<(String, String)> {
     queries
 }
 
-/// What nobody defines of what a dashboard's queries name.
+/// Metrics and labels in the queries of a dashboard that are not defined.
 fn undefined(dashboard: &Value, definitions: &Definitions) -> Vec<String> {
     let mut problems = Vec::new();
     for (place, query) in queries(dashboard) {

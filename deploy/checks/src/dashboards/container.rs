@@ -10,8 +10,8 @@ use super::{
 
 /// The container.
 const ONE: &str = r#"cluster=~"$cluster",instance="$instance",id="$id""#;
-/// All other cgroups of the host. Those above and below it too: a regular expression of a path that
-/// Grafana puts in would need escapes that it does not make.
+/// All other cgroups of the host, with its ancestors and descendants: to exclude those takes a regular
+/// expression of the path, and Grafana would not escape it.
 const OTHERS: &str = r#"cluster=~"$cluster",instance="$instance",id!="/",id!="$id""#;
 
 /// The dashboard.

@@ -5,7 +5,7 @@ use super::{
     words::{buckets, quantile, rate, ratio, sum, sum_rate, top},
 };
 
-/// The disks chosen, whoever uses them.
+/// The disks chosen, over all cgroups.
 const DISKS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$device",id="/""#;
 /// The cgroups that use them.
 const CGROUPS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$device",id!="/""#;
@@ -79,5 +79,5 @@ pub fn dashboard() -> Dashboard {
     }
 }
 
-/// Mounted devices: whichever disks are chosen, since they may lie on parts of them.
+/// Mounted devices, whichever disks are chosen: their names can be those of partitions.
 const FILE_SYSTEMS: &str = r#"cluster=~"$cluster",instance=~"$instance",id="/""#;

@@ -1,7 +1,7 @@
-//! What a dashboard is made of, and how Grafana writes it down.
+//! The parts of a dashboard, and their JSON for Grafana.
 //!
-//! Invariant: ids and places of panels follow from their order, so that a change of one panel is a
-//! change of one panel in the JSON as well.
+//! Invariant: ids and positions of panels follow from their order, so that changing one panel changes one
+//! panel of the JSON.
 
 use serde_json::{Value, json};
 
@@ -12,13 +12,13 @@ const SCHEMA: u32 = 39;
 
 /// A dashboard.
 pub struct Dashboard {
-    /// Its stable name in addresses; the file's name as well.
+    /// Its stable name in URLs, which is also that of the file.
     pub uid: &'static str,
     /// Its title.
     pub title: &'static str,
     /// What it is for.
     pub description: &'static str,
-    /// What can be chosen, the data source apart.
+    /// Its variables, apart from the data source.
     pub variables: Vec<Variable>,
     /// Rows of panels.
     pub rows: Vec<Row>,
@@ -32,7 +32,7 @@ pub struct Row {
     pub panels: Vec<Panel>,
 }
 
-/// A row.
+/// Makes a row.
 pub fn row(title: &'static str, panels: Vec<Panel>) -> Row {
     Row { title, panels }
 }
@@ -40,9 +40,9 @@ pub fn row(title: &'static str, panels: Vec<Panel>) -> Row {
 /// How many values of a variable can be chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// One.
+    /// Exactly one.
     One,
-    /// Any number, or all: where nothing has the label as well.
+    /// Any number, or all. All includes series without the label.
     Many,
 }
 
@@ -54,7 +54,7 @@ pub struct Variable {
     pub label: &'static str,
     /// `label_values(...)`
     pub query: String,
-    /// How many.
+    /// How many values can be chosen.
     pub choice: Choice,
 }
 
@@ -81,7 +81,7 @@ pub enum Look {
     Stat,
     /// Lines.
     Lines,
-    /// Areas on top of each other.
+    /// Stacked areas.
     Stacked,
     /// Buckets of a histogram over time.
     Heatmap,
@@ -123,45 +123,45 @@ fn panel(
     }
 }
 
-/// A number.
+/// Makes a panel of numbers.
 pub fn stat(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
     panel(Look::Stat, 4, title, unit, description)
 }
 
-/// Lines.
+/// Makes a panel of lines.
 pub fn lines(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
     panel(Look::Lines, 8, title, unit, description)
 }
 
-/// Areas on top of each other.
+/// Makes a panel of stacked areas.
 pub fn stacked(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
     panel(Look::Stacked, 8, title, unit, description)
 }
 
-/// The buckets of a histogram of seconds.
+/// Makes a heatmap of a histogram of seconds.
 pub fn heatmap(title: &'static str, description: &'static str) -> Panel {
     panel(Look::Heatmap, 8, title, "s", description)
 }
 
-/// A table.
+/// Makes a table.
 pub fn table(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
     panel(Look::Table, 8, title, unit, description)
 }
 
 impl Panel {
-    /// With a query and what its series are called.
+    /// Adds a query and the legend of its series.
     pub fn query(mut self, query: impl Into<String>, legend: &'static str) -> Self {
         self.queries.push((query.into(), legend));
         self
     }
 
-    /// So many columns wide.
+    /// Sets the width in columns of the grid.
     pub fn width(mut self, columns: u32) -> Self {
         self.width = columns;
         self
     }
 
-    /// With a way from each series to its container.
+    /// Links each series to the dashboard of its container.
     pub fn drill(mut self) -> Self {
         self.drill = true;
         self
@@ -236,7 +236,7 @@ impl Panel {
             });
         }
         if self.drill {
-            // A table has labels as columns.
+            // Labels become columns.
             let labels = match self.look {
                 Look::Table => "__data.fields",
                 _ => "__field.labels",
@@ -314,7 +314,7 @@ impl Variable {
             "hide": 0,
         });
         if many {
-            // Series without the label as well.
+            // Matches series without the label, too.
             variable["allValue"] = json!(".*");
             variable["current"] = json!({ "text": ["All"], "value": ["$__all"] });
         }
@@ -323,14 +323,14 @@ impl Variable {
 }
 
 impl Dashboard {
-    /// The file.
+    /// The text of its file.
     pub fn text(&self) -> String {
         let mut text = format!("{:#}", self.json());
         text.push('\n');
         text
     }
 
-    /// As Grafana has it.
+    /// Its JSON model in Grafana.
     pub fn json(&self) -> Value {
         let mut variables = vec![json!({
             "name": "datasource",

@@ -1,11 +1,11 @@
 //! Pieces that PromQL queries are made of.
 
-/// A metric's growth a second.
+/// The rate of a metric.
 pub fn rate(metric: &str, selector: &str) -> String {
     format!("rate({metric}{{{selector}}}[$__rate_interval])")
 }
 
-/// A sum over all labels but these.
+/// A sum by labels.
 pub fn sum(by: &str, of: &str) -> String {
     if by.is_empty() {
         return format!("sum({of})");
@@ -13,12 +13,12 @@ pub fn sum(by: &str, of: &str) -> String {
     format!("sum by ({by}) ({of})")
 }
 
-/// A metric's growth a second, summed.
+/// The sum of rates by labels.
 pub fn sum_rate(by: &str, metric: &str, selector: &str) -> String {
     sum(by, &rate(metric, selector))
 }
 
-/// The largest.
+/// The largest series.
 pub fn top(count: u32, of: &str) -> String {
     format!("topk({count}, {of})")
 }
@@ -39,7 +39,7 @@ pub fn buckets(histogram: &str, selector: &str) -> String {
     sum_rate("le", &format!("{histogram}_bucket"), selector)
 }
 
-/// A part of a whole; where there is no whole, nothing.
+/// A ratio, without a result where the divisor is 0.
 pub fn ratio(part: &str, whole: &str) -> String {
     format!("{part} / ({whole} > 0)")
 }

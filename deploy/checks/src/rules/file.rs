@@ -1,4 +1,4 @@
-//! Prometheus's rule files and promtool's tests of them, as far as the checks read them.
+//! Rule files of Prometheus and test files of promtool, as far as the checks read them.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -8,30 +8,30 @@ use serde::{Deserialize, de::DeserializeOwned};
 /// A file of rules.
 #[derive(Debug, Deserialize)]
 pub struct Rules {
-    /// Groups, whose rules are evaluated one after the other.
+    /// Its groups.
     pub groups: Vec<Group>,
 }
 
-/// A group.
+/// A group of rules, which are evaluated one after the other.
 #[derive(Debug, Deserialize)]
 pub struct Group {
     /// Its rules.
     pub rules: Vec<Rule>,
 }
 
-/// A rule: that of a record or of an alert.
+/// A recording rule or an alert.
 #[derive(Debug, Deserialize)]
 pub struct Rule {
-    /// The metric that it records.
+    /// The metric that a recording rule writes.
     pub record: Option<String>,
-    /// The alert that it raises.
+    /// The name of an alert.
     pub alert: Option<String>,
     /// The expression.
     pub expr: String,
     /// Labels that it sets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// What is told of an alert.
+    /// Annotations of an alert.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -43,31 +43,31 @@ pub struct Tests {
     pub tests: Vec<Test>,
 }
 
-/// A test: series, and what comes of them at several times.
+/// A test: series, and the expected results at several times.
 #[derive(Debug, Deserialize)]
 pub struct Test {
-    /// What it is about.
+    /// Its name.
     #[serde(default)]
     pub name: String,
-    /// Alerts at times, in their order.
+    /// Expectations of alerts, in the order of their times.
     #[serde(default)]
     pub alert_rule_test: Vec<Case>,
 }
 
-/// What an alert has to be at a time.
+/// The expected state of an alert at a time.
 #[derive(Debug, Deserialize)]
 pub struct Case {
     /// The alert.
     pub alertname: String,
-    /// Those that fire.
+    /// The firing ones; none if it is quiet.
     #[serde(default)]
     pub exp_alerts: Vec<Expected>,
 }
 
-/// An alert that has to fire.
+/// An alert that is expected to fire.
 #[derive(Debug, Deserialize)]
 pub struct Expected {
-    /// Its labels, less its name.
+    /// Its labels without its name.
     #[serde(default)]
     pub exp_labels: BTreeMap<String, String>,
 }
