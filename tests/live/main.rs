@@ -4,12 +4,8 @@
 //! source that is not the agent: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2),
 //! Prometheus itself. Counts decide, never durations.
 //!
-//! On emulated CPUs, which lose time when their host is busy, and in CI, whose machines others use as
-//! well, a test that fails is run once more; it says so. Elsewhere it fails. A guest that goes on after
-//! another has died is told by `CGMETER_DONE`, a file of names, what has run already.
-//!
-//! A test whose needs this machine can't meet is skipped loudly: it is ignored by the harness, and
-//! its name and the reason go to the file that `CGMETER_SKIPS` names.
+//! What a test needs, its tier and whether it may be run again stand at its definition ([`Need`]).
+//! [`harness`] chooses the tests and runs them.
 
 mod agent;
 mod alerts;
@@ -32,6 +28,7 @@ mod errors;
 mod filesystem;
 mod formats;
 mod grpc;
+mod harness;
 mod image;
 mod io;
 mod limits;
@@ -66,81 +63,60 @@ mod twin;
 mod wire;
 mod worker;
 
-use libtest_mimic::{Arguments, Trial};
 use needs::Need;
 
 /// A test: name, what it needs, what it does.
 type Test = (&'static str, &'static [Need], fn() -> anyhow::Result<()>);
+
+/// Tests whose outcome depends on the kernel: its hooks, its layouts, its controllers. The short tier
+/// runs them in virtual machines, too.
+const KERNEL: &[&[Test]] = &[
+    cpu::TESTS,
+    sched::TESTS,
+    process::TESTS,
+    tasks::TESTS,
+    machine::TESTS,
+    filesystem::TESTS,
+    limits::TESTS,
+    memory::TESTS,
+    pressure::TESTS,
+    io::TESTS,
+    tree::TESTS,
+    names::TESTS,
+    slots::TESTS,
+    block::TESTS,
+    disk_stats::TESTS,
+    net::TESTS,
+    netdev::TESTS,
+    tcp::TESTS,
+    drops::TESTS,
+    programs::TESTS,
+];
+
+/// Tests of what is alike on every kernel: formats, the web side, container runtimes. In the short
+/// tier the host alone runs them.
+const USER_SPACE: &[&[Test]] = &[
+    formats::TESTS,
+    api::TESTS,
+    errors::TESTS,
+    custom::TESTS,
+    alerts::TESTS,
+    panels::TESTS,
+    image::TESTS,
+    demo::TESTS,
+    compose::TESTS,
+    docker::TESTS,
+    docker_ills::TESTS,
+    podman::TESTS,
+    cri::TESTS,
+    dashboards::TESTS,
+    systemd::TESTS,
+];
 
 fn main() -> std::process::ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(worker::FLAG) {
         return worker::main();
     }
-    let tests = [
-        cpu::TESTS,
-        sched::TESTS,
-        process::TESTS,
-        tasks::TESTS,
-        machine::TESTS,
-        filesystem::TESTS,
-        limits::TESTS,
-        memory::TESTS,
-        pressure::TESTS,
-        io::TESTS,
-        tree::TESTS,
-        names::TESTS,
-        slots::TESTS,
-        formats::TESTS,
-        api::TESTS,
-        errors::TESTS,
-        custom::TESTS,
-        block::TESTS,
-        disk_stats::TESTS,
-        net::TESTS,
-        netdev::TESTS,
-        tcp::TESTS,
-        drops::TESTS,
-        programs::TESTS,
-        alerts::TESTS,
-        panels::TESTS,
-        image::TESTS,
-        demo::TESTS,
-        compose::TESTS,
-        docker::TESTS,
-        docker_ills::TESTS,
-        podman::TESTS,
-        cri::TESTS,
-        dashboards::TESTS,
-        systemd::TESTS,
-    ];
-    let arguments = Arguments::from_args();
-    let asked = |name: &str| {
-        let filter = arguments.filter.as_deref();
-        filter.is_none_or(|part| name.contains(part))
-    };
-    let done = needs::done();
-    let left = |(name, ..): &&Test| !done.iter().any(|done| done == name);
-    let trials = tests.into_iter().flatten().filter(left);
-    let trials = trials.map(|&(name, needs, test)| {
-        let missing = needs::missing(needs);
-        if let Some(reason) = &missing
-            && asked(name)
-        {
-            needs::record_skip(name, reason);
-        }
-        let run = move || {
-            let result = match test() {
-                // Emulated CPUs lose time when the host is busy: once may be bad luck there.
-                Err(error) if needs::emulated() || needs::in_ci() => {
-                    println!("{name} failed and is run once more: {error:#}");
-                    test()
-                }
-                result => result,
-            };
-            result.map_err(|error| format!("{error:?}").into())
-        };
-        Trial::test(name, run).with_ignored_flag(missing.is_some())
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    harness::run(KERNEL, USER_SPACE)
 }

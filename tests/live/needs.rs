@@ -1,8 +1,6 @@
-//! What tests need of the machine.
+//! What tests need of the machine and of the run.
 
 use std::{
-    fs::OpenOptions,
-    io::Write,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -55,6 +53,11 @@ pub enum Need {
     Kernel(u32, u32),
     /// FUSE file systems on block devices.
     FuseBlock,
+    /// The long tier (`cargo xtask test --all`), since the test takes long; what takes so long.
+    LongTier(&'static str),
+    /// A second run if the first one fails; what makes it fail although nothing is wrong. Each use
+    /// is counted, and more than two in a run of `cargo xtask test` fail it.
+    Rerun(&'static str),
 }
 
 /// The disk of a guest, where every disk is the tests' own.
@@ -149,17 +152,14 @@ pub fn missing(needs: &[Need]) -> Option<String> {
                 Some("needs a disk that may be overwritten, as in a virtual machine".to_owned())
             }
         },
+        // Not the machine's: see `harness`.
+        Need::LongTier(_) | Need::Rerun(_) => None,
     })
 }
 
 /// Whether the CPUs are emulated: time passes on them also while they can't run.
 pub fn emulated() -> bool {
     std::env::var_os("CGMETER_EMULATED").is_some()
-}
-
-/// Whether this is a run of CI's.
-pub fn in_ci() -> bool {
-    std::env::var("CI").is_ok_and(|value| value == "true" || value == "1")
 }
 
 fn missing_path(path: &str, what: &str) -> Option<String> {
@@ -173,20 +173,4 @@ fn kernel() -> (u32, u32) {
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// Names of tests that another machine, which died, has run already.
-pub fn done() -> Vec<String> {
-    let text = std::env::var_os("CGMETER_DONE").map(std::fs::read_to_string);
-    let text = text.and_then(Result::ok).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
-/// Notes a skipped test where the caller counts them.
-pub fn record_skip(name: &str, reason: &str) {
-    if let Some(path) = std::env::var_os("CGMETER_SKIPS")
-        && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
-    {
-        let _ = writeln!(file, "{name}: {reason}");
-    }
 }

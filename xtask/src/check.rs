@@ -16,8 +16,8 @@ use crate::{
 
 /// Checks what a commit has to keep.
 pub fn check() -> Result<()> {
-    setup()?;
     let mut tally = Tally::default();
+    tally.required("setup", setup)?;
     lints(&mut tally);
     deploy::steps(&mut tally, false);
     compose::steps(&mut tally, false);
@@ -71,7 +71,7 @@ pub fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
-    tally.tests("unit tests", &mut command, || 0);
+    tally.tests("unit tests", &mut command);
 }
 
 /// cargo for the kernel programs' own target: the lints then see the code that the kernel gets, and

@@ -1,8 +1,8 @@
 //! The project's chores: `cargo xtask VERB`.
 //!
 //! Invariants: each verb is a file of its own, and running it twice changes nothing more. Verbs share
-//! [`shell`] (commands), [`apt`] and [`venv`] (packages of Debian and Python), [`tally`] and [`skips`]
-//! (results of tests), and the crates `ebpf-toolchain` (the compiler of the kernel programs),
+//! [`shell`] (commands), [`apt`] and [`venv`] (packages of Debian and Python), [`tally`], [`notes`] and
+//! [`skips`] (results of tests), and the crates `ebpf-toolchain` (the compiler of the kernel programs),
 //! `deploy-checks` (dashboards, rules, the compose stack) and `http-client`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -15,6 +15,7 @@ mod demo;
 mod deploy;
 mod docs;
 mod image;
+mod notes;
 mod run;
 mod setup;
 mod shell;
@@ -56,7 +57,7 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Set up, build, check and run every test (as root)
+    /// Set up, build, check and run the tests (as root)
     Test(test::Options),
     /// Build, then test
     BuildAndTest(test::Options),

@@ -1,16 +1,29 @@
-//! What came of tests and checks: counts of tests, and the steps that failed.
+//! What came of tests and checks: counts of tests, steps and their time, reruns, and what failed.
 //!
-//! Invariant: a step that fails doesn't keep the next from running; the closing line and the exit
+//! Invariant: a step that fails doesn't keep the next from running; the closing lines and the exit
 //! status come from here alone.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
-use crate::shell::watched;
+use crate::{
+    notes::{Notes, Skip},
+    shell::watched,
+    skips::{self, Ledger, Place},
+};
+
+/// Reruns of a whole run, host and virtual machines together, above which it fails.
+const MOST_RERUNS: usize = 2;
+
+/// How many of the slowest tests of a place are shown.
+const SLOWEST: usize = 10;
 
 /// Tests by their end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Ran, and were right.
     pub passed: u64,
@@ -18,12 +31,21 @@ pub struct Counts {
     pub failed: u64,
     /// Did not run.
     pub skipped: u64,
+    /// Left to the long tier.
+    pub long: u64,
+    /// Tests that failed and were run again: what their line says.
+    pub reruns: Vec<String>,
 }
 
 impl Counts {
-    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` says.
+    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` or `RERUN NAME:
+    /// reason` says.
     pub fn add_line(&mut self, line: &str) {
-        let Some(rest) = line.trim().strip_prefix("test result:") else {
+        let line = line.trim();
+        if let Some(rerun) = line.strip_prefix("RERUN ") {
+            self.reruns.push(rerun.to_owned());
+        }
+        let Some(rest) = line.strip_prefix("test result:") else {
             return;
         };
         let words: Vec<&str> = rest.split_whitespace().collect();
@@ -39,17 +61,15 @@ impl Counts {
         self.skipped += number("ignored");
     }
 
-    /// Takes tests that ended early, and so passed for their harness, for skipped: `recorded` of
-    /// them said that they skipped, more than the harness has seen.
-    pub fn with_recorded_skips(mut self, recorded: u64) -> Self {
-        let hidden = recorded.saturating_sub(self.skipped).min(self.passed);
-        self.passed -= hidden;
-        self.skipped += hidden;
-        self
+    /// Tells tests that are left to the long tier from those that were skipped: the harness ignores
+    /// both.
+    pub fn take(&mut self, notes: &Notes) {
+        self.long = length(&notes.long);
+        self.skipped = self.skipped.saturating_sub(self.long);
     }
 
     /// What counts and exit status come to.
-    pub fn verdict(self, ended_well: bool) -> Result<()> {
+    pub fn verdict(&self, ended_well: bool) -> Result<()> {
         match self.failed {
             0 if ended_well => Ok(()),
             0 => bail!("ended badly without a failed test: see above"),
@@ -62,6 +82,8 @@ impl Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.long += other.long;
+        self.reruns.extend(other.reruns);
     }
 }
 
@@ -71,112 +93,220 @@ impl std::fmt::Display for Counts {
             passed,
             failed,
             skipped,
+            ..
         } = self;
         write!(out, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
 
-/// Counts and failures of a run of several steps.
-#[derive(Debug, Default)]
+/// What came of a run of several steps.
+#[derive(Debug)]
 pub struct Tally {
+    begin: Instant,
     counts: Counts,
+    skips: Ledger,
+    times: Vec<(String, Duration)>,
+    remarks: Vec<String>,
     failures: Vec<String>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            begin: Instant::now(),
+            counts: Counts::default(),
+            skips: Ledger::default(),
+            times: Vec::new(),
+            remarks: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
 }
 
 impl Tally {
     /// Does a step and notes its failure.
     pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
-        eprintln!("\n==> {name}");
-        if let Err(error) = step() {
-            eprintln!("xtask: {name}: {error:#}");
-            self.failures.push(name.to_owned());
-        }
+        self.counted(name, |_| step());
     }
 
-    /// Runs a test command and counts its tests, given how many were recorded as skipped.
-    pub fn tests(&mut self, name: &str, command: &mut Command, recorded: impl FnOnce() -> u64) {
+    /// Runs a test command and counts its tests.
+    pub fn tests(&mut self, name: &str, command: &mut Command) {
         self.counted(name, |counts| {
-            let ended_well = watched(command, std::io::stdout(), |line| counts.add_line(line));
-            *counts = counts.with_recorded_skips(recorded());
-            counts.verdict(ended_well?)
+            let ended_well = watched(command, std::io::stdout(), |line| counts.add_line(line))?;
+            counts.verdict(ended_well)
         });
     }
 
     /// Does a step that counts tests.
     pub fn counted(&mut self, name: &str, step: impl FnOnce(&mut Counts) -> Result<()>) {
-        let mut counts = Counts::default();
-        self.step(name, || step(&mut counts));
+        eprintln!("\n==> {name}");
+        let (begin, mut counts) = (Instant::now(), Counts::default());
+        let outcome = step(&mut counts);
+        self.times.push((name.to_owned(), begin.elapsed()));
         self.counts.add(counts);
+        if let Err(error) = outcome {
+            eprintln!("xtask: {name}: {error:#}");
+            self.failures.push(name.to_owned());
+        }
     }
 
-    /// Counts what was skipped before it could run.
-    pub fn skip(&mut self, count: usize) {
-        self.counts.skipped += u64::try_from(count).unwrap_or(u64::MAX);
+    /// Does a step without which there is no use in going on.
+    pub fn required<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        let begin = Instant::now();
+        let outcome = step();
+        self.times.push((name.to_owned(), begin.elapsed()));
+        outcome
     }
 
-    /// Prints the closing line.
+    /// Counts what was skipped before it could run, and judges it.
+    pub fn skip(&mut self, name: &str, skips: Vec<Skip>) {
+        self.counts.skipped += length(&skips);
+        self.judge(name, skips, Place::Host, skips::in_ci());
+    }
+
+    /// Takes the notes of live tests: judges what was skipped; what is left to the long tier and what
+    /// took long goes to the closing lines.
+    pub fn noted(&mut self, whose: &str, notes: Notes, place: Place, strict: bool) {
+        if !notes.long.is_empty() {
+            let names: Vec<&str> = notes.long.iter().map(|skip| skip.name.as_str()).collect();
+            self.remark(format!(
+                "{whose}: {} tests left to the long tier (cargo xtask test --all): {}",
+                names.len(),
+                names.join(", ")
+            ));
+        }
+        if !notes.times.is_empty() {
+            self.remark(format!(
+                "{whose}: slowest tests: {}",
+                notes.slowest(SLOWEST)
+            ));
+        }
+        let name = format!("{whose}: skipped tests");
+        self.judge(&name, notes.skips, place, strict);
+    }
+
+    /// Says something in the closing lines.
+    pub fn remark(&mut self, text: String) {
+        self.remarks.push(text);
+    }
+
+    /// Says which lines of the list of skips nobody needed. After a run of all tests only: others
+    /// skip nothing that they don't run.
+    pub fn stale_skips(&mut self) {
+        match self.skips.stale() {
+            Ok(rows) => self.remarks.extend(
+                rows.iter()
+                    .map(|row| format!("not skipped here, though its list allows it: {row}")),
+            ),
+            Err(error) => self.remark(format!("the list of skips can't be read: {error:#}")),
+        }
+    }
+
+    fn judge(&mut self, name: &str, skips: Vec<Skip>, place: Place, strict: bool) {
+        // Moved out for the while, since a step has the tally.
+        let mut ledger = std::mem::take(&mut self.skips);
+        self.step(name, || ledger.judge(skips, place, strict));
+        self.skips = ledger;
+    }
+
+    /// Prints the closing lines: where the time went, what there is to know, and the counts.
     ///
     /// # Errors
     ///
-    /// The steps that failed, or that there was no test at all.
+    /// The steps that failed, too many reruns, or that there was no test at all.
     pub fn close(&self) -> Result<()> {
-        println!("\n{}", self.counts);
-        if !self.failures.is_empty() {
-            bail!("failed: {}", self.failures.join(", "));
+        let Counts {
+            passed,
+            long,
+            reruns,
+            ..
+        } = &self.counts;
+        println!(
+            "\nwhere the time went ({} in all):",
+            clock(self.begin.elapsed())
+        );
+        for (name, time) in &self.times {
+            // The quick ones would hide the others.
+            if time.as_secs() > 0 {
+                println!("{:>8}  {name}", clock(*time));
+            }
         }
-        if self.counts.passed == 0 {
+        for remark in &self.remarks {
+            println!("{remark}");
+        }
+        for rerun in reruns {
+            println!("run again: {rerun}");
+        }
+        println!(
+            "{} run again (at most {MOST_RERUNS} may be), {long} left to the long tier",
+            reruns.len()
+        );
+        println!("{}", self.counts);
+        let mut failures = self.failures.clone();
+        if reruns.len() > MOST_RERUNS {
+            failures.push(format!("{} tests were run again", reruns.len()));
+        }
+        if !failures.is_empty() {
+            bail!("failed: {}", failures.join(", "));
+        }
+        if *passed == 0 {
             bail!("no test ran: is the filter right?");
         }
         Ok(())
     }
 }
 
+fn length<T>(list: &[T]) -> u64 {
+    list.len().try_into().unwrap_or(u64::MAX)
+}
+
+/// A duration as `M:SS`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}", seconds / 60, seconds % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn counts(passed: u64, failed: u64, skipped: u64) -> Counts {
+        Counts {
+            passed,
+            failed,
+            skipped,
+            ..Counts::default()
+        }
+    }
+
     #[test]
     fn result_lines_are_added_up() {
-        let mut counts = Counts::default();
+        let mut found = Counts::default();
         for line in [
             "test result: ok. 41 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s",
             "running 3 tests",
             "test result: \u{1b}[31mFAILED\u{1b}[0m. 1 passed; 2 failed; 0 ignored; 0 measured; 5 filtered out",
             "it said: test result: ok. 7 passed; 0 failed",
         ] {
-            counts.add_line(line);
+            found.add_line(line);
         }
-        assert_eq!(
-            counts,
-            Counts {
-                passed: 42,
-                failed: 2,
-                skipped: 2
-            }
-        );
+        assert_eq!(found, counts(42, 2, 2));
     }
 
     #[test]
-    fn a_skip_counts_once_whether_the_harness_saw_it_or_not() {
-        let seen = Counts {
-            passed: 5,
-            failed: 0,
-            skipped: 2,
-        };
-        assert_eq!(seen.with_recorded_skips(2), seen);
-        let unseen = Counts {
-            passed: 7,
-            failed: 0,
-            skipped: 0,
-        };
-        assert_eq!(unseen.with_recorded_skips(2), seen);
+    fn what_is_left_to_the_long_tier_is_not_skipped() {
+        let mut found = counts(5, 0, 3);
+        found.take(&Notes::parse(
+            "skip a: no root\nlong b: slow\nlong c: slow\n",
+        ));
+        assert_eq!((found.skipped, found.long), (1, 2));
     }
 
     #[test]
     fn a_failed_step_fails_the_whole_and_stops_nothing() {
         let mut tally = Tally::default();
         tally.step("lints", || bail!("no"));
-        tally.tests("tests", &mut Command::new("true"), || 0);
+        tally.tests("tests", &mut Command::new("true"));
         tally.counts.passed += 1;
         assert_eq!(tally.close().unwrap_err().to_string(), "failed: lints");
     }
@@ -184,18 +314,35 @@ mod tests {
     #[test]
     fn a_command_that_ends_badly_fails() {
         let mut tally = Tally::default();
-        tally.tests("tests", &mut Command::new("false"), || 0);
+        tally.tests("tests", &mut Command::new("false"));
         assert_eq!(tally.close().unwrap_err().to_string(), "failed: tests");
-        let counts = Counts {
-            passed: 1,
-            failed: 2,
-            skipped: 0,
-        };
-        assert_eq!(counts.verdict(false).unwrap_err().to_string(), "2 failed");
+        let error = counts(1, 2, 0).verdict(false).unwrap_err();
+        assert_eq!(error.to_string(), "2 failed");
+    }
+
+    #[test]
+    fn more_than_two_reruns_fail_a_run() {
+        let mut tally = Tally::default();
+        tally.counts.passed = 9;
+        for (name, is_fine) in [("a", true), ("b", true), ("c", false)] {
+            tally.counted("tests", |counts| {
+                counts.add_line(&format!("RERUN {name}: timing; it failed with: 1 is not 2"));
+                Ok(())
+            });
+            assert_eq!(tally.close().is_ok(), is_fine, "{name}");
+        }
+        let error = tally.close().unwrap_err().to_string();
+        assert_eq!(error, "failed: 3 tests were run again");
     }
 
     #[test]
     fn no_test_at_all_is_a_failure() {
         assert!(Tally::default().close().is_err());
+    }
+
+    #[test]
+    fn durations_are_minutes_and_seconds() {
+        assert_eq!(clock(Duration::from_secs(7)), "0:07");
+        assert_eq!(clock(Duration::from_millis(754_900)), "12:34");
     }
 }

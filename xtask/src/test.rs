@@ -1,4 +1,7 @@
-//! `test`: everything, the live kernel included.
+//! `test`: everything, the live kernel included, in two tiers.
+//!
+//! The short tier leaves out the tests that take long and, in virtual machines, those whose outcome
+//! does not depend on the kernel; `--all` runs them, too.
 //!
 //! Invariant: what could not be tested is said at the end, beside what failed.
 
@@ -10,8 +13,9 @@ use crate::{
     build::{build_example, build_only},
     check::{lints, unit_tests},
     compose, deploy, image,
+    notes::Notes,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, target},
+    shell::{agent, cargo, require_root, run, target, watched},
     skips::{self, Place},
     tally::Tally,
     venv, vm,
@@ -22,6 +26,9 @@ use crate::{
 pub struct Options {
     /// Only tests whose name contains this, no lints and no virtual machines
     filter: Option<String>,
+    /// Both tiers: tests that take long, too, and every live test in the virtual machines
+    #[arg(long)]
+    all: bool,
     /// Without root: leave out what needs it
     #[arg(long)]
     no_privileged: bool,
@@ -35,30 +42,36 @@ pub fn test(options: &Options) -> Result<()> {
     if !options.no_privileged {
         require_root("test", "the tests load BPF programs and make cgroups")?;
     }
-    setup()?;
-    setup_tests()?;
-    build_only()?;
-    let filter = options.filter.as_deref();
     let mut tally = Tally::default();
+    tally.required("setup", || {
+        setup()?;
+        setup_tests()
+    })?;
+    tally.required("build of the agent", build_only)?;
+    let filter = options.filter.as_deref();
     if filter.is_none() {
         lints(&mut tally);
         deploy::steps(&mut tally, true);
         compose::steps(&mut tally, true);
     }
     unit_tests(&mut tally, filter);
-    integration_tests(&mut tally, options)?;
-    if filter.is_none() && !options.no_vm {
-        vm::matrix(&mut tally, &vm::Options::default());
+    live_tests(&mut tally, options)?;
+    if filter.is_none() {
+        if !options.no_vm {
+            vm::matrix(&mut tally, &vm::Options::tier(options.all));
+        }
+        if !options.no_privileged {
+            tally.stale_skips();
+        }
     }
     tally.close()
 }
 
-fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
-    let notes = target().join("skipped-tests.txt");
-    fs::write(&notes, "").with_context(|| format!("writing {}", notes.display()))?;
-    let recorded = || fs::read_to_string(&notes).unwrap_or_default();
-    let mut command = integration_command(options);
-    command.env("CGMETER_SKIPS", &notes);
+fn live_tests(tally: &mut Tally, options: &Options) -> Result<()> {
+    let file = target().join("test-notes.txt");
+    fs::write(&file, "").with_context(|| format!("writing {}", file.display()))?;
+    let mut command = live_command(options);
+    command.env("CGMETER_NOTES", &file);
     if cfg!(target_arch = "x86_64") && !options.no_privileged {
         tally.step("container image", || {
             // The profile that virtual machines use as well.
@@ -72,21 +85,26 @@ fn integration_tests(tally: &mut Tally, options: &Options) -> Result<()> {
         command.env("CGMETER_BINARIES", target().join("release"));
         Ok(())
     });
-    tally.tests("integration tests", &mut command, || {
-        skips::recorded(&recorded())
-            .len()
-            .try_into()
-            .unwrap_or(u64::MAX)
+    tally.step("build of the live tests", || {
+        run(&mut live_cargo(&["--no-run"]))
+    });
+    let mut notes = Notes::default();
+    tally.counted("live tests", |counts| {
+        let ended_well = watched(&mut command, std::io::stdout(), |line| {
+            counts.add_line(line)
+        })?;
+        let text = fs::read_to_string(&file);
+        notes = Notes::parse(&text.with_context(|| format!("reading {}", file.display()))?);
+        counts.take(&notes);
+        counts.verdict(ended_well)
     });
     // Whoever leaves root out leaves tests out; CI does not.
     let strict = skips::in_ci() && !options.no_privileged;
-    tally.step("skipped tests", || {
-        skips::judge(&skips::recorded(&recorded()), Place::Host, strict)
-    });
+    tally.noted("host", notes, Place::Host, strict);
     Ok(())
 }
 
-fn integration_command(options: &Options) -> Command {
+fn live_cargo(arguments: &[&str]) -> Command {
     let mut command = cargo(&[
         "test",
         "--release",
@@ -94,11 +112,17 @@ fn integration_command(options: &Options) -> Command {
         "--package",
         "cgmeter-tests",
     ]);
+    command.args(arguments);
     command
-        .args(["--", "--test-threads=1"])
+}
+
+fn live_command(options: &Options) -> Command {
+    let mut command = live_cargo(&["--", "--test-threads=1"]);
+    command
         .args(&options.filter)
         .env("CGMETER_BIN", agent())
-        .env("CGMETER_VENV", venv::folder());
+        .env("CGMETER_VENV", venv::folder())
+        .env("CGMETER_TIER", if options.all { "all" } else { "short" });
     if options.no_privileged {
         command.env("CGMETER_NO_PRIVILEGED", "true");
     }

@@ -23,9 +23,10 @@ use anyhow::{Context, Result, bail};
 
 use self::{console::Console, initramfs::Contents, kernel::Kernel};
 use crate::{
+    notes::Skip,
     setup::{setup, setup_guests},
     shell::{cargo, output, run, target, watched},
-    skips::{self, Place, Skip},
+    skips::{self, Place},
     tally::Tally,
 };
 
@@ -47,12 +48,25 @@ pub struct Options {
     /// Only this kernel; may be given again
     #[arg(long = "kernel", value_name = "SERIES", value_parser = SERIES)]
     kernels: Vec<String>,
+    /// Every live test: those that take long and those that are alike on every kernel, too
+    #[arg(long)]
+    all: bool,
+}
+
+impl Options {
+    /// All kernels, and both tiers or the short one.
+    pub fn tier(all: bool) -> Self {
+        Self {
+            all,
+            ..Self::default()
+        }
+    }
 }
 
 /// Sets up, builds, and runs the live tests on each kernel.
 pub fn vm(options: &Options) -> Result<()> {
-    setup()?;
     let mut tally = Tally::default();
+    tally.required("setup", setup)?;
     matrix(&mut tally, options);
     tally.close()
 }
@@ -86,22 +100,26 @@ pub fn matrix(tally: &mut Tally, options: &Options) {
             Err(error) => tally.step(&format!("Linux {series}"), || Err(error)),
         }
     }
-    eprintln!("\n==> virtual machines, side by side");
     let (agent, tests) = (&*agent, &*tests);
-    let ends = thread::scope(|scope| {
-        let test = |kernel| {
-            let contents = Contents {
-                kernel,
-                agent,
-                tests,
-                filter: options.filter.as_deref(),
-                done: &[],
+    let mut ends = Vec::new();
+    tally.step("virtual machines, side by side", || {
+        ends = thread::scope(|scope| {
+            let test = |kernel| {
+                let contents = Contents {
+                    kernel,
+                    agent,
+                    tests,
+                    filter: options.filter.as_deref(),
+                    all: options.all,
+                    done: &[],
+                };
+                scope.spawn(move || test(&contents))
             };
-            scope.spawn(move || test(&contents))
-        };
-        let running: Vec<_> = found.iter().map(test).collect();
-        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
-        ended.collect::<Vec<_>>()
+            let running: Vec<_> = found.iter().map(test).collect();
+            let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+            ended.collect()
+        });
+        Ok(())
     });
     for (kernel, end) in found.iter().zip(ends) {
         match end {
@@ -122,15 +140,10 @@ fn usable() -> Result<(), String> {
 
 /// Counts kernels as skipped, loudly.
 fn leave_out(tally: &mut Tally, kernels: &[&str], why: &str) {
-    let names: Vec<String> = kernels
+    let skips = kernels
         .iter()
-        .map(|series| format!("vm::{series}"))
-        .collect();
-    let skips: Vec<Skip<'_>> = names.iter().map(|name| Skip::new(name, why)).collect();
-    tally.skip(skips.len());
-    tally.step("virtual machines", || {
-        skips::judge(&skips, Place::Host, skips::in_ci())
-    });
+        .map(|series| Skip::new(format!("vm::{series}"), why));
+    tally.skip("virtual machines", skips.collect());
 }
 
 /// Builds the agent and the live tests; their paths.
@@ -169,6 +182,8 @@ struct End {
     console: Console,
     outcome: Result<()>,
     time: Duration,
+    /// Tests that the first guest had run when it died, if it did.
+    died_after: Option<usize>,
 }
 
 /// Runs the tests on a kernel. If its guest dies, which emulation is known for, another one does the
@@ -176,10 +191,12 @@ struct End {
 fn test(contents: &Contents<'_>) -> End {
     let begin = Instant::now();
     let mut console = Console::default();
+    let mut died_after = None;
     let series = contents.kernel.series;
     let mut outcome = boot(contents, &mut console);
     if outcome.is_ok() && console.status.is_none() {
         let done = console.bury();
+        died_after = Some(done.len());
         println!(
             "{series} | THE GUEST WAS GONE after {} tests, or was ended after {PATIENCE} minutes; \
              another one does the rest. Its kernel's last words:\n{}",
@@ -196,6 +213,7 @@ fn test(contents: &Contents<'_>) -> End {
         console,
         outcome,
         time: begin.elapsed(),
+        died_after,
     }
 }
 
@@ -206,13 +224,21 @@ fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
         mut console,
         outcome,
         time,
+        died_after,
     } = end;
-    tally.counted(&format!("Linux {series}: integration tests"), |counts| {
+    let notes = console.notes();
+    if let Some(tests) = died_after {
+        tally.remark(format!(
+            "Linux {series}: the guest was gone after {tests} tests, another one did the rest"
+        ));
+    }
+    tally.counted(&format!("Linux {series}: live tests"), |counts| {
         let status = console.status;
         if status.is_none() {
             console.bury();
         }
-        *counts = console.counts.with_recorded_skips(console.skipped());
+        *counts = console.counts;
+        counts.take(&notes);
         println!(
             "Linux {series} ({}): {counts} in {} s; {}",
             kernel.version,
@@ -229,13 +255,8 @@ fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
         };
         counts.verdict(status == 0)
     });
-    tally.step(&format!("Linux {series}: skipped tests"), || {
-        skips::judge(
-            &skips::recorded(&console.skips),
-            Place::Guest(series),
-            skips::in_ci(),
-        )
-    });
+    let place = Place::Guest(series);
+    tally.noted(&format!("Linux {series}"), notes, place, skips::in_ci());
 }
 
 /// The end of what a guest's kernel has said.

@@ -6,7 +6,7 @@
 
 use std::mem;
 
-use crate::{skips, tally::Counts};
+use crate::{notes::Notes, tally::Counts};
 
 /// How a line of init.sh's `marker` begins.
 const MARKER: &str = ":::guest ";
@@ -15,7 +15,7 @@ const MARKER: &str = ":::guest ";
 enum Section {
     Check,
     Tests,
-    Skips,
+    Notes,
 }
 
 /// What was said so far.
@@ -24,8 +24,8 @@ pub struct Console {
     section: Option<Section>,
     /// The output of `cgmeter check`.
     pub check: String,
-    /// The tests' notes of what they skipped.
-    pub skips: String,
+    /// The tests' notes, as they were written.
+    notes: String,
     /// The tests by their end.
     pub counts: Counts,
     /// The tests' exit status, once they have ended.
@@ -55,25 +55,26 @@ impl Console {
                 self.ran.extend(ran(line));
                 Some(line)
             }
-            Some(Section::Skips) => {
-                self.skips.push_str(line);
-                self.skips.push('\n');
+            Some(Section::Notes) => {
+                self.notes.push_str(line);
+                self.notes.push('\n');
                 None
             }
             None => (!line.is_empty()).then_some(line),
         }
     }
 
-    /// How many tests said that they were skipped.
-    pub fn skipped(&self) -> u64 {
-        let count = skips::recorded(&self.skips).len();
-        count.try_into().unwrap_or(u64::MAX)
+    /// The tests' notes.
+    pub fn notes(&self) -> Notes {
+        Notes::parse(&self.notes)
     }
 
     /// Takes what a guest has told that died before its tests were through: their names. Another one
     /// does the rest.
     pub fn bury(&mut self) -> Vec<String> {
         let buried = mem::take(self);
+        // What earlier guests had and what this one ran again; its own counts come with its last line.
+        self.counts = buried.counts;
         for &(_, passed) in &buried.ran {
             self.counts.passed += u64::from(passed);
             self.counts.failed += u64::from(!passed);
@@ -86,7 +87,7 @@ impl Console {
         self.section = match words[..] {
             ["check", "begin"] => Some(Section::Check),
             ["tests", "begin"] => Some(Section::Tests),
-            ["skips", "begin"] => Some(Section::Skips),
+            ["notes", "begin"] => Some(Section::Notes),
             ["tests", "end", status] => {
                 self.status = status.parse().ok();
                 None
@@ -125,9 +126,9 @@ running 3 tests
 test a::b ... ok
 test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out
 :::guest tests end 101
-:::guest skips begin
-c::d: needs the program promtool
-:::guest skips end 0
+:::guest notes begin
+skip c::d: needs the program promtool
+:::guest notes end 0
 ";
 
     fn listen(said: &str) -> (Console, Vec<&str>) {
@@ -139,17 +140,15 @@ c::d: needs the program promtool
     #[test]
     fn sections_are_kept_apart() {
         let (console, shown) = listen(SAID);
-        assert_eq!(
-            console.counts,
-            Counts {
-                passed: 1,
-                failed: 1,
-                skipped: 1
-            }
-        );
+        let expected = Counts {
+            passed: 1,
+            failed: 1,
+            skipped: 1,
+            ..Counts::default()
+        };
+        assert_eq!(console.counts, expected);
         assert_eq!(console.status, Some(101));
-        assert_eq!(console.skips, "c::d: needs the program promtool\n");
-        assert_eq!(console.skipped(), 1);
+        assert_eq!(console.notes().skips.len(), 1);
         assert_eq!(console.check.lines().count(), 4);
         assert_eq!(shown[0], "init: module x does not load");
         assert_eq!(
@@ -169,13 +168,14 @@ c::d: needs the program promtool
     #[test]
     fn what_ran_before_a_guest_s_death_counts_once() {
         let said = ":::guest tests begin\ntest a::b   ... ok\ntest a::c ... ignored\n\
-                    test a::d ... FAILED\ntest a::e ...";
+                    test a::d ... FAILED\ntest a::e ... \nRERUN a::e: timing; it failed with: no";
         let (mut console, _) = listen(said);
         assert_eq!(console.bury(), ["a::b", "a::d"]);
         let counts = Counts {
             passed: 1,
             failed: 1,
-            skipped: 0,
+            reruns: vec!["a::e: timing; it failed with: no".to_owned()],
+            ..Counts::default()
         };
         assert_eq!(console.counts, counts);
         // The next one's line comes on top.

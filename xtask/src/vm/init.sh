@@ -38,16 +38,18 @@ marker check begin
 cgmeter check
 marker check end $?
 
-export CGMETER_BIN=/usr/bin/cgmeter CGMETER_SKIPS=/tmp/skips CGMETER_EMULATED=true CGMETER_DONE=/guest/done
+export CGMETER_BIN=/usr/bin/cgmeter CGMETER_NOTES=/tmp/notes CGMETER_EMULATED=true CGMETER_DONE=/guest/done
+CGMETER_TIER=$(cat /guest/tier)
+export CGMETER_TIER
 set -- --test-threads=1 --color=never
 [ -s /guest/filter ] && set -- "$@" "$(cat /guest/filter)"
 marker tests begin
 live "$@"
 marker tests end $?
 
-marker skips begin
-[ -e /tmp/skips ] && cat /tmp/skips
-marker skips end 0
+marker notes begin
+[ -e /tmp/notes ] && cat /tmp/notes
+marker notes end 0
 
 sync
 poweroff -f

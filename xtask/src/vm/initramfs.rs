@@ -62,6 +62,8 @@ pub struct Contents<'a> {
     pub tests: &'a Path,
     /// Which of them, by a part of the name.
     pub filter: Option<&'a str>,
+    /// Both tiers of them, or the short one.
+    pub all: bool,
     /// Those that have run already.
     pub done: &'a [String],
 }
@@ -86,6 +88,10 @@ pub fn make(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
     fs::write(
         tree.join("guest/filter"),
         contents.filter.unwrap_or_default(),
+    )?;
+    fs::write(
+        tree.join("guest/tier"),
+        if contents.all { "all" } else { "short" },
     )?;
     fs::write(tree.join("guest/done"), contents.done.join("\n"))?;
     copy(contents.agent, &tree.join("usr/bin/cgmeter"))?;

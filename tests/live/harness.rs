@@ -1,0 +1,112 @@
+//! Chooses the tests of a run and runs them.
+//!
+//! - Skipped: the machine lacks what the test needs. It is ignored by the harness and noted.
+//! - Long tier: left to `cargo xtask test --all`, because the test takes long ([`Need::LongTier`]) or,
+//!   in a virtual machine, because its outcome does not depend on the kernel. Ignored and noted.
+//! - Run again: a test with [`Need::Rerun`] that fails has a second run, and a line that begins with
+//!   `RERUN` says so. Every other failure counts at once.
+//!
+//! The environment (set by `cargo xtask test`):
+//!
+//! - `CGMETER_TIER`: `all` for both tiers; otherwise the short one.
+//! - `CGMETER_NOTES`: a file that gets a line a note: `skip NAME: reason`, `long NAME: reason` or
+//!   `took NAME: SECONDS`.
+//! - `CGMETER_DONE`: a file with the names of tests that ran in another virtual machine, which died.
+
+use std::{
+    collections::HashSet,
+    env, fmt,
+    fs::{self, OpenOptions},
+    io::Write,
+    process::ExitCode,
+    time::Instant,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::{
+    Test,
+    needs::{self, Need},
+};
+
+/// Runs the tests that the command line and the tier ask for.
+pub fn run(kernel: &[&[Test]], user_space: &[&[Test]]) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let done = done();
+    let kernel = kernel.iter().copied().flatten().map(|test| (test, true));
+    let user_space = user_space.iter().copied().flatten();
+    let trials = kernel
+        .chain(user_space.map(|test| (test, false)))
+        .filter(|((name, ..), _)| !done.contains(*name))
+        .map(|(test, of_kernel)| trial(&arguments, test, of_kernel));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// A test for the harness: ignored if it can't run here or is left to the long tier.
+fn trial(arguments: &Arguments, test: &Test, of_kernel: bool) -> Trial {
+    let &(name, needs, body) = test;
+    let filter = arguments.filter.as_deref();
+    let left_out = match (needs::missing(needs), long_tier(needs, of_kernel)) {
+        (Some(reason), _) => Some(("skip", reason)),
+        (None, Some(reason)) => Some(("long", reason.to_owned())),
+        (None, None) => None,
+    };
+    if let Some((kind, reason)) = &left_out
+        && filter.is_none_or(|part| name.contains(part))
+    {
+        note(kind, name, reason);
+    }
+    Trial::test(name, move || attempt(name, needs, body)).with_ignored_flag(left_out.is_some())
+}
+
+/// Why a test is left to the long tier, if it is.
+fn long_tier(needs: &[Need], of_kernel: bool) -> Option<&'static str> {
+    if env::var_os("CGMETER_TIER").is_some_and(|tier| tier == "all") {
+        return None;
+    }
+    let own = needs.iter().find_map(|need| match need {
+        Need::LongTier(reason) => Some(*reason),
+        _ => None,
+    });
+    let in_guest = needs::emulated() && !of_kernel;
+    own.or(in_guest.then_some("alike on every kernel"))
+}
+
+/// Runs a test, and once more if it failed and may be rerun.
+fn attempt(name: &str, needs: &[Need], body: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
+    let rerun = needs.iter().find_map(|need| match need {
+        Need::Rerun(reason) => Some(reason),
+        _ => None,
+    });
+    let begin = Instant::now();
+    let mut result = body();
+    if let (Err(error), Some(reason)) = (&result, rerun) {
+        // On a line of its own: xtask counts them.
+        println!("\nRERUN {name}: {reason}; it failed with: {error:#}");
+        result = body();
+    }
+    note(
+        "took",
+        name,
+        format_args!("{:.1}", begin.elapsed().as_secs_f64()),
+    );
+    result.map_err(|error| format!("{error:?}").into())
+}
+
+/// The tests that another virtual machine has run.
+fn done() -> HashSet<String> {
+    let text = env::var_os("CGMETER_DONE").map(fs::read_to_string);
+    let text = text.and_then(Result::ok).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Writes a line to the file of notes, if there is one.
+fn note(kind: &str, name: &str, what: impl fmt::Display) {
+    let Some(path) = env::var_os("CGMETER_NOTES") else {
+        return;
+    };
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    if let Err(error) = file.and_then(|mut file| writeln!(file, "{kind} {name}: {what}")) {
+        eprintln!("cannot write to {}: {error}", path.display());
+    }
+}
