@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    compose, deploy,
+    compose, deny, deploy,
     docs::docs,
     setup::{setup, setup_lints},
     shell::{cargo, root, run, target},
@@ -19,6 +19,7 @@ pub fn check() -> Result<()> {
     let mut tally = Tally::default();
     tally.required("setup", setup)?;
     lints(&mut tally);
+    deny::step(&mut tally);
     deploy::steps(&mut tally, false);
     compose::steps(&mut tally, false);
     unit_tests(&mut tally, None);

@@ -12,6 +12,7 @@ mod build;
 mod check;
 mod compose;
 mod demo;
+mod deny;
 mod deploy;
 mod docs;
 mod image;
@@ -63,6 +64,8 @@ enum Verb {
     BuildAndTest(test::Options),
     /// Check what needs no root: formatting, lints, docs, unit tests
     Check,
+    /// Check licences, sources and known vulnerabilities of the dependencies
+    Deny,
     /// Write docs/metrics.md
     Docs {
         /// Only say whether it is up to date
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Verb::Run { arguments } => run::run(&arguments),
         Verb::Test(options) | Verb::BuildAndTest(options) => test::test(&options),
         Verb::Check => check::check(),
+        Verb::Deny => deny::deny(),
         Verb::Docs { check } => docs::docs(check),
         Verb::Deploy => deploy::deploy(),
         Verb::Dashboards { check } => deploy_checks::dashboards::write(check),

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    apt,
+    apt, deny,
     shell::{cargo, program, run},
     toolchain::{self, Compiler, Missing, Toolchain},
     venv,
@@ -168,6 +168,7 @@ pub fn all(tests: bool) -> Result<()> {
     setup()?;
     if tests {
         setup_lints()?;
+        deny::install()?;
         setup_tests()?;
         if setup_guests().is_ok() {
             println!("virtual machines: all of their tools are there");

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::{build_example, build_only},
     check::{lints, unit_tests},
-    compose, deploy, image,
+    compose, deny, deploy, image,
     notes::Notes,
     setup::{setup, setup_tests},
     shell::{agent, cargo, require_root, run, target, watched},
@@ -51,6 +51,7 @@ pub fn test(options: &Options) -> Result<()> {
     let filter = options.filter.as_deref();
     if filter.is_none() {
         lints(&mut tally);
+        deny::step(&mut tally);
         deploy::steps(&mut tally, true);
         compose::steps(&mut tally, true);
     }
