@@ -3,165 +3,14 @@
 //! Invariant: takes what is there, installs only what is missing, and says of the rest how to get
 //! it. A second run installs nothing.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod compiler;
+mod tools;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
-use crate::{
-    apt, deny,
-    shell::{cargo, program, run},
-    toolchain::{self, Compiler, Missing, Toolchain},
-    venv,
-};
-
-/// Debian's packages that build core for BPF.
-const COMPILER_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
-/// Debian's clippy for that compiler.
-const CLIPPY_PACKAGE: &str = "rust-web-clippy";
-/// The bpf-linker that is installed where there is none.
-const LINKER: &str = "0.13.0";
-/// The LLVMs that this bpf-linker can be built with.
-const LINKER_LLVMS: std::ops::RangeInclusive<u32> = 21..=23;
-
-/// What tests use: how it is seen, its Debian package, and the tests that are skipped without it.
-const TEST_TOOLS: &[(Tool, &str, &str)] = &[
-    (
-        Tool::Program("prometheus"),
-        "prometheus",
-        "scrapes by a real Prometheus",
-    ),
-    (
-        Tool::Program("promtool"),
-        "prometheus",
-        "checks of the exposition",
-    ),
-    (
-        Tool::Program("prometheus-alertmanager"),
-        "prometheus-alertmanager",
-        "alerts that reach a webhook",
-    ),
-    (
-        Tool::Program("amtool"),
-        "prometheus-alertmanager",
-        "checks of Alertmanager's configuration",
-    ),
-    (
-        Tool::Program("mkfs.ext4"),
-        "e2fsprogs",
-        "block I/O of a file system",
-    ),
-    (
-        Tool::Program("dmsetup"),
-        "dmsetup",
-        "block I/O of mapped disks",
-    ),
-    (
-        Tool::Python("prometheus_client"),
-        "python3-prometheus-client",
-        "parses by its Python client",
-    ),
-    (
-        Tool::Program("ip"),
-        "iproute2",
-        "those in network namespaces",
-    ),
-    (
-        Tool::Program("dockerd"),
-        "docker.io",
-        "the agent's container image, and those of Docker's containers",
-    ),
-    (
-        Tool::Program("docker"),
-        "docker.io",
-        "the agent's container image, and those of Docker's containers",
-    ),
-    (
-        Tool::Program("podman"),
-        "podman",
-        "those of Podman's containers",
-    ),
-    (
-        Tool::Program("containerd"),
-        "containerd",
-        "those of Kubernetes' pods",
-    ),
-    (Tool::Program("runc"), "runc", "those of containers"),
-    (
-        Tool::Program("busybox"),
-        "busybox-static",
-        "those of containers",
-    ),
-    (
-        Tool::Program("systemd-nspawn"),
-        "systemd-container",
-        "those of systemd's units",
-    ),
-    (
-        Tool::Program("curl"),
-        "curl",
-        "those of Podman's containers and Kubernetes' pods",
-    ),
-    (
-        Tool::Program("docker-compose"),
-        "docker-compose",
-        "the compose stack's configuration",
-    ),
-    (
-        Tool::Python("ensurepip"),
-        "python3-venv",
-        "the API by schemathesis",
-    ),
-];
-
-/// What makes virtual machines, in the same way.
-const GUEST_TOOLS: &[(Tool, &str, &str)] = &[
-    (
-        Tool::Program("ip"),
-        "iproute2",
-        "those of packets between network namespaces",
-    ),
-    (
-        Tool::Program("qemu-system-x86_64"),
-        "qemu-system-x86",
-        "those on other kernels",
-    ),
-    (
-        Tool::Program("busybox"),
-        "busybox-static",
-        "those on other kernels",
-    ),
-    (Tool::Program("cpio"), "cpio", "those on other kernels"),
-    (Tool::Program("depmod"), "kmod", "those on other kernels"),
-    (Tool::Program("xz"), "xz-utils", "those on other kernels"),
-];
-
-#[derive(Clone, Copy)]
-enum Tool {
-    Program(&'static str),
-    /// A module of Debian's Python: another on the path does not see Debian's packages.
-    Python(&'static str),
-}
-
-impl Tool {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Program(name) | Self::Python(name) => name,
-        }
-    }
-
-    fn is_there(self) -> bool {
-        match self {
-            Self::Program(name) => program(name).is_some(),
-            Self::Python(name) => Command::new("/usr/bin/python3")
-                .args(["-c", &format!("import {name}")])
-                .output()
-                .is_ok_and(|output| output.status.success()),
-        }
-    }
-}
+pub use self::compiler::setup_lints;
+use self::tools::Tool;
+use crate::{deny, venv};
 
 /// The verb.
 pub fn all(tests: bool) -> Result<()> {
@@ -179,7 +28,7 @@ pub fn all(tests: bool) -> Result<()> {
 
 /// Installs what builds the kernel programs, unless it is there.
 pub fn setup() -> Result<()> {
-    let found = ready()?;
+    let found = compiler::ready()?;
     println!(
         "kernel programs: {} (LLVM {}), {}",
         found.compiler.name,
@@ -189,135 +38,11 @@ pub fn setup() -> Result<()> {
     Ok(())
 }
 
-/// The toolchain of the kernel programs, installed if need be.
-fn ready() -> Result<Toolchain> {
-    // Compiler, then linker, then what both make together.
-    for _ in 0..2 {
-        match toolchain::find() {
-            Ok(found) => return Ok(found),
-            Err(missing @ Missing::Compiler(_)) => {
-                apt::usable().map_err(|why| unmet(&missing, why))?;
-                apt::install(COMPILER_PACKAGES)
-                    .map_err(|error| unmet(&missing, &format!("{error:#}")))?;
-            }
-            Err(missing @ Missing::Linker(_)) => install_linker(&missing)?,
-            Err(missing @ Missing::NewerLinker { .. }) => {
-                return Err(unmet(
-                    &missing,
-                    "it is not replaced, since it may serve others",
-                ));
-            }
-        }
-    }
-    toolchain::find().map_err(|missing| unmet(&missing, "what was installed just now is not found"))
-}
-
-/// Builds bpf-linker with an LLVM that reads what the compiler writes.
-fn install_linker(missing: &Missing) -> Result<()> {
-    let Missing::Linker(Compiler { llvm: needed, .. }) = missing else {
-        return Ok(());
-    };
-    let there = LINKER_LLVMS
-        .filter(|llvm| llvm >= needed)
-        .find(|&llvm| has_llvm(llvm));
-    let llvm = match there {
-        Some(llvm) => llvm,
-        None => {
-            apt::usable().map_err(|why| unmet(missing, why))?;
-            apt::install(&[&format!("llvm-{needed}-dev")])
-                .map_err(|error| unmet(missing, &format!("{error:#}")))?;
-            *needed
-        }
-    };
-    println!("building bpf-linker {LINKER} with LLVM {llvm}");
-    let mut command = cargo(&["install", "--locked", "bpf-linker", "--version", LINKER]);
-    command.args([
-        "--no-default-features",
-        "--features",
-        &format!("llvm-{llvm}"),
-    ]);
-    for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR"] {
-        command.env_remove(flags);
-    }
-    run(command.env("LLVM_PREFIX", llvm_prefix(llvm)))
-        .map_err(|error| unmet(missing, &format!("{error:#}")))
-}
-
-fn llvm_prefix(llvm: u32) -> PathBuf {
-    Path::new("/usr/lib").join(format!("llvm-{llvm}"))
-}
-
-fn has_llvm(llvm: u32) -> bool {
-    let prefix = llvm_prefix(llvm);
-    prefix.join("bin/llvm-config").exists() && prefix.join("include/llvm-c/Core.h").exists()
-}
-
-/// The error that says what is missing, why it was not installed, and both ways to get it.
-fn unmet(missing: &Missing, why: &str) -> anyhow::Error {
-    anyhow::anyhow!("{missing}; {why}.\n{}", remedy(missing))
-}
-
-fn remedy(missing: &Missing) -> String {
-    let rustup = "rustup toolchain install nightly --component rust-src,clippy";
-    let debian = format!(
-        "apt-get install {} {CLIPPY_PACKAGE}",
-        COMPILER_PACKAGES.join(" ")
-    );
-    let linker = |llvm: &str, force: &str| {
-        format!(
-            "LLVM_PREFIX=/usr/lib/llvm-{llvm} cargo install bpf-linker{force} --version {LINKER} --locked \
-             --no-default-features --features llvm-{llvm}"
-        )
-    };
-    match missing {
-        Missing::Compiler(_) => format!(
-            "By rustup, with LLVM's development files of the version that `rustc +nightly -vV` shows:\n  \
-             {rustup}\n  {}\n\
-             By Debian, as root (`cargo xtask setup` does the same):\n  \
-             {debian} llvm-22-dev\n  {}",
-            linker("N", ""),
-            linker("22", "")
-        ),
-        Missing::Linker(Compiler { llvm, .. }) => format!(
-            "With LLVM's development files (Debian: apt-get install llvm-{llvm}-dev; elsewhere name their \
-             folder):\n  {}",
-            linker(&llvm.to_string(), "")
-        ),
-        Missing::NewerLinker { compiler, .. } => {
-            let llvm = compiler.llvm;
-            format!(
-                "Build it with LLVM {llvm} (Debian: apt-get install llvm-{llvm}-dev):\n  {}\n\
-                 Or take a compiler whose LLVM is not newer than the linker's: \
-                 rustup toolchain install nightly-YYYY-MM-DD --component rust-src,clippy",
-                linker(&llvm.to_string(), " --force")
-            )
-        }
-    }
-}
-
-/// Installs what lints the kernel programs, unless it is there.
-pub fn setup_lints() -> Result<Toolchain> {
-    let found = ready()?;
-    let has_clippy = || found.compiler.bin.join("cargo-clippy").is_file();
-    if has_clippy() {
-        return Ok(found);
-    }
-    if found.compiler.bin != Path::new("/usr/bin") {
-        let name = &found.compiler.name;
-        bail!("{name} has no clippy: rustup component add clippy --toolchain {name}");
-    }
-    if let Err(why) = apt::usable() {
-        bail!("Debian's rustc-web has no clippy, and {why}: apt-get install {CLIPPY_PACKAGE}");
-    }
-    apt::install(&[CLIPPY_PACKAGE]).context("clippy for Debian's rustc-web")?;
-    Ok(found)
-}
-
-/// Installs what the tests use, as far as that can be done here, and says loudly what can't and
-/// which tests that costs.
+/// Installs what the tests use, as far as that can be done here. Warns of what can't be had and of
+/// the tests that are skipped without it.
 pub fn setup_tests() -> Result<()> {
-    // What can't be had is told by name already.
-    if install_tools(TEST_TOOLS).is_ok() {
+    // There was a warning for each tool that can't be had.
+    if tools::install(tools::TESTS).is_ok() {
         println!("tests: all of their tools are there");
     }
     if Tool::Python("ensurepip").is_there() {
@@ -332,76 +57,5 @@ pub fn setup_tests() -> Result<()> {
 ///
 /// What is missing and can't be installed, in words.
 pub fn setup_guests() -> Result<(), String> {
-    install_tools(GUEST_TOOLS)
-}
-
-/// Installs what is missing of a table; what could not be is warned of, and told in short.
-fn install_tools(tools: &[(Tool, &str, &str)]) -> Result<(), String> {
-    let missing = || tools.iter().filter(|(tool, ..)| !tool.is_there());
-    let mut packages: Vec<&str> = missing().map(|&(_, package, _)| package).collect();
-    packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let outcome = match apt::usable() {
-        Ok(()) => apt::install(&packages).map_err(|error| format!("{error:#}")),
-        Err(why) => Err(why.to_owned()),
-    };
-    let why = outcome
-        .err()
-        .unwrap_or_else(|| "its package does not bring it".to_owned());
-    for (tool, package, tests) in missing() {
-        eprintln!(
-            "xtask: warning: {} is missing, so these tests are skipped: {tests}. {why}: \
-             apt-get install {package}",
-            tool.name()
-        );
-    }
-    let lacking: Vec<&str> = missing().map(|(tool, ..)| tool.name()).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    Err(format!("no {}: {why}", lacking.join(", no ")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nightly() -> Compiler {
-        Compiler {
-            name: "nightly".to_owned(),
-            bin: PathBuf::new(),
-            llvm: 23,
-        }
-    }
-
-    #[test]
-    fn an_error_names_the_piece_and_both_ways() {
-        let text = unmet(&Missing::Compiler(Vec::new()), "this is not Debian").to_string();
-        for part in [
-            "no compiler",
-            "this is not Debian",
-            "rustup toolchain install nightly",
-            "apt-get install rustc-web cargo-web rust-web-src",
-            "cargo install bpf-linker",
-        ] {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-    }
-
-    #[test]
-    fn the_linker_is_asked_for_with_the_compilers_llvm() {
-        let text = remedy(&Missing::Linker(nightly()));
-        assert!(text.contains("--features llvm-23"), "{text}");
-        let text = remedy(&Missing::NewerLinker {
-            linker: PathBuf::from("bpf-linker"),
-            llvm: 22,
-            compiler: nightly(),
-        });
-        assert!(
-            text.contains("--force") && text.contains("llvm-23-dev"),
-            "{text}"
-        );
-    }
+    tools::install(tools::GUESTS)
 }
