@@ -1,5 +1,5 @@
-//! `check`: all that needs no root: formatting, lints and docs of both sides, the metric reference,
-//! and unit tests.
+//! `check`: all that needs no root: formatting, lints and docs of both sides, dependencies, the metric
+//! reference, and unit tests.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::{
     toolchain,
 };
 
-/// Checks what a commit has to keep.
+/// Checks what every commit has to pass.
 pub fn check() -> Result<()> {
     let mut tally = Tally::default();
     tally.required("setup", setup)?;
@@ -59,7 +59,7 @@ pub fn lints(tally: &mut Tally) {
     tally.step("metric reference", || docs(true));
 }
 
-/// Unit and doc tests, those alone that have `filter` in their name.
+/// Unit and doc tests whose name contains `filter`.
 pub fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
     let mut command = cargo(&[
         "test",
@@ -75,8 +75,8 @@ pub fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
     tally.tests("unit tests", &mut command);
 }
 
-/// cargo for the kernel programs' own target: the lints then see the code that the kernel gets, and
-/// share core and the macros with the build.
+/// cargo for the kernel programs, with their own target: lints then see the code that is loaded, and
+/// share dependencies with the build.
 fn kernel_cargo(verb: &str) -> Result<std::process::Command> {
     let target = toolchain::target_folder(&target()).unwrap_or_else(|| target().join("ebpf"));
     Ok(setup_lints()?.cargo(verb, &kernel_side(), &target))

@@ -1,7 +1,7 @@
-//! What came of tests and checks: counts of tests, steps and their time, reruns, and what failed.
+//! The results of tests and checks: counts of tests, steps and their time, reruns, failures.
 //!
-//! Invariant: a step that fails doesn't keep the next from running; the closing lines and the exit
-//! status come from here alone.
+//! Invariant: a step that fails does not stop the next ones. The closing lines and the exit status
+//! come from here alone.
 
 use std::{
     process::Command,
@@ -22,24 +22,24 @@ const MOST_RERUNS: usize = 2;
 /// How many of the slowest tests of a place are shown.
 const SLOWEST: usize = 10;
 
-/// Tests by their end.
+/// Numbers of tests by result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Ran, and were right.
+    /// Passed.
     pub passed: u64,
-    /// Ran, and were wrong.
+    /// Failed.
     pub failed: u64,
-    /// Did not run.
+    /// Skipped, because the machine lacks something.
     pub skipped: u64,
     /// Left to the long tier.
     pub long: u64,
-    /// Tests that failed and were run again: what their line says.
+    /// Tests that failed and were run again: name, reason and error.
     pub reruns: Vec<String>,
 }
 
 impl Counts {
-    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` or `RERUN NAME:
-    /// reason` says.
+    /// Reads a line of output: `test result: ok. 3 passed; 0 failed; 1 ignored; …` and `RERUN NAME:
+    /// REASON` count.
     pub fn add_line(&mut self, line: &str) {
         let line = line.trim();
         if let Some(rerun) = line.strip_prefix("RERUN ") {
@@ -61,14 +61,14 @@ impl Counts {
         self.skipped += number("ignored");
     }
 
-    /// Tells tests that are left to the long tier from those that were skipped: the harness ignores
-    /// both.
+    /// Separates the tests that were left to the long tier from the skipped ones. Both are `ignored` in
+    /// the output.
     pub fn take(&mut self, notes: &Notes) {
         self.long = length(&notes.long);
         self.skipped = self.skipped.saturating_sub(self.long);
     }
 
-    /// What counts and exit status come to.
+    /// An error if a test failed, or if the command failed without one.
     pub fn verdict(&self, ended_well: bool) -> Result<()> {
         match self.failed {
             0 if ended_well => Ok(()),
@@ -99,7 +99,7 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// What came of a run of several steps.
+/// The results of a run of several steps.
 #[derive(Debug)]
 pub struct Tally {
     begin: Instant,
@@ -124,7 +124,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Does a step and notes its failure.
+    /// Runs a step. A failure is recorded.
     pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
         self.counted(name, |_| step());
     }
@@ -137,7 +137,7 @@ impl Tally {
         });
     }
 
-    /// Does a step that counts tests.
+    /// Runs a step that counts tests.
     pub fn counted(&mut self, name: &str, step: impl FnOnce(&mut Counts) -> Result<()>) {
         eprintln!("\n==> {name}");
         let (begin, mut counts) = (Instant::now(), Counts::default());
@@ -150,7 +150,7 @@ impl Tally {
         }
     }
 
-    /// Does a step without which there is no use in going on.
+    /// Runs a step without which the others can't run.
     pub fn required<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         let begin = Instant::now();
         let outcome = step();
@@ -158,14 +158,14 @@ impl Tally {
         outcome
     }
 
-    /// Counts what was skipped before it could run, and judges it.
+    /// Counts tests as skipped on this host, and judges them.
     pub fn skip(&mut self, name: &str, skips: Vec<Skip>) {
         self.counts.skipped += length(&skips);
         self.judge(name, skips, Place::Host, skips::in_ci());
     }
 
-    /// Takes the notes of live tests: judges what was skipped; what is left to the long tier and what
-    /// took long goes to the closing lines.
+    /// Reads the notes of live tests: judges the skipped ones, and says in the closing lines which were
+    /// left to the long tier and which were slowest.
     pub fn noted(&mut self, whose: &str, notes: Notes, place: Place, strict: bool) {
         if !notes.long.is_empty() {
             let names: Vec<&str> = notes.long.iter().map(|skip| skip.name.as_str()).collect();
@@ -185,31 +185,31 @@ impl Tally {
         self.judge(&name, notes.skips, place, strict);
     }
 
-    /// Says something in the closing lines.
+    /// Adds a closing line.
     pub fn remark(&mut self, text: String) {
         self.remarks.push(text);
     }
 
-    /// Says which lines of the list of skips nobody needed. After a run of all tests only: others
-    /// skip nothing that they don't run.
+    /// Says in the closing lines which lines of the list of skips were not needed. Only for a run of all
+    /// tests.
     pub fn stale_skips(&mut self) {
         match self.skips.stale() {
             Ok(rows) => self.remarks.extend(
                 rows.iter()
-                    .map(|row| format!("not skipped here, though its list allows it: {row}")),
+                    .map(|row| format!("stale line in the list of allowed skips: {row}")),
             ),
             Err(error) => self.remark(format!("the list of skips can't be read: {error:#}")),
         }
     }
 
     fn judge(&mut self, name: &str, skips: Vec<Skip>, place: Place, strict: bool) {
-        // Moved out for the while, since a step has the tally.
+        // Moved out, since `step` borrows the tally.
         let mut ledger = std::mem::take(&mut self.skips);
         self.step(name, || ledger.judge(skips, place, strict));
         self.skips = ledger;
     }
 
-    /// Prints the closing lines: where the time went, what there is to know, and the counts.
+    /// Prints the closing lines: times, remarks, reruns and counts.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl Tally {
             clock(self.begin.elapsed())
         );
         for (name, time) in &self.times {
-            // The quick ones would hide the others.
+            // Steps of less than a second are left out.
             if time.as_secs() > 0 {
                 println!("{:>8}  {name}", clock(*time));
             }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_step_fails_the_whole_and_stops_nothing() {
+    fn a_failed_step_fails_the_run_but_does_not_stop_it() {
         let mut tally = Tally::default();
         tally.step("lints", || bail!("no"));
         tally.tests("tests", &mut Command::new("true"));

@@ -1,9 +1,9 @@
-//! `test`: everything, the live kernel included, in two tiers.
+//! `test`: sets up, builds, and runs all checks and tests, in two tiers.
 //!
-//! The short tier leaves out the tests that take long and, in virtual machines, those whose outcome
-//! does not depend on the kernel; `--all` runs them, too.
+//! The short tier leaves out tests that take long and, in virtual machines, tests whose outcome does
+//! not depend on the kernel. `--all` runs both tiers.
 //!
-//! Invariant: what could not be tested is said at the end, beside what failed.
+//! Invariant: the closing lines count what was not run, beside what failed.
 
 use std::{fs, process::Command};
 
@@ -26,7 +26,7 @@ use crate::{
 pub struct Options {
     /// Only tests whose name contains this, no lints and no virtual machines
     filter: Option<String>,
-    /// Both tiers: tests that take long, too, and every live test in the virtual machines
+    /// Both tiers: also tests that take long, and every live test in the virtual machines
     #[arg(long)]
     all: bool,
     /// Without root: leave out what needs it
@@ -99,7 +99,7 @@ fn live_tests(tally: &mut Tally, options: &Options) -> Result<()> {
         counts.take(&notes);
         counts.verdict(ended_well)
     });
-    // Whoever leaves root out leaves tests out; CI does not.
+    // Without root, tests are left out on purpose.
     let strict = skips::in_ci() && !options.no_privileged;
     tally.noted("host", notes, Place::Host, strict);
     Ok(())

@@ -1,10 +1,12 @@
 //! `vm`: the live tests on other kernels, each in a virtual machine of its own.
 //!
-//! Invariant: the guests run the same test binary as the host, linked statically, and nothing of
-//! them is looked at but what they say on their console. Emulation is slow, so no test may be
-//! decided by time; it needs neither root nor KVM. A guest's CPUs take turns on one of the host's
-//! (QEMU's emulation in several threads lets a CPU run code that another has patched, which Linux,
-//! patching itself all the time, dies of), and the guests run side by side.
+//! A guest runs the host's test binary, linked statically, in an initramfs. The host reads nothing but
+//! the guest's console. Neither root nor KVM is needed: QEMU emulates the CPUs. Emulation is slow, so
+//! no test may depend on time.
+//!
+//! QEMU emulates all CPUs of a guest in one thread (`-accel tcg,thread=single`). With a thread a CPU,
+//! a CPU may run stale code that another has patched; Linux patches itself and crashes. The guests run
+//! side by side instead.
 
 mod console;
 mod initramfs;
@@ -35,7 +37,7 @@ const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// What the guests' programs are built for, and how.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
-/// Minutes after which a guest is ended: several times what it needs.
+/// Minutes after which a guest is killed: several times what it needs.
 const PATIENCE: u32 = 25;
 /// The guest's disk, /dev/vda.
 const DISK_BYTES: u64 = 256 << 20;
@@ -48,7 +50,7 @@ pub struct Options {
     /// Only this kernel; may be given again
     #[arg(long = "kernel", value_name = "SERIES", value_parser = SERIES)]
     kernels: Vec<String>,
-    /// Every live test: those that take long and those that are alike on every kernel, too
+    /// Every live test, also those that take long or are alike on every kernel
     #[arg(long)]
     all: bool,
 }
@@ -85,7 +87,6 @@ pub fn matrix(tally: &mut Tally, options: &Options) {
         programs = Some(build()?);
         Ok(())
     });
-    // A failed step is noted.
     let Some((agent, tests)) = programs else {
         return;
     };
@@ -124,7 +125,7 @@ pub fn matrix(tally: &mut Tally, options: &Options) {
     for (kernel, end) in found.iter().zip(ends) {
         match end {
             Ok(end) => count(tally, kernel, end),
-            // The thread has said why.
+            // The thread has printed why.
             Err(_) => tally.step(&format!("Linux {}", kernel.series), || bail!("panicked")),
         }
     }
@@ -169,7 +170,7 @@ fn guest_cargo(verb: &str) -> Command {
     command
 }
 
-/// The executable that cargo's messages, a JSON object a line, tell of.
+/// The executable in cargo's messages, a JSON object a line.
 fn executable(messages: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -186,8 +187,7 @@ struct End {
     died_after: Option<usize>,
 }
 
-/// Runs the tests on a kernel. If its guest dies, which emulation is known for, another one does the
-/// rest, once.
+/// Runs the tests on a kernel. Emulated guests die now and then: a second one runs the rest.
 fn test(contents: &Contents<'_>) -> End {
     let begin = Instant::now();
     let mut console = Console::default();
@@ -195,13 +195,13 @@ fn test(contents: &Contents<'_>) -> End {
     let series = contents.kernel.series;
     let mut outcome = boot(contents, &mut console);
     if outcome.is_ok() && console.status.is_none() {
-        let done = console.bury();
+        let done = console.died();
         died_after = Some(done.len());
         println!(
-            "{series} | THE GUEST WAS GONE after {} tests, or was ended after {PATIENCE} minutes; \
-             another one does the rest. Its kernel's last words:\n{}",
+            "{series} | THE GUEST DIED after {} tests, or was killed after {PATIENCE} minutes. \
+             A second guest runs the rest. The end of its kernel log:\n{}",
             done.len(),
-            last_words(series)
+            kernel_log(series)
         );
         let contents = Contents {
             done: &done,
@@ -229,13 +229,13 @@ fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
     let notes = console.notes();
     if let Some(tests) = died_after {
         tally.remark(format!(
-            "Linux {series}: the guest was gone after {tests} tests, another one did the rest"
+            "Linux {series}: the guest died after {tests} tests, a second one ran the rest"
         ));
     }
     tally.counted(&format!("Linux {series}: live tests"), |counts| {
         let status = console.status;
         if status.is_none() {
-            console.bury();
+            console.died();
         }
         *counts = console.counts;
         counts.take(&notes);
@@ -248,9 +248,9 @@ fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
         outcome?;
         let Some(status) = status else {
             bail!(
-                "two guests were gone, or were ended after {PATIENCE} minutes, before their tests \
-                 were through. The kernel's last words:\n{}",
-                last_words(series)
+                "two guests died, or were killed after {PATIENCE} minutes, before their tests were \
+                 done. The end of the kernel log:\n{}",
+                kernel_log(series)
             );
         };
         counts.verdict(status == 0)
@@ -259,17 +259,17 @@ fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
     tally.noted(&format!("Linux {series}"), notes, place, skips::in_ci());
 }
 
-/// The end of what a guest's kernel has said.
-fn last_words(series: &str) -> String {
+/// The end of a guest's kernel log.
+fn kernel_log(series: &str) -> String {
     last_lines(&folder(series).join("kernel.log"), 20)
 }
 
-/// Where what belongs to a guest is.
+/// The folder of a guest's files.
 fn folder(series: &str) -> PathBuf {
     target().join("vm").join(series)
 }
 
-/// Boots a guest and listens to it until it is gone.
+/// Boots a guest and reads its console until it ends.
 fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<()> {
     let series = contents.kernel.series;
     let folder = folder(series);
@@ -292,9 +292,9 @@ fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<()> {
     fs::write(&check, &console.check).with_context(|| format!("writing {}", check.display()))
 }
 
-/// QEMU, which shows the guest's first serial port on its standard output.
+/// QEMU, with the guest's first serial port on its standard output.
 fn qemu(kernel: &Kernel, initramfs: &Path, disk: &Path, log: &Path) -> Command {
-    // In the foreground, so that a terminal's Ctrl-C ends the guest, too.
+    // In the foreground: Ctrl-C in a terminal ends the guest, too.
     let mut command = Command::new("timeout");
     command.args(["--foreground", "--kill-after=10", &format!("{PATIENCE}m")]);
     command.args("qemu-system-x86_64 -nodefaults -display none -no-reboot".split(' '));
@@ -304,7 +304,7 @@ fn qemu(kernel: &Kernel, initramfs: &Path, disk: &Path, log: &Path) -> Command {
     command.arg("-initrd").arg(initramfs);
     let drive = joined("format=raw,if=virtio,cache=unsafe,file=", disk);
     command.arg("-drive").arg(drive);
-    // The second port is the kernel's, so that its words don't come between those of the tests.
+    // The kernel logs to the second port, so that its lines don't mix with those of the tests.
     let line = "console=ttyS1 loglevel=6 cgroup_no_v1=all psi=1 panic=-1";
     command.args(["-append", line]);
     command.stdin(Stdio::null());

@@ -1,8 +1,8 @@
-//! What a guest says on its console.
+//! A guest's console.
 //!
-//! Invariant: a line belongs to the section whose marker came last (see init.sh); a guest has come
-//! to its end if, and only if, the marker that ends its tests was seen. What a guest has tested
-//! before it died counts, and is not tested again.
+//! Invariant: a line belongs to the section whose marker came last (see init.sh). A guest has finished
+//! if, and only if, it printed the marker that ends its tests. The tests that a guest ran before it
+//! died count and are not run again.
 
 use std::mem;
 
@@ -18,7 +18,7 @@ enum Section {
     Notes,
 }
 
-/// What was said so far.
+/// What it has printed so far.
 #[derive(Debug, Default)]
 pub struct Console {
     section: Option<Section>,
@@ -35,7 +35,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// Takes a line; what of it is to be shown.
+    /// Reads a line. Returns it if it is to be shown.
     pub fn line<'a>(&mut self, line: &'a str) -> Option<&'a str> {
         let line = line.trim_end();
         if let Some(words) = line.strip_prefix(MARKER) {
@@ -46,7 +46,7 @@ impl Console {
             Some(Section::Check) => {
                 self.check.push_str(line);
                 self.check.push('\n');
-                // In short: what can't run, and the closing line.
+                // Only sources that can't run, and the closing line.
                 let on = line.ends_with(" on");
                 (line.starts_with("source") && !on || !line.contains("  ")).then_some(line)
             }
@@ -69,17 +69,17 @@ impl Console {
         Notes::parse(&self.notes)
     }
 
-    /// Takes what a guest has told that died before its tests were through: their names. Another one
-    /// does the rest.
-    pub fn bury(&mut self) -> Vec<String> {
-        let buried = mem::take(self);
-        // What earlier guests had and what this one ran again; its own counts come with its last line.
-        self.counts = buried.counts;
-        for &(_, passed) in &buried.ran {
+    /// The guest died before its tests were done. Counts those that ran, gets ready for the console of
+    /// the next guest, and returns the names of the tests that need not run there.
+    pub fn died(&mut self) -> Vec<String> {
+        let dead = mem::take(self);
+        // Earlier guests' counts and this one's reruns: it did not get to print its own counts.
+        self.counts = dead.counts;
+        for &(_, passed) in &dead.ran {
             self.counts.passed += u64::from(passed);
             self.counts.failed += u64::from(!passed);
         }
-        buried.ran.into_iter().map(|(name, _)| name).collect()
+        dead.ran.into_iter().map(|(name, _)| name).collect()
     }
 
     fn marker(&mut self, words: &str) {
@@ -97,8 +97,7 @@ impl Console {
     }
 }
 
-/// The test of a line such as `test a::b ... ok`, and whether it passed. One that was ignored has not
-/// run.
+/// The test of a line such as `test a::b ... ok`, and whether it passed. An ignored test did not run.
 fn ran(line: &str) -> Option<(String, bool)> {
     let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
     let passed = match end.trim() {
@@ -166,11 +165,11 @@ skip c::d: needs the program promtool
     }
 
     #[test]
-    fn what_ran_before_a_guest_s_death_counts_once() {
+    fn tests_of_a_guest_that_died_count_once() {
         let said = ":::guest tests begin\ntest a::b   ... ok\ntest a::c ... ignored\n\
                     test a::d ... FAILED\ntest a::e ... \nRERUN a::e: timing; it failed with: no";
         let (mut console, _) = listen(said);
-        assert_eq!(console.bury(), ["a::b", "a::d"]);
+        assert_eq!(console.died(), ["a::b", "a::d"]);
         let counts = Counts {
             passed: 1,
             failed: 1,
@@ -178,10 +177,10 @@ skip c::d: needs the program promtool
             ..Counts::default()
         };
         assert_eq!(console.counts, counts);
-        // The next one's line comes on top.
+        // The counts of the next guest are added.
         console.line(":::guest tests begin");
         console.line("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured");
         assert_eq!((console.counts.passed, console.counts.skipped), (4, 1));
-        assert!(console.bury().is_empty());
+        assert!(console.died().is_empty());
     }
 }

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first process of a guest: makes a machine of it, has it tested, powers off.
-# The host reads what stands between the lines of `marker` (xtask/src/vm/console.rs).
+# The first process of a guest: sets it up, runs the tests, powers off.
+# The host reads what is between the lines of `marker` (xtask/src/vm/console.rs).
 
 /bin/busybox --install -s
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=1
@@ -17,7 +17,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
 
-# The kernel has the other port: its messages come between no lines of ours.
+# The kernel logs to the other port, so that its messages don't mix with our lines.
 stty -F /dev/ttyS0 -onlcr
 exec </dev/null >/dev/ttyS0 2>&1
 
@@ -27,7 +27,7 @@ done
 while read -r module; do
     modprobe "$module" || echo "init: module $module does not load"
 done </guest/modules
-# A module itself, which null_blk needs.
+# After the modules: configfs is one, loaded with null_blk.
 mount -t configfs configfs /sys/kernel/config
 hostname guest
 ip link set lo up

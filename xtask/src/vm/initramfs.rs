@@ -1,7 +1,7 @@
-//! The file system that a guest lives in.
+//! A guest's initramfs.
 //!
-//! Invariant: it is made anew for each run, from what was built and what the host has; a tool that
-//! the host lacks is lacking in the guest, too, and its tests are skipped there by name.
+//! Invariant: it is made for each run from the binaries that were built and the host's programs. The
+//! guest lacks what the host lacks, and skips the tests that need it.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::shell::{output, program, run, shown};
 
-/// The host's programs that tests use; busybox's of the same name come second.
+/// The host's programs that tests use. They come before busybox's in the path.
 const TOOLS: &[&str] = &["ip", "tc", "ss", "nft", "mke2fs", "mkfs.ext4", "dmsetup"];
 
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 
-/// Small files that programs look for.
+/// Small files that programs read.
 const FILES: &[(&str, &str)] = &[
     (
         "etc/passwd",
@@ -34,7 +34,7 @@ const FILES: &[(&str, &str)] = &[
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
 ];
 
-/// The folders, and Debian's links to them.
+/// The folders, and links to those in /usr, as in Debian.
 const FOLDERS: &[&str] = &[
     "dev",
     "etc",
@@ -52,19 +52,19 @@ const FOLDERS: &[&str] = &[
 ];
 const LINKS: &[&str] = &["bin", "lib", "lib64", "sbin"];
 
-/// What goes in.
+/// What it is made of.
 pub struct Contents<'a> {
-    /// For its modules.
+    /// The kernel, whose modules are needed.
     pub kernel: &'a Kernel,
     /// The agent.
     pub agent: &'a Path,
     /// The tests.
     pub tests: &'a Path,
-    /// Which of them, by a part of the name.
+    /// Only the tests with this in their name.
     pub filter: Option<&'a str>,
-    /// Both tiers of them, or the short one.
+    /// Both tiers, or the short one.
     pub all: bool,
-    /// Those that have run already.
+    /// Tests that ran in a guest that died.
     pub done: &'a [String],
 }
 
@@ -123,7 +123,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Copies a program of the host's and the libraries that it is linked with.
 fn add_program(from: &Path, to: &Path, tree: &Path) -> Result<()> {
     copy(from, to)?;
-    // Of a static program it says, and fails, that there are none.
+    // It fails for a static program, and prints no libraries.
     let found = Command::new("ldd")
         .arg(from)
         .output()
@@ -185,7 +185,7 @@ fn add_modules(kernel: &Kernel, tree: &Path) -> Result<()> {
     Ok(fs::write(tree.join("guest/modules"), lines)?)
 }
 
-/// Packs a tree as the kernel takes it. Not compressed: that would only cost time on both sides.
+/// Packs a tree as cpio. Not compressed: that would only cost time on both sides.
 fn pack(tree: &Path, archive: &Path) -> Result<()> {
     let list = output(Command::new("find").arg(".").current_dir(tree))?;
     let names = archive.with_extension("list");

@@ -1,7 +1,7 @@
 //! Debian's kernels, unpacked.
 //!
-//! Invariant: what lies unpacked in the target folder is complete, and is taken before anything is
-//! asked or downloaded. Remove `target/vm/kernels` for newer ones.
+//! Invariant: a kernel that is unpacked in the target folder is complete, and is used without looking
+//! for a newer one. Remove `target/vm/kernels` to get newer ones.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     shell::{has, output, program, run, target},
 };
 
-/// Which of a series' kernels: small, and with drivers for virtual machines.
+/// The flavour: small, and with drivers for virtual machines.
 const FLAVOUR: &str = "-cloud-amd64";
 const PACKAGE: &str = "linux-image-";
 
@@ -27,14 +27,13 @@ pub struct Kernel {
     pub series: &'static str,
     /// What `uname -r` says, such as 6.1.0-56-cloud-amd64.
     pub version: String,
-    /// What boots.
+    /// The image to boot.
     pub image: PathBuf,
     /// Its modules and their modules.dep.
     pub modules: PathBuf,
 }
 
-/// The newest kernel of a series: one that is unpacked already, or from Debian; none if Debian has
-/// none.
+/// The newest unpacked kernel of a series, else the newest of Debian's. `None` if Debian has none.
 pub fn find(series: &'static str) -> Result<Option<Kernel>> {
     let store = target().join("vm/kernels");
     fs::create_dir_all(&store).with_context(|| format!("making {}", store.display()))?;
@@ -99,7 +98,7 @@ fn newest<'a>(series: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a 
         .max_by_key(|name| numbers(name))
 }
 
-/// All numbers of a version, in order: the newer one's are greater.
+/// All numbers of a version, in order. Those of a newer version are greater.
 fn numbers(version: &str) -> Vec<u64> {
     version
         .split(|letter: char| !letter.is_ascii_digit())
@@ -122,7 +121,7 @@ fn unpack(version: &str, store: &Path) -> Result<()> {
             run(Command::new("dpkg").arg("--extract").arg(path).arg(&tree))?;
         }
     }
-    // The package leaves modules.dep to its installation.
+    // modules.dep is made when the package is installed, which it is not here.
     let depmod = program("depmod").context("depmod is missing: apt-get install kmod")?;
     run(Command::new(depmod).arg("-b").arg(&tree).arg(version))?;
     fs::rename(&tree, store.join(version))?;
@@ -156,7 +155,7 @@ linux-image-6.12.118+deb12-amd64 - Linux 6.12 for 64-bit PCs (signed)
     }
 
     #[test]
-    fn what_else_lies_about_is_no_kernel() {
+    fn an_unfinished_folder_is_no_kernel() {
         let names = ["unfinished", "6.1.0-2-cloud-amd64", "6.1.0-10-cloud-amd64"];
         assert_eq!(
             newest("6.1", names.into_iter()),

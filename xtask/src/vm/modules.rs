@@ -1,21 +1,21 @@
-//! Kernel modules: which files a guest needs.
+//! The files of the kernel modules that a guest needs.
 //!
-//! Invariant: a module that a kernel lacks, or has built in, is no error: what can't be done without
-//! it is for the tests to say.
+//! Invariant: a module that a kernel lacks or has built in is no error. Tests that need a missing one
+//! are skipped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
-/// What tests use, by the names that modprobe takes.
+/// The modules that tests use, by modprobe's names.
 pub const WANTED: &[&str] = &[
-    // Block devices: the disk, memory, nothing, files.
+    // Block devices: the guest's disk, RAM, null, files.
     "virtio_pci",
     "virtio_blk",
     "brd",
     "null_blk",
-    // What zram compresses by, unless it is told otherwise; built into it since 6.12.
+    // zram's default compression; built into zram since 6.12.
     "lzo-rle",
     "zram",
     "loop",
@@ -24,7 +24,7 @@ pub const WANTED: &[&str] = &[
     "ext4",
     "crc32c_generic",
     "fuse",
-    // Network devices and what they lose.
+    // Network devices, shaping and filters.
     "dummy",
     "veth",
     "sch_netem",
@@ -34,7 +34,7 @@ pub const WANTED: &[&str] = &[
     "nft_limit",
     "nft_reject_inet",
     "nft_chain_nat",
-    // Sockets by netlink, as ss asks.
+    // Socket lists by netlink, for ss.
     "inet_diag",
     "tcp_diag",
     "udp_diag",
@@ -46,8 +46,8 @@ pub const WANTED: &[&str] = &[
 pub struct Modules<'a>(BTreeMap<String, Vec<&'a str>>);
 
 impl<'a> Modules<'a> {
-    /// Reads modules.dep: lines `PATH: PATHS`, where the paths are all that the first one needs,
-    /// also by way of others.
+    /// Reads modules.dep: lines `PATH: PATHS`. The paths are all that the first one needs, directly
+    /// or not.
     pub fn parse(text: &'a str) -> Self {
         let entry = |line: &'a str| {
             let (path, needs) = line.split_once(':')?;
@@ -96,7 +96,7 @@ kernel/drivers/dax/dax.ko.xz:
 ";
 
     #[test]
-    fn what_a_module_needs_comes_along_once() {
+    fn files_include_dependencies_once() {
         let modules = Modules::parse(DEP);
         let files = modules.files(&["virtio_blk", "virtio_ring", "not_there"]);
         assert_eq!(
@@ -110,7 +110,7 @@ kernel/drivers/dax/dax.ko.xz:
     }
 
     #[test]
-    fn dashes_and_compression_are_no_part_of_a_name() {
+    fn names_match_with_dashes_and_compression() {
         let modules = Modules::parse(DEP);
         for name in ["dm-mod", "dm_mod"] {
             assert_eq!(modules.files(&[name]).len(), 2, "{name}");
