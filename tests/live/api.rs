@@ -1,5 +1,5 @@
-//! The JSON API: against the exposition of the same snapshot, against the cgroups' own files, and
-//! against schemathesis, which asks whatever the OpenAPI document allows, and what it doesn't.
+//! The JSON API. Oracles: the exposition of the same snapshot, the cgroups' files, and schemathesis,
+//! which sends requests that the OpenAPI document allows and some that it does not.
 
 use std::{
     fs,
@@ -49,8 +49,8 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Where a record has what a family says; `true`: 0 without a series, because a series begins with
-/// its first event.
+/// Field of a record and the family with its value. `true`: the family has no series before the first
+/// event, where the field is 0.
 const FIELDS: &[(&str, &str, bool)] = &[
     (
         "/cpu/usage_seconds",
@@ -112,7 +112,7 @@ const FIELDS: &[(&str, &str, bool)] = &[
 ];
 
 const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
-/// Begins as [`ID`] does.
+/// It has the same first twelve digits as [`ID`].
 const TWIN: &str = "c0ffee0d9e2b0000607182930405b6c7d8e9f00112233445566778899aabbccd";
 
 pub fn json(agent: &Agent, path: &str) -> Result<Value> {
@@ -124,7 +124,7 @@ fn container(agent: &Agent, key: &str) -> Result<Value> {
     json(agent, &format!("/api/v1/containers/{}", encoded(key)))
 }
 
-/// Percent-encoded.
+/// Percent-encodes a text.
 fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let encode = |byte: u8| match plain(byte) {
@@ -163,7 +163,7 @@ fn record() -> Result<()> {
     let cgroup = top.child(&format!("docker-{ID}.scope"))?;
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 300")?;
-    // Everything after the first answer is of the same snapshot.
+    // All answers come from one snapshot.
     let agent = Agent::start(&["--web.min-interval", "1h"])?;
     let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
     let metrics = agent.scrape()?;
@@ -226,7 +226,7 @@ fn interval() -> Result<()> {
     let cgroup = Cgroup::new()?;
     let mut worker = Worker::start(&cgroup)?;
     let agent = Agent::start(&[])?;
-    // From the first question on there are intervals.
+    // The first request starts the intervals.
     let first = container(&agent, &cgroup.id)?;
     let metrics = agent.scrape()?;
     let (books, usage) = (worker.books()?, cgroup.cpu_seconds()?);
@@ -299,7 +299,7 @@ fn found() -> Result<()> {
         0.01,
         0.002,
     )?;
-    // Of two whose ids begin so only one is there.
+    // One of the two with that prefix has ended.
     ensure!(container(&agent, &ID[..12])?["id"] == TWIN);
     ensure!(ids(json(&agent, &format!("{prefix}&state=ended"))?) == [ID]);
     drop(twin);
@@ -348,7 +348,7 @@ fn custom() -> Result<()> {
     let expected = serde_json::json!({
         "jobs": 5.5, "queue{of=\"mail\"}": 2.0, "queue{of=\"sms\"}": null,
     });
-    // Files are read now and then, not by a scrape.
+    // Text files are read at intervals, not by a scrape.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let record = container(&agent, id)?;
@@ -397,7 +397,7 @@ fn schemathesis() -> Result<()> {
             "20",
         ])
         .args(["--continue-on-failure", "--suppress-health-check", "all"])
-        // It keeps what it has tried beside itself.
+        // It writes its examples to the current directory.
         .current_dir(&folder.0)
         .stdin(Stdio::null())
         .output()?;

@@ -1,4 +1,4 @@
-//! What can't work is told in one line, with a status other than 0; what can be told to end, ends.
+//! Errors on start are one line and an exit status; signals end the agent.
 
 use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -31,14 +31,14 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-fn told(output: &Output, status: i32, parts: &[&str]) -> Result<()> {
+fn fails_with(output: &Output, status: i32, parts: &[&str]) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.code() == Some(status),
         "{}: {text}",
         output.status
     );
-    // The line that says why is the last; what was logged before it may precede.
+    // Log lines may come before it.
     let line = text.lines().last().unwrap_or_default();
     ensure!(line.starts_with("cgmeter: error: "), "{text}");
     for part in parts {
@@ -48,23 +48,23 @@ fn told(output: &Output, status: i32, parts: &[&str]) -> Result<()> {
 }
 
 fn usage() -> Result<()> {
-    told(
+    fails_with(
         &run(&["--web.listen-adress", "x"])?,
         2,
         &["--web.listen-adress", "--web.listen-address"],
     )?;
-    told(
+    fails_with(
         &run(&["--cgroup.max", "none"])?,
         2,
         &["--cgroup.max", "none"],
     )?;
-    told(
+    fails_with(
         &run(&["--cgroup.linger", "soon"])?,
         2,
         &["--cgroup.linger", "soon", "5m"],
     )?;
-    told(&run(&["--log.level", "loud"])?, 2, &["loud", "info"])?;
-    told(
+    fails_with(&run(&["--log.level", "loud"])?, 2, &["loud", "info"])?;
+    fails_with(
         &run(&["--config.file", "/nonexistent/file"])?,
         2,
         &["/nonexistent/file"],
@@ -84,7 +84,7 @@ fn usage() -> Result<()> {
         ("[web\n", ["1:", ".toml", "]"]),
     ] {
         std::fs::write(&file, text)?;
-        told(&run(&["--config.file", &path])?, 2, &parts)?;
+        fails_with(&run(&["--config.file", &path])?, 2, &parts)?;
     }
     std::fs::remove_file(&file)?;
     Ok(())
@@ -106,13 +106,13 @@ fn as_nobody(arguments: &[&str]) -> Result<Output> {
 
 fn unprivileged() -> Result<()> {
     let output = as_nobody(&["--web.listen-address", "127.0.0.1:0"])?;
-    told(&output, 1, &["not privileged", "as root", "CAP_BPF"])
+    fails_with(&output, 1, &["not privileged", "as root", "CAP_BPF"])
 }
 
 fn port_in_use() -> Result<()> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
-    told(
+    fails_with(
         &run(&["--web.listen-address", &address])?,
         1,
         &[&address, "in use", "--web.listen-address"],
@@ -122,13 +122,13 @@ fn port_in_use() -> Result<()> {
 fn roots() -> Result<()> {
     let listen = ["--web.listen-address", "127.0.0.1:0"];
     let with = |root: &str| run(&[&listen[..], &["--cgroup.root", root]].concat());
-    told(
+    fails_with(
         &with("/tmp")?,
         1,
         &["/tmp", "not a cgroup2 directory", "--cgroup.root"],
     )?;
-    told(&with("/nonexistent")?, 1, &["/nonexistent", "No such file"])?;
-    // A directory that root itself may not read.
+    fails_with(&with("/nonexistent")?, 1, &["/nonexistent", "No such file"])?;
+    // A directory that the user may not read.
     let hidden = std::env::temp_dir().join(format!("cgmeter-test-{}-hidden", std::process::id()));
     std::fs::create_dir(&hidden)?;
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o000))?;
@@ -140,7 +140,7 @@ fn roots() -> Result<()> {
         listen[1],
     ]);
     std::fs::remove_dir(&hidden)?;
-    told(&output?, 1, &["cgmeter-test-", "Permission denied"])
+    fails_with(&output?, 1, &["cgmeter-test-", "Permission denied"])
 }
 
 fn signals() -> Result<()> {
@@ -187,9 +187,9 @@ fn commands() -> Result<()> {
     Ok(())
 }
 
-/// What `check` says: every source is on, or off for a reason that the test knows as well.
+/// The output of `check`: every source is on, or is off for a reason that this test finds, too.
 fn checked(text: &str, success: bool) -> Result<()> {
-    /// Sources that a machine may be without, and what they need.
+    /// Sources that a machine may lack, and what they need.
     const ABSENT: &[(&str, Need)] = &[
         ("io", Need::Unified("io")),
         ("pressure", Need::Pressure),

@@ -1,5 +1,4 @@
-//! The exposition, judged by those who will read it: Prometheus, promtool, Prometheus's own
-//! Python client.
+//! The exposition formats. Oracles: Prometheus, promtool, Prometheus's Python client.
 
 use std::{
     io::Write,
@@ -66,8 +65,7 @@ fn promtool() -> Result<()> {
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 20")?;
     let text = agent.body("/metrics", "")?;
-    // What promtool would name otherwise is what cAdvisor's users query: a counter without `_total`,
-    // a gauge with it.
+    // cAdvisor's names, which promtool objects to: a counter without `_total`, a gauge with it.
     const NOT_OURS: [&str; 2] = ["_failcnt", "container_fs_inodes_total"];
     let ours = |line: &&str| !NOT_OURS.iter().any(|name| line.contains(name));
     let text: String = text
@@ -99,12 +97,12 @@ fn strange_names() -> Result<()> {
         ("ünïcode-日本".as_bytes(), "ünïcode-日本"),
         (b"not\xff\xfeutf8\\x", "not\\xff\\xfeutf8\\x5cx"),
     ];
-    // A newline can't be: the kernel refuses it (kernel/cgroup/cgroup.c, cgroup_mkdir). That one
-    // would be escaped is a unit test's business.
+    // The kernel refuses a newline (kernel/cgroup/cgroup.c, cgroup_mkdir). A unit test covers its
+    // escape.
     ensure!(Cgroup::raw(format!("{prefix}-new\nline").as_bytes()).is_err());
     let (early, late) = names.split_at(3);
     let make = |&(name, _): &(&[u8], &str)| Cgroup::raw(&[prefix.as_bytes(), name].concat());
-    // Some are found by the walk, some told by events.
+    // Some are found by the first walk, some by events.
     let mut cgroups = early.iter().map(make).collect::<Result<Vec<_>>>()?;
     let agent = Agent::start(&[])?;
     cgroups.extend(late.iter().map(make).collect::<Result<Vec<_>>>()?);

@@ -4,7 +4,7 @@
 //! source that is not the agent: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2),
 //! Prometheus itself. Counts decide, never durations.
 //!
-//! What a test needs, its tier and whether it may be run again stand at its definition ([`Need`]).
+//! What a test needs, its tier and whether it may be run again are part of its definition ([`Need`]).
 //! [`harness`] chooses the tests and runs them.
 
 mod agent;
@@ -93,8 +93,8 @@ const KERNEL: &[&[Test]] = &[
     programs::TESTS,
 ];
 
-/// Tests of what is alike on every kernel: formats, the web side, container runtimes. In the short
-/// tier the host alone runs them.
+/// Tests whose outcome is alike on every kernel: formats, the web server, container runtimes. The
+/// short tier runs them on the host only.
 const USER_SPACE: &[&[Test]] = &[
     formats::TESTS,
     api::TESTS,
