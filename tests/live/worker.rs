@@ -239,7 +239,8 @@ pub fn main() -> ExitCode {
         };
         match words.first().copied().unwrap_or_default() {
             "exit" => break,
-            "spin" => spin(Duration::from_millis(number(1))),
+            "spin" => spin(Duration::from_millis(number(1)), false),
+            "spin-yielding" => spin(Duration::from_millis(number(1)), true),
             "forever" => loop {
                 std::hint::spin_loop();
             },
@@ -300,10 +301,13 @@ fn say_done() {
     println!("done");
 }
 
-/// Uses CPU time, by this thread's own clock.
-fn spin(time: Duration) {
+/// Uses CPU time, by this thread's own clock; yields the CPU again and again, if asked to.
+fn spin(time: Duration, yielding: bool) {
     let end = cpu_time() + time;
     while cpu_time() < end {
+        if yielding {
+            std::thread::yield_now();
+        }
         for _ in 0..1000 {
             std::hint::spin_loop();
         }
@@ -360,7 +364,7 @@ fn spinners(count: u64, time: Duration) -> Vec<Parked> {
         .map(|_| {
             let done = done.clone();
             std::thread::spawn(move || {
-                spin(time);
+                spin(time, false);
                 let _ = done.send(());
                 park();
             })
