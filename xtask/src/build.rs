@@ -1,11 +1,31 @@
 //! `build`: builds the agent, with the kernel programs embedded.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{
     setup::setup,
     shell::{cargo, run},
 };
+
+/// The target of static binaries.
+pub const TRIPLE: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-gnu"
+} else {
+    "x86_64-unknown-linux-gnu"
+};
+
+/// The profile of static binaries for tests: quick to build.
+pub const QUICK: &str = "guest";
+
+/// cargo for static binaries. They are built apart from the host's: a target of its own keeps the
+/// flags away from build scripts.
+pub fn static_cargo(verb: &str, profile: &str) -> Command {
+    let mut command = cargo(&[verb, "--locked", "--profile", profile, "--target", TRIPLE]);
+    command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    command
+}
 
 /// Sets up and builds the agent.
 pub fn build() -> Result<()> {

@@ -12,13 +12,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    build::{QUICK, TRIPLE, static_cargo},
     setup::setup,
-    shell::{cargo, has, root, run, target},
+    shell::{has, root, run, target},
 };
 
-/// The target of static binaries.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// The programs, whose names are those of the images, and their Dockerfiles.
+/// The programs, which are also the images' names, and their recipes.
 const IMAGES: [(&str, &str); 2] = [
     ("cgmeter", "deploy/docker/Dockerfile"),
     ("shop", "examples/shop/Dockerfile"),
@@ -47,7 +46,7 @@ pub fn image(options: &Options) -> Result<()> {
         );
     }
     setup()?;
-    let folder = context(if options.quick { "guest" } else { "release" })?;
+    let folder = context(if options.quick { QUICK } else { "release" })?;
     for (name, _) in IMAGES {
         let (tag, folder) = (format!("{name}:{}", options.tag), folder.join(name));
         if options.context_only {
@@ -69,13 +68,10 @@ pub fn context(profile: &str) -> Result<PathBuf> {
         cfg!(target_arch = "x86_64"),
         "the images are for x86-64, and this machine is not"
     );
-    let mut command = cargo(&["build", "--locked"]);
+    let mut command = static_cargo("build", profile);
     for (package, _) in IMAGES {
         command.args(["--package", package]);
     }
-    command
-        .args(["--profile", profile, "--target", TRIPLE])
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     run(&mut command)?;
     let folder = target().join("image");
     for (name, recipe) in IMAGES {

@@ -10,12 +10,12 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    build::{build_example, build_only},
+    build::{QUICK, build_example, build_only, static_cargo},
     check::{lints, unit_tests},
     compose, deny, deploy, image,
     notes::Notes,
     setup::{setup, setup_tests},
-    shell::{agent, cargo, require_root, run, target, watched},
+    shell::{agent, require_root, run, target, watched},
     skips::{self, Place},
     tally::Tally,
     venv, vm,
@@ -75,8 +75,7 @@ fn live_tests(tally: &mut Tally, options: &Options) -> Result<()> {
     command.env("CGMETER_NOTES", &file);
     if cfg!(target_arch = "x86_64") && !options.no_privileged {
         tally.step("container image", || {
-            // The profile that virtual machines use as well.
-            command.env("CGMETER_IMAGE", image::context("guest")?);
+            command.env("CGMETER_IMAGE", image::context(QUICK)?);
             Ok(())
         });
     }
@@ -105,14 +104,10 @@ fn live_tests(tally: &mut Tally, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// cargo for the live tests: the static binary that virtual machines run, too.
 fn live_cargo(arguments: &[&str]) -> Command {
-    let mut command = cargo(&[
-        "test",
-        "--release",
-        "--locked",
-        "--package",
-        "cgmeter-tests",
-    ]);
+    let mut command = static_cargo("test", QUICK);
+    command.args(["--package", "cgmeter-tests", "--test", "live"]);
     command.args(arguments);
     command
 }

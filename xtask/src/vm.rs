@@ -25,18 +25,16 @@ use anyhow::{Context, Result, bail};
 
 use self::{console::Console, initramfs::Contents, kernel::Kernel};
 use crate::{
+    build::{QUICK, TRIPLE, static_cargo},
     notes::Skip,
     setup::{setup, setup_guests},
-    shell::{cargo, output, run, target, watched},
+    shell::{output, run, target, watched},
     skips::{self, Place},
     tally::Tally,
 };
 
 /// The kernels, by the series of their Debian packages: the oldest one supported, and a newer one.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
-/// What the guests' programs are built for, and how.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-const PROFILE: &str = "guest";
 /// Minutes after which a guest is killed: several times what it needs.
 const PATIENCE: u32 = 25;
 /// The guest's disk, /dev/vda.
@@ -149,8 +147,8 @@ fn leave_out(tally: &mut Tally, kernels: &[&str], why: &str) {
 
 /// Builds the agent and the live tests; their paths.
 fn build() -> Result<(PathBuf, PathBuf)> {
-    run(guest_cargo("build").args(["--package", "cgmeter"]))?;
-    let messages = output(guest_cargo("test").args([
+    run(static_cargo("build", QUICK).args(["--package", "cgmeter"]))?;
+    let messages = output(static_cargo("test", QUICK).args([
         "--package",
         "cgmeter-tests",
         "--test",
@@ -158,16 +156,9 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]))?;
-    let agent = target().join(TRIPLE).join(PROFILE).join("cgmeter");
+    let agent = target().join(TRIPLE).join(QUICK).join("cgmeter");
     let tests = executable(&messages).context("cargo names no executable of the live tests")?;
     Ok((agent, tests))
-}
-
-/// cargo for static binaries, away from what runs on the host.
-fn guest_cargo(verb: &str) -> Command {
-    let mut command = cargo(&[verb, "--locked", "--profile", PROFILE, "--target", TRIPLE]);
-    command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    command
 }
 
 /// The executable in cargo's messages, a JSON object a line.
