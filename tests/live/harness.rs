@@ -2,7 +2,7 @@
 //!
 //! - Skipped: the machine lacks what the test needs. It is ignored by the harness and noted.
 //! - Long tier: left to `cargo xtask test --all`, because the test takes long ([`Need::LongTier`]) or,
-//!   in a virtual machine, because its outcome does not depend on the kernel. Ignored and noted.
+//!   in a virtual machine, because it is not on the list of [`kernels`]. Ignored and noted.
 //! - Run again: a test with [`Need::Rerun`] that fails has a second run, and a line that begins with
 //!   `RERUN` says so. Every other failure counts at once.
 //!
@@ -25,32 +25,37 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
-    Test,
+    Test, kernels,
     needs::{self, Need},
 };
 
 /// Runs the tests that the command line and the tier ask for.
-pub fn run(kernel: &[&[Test]], user_space: &[&[Test]]) -> ExitCode {
+pub fn run(tests: &[&[Test]]) -> ExitCode {
     let arguments = Arguments::from_args();
+    let tests: Vec<&Test> = tests.iter().copied().flatten().collect();
+    let names: Vec<&str> = tests.iter().map(|(name, ..)| *name).collect();
+    let stale = kernels::stale(&names);
+    if !stale.is_empty() {
+        eprintln!(
+            "tests/live/kernels.rs: there is no test {}",
+            stale.join(", no test ")
+        );
+        return ExitCode::FAILURE;
+    }
     let done = done();
-    let kernel = kernel.iter().copied().flatten().map(|test| (test, true));
-    let user_space = user_space.iter().copied().flatten();
-    let trials = kernel
-        .chain(user_space.map(|test| (test, false)))
-        .filter(|((name, ..), _)| !done.contains(*name))
-        .map(|(test, of_kernel)| trial(&arguments, test, of_kernel));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let left = tests.iter().filter(|(name, ..)| !done.contains(*name));
+    let trials = left.map(|test| trial(&arguments, test)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// A test for the harness: ignored if it can't run here or is left to the long tier.
-fn trial(arguments: &Arguments, test: &Test, of_kernel: bool) -> Trial {
-    let &(name, needs, body) = test;
-    let filter = arguments.filter.as_deref();
-    let left_out = match (needs::missing(needs), long_tier(needs, of_kernel)) {
+fn trial(arguments: &Arguments, &(name, needs, body): &Test) -> Trial {
+    let left_out = match (needs::missing(needs), long_tier(name, needs)) {
         (Some(reason), _) => Some(("skip", reason)),
         (None, Some(reason)) => Some(("long", reason.to_owned())),
         (None, None) => None,
     };
+    let filter = arguments.filter.as_deref();
     if let Some((kind, reason)) = &left_out
         && filter.is_none_or(|part| name.contains(part))
     {
@@ -60,7 +65,7 @@ fn trial(arguments: &Arguments, test: &Test, of_kernel: bool) -> Trial {
 }
 
 /// Why a test is left to the long tier, if it is.
-fn long_tier(needs: &[Need], of_kernel: bool) -> Option<&'static str> {
+fn long_tier(name: &str, needs: &[Need]) -> Option<&'static str> {
     if env::var_os("CGMETER_TIER").is_some_and(|tier| tier == "all") {
         return None;
     }
@@ -68,8 +73,8 @@ fn long_tier(needs: &[Need], of_kernel: bool) -> Option<&'static str> {
         Need::LongTier(reason) => Some(*reason),
         _ => None,
     });
-    let in_guest = needs::emulated() && !of_kernel;
-    own.or(in_guest.then_some("alike on every kernel"))
+    let in_guest = needs::emulated() && !kernels::in_short_tier(name);
+    own.or(in_guest.then_some("not on the list of tests/live/kernels.rs"))
 }
 
 /// Runs a test, and once more if it failed and may be rerun.

@@ -5,7 +5,7 @@
 //! Prometheus itself. Counts decide, never durations.
 //!
 //! What a test needs, its tier and whether it may be run again are part of its definition ([`Need`]).
-//! [`harness`] chooses the tests and runs them.
+//! [`harness`] chooses the tests and runs them; [`kernels`] lists those for other kernels.
 
 mod agent;
 mod alerts;
@@ -31,6 +31,7 @@ mod grpc;
 mod harness;
 mod image;
 mod io;
+mod kernels;
 mod limits;
 mod machine;
 mod memory;
@@ -68,9 +69,8 @@ use needs::Need;
 /// A test: name, what it needs, what it does.
 type Test = (&'static str, &'static [Need], fn() -> anyhow::Result<()>);
 
-/// Tests whose outcome depends on the kernel: its hooks, its layouts, its controllers. The short tier
-/// runs them in virtual machines, too.
-const KERNEL: &[&[Test]] = &[
+/// All tests, in the order in which they run.
+const TESTS: &[&[Test]] = &[
     cpu::TESTS,
     sched::TESTS,
     process::TESTS,
@@ -91,11 +91,6 @@ const KERNEL: &[&[Test]] = &[
     tcp::TESTS,
     drops::TESTS,
     programs::TESTS,
-];
-
-/// Tests whose outcome is alike on every kernel: formats, the web server, container runtimes. The
-/// short tier runs them on the host only.
-const USER_SPACE: &[&[Test]] = &[
     formats::TESTS,
     api::TESTS,
     errors::TESTS,
@@ -118,5 +113,5 @@ fn main() -> std::process::ExitCode {
     if arguments.next().as_deref() == Some(worker::FLAG) {
         return worker::main();
     }
-    harness::run(KERNEL, USER_SPACE)
+    harness::run(TESTS)
 }

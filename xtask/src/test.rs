@@ -1,7 +1,7 @@
 //! `test`: sets up, builds, and runs all checks and tests, in two tiers.
 //!
-//! The short tier leaves out tests that take long and, in virtual machines, tests whose outcome does
-//! not depend on the kernel. `--all` runs both tiers.
+//! The short tier leaves out tests that take long and, in virtual machines, all but those listed in
+//! tests/live/kernels.rs. `--all` runs both tiers.
 //!
 //! Invariant: the closing lines count what was not run, beside what failed.
 

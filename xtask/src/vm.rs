@@ -48,7 +48,7 @@ pub struct Options {
     /// Only this kernel; may be given again
     #[arg(long = "kernel", value_name = "SERIES", value_parser = SERIES)]
     kernels: Vec<String>,
-    /// Every live test, also those that take long or are alike on every kernel
+    /// Every live test, also those that take long and those not listed in tests/live/kernels.rs
     #[arg(long)]
     all: bool,
 }

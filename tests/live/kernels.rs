@@ -1,0 +1,80 @@
+//! The tests that the short tier runs on other kernels, in virtual machines.
+//!
+//! They are those whose outcome depends on the kernel: each hook, each structure that a program reads,
+//! each controller file of cgroup2 at least once. A guest needs some five seconds a test, most of
+//! them to verify the agent's programs on an emulated CPU. `cargo xtask test --all` runs every test
+//! there.
+
+/// Names of tests, or of modules with all of their tests (`drops::`).
+const SHORT: &[&str] = &[
+    // sched_switch and its clocks, read while a task runs; cpu.stat.
+    "cpu::a_task_that_never_sleeps",
+    "cpu::moving_between_cgroups",
+    "cpu::user_and_system",
+    "cpu::the_host_s_sum",
+    "sched::waiting_for_a_cpu",
+    "sched::switches_and_periods_are_exact",
+    "sched::who_took_the_cpu",
+    "sched::migrations",
+    // fork, exec, exit.
+    "process::forks_execs_and_exits",
+    // Task iterators and tables of descriptors.
+    "tasks::processes_files_and_sockets",
+    "tasks::states",
+    "tasks::tables_of_threads",
+    "tasks::a_process_moved_in_its_sleep",
+    // Files of controllers, which this host may have in v1.
+    "limits::",
+    "memory::usage_and_statistics",
+    "memory::the_host",
+    "memory::limits",
+    "memory::reclaim_at_the_limit",
+    "memory::an_oom_kill",
+    "memory::last_values_of_a_removed_cgroup",
+    "memory::huge_pages",
+    "pressure::",
+    "io::",
+    // Block requests and bios; devices that the host lacks.
+    "block::direct_io_of_known_size",
+    "block::a_disk_of_its_own",
+    "block::pages_written_back",
+    "block::below_a_cgroup_with_the_io_controller",
+    "block::failed_requests",
+    "block::a_driver_without_requests",
+    "block::mapped_disks",
+    // Packets by cgroup, interfaces by namespace.
+    "net::datagrams_between_namespaces",
+    "net::segments_of_a_connection",
+    "net::a_socket_that_outlives_its_cgroup",
+    "netdev::equal_to_proc_net_dev",
+    "netdev::an_owner_s_heir_goes_on",
+    // TCP's callbacks and tracepoints, dropped packets.
+    "tcp::opened_and_closed",
+    "tcp::reset",
+    "tcp::segments_sent_again",
+    "tcp::nobody_answers",
+    "tcp::mptcp_s_subflows_count_once",
+    "drops::",
+    // Births and deaths of cgroups.
+    "tree::nested_cgroups_and_dead_children",
+    "tree::made_and_removed_while_the_agent_was_down",
+    "tree::lost_events_are_made_good",
+    // What each program and source says of itself.
+    "programs::",
+    "errors::commands",
+];
+
+/// Whether the short tier runs a test on other kernels.
+pub fn in_short_tier(name: &str) -> bool {
+    SHORT.iter().any(|entry| covers(entry, name))
+}
+
+/// Entries that are about no test: their tests were renamed or removed.
+pub fn stale(names: &[&str]) -> Vec<&'static str> {
+    let is_stale = |entry: &&&str| !names.iter().any(|name| covers(entry, name));
+    SHORT.iter().filter(is_stale).copied().collect()
+}
+
+fn covers(entry: &str, name: &str) -> bool {
+    entry == name || entry.ends_with("::") && name.starts_with(entry)
+}
