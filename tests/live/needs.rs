@@ -53,12 +53,12 @@ pub enum Need {
     Kernel(u32, u32),
     /// FUSE file systems on block devices.
     FuseBlock,
-    #[allow(dead_code, reason = "for tests to come")]
     /// The long tier (`cargo xtask test --all`), since the test takes long; what takes so long.
-    LongTier(&'static str),
     #[allow(dead_code, reason = "for tests to come")]
+    LongTier(&'static str),
     /// A second run if the first one fails; what makes it fail although nothing is wrong. Each use
     /// is counted, and more than two in a run of `cargo xtask test` fail it.
+    #[allow(dead_code, reason = "for tests that turn out to need it")]
     Rerun(&'static str),
 }
 
