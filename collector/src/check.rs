@@ -1,25 +1,25 @@
-//! `cgmeter check`: what this host and kernel allow, and what not and why.
+//! `cgmeter check`: reports what this host and kernel support, and what they don't and why.
 //!
-//! The agent is started, reads everything once and ends: what can't be attached or understood is
-//! found by trying.
+//! It starts the agent, which reads everything once, and stops it: whether a program can be
+//! attached is found by trying.
 
 use std::io::Write;
 
 use prometheus::Registry;
 
 use crate::{
-    agent::{Agent, Options},
+    agent::Agent,
     cgroup::Hierarchies,
-    config::Settings,
     kernel::{self, load::BTF_PATH},
     runtime::{self, Directory},
+    settings::Settings,
 };
 
-/// Prints the findings; `Ok(true)` if everything that is switched on can run.
+/// Prints the report. Returns whether everything that is switched on can run.
 ///
 /// # Errors
 ///
-/// When the findings can't be written.
+/// When the report can't be written.
 pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
     let mut fine = true;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -38,7 +38,7 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "types      FAILED: {BTF_PATH}: {error}")?;
         }
     }
-    match Hierarchies::find(settings.cgroup_root.as_deref()) {
+    match Hierarchies::find(settings.agent.root.as_deref()) {
         Ok(found) => {
             writeln!(out, "cgroup2    {}", found.unified.path.display())?;
             for v1 in found.v1 {
@@ -56,7 +56,7 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
         Ok(statuses) => {
             for status in statuses {
                 let (told, socket) = (status.told(), status.socket());
-                // A socket that was only found may be anybody's.
+                // The user did not ask for a socket that was found in its usual place: it may be a leftover.
                 fine &= told.up == Some(true) || !settings.runtimes.names(socket);
                 let (word, text) = match told.up {
                     Some(true) => ("up", format!("version {}", told.text)),
@@ -72,11 +72,11 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "runtimes   FAILED: {error}")?;
         }
     }
-    match Agent::start(Options::new(settings, Registry::new(), directory)) {
+    match Agent::start(settings.agent.clone(), Registry::new(), directory) {
         Ok(agent) => {
             for state in agent.availability() {
                 let switched_on =
-                    state.source == "cgroups" || settings.sources.contains(&state.source);
+                    state.source == "cgroups" || settings.agent.sources.contains(&state.source);
                 fine &= state.up || !switched_on;
                 let word = if state.up { "on" } else { "off" };
                 let reason = state

@@ -10,7 +10,6 @@ pub mod agent;
 pub mod cgroup;
 pub mod check;
 pub mod cli;
-pub mod config;
 pub mod custom;
 pub mod dump;
 pub mod exposition;
@@ -19,6 +18,7 @@ pub mod kernel;
 pub mod log;
 pub mod reference;
 pub mod runtime;
+pub mod settings;
 pub mod source;
 pub mod web;
 

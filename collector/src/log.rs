@@ -2,29 +2,29 @@
 
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Format of log messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// `ts=… level=info … key=value`
+    #[default]
     Logfmt,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
-/// What is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Least severe messages to log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogLevel {
-    /// Only failures.
+    /// Failures
     Error,
-    /// Also what works less well than it should.
+    /// Also what is less exact or slower than it should be
     Warn,
-    /// Also what the agent does.
+    /// Also what the agent does
+    #[default]
     Info,
-    /// Also details for its developers.
+    /// Also details for developers
     Debug,
-    /// Everything.
+    /// Everything
     Trace,
 }
 
@@ -39,8 +39,8 @@ impl LogLevel {
         }
     }
 
-    /// The level as aya-log counts it; kernel-side records below warnings cost time in hot
-    /// programs' slow ways, and are only compiled in at debug and trace.
+    /// The level as aya-log counts it, for messages of the eBPF programs. At info it is that of
+    /// warnings, because messages below cost time in the kernel.
     pub fn kernel(self) -> u8 {
         match self {
             Self::Error => 1,
@@ -51,7 +51,7 @@ impl LogLevel {
     }
 }
 
-/// Starts logging. Records of crates that use `log`, the kernel programs' among them, come along.
+/// Starts logging. Messages of crates that use `log`, and those of the eBPF programs, are included.
 pub fn init(level: LogLevel, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(level.filter());
     match format {

@@ -4,20 +4,20 @@ use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use cgmeter::{
-    agent::{Agent, Options},
+    agent::Agent,
     check,
     cli::{self, Command, DumpFormat},
-    config::{self, Settings},
     dump, healthcheck, log, reference,
     runtime::{self, Directory},
+    settings::{self, Settings},
     web,
 };
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Status for a command line or configuration that can't be used.
+/// Exit status for a command line or configuration that can't be used.
 const USAGE: u8 = 2;
-/// How long runtimes are waited for before the first scrape is served.
+/// How long to wait for the container runtimes' answers before the first scrape is served.
 const SETTLED: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -35,18 +35,18 @@ fn main() -> ExitCode {
                 .map(str::trim)
                 .filter(|line| !line.is_empty())
                 .collect();
-            let told = lines.iter().take_while(|line| !line.starts_with("Usage:"));
-            let told: Vec<&str> = told
+            let reason = lines.iter().take_while(|line| !line.starts_with("Usage:"));
+            let reason: Vec<&str> = reason
                 .map(|line| line.trim_start_matches("error: "))
                 .collect();
-            return fail(USAGE, &told.join("; "));
+            return fail(USAGE, &reason.join("; "));
         }
     };
-    let settings = match Settings::resolve(&cli) {
+    let settings = match Settings::resolve(&cli.flags) {
         Ok(settings) => settings,
         Err(error) => return fail(USAGE, &error.to_string()),
     };
-    let result = match cli.command.unwrap_or(Command::Run) {
+    let result = match cli.command {
         Command::Run => run(&settings),
         Command::Check => {
             return match check::run(&settings, std::io::stdout()) {
@@ -56,7 +56,8 @@ fn main() -> ExitCode {
         }
         Command::Healthcheck => healthcheck::run(&settings.listen),
         Command::Dump { format } => dump(&settings, format),
-        Command::Metrics { format } => print(reference::render(format).as_bytes()),
+        Command::Metrics { format } => print(reference::metrics(format).as_bytes()),
+        Command::Settings { format } => print(reference::settings(format).as_bytes()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line that says what is wrong.
+/// Prints the reason on one line.
 fn fail(status: u8, message: &str) -> ExitCode {
     eprintln!("cgmeter: error: {}", message.replace('\n', " "));
     ExitCode::from(status)
@@ -73,7 +74,7 @@ fn fail(status: u8, message: &str) -> ExitCode {
 fn print(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // `cgmeter dump | head` is no failure.
+        // `cgmeter dump | head` is not a failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
@@ -81,10 +82,13 @@ fn print(bytes: &[u8]) -> Result<()> {
 
 fn run(settings: &Settings) -> Result<()> {
     log::init(settings.log_level, settings.log_format);
-    for name in config::unknown_variables() {
-        tracing::warn!(name, "this environment variable is no setting of cgmeter");
+    for name in settings::unknown_variables() {
+        tracing::warn!(
+            name,
+            "this environment variable is not a setting of cgmeter"
+        );
     }
-    // Before the work of loading: a port in use is told at once.
+    // Before loading, so that a port in use is reported at once.
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
@@ -101,30 +105,26 @@ fn run(settings: &Settings) -> Result<()> {
         Arc::clone(&directory),
         asked,
         settings.runtimes.clone(),
-        settings.linger,
+        settings.agent.linger,
     );
-    let agent = Agent::start(Options::new(settings, registry, directory))?;
-    // Names are there at the first scrape; of a runtime that is slow, they come later.
+    let agent = Agent::start(settings.agent.clone(), registry, directory)?;
+    // The first scrape has the names, unless a runtime is slow.
     if !tokio.block_on(followers.settled(SETTLED)) {
         tracing::info!("a container runtime is slow to answer; its names will come later");
     }
     agent
         .follow()
         .context("cannot start the thread that follows cgroups")?;
-    let web = web::Options {
-        telemetry_path: settings.telemetry_path.clone(),
-        max_requests: settings.max_requests,
-    };
     for listener in &listeners {
         let address = listener.local_addr()?;
-        tracing::info!(%address, path = settings.telemetry_path, "listening");
+        tracing::info!(%address, path = settings.web.telemetry_path, "listening");
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio.block_on(web::serve(
         listeners,
         Arc::clone(&agent) as _,
-        web,
+        settings.web.clone(),
         counters,
         async move {
             let name = tokio::select! {
@@ -139,7 +139,7 @@ fn run(settings: &Settings) -> Result<()> {
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
     let (directory, _) = Directory::new();
     runtime::ask(&directory, &settings.runtimes)?;
-    let agent = Agent::start(Options::new(settings, Registry::new(), directory))?;
+    let agent = Agent::start(settings.agent.clone(), Registry::new(), directory)?;
     match format.exposition() {
         Some(format) => print(&agent.scrape(format)?.to_vec()),
         None => {

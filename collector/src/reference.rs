@@ -1,4 +1,7 @@
-//! `cgmeter metrics`: the reference of all metrics, from the sources' own tables.
+//! References: `cgmeter metrics` from the sources' own tables, `cgmeter settings` from the table of
+//! settings.
+
+mod settings;
 
 use std::fmt::Write as _;
 
@@ -19,8 +22,13 @@ pub fn families() -> Vec<(&'static str, Vec<&'static Family>)> {
     all
 }
 
-/// The reference as text.
-pub fn render(format: ReferenceFormat) -> String {
+/// The reference of all settings.
+pub fn settings(format: ReferenceFormat) -> String {
+    settings::render(format)
+}
+
+/// The reference of all metrics.
+pub fn metrics(format: ReferenceFormat) -> String {
     let mut text = String::new();
     if format == ReferenceFormat::Markdown {
         text.push_str(
@@ -28,8 +36,8 @@ pub fn render(format: ReferenceFormat) -> String {
              cgroup has the label `id`, its path. Those of\ncontainers, machines and systemd units have `name`, those \
              of containers also `image`, under Kubernetes `namespace`,\n`pod` and `container`, and \
              `container_label_*` for each label allowed by `--container.label`; a pod's own cgroup has\n\
-             `namespace` and `pod`. What isn't known or doesn't apply is left out.\nValues include the descendants, those that are \
-             gone as well.\n",
+             `namespace` and `pod`. Labels that are unknown or do not apply are left out.\nValues include \
+             those of descendants, also of removed ones.\n",
         );
     }
     for (source, families) in families() {
@@ -92,7 +100,7 @@ mod tests {
             assert!(names.insert(name), "{name} twice");
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             assert!(name.chars().all(legal), "{name}");
-            // cAdvisor's names, which its users query, have no suffix in two cases, and one too much in another.
+            // Of cAdvisor's names two counters lack the suffix, and one gauge has it.
             let counter = name.ends_with("_total") || name.ends_with("_failcnt");
             let counter = counter && name != "container_fs_inodes_total";
             assert_eq!(counter, family.kind == Kind::Counter, "{name}");

@@ -6,8 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Each layer, and the other modules of the crate that it may name.
+/// Each module of the crate, and the other modules that it may import. Nothing
+/// from `kernel` to `web` imports `settings` or `cli`; only main.rs uses `check`, `dump`,
+/// `healthcheck` and `reference`.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("log", &[]),
     ("kernel", &[]),
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),
@@ -29,6 +32,20 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("web", &["agent", "exposition"]),
+    (
+        "settings",
+        &[
+            "agent", "cgroup", "custom", "log", "runtime", "source", "web",
+        ],
+    ),
+    ("cli", &["exposition", "settings"]),
+    ("reference", &["cli", "exposition", "settings", "source"]),
+    (
+        "check",
+        &["agent", "cgroup", "kernel", "runtime", "settings"],
+    ),
+    ("healthcheck", &[]),
+    ("dump", &[]),
 ];
 
 fn files(path: &Path, found: &mut Vec<PathBuf>) {
@@ -79,6 +96,21 @@ fn imports(text: &str) -> Vec<String> {
 fn imports_are_found() {
     let text = "use crate::{cgroup::{NodeId, Tree}, exposition::Value, kernel}; crate::web::x();";
     assert_eq!(imports(text), ["cgroup", "exposition", "kernel", "web"]);
+}
+
+#[test]
+fn every_module_has_its_layer() {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
+    let text = fs::read_to_string(library).unwrap();
+    let mut modules: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ").or(line.strip_prefix("mod ")))
+        .map(|rest| rest.trim_end_matches(';'))
+        .collect();
+    let mut layers: Vec<&str> = LAYERS.iter().map(|(layer, _)| *layer).collect();
+    modules.sort_unstable();
+    layers.sort_unstable();
+    assert_eq!(modules, layers);
 }
 
 #[test]

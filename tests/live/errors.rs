@@ -69,6 +69,32 @@ fn usage() -> Result<()> {
         2,
         &["/nonexistent/file"],
     )?;
+    for (argument, parts) in [
+        (
+            "--cgroup.linger=500000000000y",
+            ["--cgroup.linger", "at most 100 years"],
+        ),
+        (
+            "--web.max-requests=2305843009213693952",
+            ["--web.max-requests", "1 to 1000000"],
+        ),
+        (
+            "--web.listen-address=",
+            ["--web.listen-address", "127.0.0.1:10295"],
+        ),
+        (
+            "--web.telemetry-path=/-/ready",
+            ["--web.telemetry-path", "such as /metrics"],
+        ),
+        ("--config.file=/dev/zero", ["/dev/zero", "regular file"]),
+    ] {
+        told(&run(&[argument])?, 2, &parts)?;
+    }
+    let variable = Command::new(binary())
+        .arg("check")
+        .env("CGMETER_CGROUP_LINGER", "soon")
+        .output()?;
+    told(&variable, 2, &["CGMETER_CGROUP_LINGER: \"soon\"", "5m"])?;
     let file = std::env::temp_dir().join(format!("cgmeter-test-{}.toml", std::process::id()));
     let path = file.to_string_lossy().into_owned();
     for (text, parts) in [
@@ -82,6 +108,10 @@ fn usage() -> Result<()> {
             ["2:1", "shed", "did you mean `sched`"],
         ),
         ("[web\n", ["1:", ".toml", "]"]),
+        (
+            "[web]\nlisten-address = []\n",
+            ["2:18", "web.listen-address", "at least one ADDRESS:PORT"],
+        ),
     ] {
         std::fs::write(&file, text)?;
         fails_with(&run(&["--config.file", &path])?, 2, &parts)?;
@@ -176,13 +206,15 @@ fn commands() -> Result<()> {
     let output = run(&["dump"])?;
     crate::metrics::Metrics::parse(&String::from_utf8(output.stdout)?)?
         .of("/", "container_last_seen")?;
-    for format in ["text", "markdown"] {
-        let output = run(&["metrics", "--format", format])?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            text.contains("container_sched_runqueue_latency_seconds"),
-            "{text}"
-        );
+    for (command, word) in [
+        ("metrics", "container_sched_runqueue_latency_seconds"),
+        ("settings", "--cgroup.linger"),
+    ] {
+        for format in ["text", "markdown"] {
+            let output = run(&[command, "--format", format])?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            ensure!(text.contains(word), "{text}");
+        }
     }
     Ok(())
 }

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     cgroup::{Export, Hierarchies, Tree, walk},
-    config::Settings,
     custom,
     kernel::{
         self,
@@ -32,8 +31,8 @@ use crate::{
     source::{Books, Builder, SOURCES, SelfMetrics, Source},
 };
 
-/// What the agent is started with.
-#[derive(Clone, Debug)]
+/// Settings of the agent.
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Sources that are switched on.
     pub sources: Vec<&'static str>,
@@ -41,8 +40,6 @@ pub struct Options {
     pub root: Option<PathBuf>,
     /// What is exported, and with which labels.
     pub export: Export,
-    /// Where the runtimes' followers leave what they learn of containers.
-    pub directory: Arc<Directory>,
     /// `--cgroup.max`
     pub max_slots: u32,
     /// `--cgroup.linger`
@@ -53,26 +50,6 @@ pub struct Options {
     pub custom: custom::Options,
     /// Kernel-side log level, 0 is off.
     pub kernel_log_level: u8,
-    /// Where the agent's parts register metrics of their own.
-    pub registry: Registry,
-}
-
-impl Options {
-    /// As the settings say.
-    pub fn new(settings: &Settings, registry: Registry, directory: Arc<Directory>) -> Self {
-        Self {
-            sources: settings.sources.clone(),
-            root: settings.cgroup_root.clone(),
-            export: settings.export.clone(),
-            directory,
-            max_slots: settings.cgroup_max,
-            linger: settings.linger,
-            min_interval: settings.min_interval,
-            custom: settings.custom.clone(),
-            kernel_log_level: settings.log_level.kernel(),
-            registry,
-        }
-    }
 }
 
 /// Slots kept free for cgroups that come between two looks: many where they are cheap, few on a
@@ -119,12 +96,17 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
 }
 
 impl Agent {
-    /// Starts metering.
+    /// Starts metering. Names of containers come from `directory`; the agent's parts register
+    /// metrics of their own in `registry`.
     ///
     /// # Errors
     ///
     /// Without privilege, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
-    pub fn start(options: Options) -> Result<Arc<Self>> {
+    pub fn start(
+        options: Options,
+        registry: Registry,
+        directory: Arc<Directory>,
+    ) -> Result<Arc<Self>> {
         let hierarchies = Hierarchies::find(options.root.as_deref())?;
         let root = hierarchies.unified.path.clone();
         let lanes = kernel::possible_cpus()?;
@@ -135,9 +117,9 @@ impl Agent {
             log_level: options.kernel_log_level,
         })?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
-        let directory =
+        let root_directory =
             File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
-        kernel.attach(&lifecycle_programs, &directory);
+        kernel.attach(&lifecycle_programs, &root_directory);
         kernel.require_lifecycle()?;
 
         let found = walk(&root).with_context(|| format!("cannot read {}", root.display()))?;
@@ -184,7 +166,7 @@ impl Agent {
                 hierarchies,
                 events: kernel.events()?,
                 tree: Tree::new(&found, options.export),
-                identities: Identities::new(options.directory),
+                identities: Identities::new(directory),
                 linger: options.linger,
                 lost_events: 0,
             },
@@ -192,7 +174,7 @@ impl Agent {
             kernel_log,
             kernel,
             sources: Sources::new(sources, books),
-            own: SelfMetrics::new(options.registry)?,
+            own: SelfMetrics::new(registry)?,
         };
         let Collector {
             lifecycle,
@@ -206,7 +188,9 @@ impl Agent {
         Slots::provide_overflow(sources)?;
         slots.provide(&lifecycle.tree, sources);
         let names: Vec<&str> = sources.names().collect();
-        collector.kernel.attach(&programs_for(&names), &directory);
+        collector
+            .kernel
+            .attach(&programs_for(&names), &root_directory);
         collector.settle_availability(availability);
         let encodings = Arc::new(Encodings::default());
         collector.first_frame(&encodings)?;

@@ -13,6 +13,12 @@ pub struct Export {
     pub max: usize,
 }
 
+impl Default for Export {
+    fn default() -> Self {
+        Self::from(Filter::default())
+    }
+}
+
 impl From<Filter> for Export {
     /// Whatever the filter admits, without labels of containers.
     fn from(filter: Filter) -> Self {

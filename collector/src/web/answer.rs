@@ -52,11 +52,8 @@ impl Handler {
         let path = request.uri().path();
         let route = match path {
             path if path == self.options.telemetry_path => "metrics",
-            "/" => "index",
-            "/-/healthy" => "healthy",
-            "/-/ready" => "ready",
             path if path.starts_with(api::PREFIX) => api::is_there(path).unwrap_or("other"),
-            _ => "other",
+            path => fixed_route(path).unwrap_or("other"),
         };
         let answer = if route == "other" {
             error(
@@ -154,6 +151,21 @@ impl Handler {
             )
         })
     }
+}
+
+/// The page at a path that no setting changes, outside of the API.
+fn fixed_route(path: &str) -> Option<&'static str> {
+    match path {
+        "/" => Some("index"),
+        "/-/healthy" => Some("healthy"),
+        "/-/ready" => Some("ready"),
+        _ => None,
+    }
+}
+
+/// Whether the metrics' page at this path would hide another page.
+pub fn is_reserved(path: &str) -> bool {
+    path.starts_with(api::PREFIX) || fixed_route(path).is_some()
 }
 
 /// The header `Accept`.

@@ -20,6 +20,7 @@ use std::{
 };
 
 use answer::Handler;
+pub use answer::is_reserved;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, watch};
@@ -89,7 +90,7 @@ struct Served {
 }
 
 /// How to serve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// `--web.telemetry-path`
     pub telemetry_path: String,

@@ -1,0 +1,281 @@
+//! The table of settings. To add one, add a row to [`table`], and the field that the row sets:
+//! here, or in the `Options` of the module that uses it.
+//!
+//! The flag, the environment variable, the key of the configuration file, `--help` and
+//! docs/configuration.md follow from the row.
+
+use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
+
+use super::{
+    DefaultValue::{Unset, Value},
+    Kind::{Choice, CommaList, Duration as Time, List, Number, Path, Source, Switch, Text},
+    Setting, value,
+};
+use crate::{
+    agent,
+    log::{LogFormat, LogLevel},
+    runtime,
+    source::SOURCES,
+    web,
+};
+
+/// Validated settings.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// `--config.file`
+    pub config_file: Option<PathBuf>,
+    /// `--web.listen-address`, at least one.
+    pub listen: Vec<SocketAddr>,
+    /// `--web.*`
+    pub web: web::Options,
+    /// `--cgroup.*`, `--custom.*`, the sources, and what is exported.
+    pub agent: agent::Options,
+    /// `--container.runtime`
+    pub runtimes: runtime::Choice,
+    /// `--collector.disable-defaults`
+    pub disable_defaults: bool,
+    /// `--log.level`
+    pub log_level: LogLevel,
+    /// `--log.format`
+    pub log_format: LogFormat,
+}
+
+/// Sections, and their titles in `--help` and documentation.
+pub const SECTIONS: &[(&str, &str)] = &[
+    (CONFIG, "Configuration file"),
+    ("web", "Web server"),
+    ("cgroup", "Cgroups"),
+    ("container", "Containers"),
+    ("collector", "Sources"),
+    ("custom", "Custom metrics"),
+    ("log", "Logging"),
+];
+
+/// The section that is not in the configuration file.
+pub const CONFIG: &str = "config";
+
+/// Custom metrics are not read more often than this.
+pub(super) const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
+fn table() -> Vec<Setting<Settings>> {
+    vec![
+        Setting {
+            name: "config.file",
+            help: "Read settings from this TOML file",
+            default: Unset("no file"),
+            kind: Path("FILE", |s, path| s.config_file = Some(path)),
+        },
+        Setting {
+            name: "web.listen-address",
+            help: "Address to listen on; `:PORT` is every address of the host",
+            default: Value("127.0.0.1:10295"),
+            kind: CommaList("ADDRESS:PORT", |s, texts| {
+                value::addresses(texts).map(|addresses| s.listen = addresses)
+            }),
+        },
+        Setting {
+            name: "web.telemetry-path",
+            help: "Path of the metrics page",
+            default: Value("/metrics"),
+            kind: Text("PATH", |s, text| {
+                value::telemetry_path(text).map(|path| s.web.telemetry_path = path)
+            }),
+        },
+        Setting {
+            name: "web.min-interval",
+            help: "Minimum age of a snapshot before a scrape takes a new one",
+            default: Value("250ms"),
+            kind: Time(Duration::ZERO, |s, time| s.agent.min_interval = time),
+        },
+        Setting {
+            name: "web.max-requests",
+            help: "Maximum number of scrapes served at the same time; others get status 503",
+            default: Value("40"),
+            kind: Number("N", 1..=1_000_000, |s, n| s.web.max_requests = n as usize),
+        },
+        Setting {
+            name: "cgroup.root",
+            help: "Root directory of the cgroup2 hierarchy",
+            default: Unset("where cgroup2 is mounted"),
+            kind: Path("DIR", |s, path| s.agent.root = Some(path)),
+        },
+        Setting {
+            name: "cgroup.include",
+            help: "Export only cgroups whose path matches; the others still count in their parents",
+            default: Unset("all"),
+            kind: Text("REGEX", |s, text| {
+                value::regex(text).map(|regex| s.agent.export.filter.include = Some(regex))
+            }),
+        },
+        Setting {
+            name: "cgroup.exclude",
+            help: "Don't export cgroups whose path matches; they still count in their parents",
+            default: Unset("none"),
+            kind: Text("REGEX", |s, text| {
+                value::regex(text).map(|regex| s.agent.export.filter.exclude = Some(regex))
+            }),
+        },
+        Setting {
+            name: "cgroup.max",
+            help: "Maximum number of cgroups with counters of their own; the others share id=\"(overflow)\"",
+            default: Value("16384"),
+            kind: Number("N", 1..=1_048_576, |s, n| s.agent.max_slots = n),
+        },
+        Setting {
+            name: "cgroup.export-max",
+            help: "Maximum number of cgroups with series of their own; the others count in their parents",
+            default: Value("10000"),
+            kind: Number("N", 1..=u32::MAX, |s, n| s.agent.export.max = n as usize),
+        },
+        Setting {
+            name: "cgroup.linger",
+            help: "How long a removed cgroup is still reported",
+            default: Value("5m"),
+            kind: Time(Duration::ZERO, |s, time| s.agent.linger = time),
+        },
+        Setting {
+            name: "container.runtime",
+            help: "Container runtimes to ask for names: auto, none, docker, podman, containerd or crio; \
+               the last four may have =unix://SOCKET",
+            default: Value("auto"),
+            kind: CommaList("RUNTIME", |s, words| {
+                value::runtimes(words).map(|choice| s.runtimes = choice)
+            }),
+        },
+        Setting {
+            name: "container.label",
+            help: "Labels of containers to export as container_label_NAME; `PREFIX*` and `*` are allowed",
+            default: Value(
+                "com.docker.compose.project,com.docker.compose.service,com.docker.compose.project.working_dir",
+            ),
+            kind: CommaList("NAME", |s, patterns| {
+                value::labels(patterns).map(|labels| s.agent.export.labels = labels)
+            }),
+        },
+        Setting {
+            name: "container.include",
+            help: "Export only containers, pods and units that match name=REGEX, image=REGEX or \
+               namespace=REGEX",
+            default: Unset("all"),
+            kind: List("FIELD=REGEX", |s, texts| {
+                value::rules(texts).map(|rules| s.agent.export.filter.containers.include = rules)
+            }),
+        },
+        Setting {
+            name: "container.exclude",
+            help: "Don't export containers, pods and units that match name=REGEX, image=REGEX or \
+               namespace=REGEX",
+            default: Unset("none"),
+            kind: List("FIELD=REGEX", |s, texts| {
+                value::rules(texts).map(|rules| s.agent.export.filter.containers.exclude = rules)
+            }),
+        },
+        Setting {
+            name: "collector.disable-defaults",
+            help: "Run only the sources that are switched on explicitly",
+            default: Value("false"),
+            kind: Switch(|s, on| s.disable_defaults = on),
+        },
+        Setting {
+            name: "custom.prefix",
+            help: "Prefix of the names of custom metrics; may be empty",
+            default: Value("custom_"),
+            kind: Text("PREFIX", |s, text| {
+                value::metric_prefix(text).map(|prefix| s.agent.custom.prefix = prefix)
+            }),
+        },
+        Setting {
+            name: "custom.interval",
+            help: "How often applications' endpoints and text files are read",
+            default: Value("15s"),
+            kind: Time(LEAST_INTERVAL, |s, time| s.agent.custom.interval = time),
+        },
+        Setting {
+            name: "custom.timeout",
+            help: "How long a request to an endpoint may take",
+            default: Value("5s"),
+            kind: Time(LEAST_INTERVAL, |s, time| s.agent.custom.timeout = time),
+        },
+        Setting {
+            name: "custom.max-body",
+            help: "Maximum size of an endpoint's answer and of a text file, in bytes",
+            default: Value("1048576"),
+            kind: Number("BYTES", 1..=64 << 20, |s, n| {
+                s.agent.custom.max_body = n as usize;
+            }),
+        },
+        Setting {
+            name: "custom.max-samples",
+            help: "Maximum number of samples of custom metrics of a cgroup",
+            default: Value("1000"),
+            kind: Number("N", 1..=100_000, |s, n| {
+                s.agent.custom.max_samples = n as usize;
+            }),
+        },
+        Setting {
+            name: "custom.max-age",
+            help: "Drop custom metrics that are older than this",
+            default: Unset("5m for text files, three intervals for endpoints"),
+            kind: Time(LEAST_INTERVAL, |s, time| {
+                s.agent.custom.max_age = Some(time)
+            }),
+        },
+        Setting {
+            name: "custom.textfile-directory",
+            help: "Read text files (*.prom) from this directory",
+            default: Unset("none are read"),
+            kind: Path("DIR", |s, path| {
+                s.agent.custom.textfile_directory = Some(path);
+            }),
+        },
+        Setting {
+            name: "custom.host-network",
+            help: "Also ask endpoints of containers that share the host's network namespace",
+            default: Value("false"),
+            kind: Switch(|s, on| s.agent.custom.host_network = on),
+        },
+        Setting {
+            name: "log.level",
+            help: "Least severe messages to log",
+            default: Value("info"),
+            kind: Choice("LEVEL", value::words::<LogLevel>, |s, text| {
+                s.log_level = value::word(text)?;
+                s.agent.kernel_log_level = s.log_level.kernel();
+                Ok(())
+            }),
+        },
+        Setting {
+            name: "log.format",
+            help: "Format of log messages",
+            default: Value("logfmt"),
+            kind: Choice("FORMAT", value::words::<LogFormat>, |s, text| {
+                value::word(text).map(|format| s.log_format = format)
+            }),
+        },
+    ]
+}
+
+/// Every setting: the rows of the table, and one for each source.
+pub fn settings() -> &'static [Setting<Settings>] {
+    static ALL: LazyLock<Vec<Setting<Settings>>> = LazyLock::new(|| {
+        let sources = SOURCES
+            .iter()
+            .map(|registration| source(registration.requirement.source));
+        table().into_iter().chain(sources).collect()
+    });
+    &ALL
+}
+
+/// Whether a source runs.
+fn source(name: &'static str) -> Setting<Settings> {
+    Setting {
+        name: String::leak(format!("collector.{name}")),
+        help: String::leak(format!("Run the source {name}")),
+        default: Unset("true, or false with collector.disable-defaults"),
+        kind: Source(name, |s, name, on| {
+            if on.unwrap_or(!s.disable_defaults) {
+                s.agent.sources.push(name);
+            }
+        }),
+    }
+}
