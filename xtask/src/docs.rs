@@ -1,4 +1,4 @@
-//! `docs`: the metric reference, from the sources' own tables.
+//! `docs`: the references of metrics and of settings, which the agent prints from its own tables.
 
 use std::{fs, process::Command};
 
@@ -9,28 +9,39 @@ use crate::{
     shell::{agent, output, root},
 };
 
-/// The page, from the root of the repository.
-const PAGE: &str = "docs/metrics.md";
+/// Pages, from the root of the repository, and the agent's command that prints each.
+const PAGES: &[(&str, &str)] = &[
+    ("docs/metrics.md", "metrics"),
+    ("docs/configuration.md", "settings"),
+];
 
-/// Writes the page, or says whether it is up to date.
+/// Writes the pages, or fails if one is out of date.
 pub fn docs(check: bool) -> Result<()> {
     build_only()?;
-    let text = output(Command::new(agent()).args(["metrics", "--format", "markdown"]))?;
-    let path = root().join(PAGE);
+    for &(page, command) in PAGES {
+        let text = output(Command::new(agent()).args([command, "--format", "markdown"]))?;
+        update(page, &text, check)?;
+    }
+    Ok(())
+}
+
+/// Writes one page, or fails if it is out of date.
+fn update(page: &str, text: &str, check: bool) -> Result<()> {
+    let path = root().join(page);
     let old = fs::read_to_string(&path).unwrap_or_default();
     if old == text {
         return Ok(());
     }
     if check {
         bail!(
-            "{PAGE} is out of date: run `cargo xtask docs` and commit the result. {}",
-            difference(&old, &text)
+            "{page} is out of date: run `cargo xtask docs` and commit the result. {}",
+            difference(&old, text)
         );
     }
     fs::create_dir_all(root().join("docs"))
         .and_then(|()| fs::write(&path, text))
-        .with_context(|| format!("writing {PAGE}"))?;
-    println!("{PAGE} is new");
+        .with_context(|| format!("writing {page}"))?;
+    println!("{page} is new");
     Ok(())
 }
 

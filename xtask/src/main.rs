@@ -66,7 +66,7 @@ enum Verb {
     Check,
     /// Check licences, sources and known vulnerabilities of the dependencies
     Deny,
-    /// Write docs/metrics.md
+    /// Write docs/metrics.md and docs/configuration.md
     Docs {
         /// Only say whether it is up to date
         #[arg(long)]
