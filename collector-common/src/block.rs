@@ -4,7 +4,7 @@ use crate::histogram::BUCKETS;
 
 /// What a request does, as the number of its part of a [`BlockValue`].
 ///
-/// The kernel's own books (`op_stat_group`, block/blk.h; `blk_cgroup_io_type`, block/blk-cgroup.c)
+/// The kernel's own statistics (`op_stat_group`, block/blk.h; `blk_cgroup_io_type`, block/blk-cgroup.c)
 /// know three of them, and so do these: what is neither a discard nor a flush is a read or a write
 /// by its lowest bit, so that zones appended to, zeroes written and secure erasures are writes.
 pub const READ: usize = 0;
@@ -22,7 +22,7 @@ pub const OPERATIONS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct BlockOperation {
-    /// Bytes transferred, failed ones included, as in the kernel's own books.
+    /// Bytes transferred, failed ones included, as in the kernel's own statistics.
     pub bytes: u64,
     /// Requests that carry no time of submission: those of a queue without statistics
     /// (queue/iostats), and bios of drivers that make no requests.
@@ -47,7 +47,9 @@ pub struct BlockValue {
     pub operations: [BlockOperation; OPERATIONS],
 }
 
-const _: () = assert!(size_of::<BlockValue>() == OPERATIONS * 8 * (5 + 2 * BUCKETS));
+const _: () = assert!(size_of::<BlockOperation>() == 8 * (5 + 2 * BUCKETS));
+const _: () = assert!(size_of::<BlockValue>() == OPERATIONS * size_of::<BlockOperation>());
+const _: () = assert!(OPERATIONS.is_power_of_two());
 
 /// Who submitted a request, remembered until it is complete.
 #[repr(C)]

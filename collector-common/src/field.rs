@@ -7,6 +7,8 @@
 //! instruction a field. A field that this kernel lacks makes the programs that read it
 //! unavailable, by name; the others load.
 
+use crate::sched;
+
 /// First placeholder. No offset that programs use otherwise (stack, map values, context) comes near.
 pub const PLACEHOLDER: i16 = 0x5A00;
 /// First placeholder of another kind: a number that the loader replaces by 1 if this kernel has the
@@ -20,27 +22,50 @@ pub const fn present(field: i16) -> i32 {
     PRESENT + (field - PLACEHOLDER) as i32
 }
 
+/// Declares fields: a constant for each, and the list of their paths. A path is
+/// `struct.member.member`, where a member may be an array element, named by an enumerator of
+/// `cgroup_subsys_id` (`subsys[cpu_cgrp_id]`) or by its number (`total[0]`), and alternatives for other
+/// kernel versions are separated by `|`. Of a tracepoint, `name(first, second)` is the offset in the
+/// context of the last argument named, if there are that many; `enumeration::NAME` is an enumerator's
+/// value.
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
-        #[repr(i16)]
+    ($list:ident from $first:expr; $($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
         #[allow(clippy::upper_case_acronyms, non_camel_case_types)]
         enum Number { $($name,)* }
         $(
             $(#[$doc])*
             #[doc = concat!("`", $path, "`")]
-            pub const $name: i16 = PLACEHOLDER + Number::$name as i16;
+            pub const $name: i16 =
+                $crate::field::PLACEHOLDER + ($first + Number::$name as usize) as i16;
         )*
-        /// Path of each field, in the order of its placeholder: `struct.member.member`, where a
-        /// member may be an array element, named by an enumerator of `cgroup_subsys_id`
-        /// (`subsys[cpu_cgrp_id]`) or by its number (`total[0]`), and alternatives for other kernel
-        /// versions are separated by `|`. Of a tracepoint, `name(first, second)` is the offset in
-        /// the context of the last argument named, if there are that many; `enumeration::NAME` is
-        /// an enumerator's value.
-        pub const PATHS: &[&str] = &[$($path,)*];
+        pub(crate) const $list: &[&str] = &[$($path,)*];
     };
+}
+pub(crate) use fields;
+
+/// Path of each field, in the order of its placeholder, see `fields!`. A source's own fields may be
+/// declared beside its values: its list is then one of these.
+pub const PATHS: &[&str] =
+    &joined::<{ COMMON.len() + sched::FIELDS.len() }>(&[COMMON, sched::FIELDS]);
+
+const fn joined<const N: usize>(lists: &[&[&'static str]]) -> [&'static str; N] {
+    let mut paths = [""; N];
+    let (mut at, mut list) = (0, 0);
+    while list < lists.len() {
+        let mut element = 0;
+        while element < lists[list].len() {
+            paths[at] = lists[list][element];
+            at += 1;
+            element += 1;
+        }
+        list += 1;
+    }
+    assert!(at == N);
+    paths
 }
 
 fields! {
+    COMMON from 0;
     TASK_PID = "task_struct.pid";
     TASK_TGID = "task_struct.tgid";
     TASK_FLAGS = "task_struct.flags";
@@ -49,14 +74,6 @@ fields! {
     TASK_SIGNAL = "task_struct.signal";
     TASK_START_TIME = "task_struct.start_time";
     TASK_EXIT_CODE = "task_struct.exit_code";
-    TASK_NVCSW = "task_struct.nvcsw";
-    TASK_NIVCSW = "task_struct.nivcsw";
-    TASK_RUNTIME = "task_struct.se.sum_exec_runtime";
-    TASK_MIGRATIONS = "task_struct.se.nr_migrations";
-    TASK_RUNTIME_AT_ARRIVAL = "task_struct.se.prev_sum_exec_runtime";
-    TASK_LAST_ARRIVAL = "task_struct.sched_info.last_arrival";
-    TASK_RUN_DELAY = "task_struct.sched_info.run_delay";
-    TASK_PCOUNT = "task_struct.sched_info.pcount";
     SIGNAL_OOM_MM = "signal_struct.oom_mm";
     SIGNAL_LIVE = "signal_struct.live.counter";
     CSS_SET_CGROUP = "css_set.dfl_cgrp";

@@ -1,5 +1,7 @@
 //! Keys of values that a cgroup has one of for each of something: a device, a reason.
 
+use core::mem::offset_of;
+
 use crate::cell::OVERFLOW_OWNER;
 
 /// A cgroup and what the value is of.
@@ -36,6 +38,9 @@ pub struct Row<T> {
     /// The counters.
     pub value: T,
 }
+
+const _: () = assert!(offset_of!(Row<u64>, value) == size_of::<CgroupKey>());
+const _: () = assert!(WAYS.is_power_of_two() && MAX_ROWS.is_power_of_two());
 
 /// In place of the cgroup id of a row that is being claimed, or taken from its owner; no cgroup has
 /// this id.

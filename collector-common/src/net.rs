@@ -1,5 +1,7 @@
 //! Values of the net source, and what it remembers of a socket.
 
+use crate::cell::cell;
+
 /// Bytes and packets of one direction, family and protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub const TRAFFIC: usize = 16;
 pub struct NetCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
-    /// 1 once somebody has owned the cell: what it has counted is still read when it is disowned.
+    /// 1 once somebody has owned the cell: what it has counted is still read after it has been revoked.
     /// (And TCP over IPv4 shares the owner's cache line.)
     pub used: u64,
     /// By [`index`].
@@ -28,7 +30,9 @@ pub struct NetCell {
     pub spare: [u64; 6],
 }
 
-const _: () = assert!(size_of::<NetCell>() == 320);
+cell!(NetCell, 320);
+const _: () = assert!(size_of::<Traffic>() == 16);
+const _: () = assert!(TRAFFIC.is_power_of_two());
 
 /// What is kept of a socket (socket storage).
 #[repr(C)]

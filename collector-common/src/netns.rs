@@ -1,13 +1,13 @@
-//! Network namespaces: which there are, and whose, as a pass over all tasks finds them.
+//! Network namespaces: which there are, and whose, as an iteration over all tasks finds them.
 
-/// Namespaces that a pass can hold; those beyond are counted as missed.
+/// Namespaces that can be noted; those beyond are counted as missed.
 pub const NAMESPACES: u32 = 8192;
 
-/// Control block of the passes.
+/// Control block of the iterator.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct NamespacePass {
-    /// Number of the pass, set by the agent.
+    /// Number of the iteration, set by the agent.
     pub generation: u64,
     /// Cookie of the host's namespace, that of the kernel's threads; 0 until one has been met.
     pub host: u64,
@@ -24,7 +24,7 @@ const _: () = assert!(size_of::<NamespacePass>() == 32);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Namespace {
-    /// The pass that has found a task in it last.
+    /// The iteration that has found a task in it last.
     pub generation: u64,
     /// Its oldest task's cgroup id,
     pub cgroup: u64,
@@ -34,7 +34,7 @@ pub struct Namespace {
     pub pid: u64,
     /// Cgroup id that the agent has given it to, 0 for none: set by the agent.
     pub owner: u64,
-    /// The pass that has found a task of that cgroup in it last.
+    /// The iteration that has found a task of that cgroup in it last.
     pub owner_seen: u64,
 }
 

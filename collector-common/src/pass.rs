@@ -1,8 +1,8 @@
-//! The one pass: what the cgroup iterator reads of each cgroup from the kernel's own structures.
+//! What the cgroup iterator copies of each cgroup from the kernel's own structures.
 //!
-//! A record is plain copies: which statistic is which, scaling and units are userspace's work.
+//! A record is plain copies: userspace knows which statistic is which, its scale and its unit.
 
-/// Records in a chunk of the pass's buffer. A power of two.
+/// Records in a chunk. A power of two.
 pub const RECORDS_PER_CHUNK: u32 = 1 << RECORD_SHIFT;
 /// log2 of [`RECORDS_PER_CHUNK`].
 pub const RECORD_SHIFT: u32 = 8;
@@ -50,7 +50,7 @@ pub struct PageCounter {
     pub failcnt: u64,
 }
 
-/// The memory controller's books of one cgroup; pages where nothing else is said.
+/// The memory controller's statistics of one cgroup, in pages unless a member says otherwise.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryRecord {
@@ -66,7 +66,7 @@ pub struct MemoryRecord {
     pub memory_events: [u64; MEMORY_EVENTS],
     /// Keeps the layout in pairs of words.
     pub reserved: u64,
-    /// `mem_cgroup.vmstats->state`, descendants included as far as the kernel has folded them.
+    /// `mem_cgroup.vmstats->state`, descendants included as far as the kernel has added them up.
     pub state: [u64; STATES],
     /// `mem_cgroup.vmstats->events`, likewise; counts.
     pub events: [u64; EVENTS],
@@ -74,7 +74,7 @@ pub struct MemoryRecord {
     pub events_local: [u64; EVENTS],
 }
 
-/// What one pass reads of one cgroup.
+/// What is read of one cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CgroupRecord {
@@ -118,13 +118,16 @@ pub struct CgroupRecord {
     pub pressure_ns: [u64; PRESSURES],
     /// `hugetlb_cgroup.hugepage`, base pages, by the kernel's number of the size.
     pub hugetlb: [PageCounter; HUGE_SIZES],
-    /// The memory controller's books.
+    /// The memory controller's statistics.
     pub memory: MemoryRecord,
 }
 
+const _: () = assert!(size_of::<PageCounter>() == 8 * 4);
+const _: () =
+    assert!(size_of::<MemoryRecord>() == 8 * (4 + 4 + 2 + MEMORY_EVENTS + 1 + STATES + 2 * EVENTS));
 const _: () = assert!(size_of::<CgroupRecord>() == 8 * (14 + 8 + 16 + 16 + STATES + 2 * EVENTS));
 
-/// What the io controller's books (blkcg) say of one cgroup and one device.
+/// The io controller's statistics (blkcg) of one cgroup and one device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct IoRecord {
@@ -147,13 +150,13 @@ pub const IO_RECORD_SHIFT: u32 = 10;
 /// Devices of one cgroup that are read; io.stat of a cgroup with more is not complete.
 pub const MAX_DEVICES: u32 = 1024;
 
-/// Control block of a pass.
+/// Control block of the iterator.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PassControl {
     /// Records written so far.
     pub next: u64,
-    /// Cgroups for which there was no record left; userspace adds a chunk and passes again.
+    /// Cgroups for which there was no record left; userspace adds a chunk and iterates again.
     pub missed: u64,
     /// Io records written so far.
     pub io_next: u64,
@@ -164,3 +167,5 @@ pub struct PassControl {
     /// The kernel side's own: whose list that is.
     pub io_cgroup: u64,
 }
+
+const _: () = assert!(size_of::<PassControl>() == 48);

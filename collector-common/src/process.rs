@@ -1,6 +1,8 @@
 //! Values of the process source.
 
-/// Process counters of one slot; one lane, atomic adds.
+use crate::cell::cell;
+
+/// Process counters of one slot; one shard, atomic adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessCell {
@@ -20,4 +22,4 @@ pub struct ProcessCell {
     pub reserved: [u64; 2],
 }
 
-const _: () = assert!(size_of::<ProcessCell>() == 64);
+cell!(ProcessCell, 64);

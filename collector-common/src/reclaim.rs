@@ -1,8 +1,8 @@
 //! Values of the reclaim source.
 
-use crate::histogram::BUCKETS;
+use crate::{cell::cell, histogram::BUCKETS};
 
-/// Direct reclaim of one slot; one lane, atomic adds.
+/// Direct reclaim of one slot; one shard, atomic adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ReclaimCell {
@@ -16,4 +16,4 @@ pub struct ReclaimCell {
     pub reserved: [u64; 6],
 }
 
-const _: () = assert!(size_of::<ReclaimCell>() == 256);
+cell!(ReclaimCell, 256);

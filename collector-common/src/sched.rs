@@ -1,6 +1,22 @@
 //! Values of the scheduler source, and what it remembers of a task.
 
-use crate::histogram::BUCKETS;
+use crate::{
+    cell::cell,
+    field::{COMMON, fields},
+    histogram::BUCKETS,
+};
+
+fields! {
+    FIELDS from COMMON.len();
+    TASK_NVCSW = "task_struct.nvcsw";
+    TASK_NIVCSW = "task_struct.nivcsw";
+    TASK_RUNTIME = "task_struct.se.sum_exec_runtime";
+    TASK_MIGRATIONS = "task_struct.se.nr_migrations";
+    TASK_RUNTIME_AT_ARRIVAL = "task_struct.se.prev_sum_exec_runtime";
+    TASK_LAST_ARRIVAL = "task_struct.sched_info.last_arrival";
+    TASK_RUN_DELAY = "task_struct.sched_info.run_delay";
+    TASK_PCOUNT = "task_struct.sched_info.pcount";
+}
 
 /// Scheduler counters of one slot on one CPU. One writer: the CPU itself, at switch-out.
 #[repr(C, align(64))]
@@ -27,9 +43,10 @@ pub struct SchedCell {
     pub wait_histogram: [u64; BUCKETS],
 }
 
-const _: () = assert!(size_of::<SchedCell>() == 256);
+cell!(SchedCell, 256);
 
-/// A task's books when they were last taken over into a cell (task storage).
+/// State of a task (task storage): its clocks when they were last taken over into a cell, and what
+/// tells where it counts.
 ///
 /// The marks are written only by whoever moves the task to another cgroup; all the others only by
 /// the CPU that switches the task out. The exceptions: a mover sets `css_set` to 0 to have the slot
@@ -44,7 +61,7 @@ pub struct TaskBooks {
     pub owner: u64,
     /// The slot.
     pub slot: u32,
-    /// The slot's cell of CPU 0 (`slot * lanes`).
+    /// The slot's cell of CPU 0.
     pub first_cell: u32,
     /// `se.sum_exec_runtime`, ns.
     pub run_ns: u64,

@@ -1,15 +1,17 @@
-//! Values of the tasks source: what one pass over all tasks finds in each cgroup.
+//! Values of the tasks source: what one iteration over all tasks finds in each cgroup.
+
+use crate::cell::cell;
 
 /// 64-bit words of a file table's bitmap that one run of the program looks at: 4,096 descriptors.
 pub const WORDS_A_RUN: usize = 64;
 
-/// What is in one slot's cgroup; one lane, written by the pass alone, with plain adds.
+/// What is in one slot's cgroup; one shard, written by the iterator alone, with plain adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TasksCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
-    /// The pass that wrote the rest; whatever an older one wrote counts no more.
+    /// The iteration that wrote the rest; what an older one wrote no longer counts.
     pub generation: u64,
     /// Processes.
     pub processes: u64,
@@ -37,15 +39,15 @@ pub struct TasksCell {
     pub reserved: [u64; 3],
 }
 
-const _: () = assert!(size_of::<TasksCell>() == 128);
+cell!(TasksCell, 128);
 
-/// What the agent tells a pass, and what the program notes between its runs. There is one pass at a
-/// time.
+/// What the agent asks of an iteration, and what the program notes between its runs. There is one
+/// iteration at a time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TasksControl {
-    /// Number of the pass, from 1; the agent counts on. 0: nothing is counted, but the file
-    /// operations of sockets are learnt.
+    /// Number of the iteration, from 1. 0: nothing is counted, but the file operations of sockets are
+    /// learnt.
     pub generation: u64,
     /// Which bit of the byte at `task_struct.in_iowait` it is.
     pub iowait_mask: u64,
@@ -53,7 +55,7 @@ pub struct TasksControl {
     pub sample_socket: u64,
     /// `file.f_op` of sockets, learnt from the sample.
     pub socket_ops: u64,
-    /// Not 0: sockets are counted in this pass.
+    /// Not 0: sockets are counted in this iteration.
     pub with_sockets: u64,
     /// Cgroup id of the task that was visited last.
     pub last_owner: u64,

@@ -1,8 +1,8 @@
 //! Values of the TCP source, and what it remembers of a connection.
 
-use crate::histogram::BUCKETS;
+use crate::{cell::cell, histogram::BUCKETS};
 
-/// TCP counters of one slot; one lane, atomic adds.
+/// TCP counters of one slot; one shard, atomic adds.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct TcpCell {
@@ -32,7 +32,7 @@ pub struct TcpCell {
     pub duration_histogram: [u64; BUCKETS],
 }
 
-const _: () = assert!(size_of::<TcpCell>() == 512);
+cell!(TcpCell, 512);
 
 /// What is remembered of a connection, in socket storage. Written under the socket's lock alone.
 #[repr(C)]

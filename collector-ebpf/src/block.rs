@@ -17,20 +17,21 @@ use core::ffi::c_void;
 use aya_ebpf::{
     Global,
     btf_maps::LruHashMap,
-    helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
 };
 use collector_common::{
-    block::{BlockOperation, BlockValue, DISCARD, FLUSH, OPERATIONS, READ, Submitter, WRITE},
-    histogram::{self, BUCKETS},
+    block::{BlockOperation, BlockValue, DISCARD, FLUSH, READ, Submitter, WRITE},
+    histogram,
     keyed::CgroupKey,
 };
 
 use crate::{
-    cell,
     kernel::{Bio, Disk, Request, Task},
     keyed::{self, Keyed, Rows, Zero},
+    maps::Find,
+    shared::{Shared, member},
 };
 
 /// By cgroup and disk: those that came first.
@@ -108,15 +109,13 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
     let Some(to) = counters(owner(request, bio), request.disk(), kind) else {
         return 0;
     };
-    // SAFETY: a map value's.
-    unsafe { cell::add(&raw mut (*to).bytes, u64::from(bytes)) };
+    member!(to.bytes).add(bytes.into());
     if request.state() & RQF_FLUSH_SEQ.load() == 0 {
         if bytes >= request.length() {
             time(to, request);
         }
         if failed {
-            // SAFETY: as above.
-            unsafe { cell::add(&raw mut (*to).errors, 1) };
+            member!(to.errors).add(1);
         }
     }
     0
@@ -133,8 +132,7 @@ fn flush(request: Request, failed: bool) -> i32 {
     };
     time(to, request);
     if failed {
-        // SAFETY: a map value's.
-        unsafe { cell::add(&raw mut (*to).errors, 1) };
+        member!(to.errors).add(1);
     }
     0
 }
@@ -191,8 +189,7 @@ fn remember(request: Request, stamp: u64) -> i32 {
     let Some(bio) = request.bio() else {
         return 0;
     };
-    // SAFETY: the helper returns the current task.
-    let task = Task(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let task = Task::current();
     let cgroup = task.cgroup();
     let own = is_own(task, bio);
     if own && cgroup.has_io_controller() && !cgroup.has_descendants() {
@@ -203,12 +200,11 @@ fn remember(request: Request, stamp: u64) -> i32 {
         start_ns: stamp,
     };
     let key = request.0 as u64;
-    if let Some(known) = SUBMITTERS.get_ptr_mut(key) {
-        // SAFETY: a map value; a request has one submitter at a time.
-        unsafe {
-            if stamp == 0 || (*known).start_ns != stamp {
-                *known = submitter;
-            }
+    if let Some(known) = SUBMITTERS.find(key) {
+        // A request has one submitter at a time.
+        if stamp == 0 || member!(known.start_ns).get() != stamp {
+            member!(known.cgroup).set(submitter.cgroup);
+            member!(known.start_ns).set(submitter.start_ns);
         }
         return 0;
     }
@@ -252,16 +248,18 @@ fn first_known(submitter: u64, charged: u64) -> u64 {
     }
 }
 
-/// Who submitted a request, 0 if that isn't known.
+/// Who submitted a request, 0 if that isn't known. Whoever uses the request again writes before it can
+/// complete again.
 #[inline(always)]
 fn remembered(request: u64, start_ns: u64) -> u64 {
-    // SAFETY: read as words; whoever uses the request again writes before it can complete again.
-    match unsafe { SUBMITTERS.get(request) } {
-        Some(submitter) if submitter.start_ns == 0 || submitter.start_ns == start_ns => {
-            submitter.cgroup
-        }
-        _ => 0,
+    let Some(submitter) = SUBMITTERS.find(request) else {
+        return 0;
+    };
+    let stamp = member!(submitter.start_ns).get();
+    if stamp != 0 && stamp != start_ns {
+        return 0;
     }
+    member!(submitter.cgroup).get()
 }
 
 /// A bio is submitted, in the context of whoever does. Those for drivers that take requests are
@@ -280,8 +278,7 @@ pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     let Some(kind) = kind_of(bio) else {
         return 0;
     };
-    // SAFETY: the helper returns the current task.
-    let task = Task(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let task = Task::current();
     let mut id = task.cgroup().id();
     if Bio::are_charged() && !task.is_charged_by(bio.blkcg()) {
         let charged = bio.charged();
@@ -292,11 +289,8 @@ pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     let Some(to) = counters(id, disk, kind) else {
         return 0;
     };
-    // SAFETY: a map value's.
-    unsafe {
-        cell::add(&raw mut (*to).bytes, u64::from(bio.size()));
-        cell::add(&raw mut (*to).untimed, 1);
-    }
+    member!(to.bytes).add(bio.size().into());
+    member!(to.untimed).add(1);
     0
 }
 
@@ -324,8 +318,7 @@ pub fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
         }
     }
     if let Some(to) = counters(id, disk, kind) {
-        // SAFETY: a map value's.
-        unsafe { cell::add(&raw mut (*to).errors, 1) };
+        member!(to.errors).add(1);
     }
     0
 }
@@ -341,7 +334,7 @@ fn kind_of(bio: Bio) -> Option<usize> {
 }
 
 #[inline(always)]
-fn counters(cgroup: u64, disk: Disk, kind: usize) -> Option<*mut BlockOperation> {
+fn counters(cgroup: u64, disk: Disk, kind: usize) -> Option<Shared<BlockOperation>> {
     let key = CgroupKey {
         cgroup,
         what: disk.number(),
@@ -350,41 +343,31 @@ fn counters(cgroup: u64, disk: Disk, kind: usize) -> Option<*mut BlockOperation>
         Some(value) => value,
         None => keyed::entry(&BLOCK_IO, &BLOCK_ZERO, key)?,
     };
-    // SAFETY: a map value; the mask is the bound that the verifier sees.
-    Some(unsafe { &raw mut (*value).operations[kind & (OPERATIONS - 1)] })
+    Some(member!(value.operations).wrapped(kind))
 }
 
 /// Counts a request that is complete, by its times.
 #[inline(always)]
-fn time(to: *mut BlockOperation, request: Request) {
+fn time(to: Shared<BlockOperation>, request: Request) {
     let (start, issued) = (request.start_ns(), request.issued_ns());
     if start == 0 {
-        // SAFETY: a map value's.
-        unsafe { cell::add(&raw mut (*to).untimed, 1) };
+        member!(to.untimed).add(1);
         return;
     }
     // SAFETY: always allowed.
     let now = unsafe { bpf_ktime_get_ns() };
     // The kernel's clocks may differ by some nanoseconds (kernel/time/timekeeping.c, fast clocks).
     let latency = now.saturating_sub(start);
-    let bucket = histogram::bucket(latency) as usize;
-    // SAFETY: a map value's; the bound is for the verifier.
-    unsafe {
-        cell::add(&raw mut (*to).latency_ns, latency);
-        if bucket < BUCKETS {
-            cell::add(&raw mut (*to).latency[bucket], 1);
-        }
+    member!(to.latency_ns).add(latency);
+    if let Some(count) = member!(to.latency).at(histogram::bucket(latency) as usize) {
+        count.add(1);
     }
     if issued == 0 {
         return;
     }
     let device = now.saturating_sub(issued);
-    let bucket = histogram::bucket(device) as usize;
-    // SAFETY: as above.
-    unsafe {
-        cell::add(&raw mut (*to).device_ns, device);
-        if bucket < BUCKETS {
-            cell::add(&raw mut (*to).device[bucket], 1);
-        }
+    member!(to.device_ns).add(device);
+    if let Some(count) = member!(to.device).at(histogram::bucket(device) as usize) {
+        count.add(1);
     }
 }

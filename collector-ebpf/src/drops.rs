@@ -5,6 +5,7 @@
 //! tells since 6.11, or else the one that has sent it. Where it is not told,
 //! `tp_btf/udp_fail_queue_rcv_skb` (net/ipv4/udp.c) makes up for the most important case, a
 //! datagram for which a socket's receive buffer has no room.
+//!
 //! What has no reason of its own is left out: whatever a kernel function frees by plain `kfree_skb`,
 //! and what a socket's queues hold when it closes (each FIN, for one).
 //! Metrics: collector/src/source/drops.rs. Oracle: tests/live/drops.rs.
@@ -18,9 +19,9 @@ use aya_ebpf::{
 use collector_common::{drops::Drops, field, keyed::CgroupKey, stat::Stat};
 
 use crate::{
-    cell,
     kernel::{argument, enumerator, has, load64},
     keyed::{self, Keyed, Zero},
+    shared::member,
     sock::{AnySock, SkBuff},
     stat,
 };
@@ -77,8 +78,7 @@ fn count(sock: AnySock, reason: u64) -> i32 {
         what: reason,
     };
     if let Some(drops) = keyed::entry(&DROPS, &NO_DROPS, key) {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*drops).packets, 1) };
+        member!(drops.packets).add(1);
     }
     0
 }

@@ -6,9 +6,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{
-    bpf_probe_read_kernel, generated::bpf_probe_read_kernel as generated_read,
-};
+use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel};
 use collector_common::field;
 
 /// Reads a field of 8 bytes (or a pointer).
@@ -127,7 +125,7 @@ mod files;
 mod thread;
 
 pub use files::{Files, file_operations};
-pub use thread::TaskState;
+pub use thread::ThreadState;
 
 /// `struct task_struct`
 #[derive(Clone, Copy)]
@@ -159,7 +157,32 @@ pub struct Css(pub *const c_void);
 /// `PF_KTHREAD` (include/linux/sched.h): kernel threads, and the idle tasks since 5.16.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// The object that an iterator program is run for, null at the end.
+///
+/// struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }, and the same of
+/// `struct cgroup`.
+#[inline(always)]
+fn iterated(ctx: *const c_void) -> *const c_void {
+    // SAFETY: an iterator program's context, whose layout the verifier knows.
+    unsafe { *ctx.cast::<*const c_void>().add(1) }
+}
+
 impl Task {
+    /// The task that an `iter/task` program is run for.
+    #[inline(always)]
+    pub fn iterated(ctx: *const c_void) -> Option<Self> {
+        let task = iterated(ctx);
+        if task.is_null() {
+            return None;
+        }
+        Some(Self(task))
+    }
+    /// The task that is running on this CPU.
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: always allowed.
+        Self(unsafe { bpf_get_current_task_btf() }.cast_const().cast())
+    }
     /// `task->cgroups`, compared but never followed by those who cache it.
     #[inline(always)]
     pub fn css_set(self) -> u64 {
@@ -170,41 +193,6 @@ impl Task {
     pub fn cgroup(self) -> Cgroup {
         let css_set = load64!(self.0, field::TASK_CGROUPS) as *const c_void;
         Cgroup(load64!(css_set, field::CSS_SET_CGROUP) as *const c_void)
-    }
-    #[inline(always)]
-    pub fn run_ns(self) -> u64 {
-        load64!(self.0, field::TASK_RUNTIME)
-    }
-    #[inline(always)]
-    pub fn wait_ns(self) -> u64 {
-        load64!(self.0, field::TASK_RUN_DELAY)
-    }
-    #[inline(always)]
-    pub fn periods(self) -> u64 {
-        load64!(self.0, field::TASK_PCOUNT)
-    }
-    #[inline(always)]
-    pub fn voluntary(self) -> u64 {
-        load64!(self.0, field::TASK_NVCSW)
-    }
-    #[inline(always)]
-    pub fn involuntary(self) -> u64 {
-        load64!(self.0, field::TASK_NIVCSW)
-    }
-    #[inline(always)]
-    pub fn migrations(self) -> u64 {
-        load64!(self.0, field::TASK_MIGRATIONS)
-    }
-    /// Of the running task: now, or up to a tick ago, ns of its run queue's clock.
-    #[inline(always)]
-    pub fn run_queue_clock(self) -> u64 {
-        let since_arrival = self.run_ns() - load64!(self.0, field::TASK_RUNTIME_AT_ARRIVAL);
-        self.last_arrival() + since_arrival
-    }
-    /// When the task last got a CPU, ns of its run queue's clock.
-    #[inline(always)]
-    pub fn last_arrival(self) -> u64 {
-        load64!(self.0, field::TASK_LAST_ARRIVAL)
     }
     /// CLOCK_MONOTONIC of birth, ns.
     #[inline(always)]
@@ -264,6 +252,15 @@ impl Task {
 }
 
 impl Cgroup {
+    /// The cgroup that an `iter/cgroup` program is run for.
+    #[inline(always)]
+    pub fn iterated(ctx: *const c_void) -> Option<Self> {
+        let cgroup = iterated(ctx);
+        if cgroup.is_null() {
+            return None;
+        }
+        Some(Self(cgroup))
+    }
     /// Cgroup id: the inode number of its directory (`cgroup->kn->id`).
     #[inline(always)]
     pub fn id(self) -> u64 {
@@ -299,7 +296,7 @@ impl Cgroup {
         const CSS_ONLINE: u32 = 1 << 1;
         load32!(self.0, field::CGROUP_FLAGS) & CSS_ONLINE != 0
     }
-    /// (user, system, total) CPU time as far as the kernel has folded it, ns.
+    /// (user, system, total) CPU time as far as the kernel has added it up, ns.
     #[inline(always)]
     pub fn cpu_time(self) -> (u64, u64, u64) {
         (
@@ -308,7 +305,7 @@ impl Cgroup {
             load64!(self.0, field::CGROUP_RUNTIME),
         )
     }
-    /// Per-CPU address of the CPUs' books: a number, to which an offset can be added.
+    /// Per-CPU address of the CPUs' statistics: a number, to which an offset can be added.
     #[inline(always)]
     pub fn rstat(self) -> u64 {
         read(address!(self.0, field::CGROUP_RSTAT))
@@ -425,13 +422,6 @@ impl Css {
 pub fn read<T: Default>(address: *const c_void) -> T {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address.cast::<T>()) }.unwrap_or_default()
-}
-
-/// Copies an array of words from a kernel address; zeroes it if it can't be read.
-#[inline(always)]
-pub fn copy<const WORDS: usize>(to: &mut [u64; WORDS], address: *const c_void) {
-    // SAFETY: the helper writes as many bytes as the array has, and checks the address.
-    unsafe { generated_read(to.as_mut_ptr().cast(), (WORDS * 8) as u32, address) };
 }
 
 mod block;

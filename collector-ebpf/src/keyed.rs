@@ -12,38 +12,32 @@ use collector_common::{
     stat::Stat,
 };
 
-use crate::{cell, stat};
-
-/// BPF_F_NO_PREALLOC: kernel memory grows with the entries in use.
-const NO_PREALLOC: usize = 1;
-/// BPF_NOEXIST
-const NOEXIST: u64 = 1;
+use crate::{
+    maps::{self, Find, MMAPABLE, NO_PREALLOC, NOEXIST},
+    shared::{Shared, member},
+    stat,
+};
 
 /// The hash of a source. The loader sets `max_entries`.
 pub type Keyed<T> = HashMap<CgroupKey, T, 1, NO_PREALLOC>;
 /// One value that nobody writes: what a new entry starts as. (A value may be larger than the stack.)
 pub type Zero<T> = Array<T, 1>;
 
-/// The value of a key, a new one if it has none, that of the overflow if there is no room.
-///
-/// Counters of the value are for [`crate::cell::add`]: every CPU and context adds to the same.
+/// The value of a key, a new one if it has none, that of the overflow if there is no room. Every CPU
+/// and context adds to the same.
 #[inline(always)]
-pub fn entry<T>(map: &Keyed<T>, zero: &Zero<T>, key: CgroupKey) -> Option<*mut T> {
-    if let Some(value) = map.get_ptr_mut(key) {
+pub fn entry<T>(map: &Keyed<T>, zero: &Zero<T>, key: CgroupKey) -> Option<Shared<T>> {
+    if let Some(value) = map.find(key) {
         return Some(value);
     }
-    let zero = zero.get(0)?;
     // EEXIST: another CPU was faster.
-    let _ = map.insert(key, zero, NOEXIST);
-    if let Some(value) = map.get_ptr_mut(key) {
+    maps::insert(map, &key, zero.find(0)?, NOEXIST);
+    if let Some(value) = map.find(key) {
         return Some(value);
     }
     stat::count(Stat::Overflow);
-    map.get_ptr_mut(CgroupKey::OVERFLOW)
+    map.find(CgroupKey::OVERFLOW)
 }
-
-/// BPF_F_MMAPABLE
-const MMAPABLE: usize = 1 << 10;
 
 /// The rows of a source. The loader sets `max_entries`.
 pub type Rows<T> = Array<Row<T>, 1, MMAPABLE>;
@@ -54,29 +48,27 @@ static ROWS: Global<u32> = Global::new(WAYS);
 
 /// The value of a key in its row: about 5 ns. `None` if it has none and there is no room for it:
 /// then [`entry`] is where it is counted.
+///
+/// A row is taken from its owner long before it is another's.
 #[inline(always)]
-pub fn row<T>(rows: &Rows<T>, key: CgroupKey) -> Option<*mut T> {
+pub fn row<T>(rows: &Rows<T>, key: CgroupKey) -> Option<Shared<T>> {
     let first = first_way(key, ROWS.load());
     for way in 0..WAYS {
-        let row = rows.get_ptr_mut(first + way)?;
-        // SAFETY: a map value. A row is taken from its owner long before it is another's.
-        unsafe {
-            if (*row).cgroup == key.cgroup && (*row).what == key.what {
-                return Some(&raw mut (*row).value);
-            }
+        let row = rows.find(first + way)?;
+        if member!(row.cgroup).get() == key.cgroup && member!(row.what).get() == key.what {
+            return Some(member!(row.value));
         }
     }
     // Free ones only now: the key's may be behind one that has become free.
     for way in 0..WAYS {
-        let row = rows.get_ptr_mut(first + way)?;
-        // SAFETY: as above. Who has exchanged the id is alone until it writes its own; should two
-        // CPUs claim a row each for the same key, both count.
-        unsafe {
-            if (*row).cgroup == 0 && cell::exchange(&raw mut (*row).cgroup, 0, ROW_TAKEN) == 0 {
-                (*row).what = key.what;
-                cell::swap(&raw mut (*row).cgroup, key.cgroup);
-                return Some(&raw mut (*row).value);
-            }
+        let row = rows.find(first + way)?;
+        let cgroup = member!(row.cgroup);
+        // Who has exchanged the id is alone until it writes its own; should two CPUs claim a row each
+        // for the same key, both count.
+        if cgroup.get() == 0 && cgroup.exchange(0, ROW_TAKEN) == 0 {
+            member!(row.what).set(key.what);
+            cgroup.swap(key.cgroup);
+            return Some(member!(row.value));
         }
     }
     None

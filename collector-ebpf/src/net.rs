@@ -17,9 +17,9 @@
 //! Both programs let every packet pass, whatever happens.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::bpf_sock,
     btf_maps::SkStorage,
-    helpers::generated::{bpf_sk_cgroup_id, bpf_sk_fullsock, bpf_sk_storage_get},
+    helpers::generated::{bpf_sk_cgroup_id, bpf_sk_fullsock},
     macros::{btf_map, cgroup_skb},
     programs::SkBuffContext,
 };
@@ -29,10 +29,16 @@ use collector_common::{
 };
 
 use crate::{
-    cell::{self, NET_CELLS, cell},
+    cell::{self, Cells},
+    maps::{self, Find},
+    shared::{Shared, member},
     slot::{self, Slot},
     stat,
 };
+
+/// Shards.
+#[btf_map]
+static NET_CELLS: Cells<NetCell> = Cells::new();
 
 /// The slot of each socket that has had a packet.
 #[btf_map]
@@ -76,32 +82,27 @@ fn count(ctx: &SkBuffContext, direction: Direction) {
     let at = index(protocol, u32::from(ethertype == IPV6), direction);
     // 0 for a packet that is neither to be segmented nor merged from segments.
     let packets = u64::from(segments) + u64::from(segments == 0);
-    // SAFETY: `index` is within the array of the map value.
-    unsafe {
-        let traffic = (&raw mut (*cell).traffic)
-            .cast::<collector_common::net::Traffic>()
-            .add(at);
-        cell::add(&raw mut (*traffic).bytes, u64::from(length));
-        cell::add(&raw mut (*traffic).packets, packets);
-    }
+    let traffic = member!(cell.traffic).wrapped(at);
+    member!(traffic.bytes).add(length.into());
+    member!(traffic.packets).add(packets);
 }
 
 /// The usual way: the cell of the slot that the socket's storage names, if it is still the owner's.
 #[inline(always)]
-fn known(sk: *mut bpf_sock) -> Option<(*mut NetCell, u32)> {
-    let socket = storage(sk, 0)?;
-    let (owner, protocol) = (socket.owner, socket.protocol);
-    let cell = cell!(NET_CELLS, cell::shard(socket.first_cell))?;
-    // SAFETY: a map value.
-    (owner != 0 && unsafe { (*cell).owner } == owner).then_some((cell, protocol))
+fn known(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
+    let socket = storage(sk, false)?;
+    let owner = member!(socket.owner).get();
+    let protocol = member!(socket.protocol).get();
+    let cell = NET_CELLS.find(cell::shard(member!(socket.first_cell).get()))?;
+    (owner != 0 && cell.owner().get() == owner).then_some((cell, protocol))
 }
 
 /// The cell after the slot has been resolved: of a socket that is new, on CPUs where its cgroup's
 /// cell is, after the slot was recycled, and for want of a slot or of storage.
 #[inline(always)]
-fn settled(sk: *mut bpf_sock) -> Option<(*mut NetCell, u32)> {
+fn settled(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
     let settled = settle(sk);
-    let cell = cell!(NET_CELLS, cell::shard((settled >> 32) as u32))?;
+    let cell = NET_CELLS.find(cell::shard((settled >> 32) as u32))?;
     Some((cell, settled as u32))
 }
 
@@ -117,7 +118,7 @@ fn settle(sk: *mut bpf_sock) -> u64 {
     // SAFETY: the verifier proves that `sk` is a socket.
     let mut slot = slot::resolve(unsafe { bpf_sk_cgroup_id(sk.cast()) });
     if !claim(slot) {
-        // The slot belongs to somebody else by now; its cells are not ours to touch.
+        // The slot belongs to another cgroup by now; its cells are not this one's to touch.
         stat::count(Stat::Overflow);
         slot = Slot::OVERFLOW;
         claim(slot);
@@ -126,10 +127,10 @@ fn settle(sk: *mut bpf_sock) -> u64 {
     let first_cell = cell::first_shard(slot.number);
     // None if the socket is being freed or has used up its memory for options: the next packet
     // comes this way again. So does that of a socket in the overflow slot.
-    if let Some(socket) = storage(sk, BPF_SK_STORAGE_GET_F_CREATE.into()) {
-        socket.owner = if slot.is_overflow() { 0 } else { slot.owner };
-        socket.first_cell = first_cell;
-        socket.protocol = protocol;
+    if let Some(socket) = storage(sk, true) {
+        member!(socket.owner).set(if slot.is_overflow() { 0 } else { slot.owner });
+        member!(socket.first_cell).set(first_cell);
+        member!(socket.protocol).set(protocol);
     }
     u64::from(first_cell) << 32 | u64::from(protocol)
 }
@@ -137,23 +138,25 @@ fn settle(sk: *mut bpf_sock) -> u64 {
 /// Whether the cell on this CPU is the slot's owner's; made so if it is nobody's yet.
 #[inline(always)]
 fn claim(slot: Slot) -> bool {
-    let Some(cell) = cell!(NET_CELLS, cell::shard(cell::first_shard(slot.number))) else {
+    let Some(cell) = NET_CELLS.find(cell::shard(cell::first_shard(slot.number))) else {
         return false;
     };
-    // SAFETY: a map value; whoever writes the owner of an unused cell writes the same id.
-    unsafe {
-        if (*cell).owner == 0 {
-            (*cell).used = 1;
-            (*cell).owner = slot.owner;
-        }
-        (*cell).owner == slot.owner
+    if cell.owner().get() == 0 {
+        member!(cell.used).set(1);
     }
+    cell::claim(cell, slot.owner)
 }
 
 #[inline(always)]
 fn protocol(sk: *mut bpf_sock) -> u32 {
-    // SAFETY: the verifier proves that `sk` is a socket, and checks the field of a full one.
-    let number = unsafe { bpf_sk_fullsock(sk).as_ref() }.map_or(0, |full| full.protocol);
+    // SAFETY: the verifier proves that `sk` is a socket; the helper returns null or a full one.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    let number = if full.is_null() {
+        0
+    } else {
+        // SAFETY: a member of a full socket, which the verifier checks.
+        unsafe { (*full).protocol }
+    };
     // IPPROTO_* (include/uapi/linux/in.h, in6.h).
     let protocol = match number {
         6 => Protocol::Tcp,
@@ -165,17 +168,7 @@ fn protocol(sk: *mut bpf_sock) -> u32 {
 }
 
 #[inline(always)]
-fn storage(sk: *mut bpf_sock, flags: u64) -> Option<&'static mut SocketSlot> {
-    // SAFETY: the helper takes any socket, and returns null or a value that lives as long as the
-    // program runs.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            sk.cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-        .cast::<SocketSlot>()
-        .as_mut()
-    }
+fn storage(sk: *mut bpf_sock, make: bool) -> Option<Shared<SocketSlot>> {
+    // SAFETY: the context's socket; the helper takes any.
+    unsafe { maps::of_socket(&SOCKETS, sk.cast(), make) }
 }

@@ -13,16 +13,14 @@ use aya_ebpf::{
 };
 use collector_common::netns::{NAMESPACES, Namespace, NamespacePass};
 
-use crate::kernel::Task;
+use crate::{
+    kernel::Task,
+    maps::{Find, MMAPABLE, NO_PREALLOC, NOEXIST},
+    shared::member,
+};
 
-/// BPF_F_MMAPABLE
-const MMAPABLE: usize = 1 << 10;
-/// BPF_F_NO_PREALLOC: few hosts have so many namespaces.
-const NO_PREALLOC: usize = 1;
-/// BPF_NOEXIST
-const NOEXIST: u64 = 1;
-
-/// Namespaces by cookie. The agent takes out those that a pass has not found.
+/// Namespaces by cookie. Few hosts have many. The agent takes out those that an iteration has not
+/// found.
 #[btf_map]
 static NETNS: HashMap<u64, Namespace, { NAMESPACES as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -33,18 +31,15 @@ static NETNS_PASS: Array<NamespacePass, 1, MMAPABLE> = Array::new();
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn namespaces(ctx: *const c_void) -> i32 {
-    // struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }
-    // SAFETY: the verifier knows the context's layout.
-    let task = unsafe { *ctx.cast::<*const c_void>().add(1) };
-    if !task.is_null() {
-        note(Task(task));
+    if let Some(task) = Task::iterated(ctx) {
+        note(task);
     }
     0
 }
 
-/// Notes a task's network namespace. One pass at a time: nobody else writes.
+/// Notes a task's network namespace. The agent iterates once at a time: nobody else writes.
 #[inline(always)]
-pub fn note(task: Task) {
+fn note(task: Task) {
     // A process is where its leader is: threads may be elsewhere for a moment, to set an interface
     // up. But a leader may also have ended before the other threads.
     if !task.is_thread_group_leader() && task.group_leader().net_namespace().is_some() {
@@ -53,37 +48,33 @@ pub fn note(task: Task) {
     let Some(namespace) = task.net_namespace() else {
         return;
     };
-    let Some(pass) = NETNS_PASS.get_ptr_mut(0) else {
+    let Some(control) = NETNS_PASS.find(0) else {
         return;
     };
     let cookie = namespace.cookie();
     let pid = u64::from(task.pid());
-    // SAFETY: a map value.
-    unsafe {
-        if task.is_kernel() {
-            (*pass).host = cookie;
-        }
-        if cookie == (*pass).host {
-            return;
-        }
+    let host = member!(control.host);
+    if task.is_kernel() {
+        host.set(cookie);
     }
-    // SAFETY: as above.
-    let generation = unsafe { (*pass).generation };
+    if cookie == host.get() {
+        return;
+    }
+    let generation = member!(control.generation).get();
     let cgroup = task.cgroup().id();
     let start_time = task.start_time();
-    if let Some(found) = NETNS.get_ptr_mut(cookie) {
-        // SAFETY: a map value.
-        let found = unsafe { &mut *found };
-        if found.owner == cgroup {
-            found.owner_seen = generation;
+    if let Some(found) = NETNS.find(cookie) {
+        if member!(found.owner).get() == cgroup {
+            member!(found.owner_seen).set(generation);
         }
-        let first = found.generation != generation;
-        // Who has the lower number is the older of two that were born in the same nanosecond.
-        if first || (start_time, pid) < (found.start_time, found.pid) {
-            found.generation = generation;
-            found.cgroup = cgroup;
-            found.start_time = start_time;
-            found.pid = pid;
+        let first = member!(found.generation).get() != generation;
+        // Of two that were born in the same nanosecond, the one with the lower number is older.
+        let oldest = (member!(found.start_time).get(), member!(found.pid).get());
+        if first || (start_time, pid) < oldest {
+            member!(found.generation).set(generation);
+            member!(found.cgroup).set(cgroup);
+            member!(found.start_time).set(start_time);
+            member!(found.pid).set(pid);
         }
         return;
     }
@@ -96,7 +87,6 @@ pub fn note(task: Task) {
         owner_seen: 0,
     };
     if NETNS.insert(cookie, new, NOEXIST).is_err() {
-        // SAFETY: a map value.
-        unsafe { (*pass).missed += 1 };
+        member!(control.missed).add_alone(1);
     }
 }

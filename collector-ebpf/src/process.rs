@@ -7,33 +7,40 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_map, btf_tracepoint},
+    programs::BtfTracePointContext,
+};
 use aya_log_ebpf::warn;
 use collector_common::{process::ProcessCell, sched::TaskBooks, stat::Stat};
 
 use crate::{
-    cell::{self, PROCESS_CELLS},
+    cell::{self, Cells},
     kernel::Task,
+    shared::{Shared, member},
     slot, stat, task,
 };
 
-/// Gives the child its books, with everything at 0, and counts it if it is a process.
+/// One shard.
+#[btf_map]
+static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
+
+/// Gives the child its state, with everything at 0, and counts it if it is a process.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     // TP_PROTO(struct task_struct *parent, struct task_struct *child)
     let child = Task(ctx.arg::<*const c_void>(1));
     stat::count(Stat::Forks);
-    let Some(books) = task::books_or_new(child) else {
+    let Some(state) = task::state_or_new(child) else {
         stat::count(Stat::NoTaskStorage);
         warn!(&ctx, "no task storage: the kernel is short of memory");
         return 0;
     };
-    task::enter(books, slot::resolve(child.cgroup().id()), child.css_set());
+    task::enter(state, slot::resolve(child.cgroup().id()), child.css_set());
     if child.is_thread_group_leader()
-        && let Some(cell) = process_cell(books)
+        && let Some(cell) = process_cell(state)
     {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).started, 1) };
+        member!(cell.started).add(1);
     }
     0
 }
@@ -43,14 +50,13 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     // TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
     stat::count(Stat::Execs);
     if let Some(cell) = cell_of(Task(ctx.arg::<*const c_void>(0))) {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).executed, 1) };
+        member!(cell.executed).add(1);
     }
     0
 }
 
 /// Counts a process when its last thread goes. `signal->live` has been decremented by then, and
-/// two threads that end together may both find it 0: the leader's books say who was first. The
+/// two threads that end together may both find it 0: the leader's state says who was first. The
 /// leader's task_struct is there until the process has been reaped.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
@@ -59,12 +65,10 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     if task.live_threads() != 0 {
         return 0;
     }
-    let leader = task.group_leader();
-    let Some(leader_books) = task::books_or_new(leader) else {
+    let Some(leader) = task::state_or_new(task.group_leader()) else {
         return 0;
     };
-    // SAFETY: a field of the map value.
-    if unsafe { cell::swap(&raw mut leader_books.ended, 1) } != 0 {
+    if member!(leader.ended).swap(1) != 0 {
         return 0;
     }
     let Some(cell) = cell_of(task) else {
@@ -73,35 +77,32 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // The low seven bits are the signal's number (wait(2)); a fatal signal sets the code of
     // every thread of the group.
     const SIGNAL: u32 = 0x7f;
-    // SAFETY: fields of a map value.
-    unsafe {
-        if task.exit_code() & SIGNAL == 0 {
-            cell::add(&raw mut (*cell).exited, 1);
-        } else {
-            cell::add(&raw mut (*cell).signaled, 1);
-            // The OOM killer marks its victim before it kills it (mm/oom_kill.c, mark_oom_victim).
-            // Counted here rather than there: the tracepoint of the mark tells kernels before 6.8
-            // no more than a pid.
-            if task.is_oom_victim() {
-                cell::add(&raw mut (*cell).oom_killed, 1);
-            }
-        }
+    if task.exit_code() & SIGNAL == 0 {
+        member!(cell.exited).add(1);
+        return 0;
+    }
+    member!(cell.signaled).add(1);
+    // The OOM killer marks its victim before it kills it (mm/oom_kill.c, mark_oom_victim).
+    // Counted here rather than there: before 6.8 the tracepoint of the mark has no more than a pid.
+    if task.is_oom_victim() {
+        member!(cell.oom_killed).add(1);
     }
     0
 }
 
 #[inline(always)]
-fn cell_of(task: Task) -> Option<*mut ProcessCell> {
-    let books = task::books_or_new(task)?;
-    if books.css_set == task.css_set() {
-        return process_cell(books);
+fn cell_of(task: Task) -> Option<Shared<ProcessCell>> {
+    let state = task::state_or_new(task)?;
+    if member!(state.css_set).get() == task.css_set() {
+        return process_cell(state);
     }
-    // Not the books' business: the scheduler settles them at the next switch-out.
+    // Moved since. The state stays as it is: the scheduler settles it at the next switch-out.
     let slot = slot::resolve(task.cgroup().id());
     cell::claimed(&PROCESS_CELLS, slot.owner, slot.number)
 }
 
 #[inline(always)]
-fn process_cell(books: &TaskBooks) -> Option<*mut ProcessCell> {
-    cell::claimed(&PROCESS_CELLS, books.owner, books.slot)
+fn process_cell(state: Shared<TaskBooks>) -> Option<Shared<ProcessCell>> {
+    let (owner, slot) = (member!(state.owner).get(), member!(state.slot).get());
+    cell::claimed(&PROCESS_CELLS, owner, slot)
 }

@@ -10,59 +10,114 @@
 //! `sched_info.run_delay` contains the wait before this run period, and `nvcsw` or `nivcsw` has
 //! been incremented. The deltas since the task's last switch-out go to its cgroup's cell. What is
 //! missed for whatever reason is caught up at the next switch-out.
+//!
+//! A cell is of one CPU. Its counters are added to by plain loads and stores, by `sched_switch` with
+//! interrupts off and by `in_flight` in one; what adds to them elsewhere does so atomically, because
+//! `in_flight` may interrupt it.
+//!
+//! To count another of a task's clocks: its field, a member of `SchedCell` and one of `TaskBooks` in
+//! collector-common/src/sched.rs; here its method, a line in `take_baseline` and one in `account`.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_task_btf, bpf_get_smp_processor_id},
-    macros::{btf_tracepoint, raw_tracepoint},
+    helpers::bpf_get_smp_processor_id,
+    macros::{btf_map, btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::warn;
 use collector_common::{
     event::CgroupEventKind,
     histogram,
-    sched::{SchedCell, TaskBooks},
+    sched::{self, SchedCell, TaskBooks},
     stat::Stat,
 };
 
 use crate::{
-    cell::{self, SCHED_CELLS, cell},
+    cell::{self, Cells},
     cgroup,
-    kernel::{Cgroup, Task},
+    kernel::{Cgroup, Task, load64},
+    maps::Find,
+    shared::{Shared, member},
     slot::{self, Slot},
     stat, task,
 };
+
+/// One shard a CPU.
+#[btf_map]
+static SCHED_CELLS: Cells<SchedCell> = Cells::new();
+
+/// What the kernel counts of a task.
+impl Task {
+    /// CPU time, ns.
+    #[inline(always)]
+    fn run_ns(self) -> u64 {
+        load64!(self.0, sched::TASK_RUNTIME)
+    }
+    /// Time runnable but not running, up to its last arrival on a CPU, ns.
+    #[inline(always)]
+    fn wait_ns(self) -> u64 {
+        load64!(self.0, sched::TASK_RUN_DELAY)
+    }
+    /// Run periods: times that it got a CPU.
+    #[inline(always)]
+    fn periods(self) -> u64 {
+        load64!(self.0, sched::TASK_PCOUNT)
+    }
+    #[inline(always)]
+    fn voluntary(self) -> u64 {
+        load64!(self.0, sched::TASK_NVCSW)
+    }
+    #[inline(always)]
+    fn involuntary(self) -> u64 {
+        load64!(self.0, sched::TASK_NIVCSW)
+    }
+    #[inline(always)]
+    fn migrations(self) -> u64 {
+        load64!(self.0, sched::TASK_MIGRATIONS)
+    }
+    /// When the task last got a CPU, ns of its run queue's clock.
+    #[inline(always)]
+    fn last_arrival(self) -> u64 {
+        load64!(self.0, sched::TASK_LAST_ARRIVAL)
+    }
+    /// Of the running task: now, or up to a tick ago, ns of its run queue's clock.
+    #[inline(always)]
+    fn run_queue_clock(self) -> u64 {
+        let since_arrival = self.run_ns() - load64!(self.0, sched::TASK_RUNTIME_AT_ARRIVAL);
+        self.last_arrival() + since_arrival
+    }
+}
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     // TP_PROTO(bool preempt, struct task_struct *prev, struct task_struct *next, …)
     let prev = Task(ctx.arg(1));
-    let Some(books) = task::books(prev) else {
-        return without_books(&ctx, prev);
+    let Some(state) = task::state(prev) else {
+        return without_state(&ctx, prev);
     };
-    let Some(cell) = current_cell(prev, books) else {
+    let Some(cell) = current_cell(prev, state) else {
         return 0;
     };
-    account(prev, books, cell);
-
-    let voluntary = prev.voluntary();
-    if voluntary != books.voluntary {
-        cell.voluntary += voluntary - books.voluntary;
-        books.voluntary = voluntary;
-    }
-    let involuntary = prev.involuntary();
-    if involuntary != books.involuntary {
-        let n = involuntary - books.involuntary;
-        books.involuntary = involuntary;
+    account(prev, state, cell);
+    take(
+        prev.voluntary(),
+        member!(state.voluntary),
+        member!(cell.voluntary),
+    );
+    let involuntary = gained(prev.involuntary(), member!(state.involuntary));
+    if involuntary != 0 {
         let next = Task(ctx.arg(2));
-        if next.is_kernel() {
-            cell.preempted_by_system += n;
-        } else if next.css_set() == books.css_set || next.cgroup().0 == prev.cgroup().0 {
-            cell.preempted_by_self += n;
+        let counter = if next.is_kernel() {
+            member!(cell.preempted_by_system)
+        } else if next.css_set() == member!(state.css_set).get()
+            || next.cgroup().0 == prev.cgroup().0
+        {
+            member!(cell.preempted_by_self)
         } else {
-            cell.preempted_by_other += n;
-        }
+            member!(cell.preempted_by_other)
+        };
+        counter.add_alone(involuntary);
     }
     0
 }
@@ -72,159 +127,197 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 /// the clocks are at most one tick old.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn in_flight(_ctx: RawTracePointContext) -> i32 {
-    // SAFETY: the helper returns the current task.
-    let current = Task(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
-    if let Some(books) = task::books(current)
-        && let Some(cell) = current_cell(current, books)
+    let current = Task::current();
+    if let Some(state) = task::state(current)
+        && let Some(cell) = current_cell(current, state)
     {
-        account(current, books, cell);
+        account(current, state, cell);
     }
     0
 }
 
-/// Adds what the task's clocks have gained since the books were last taken over.
+/// Adds what the task's clocks have gained since they were last taken over.
 #[inline(always)]
-fn account(task: Task, books: &mut TaskBooks, cell: &mut SchedCell) {
+fn account(task: Task, state: Shared<TaskBooks>, cell: Shared<SchedCell>) {
     let run_ns = task.run_ns();
-    cell.run_ns += run_ns - books.run_ns;
-    books.run_ns = run_ns;
+    member!(cell.run_ns).add_alone(run_ns - member!(state.run_ns).get());
+    member!(state.run_ns).set(run_ns);
 
     // A run period began since: once a switch-out, and never twice for an in-flight reading.
     let periods = task.periods();
-    if periods != books.periods {
-        books.periods = periods;
+    if periods != member!(state.periods).get() {
+        member!(state.periods).set(periods);
         let total = task.wait_ns();
-        let wait = total - books.wait_ns;
-        books.wait_ns = total;
+        let wait = total - member!(state.wait_ns).get();
+        member!(state.wait_ns).set(total);
         add_period(cell, wait);
     }
+    take(
+        task.migrations(),
+        member!(state.migrations),
+        member!(cell.migrations),
+    );
+}
 
-    let migrations = task.migrations();
-    if migrations != books.migrations {
-        cell.migrations += migrations - books.migrations;
-        books.migrations = migrations;
+/// The clocks of a task that is older than the programs, from which its deltas are counted.
+#[inline(always)]
+pub fn take_baseline(task: Task, state: Shared<TaskBooks>) {
+    member!(state.run_ns).set(task.run_ns());
+    member!(state.wait_ns).set(task.wait_ns());
+    member!(state.periods).set(task.periods());
+    member!(state.voluntary).set(task.voluntary());
+    member!(state.involuntary).set(task.involuntary());
+    member!(state.migrations).set(task.migrations());
+}
+
+/// Adds what one of the task's clocks has gained since it was last taken over.
+#[inline(always)]
+fn take(clock: u64, taken: Shared<u64>, counter: Shared<u64>) {
+    let gained = gained(clock, taken);
+    if gained != 0 {
+        counter.add_alone(gained);
     }
 }
 
+/// What one of the task's clocks has gained since it was last taken over; takes it over.
 #[inline(always)]
-fn add_period(cell: &mut SchedCell, wait_ns: u64) {
-    cell.wait_ns += wait_ns;
+fn gained(clock: u64, taken: Shared<u64>) -> u64 {
+    let before = taken.get();
+    if clock == before {
+        return 0;
+    }
+    taken.set(clock);
+    clock - before
+}
+
+#[inline(always)]
+fn add_period(cell: Shared<SchedCell>, wait_ns: u64) {
+    member!(cell.wait_ns).add_alone(wait_ns);
     let bucket = histogram::bucket(wait_ns) as usize;
-    // The verifier has to see the bound next to the access, and so does Rust.
-    if let Some(count) = cell.wait_histogram.get_mut(bucket) {
-        *count += 1;
+    // The verifier has to see the bound next to the access.
+    if let Some(count) = member!(cell.wait_histogram).at(bucket) {
+        count.add_alone(1);
     }
 }
 
 /// The cell on this CPU of the task's cgroup. The usual way is two comparisons; everything else
 /// is in [`settle`].
 #[inline(always)]
-fn current_cell(task: Task, books: &mut TaskBooks) -> Option<&'static mut SchedCell> {
-    if books.css_set == task.css_set()
-        && let Some(cell) = cell_on_this_cpu(books.first_cell)
-        && cell.owner == books.owner
+fn current_cell(task: Task, state: Shared<TaskBooks>) -> Option<Shared<SchedCell>> {
+    if member!(state.css_set).get() == task.css_set()
+        && let Some(cell) = cell_on_this_cpu(member!(state.first_cell).get())
+        && cell.owner().get() == member!(state.owner).get()
     {
         return Some(cell);
     }
-    settle(task, books);
-    cell_on_this_cpu(books.first_cell)
+    settle(task, state);
+    cell_on_this_cpu(member!(state.first_cell).get())
 }
 
 #[inline(always)]
-fn cell_on_this_cpu(first_cell: u32) -> Option<&'static mut SchedCell> {
+fn cell_on_this_cpu(first_cell: u32) -> Option<Shared<SchedCell>> {
     // SAFETY: always allowed.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: the lookup returns null or a value that outlives the program.
-    cell!(SCHED_CELLS, first_cell + cpu).map(|cell| unsafe { &mut *cell })
+    SCHED_CELLS.find(first_cell + cpu)
 }
 
-/// Brings `books` to the cgroup that the task is in now: charges what belongs to the one it left,
-/// resolves the slot, claims the cell. Run for a task's first switch-out, after a move, on a CPU
+/// Brings a task's state to the cgroup that the task is in now: charges what belongs to the one it
+/// left, resolves the slot, claims the cell. Run for a task's first switch-out, after a move, on a CPU
 /// where the slot is new, and for a slot that was recycled.
 ///
 /// Not inlined, so that the hot way stays one straight line.
 #[inline(never)]
-fn settle(task: Task, books: &mut TaskBooks) -> i32 {
+fn settle(task: Task, state: Shared<TaskBooks>) -> i32 {
     let css_set = task.css_set();
     let id = task.cgroup().id();
-    let marked = books.css_set == 0 && books.mark_owner != 0;
+    let owner = member!(state.owner).get();
+    let marked = member!(state.css_set).get() == 0 && member!(state.mark_owner).get() != 0;
     // Marked and still (or again) in the same cgroup: it was away in between.
-    if books.owner != 0 && (marked || id != books.owner) {
-        // What it did before it left: up to the mover's mark. Without one (a thread that was moved
-        // with its leader) up to now if it has been running since before the move, which the
-        // agent's `in_flight` cuts short; nothing if it got its CPU later.
-        let (until, enter) = if marked {
-            let until = books.run_mark.max(books.run_ns);
-            (until, books.run_enter_mark.max(until))
-        } else if arrived_after_move(task) {
-            (books.run_ns, books.run_ns)
-        } else {
-            let now = task.run_ns();
-            (now, now)
-        };
-        // By the hash and not by the cached number: the slot may have been recycled since.
-        let left = slot::resolve(books.owner);
-        if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
-            cell.run_ns += until - books.run_ns;
-            if marked && books.periods_mark > books.periods {
-                let wait = books.wait_mark.max(books.wait_ns) - books.wait_ns;
-                books.wait_ns += wait;
-                books.periods = books.periods_mark;
-                add_period(cell, wait);
-            }
-        }
-        books.run_ns = enter;
+    if owner != 0 && (marked || id != owner) {
+        charge_left(task, state, owner, marked);
     }
-    task::enter(books, slot::resolve(id), css_set);
-    books.mark_owner = 0;
-    if claimed_cell(books.owner, books.first_cell).is_none() {
-        // The slot belongs to somebody else by now; its cells are not ours to touch.
+    task::enter(state, slot::resolve(id), css_set);
+    member!(state.mark_owner).set(0);
+    if claimed_cell(member!(state.owner).get(), member!(state.first_cell).get()).is_none() {
+        // The slot belongs to another cgroup by now; its cells are not this one's to touch.
         stat::count(Stat::Overflow);
-        task::enter(books, Slot::OVERFLOW, 0);
-        claimed_cell(books.owner, books.first_cell);
+        task::enter(state, Slot::OVERFLOW, 0);
+        claimed_cell(
+            Slot::OVERFLOW.owner,
+            cell::first_cell(Slot::OVERFLOW.number),
+        );
     }
     0
+}
+
+/// Charges the cgroup that a task has left for what the task did before: up to the mover's mark.
+/// Without one (a thread that was moved with its leader) up to now if it has been running since before
+/// the move, which the agent's `in_flight` cuts short; nothing if it got its CPU later.
+#[inline(always)]
+fn charge_left(task: Task, state: Shared<TaskBooks>, owner: u64, marked: bool) {
+    let run_ns = member!(state.run_ns).get();
+    let (until, enter) = if marked {
+        let until = member!(state.run_mark).get().max(run_ns);
+        (until, member!(state.run_enter_mark).get().max(until))
+    } else if arrived_after_move(task) {
+        (run_ns, run_ns)
+    } else {
+        let now = task.run_ns();
+        (now, now)
+    };
+    // By the hash and not by the cached number: the slot may have been recycled since.
+    let left = slot::resolve(owner);
+    if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
+        member!(cell.run_ns).add_alone(until - run_ns);
+        let periods_mark = member!(state.periods_mark).get();
+        if marked && periods_mark > member!(state.periods).get() {
+            let before = member!(state.wait_ns).get();
+            let wait_ns = member!(state.wait_mark).get().max(before);
+            member!(state.wait_ns).set(wait_ns);
+            member!(state.periods).set(periods_mark);
+            add_period(cell, wait_ns - before);
+        }
+    }
+    member!(state.run_ns).set(enter);
 }
 
 /// Whether a task got its CPU after its process was last moved to another cgroup.
 #[inline(always)]
 fn arrived_after_move(task: Task) -> bool {
-    match task::books(task.group_leader()) {
-        Some(leader) => leader.moved_at != 0 && task.last_arrival() >= leader.moved_at,
-        None => false,
-    }
+    // Perhaps the task itself.
+    let Some(leader) = task::state(task.group_leader()) else {
+        return false;
+    };
+    let moved_at = member!(leader.moved_at).get();
+    moved_at != 0 && task.last_arrival() >= moved_at
 }
 
 /// The cell on this CPU if it is `owner`'s, or nobody's yet.
 #[inline(always)]
-fn claimed_cell(owner: u64, first_cell: u32) -> Option<&'static mut SchedCell> {
+fn claimed_cell(owner: u64, first_cell: u32) -> Option<Shared<SchedCell>> {
     let cell = cell_on_this_cpu(first_cell)?;
-    if cell.owner == 0 {
-        cell.owner = owner;
-    }
-    if cell.owner == owner {
-        Some(cell)
-    } else {
-        None
-    }
+    cell::claim(cell, owner).then_some(cell)
 }
 
-/// A switch-out of a task that has no books: the idle task, or one for which storage could not be
+/// A switch-out of a task that has no state: the idle task, or one for which storage could not be
 /// had when it was born.
 #[inline(never)]
-fn without_books(ctx: &BtfTracePointContext, task: Task) -> i32 {
+fn without_state(ctx: &BtfTracePointContext, task: Task) -> i32 {
     if task.is_idle() {
         return 0;
     }
     stat::count(Stat::NoTaskStorage);
-    let Some(books) = task::books_or_new(task) else {
+    let Some(state) = task::state_or_new(task) else {
         warn!(ctx, "no task storage: the kernel is short of memory");
         return 0;
     };
-    if let Some(cell) = current_cell(task, books) {
-        account(task, books, cell);
-        cell.voluntary += task.voluntary() - books.voluntary;
-        books.voluntary = task.voluntary();
+    if let Some(cell) = current_cell(task, state) {
+        account(task, state, cell);
+        take(
+            task.voluntary(),
+            member!(state.voluntary),
+            member!(cell.voluntary),
+        );
     }
     0
 }
@@ -233,10 +326,10 @@ fn without_books(ctx: &BtfTracePointContext, task: Task) -> i32 {
 /// the two cgroups' parts apart.
 ///
 /// TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup),
-/// fired once a move, for the leader (kernel/cgroup/cgroup.c, `cgroup_attach_task`). The leader's
-/// other threads are told to the agent, which takes their running time in at once.
+/// fired once a move, for the leader (kernel/cgroup/cgroup.c, `cgroup_attach_task`). The move of the
+/// leader's other threads is reported to the agent, which takes over their running time at once.
 ///
-/// The task may be switched out on its CPU meanwhile; it only reads the marks, and only after it
+/// The task may be switched out on its CPU meanwhile; that only reads the marks, and only after it
 /// has seen another css_set. Movers exclude each other (cgroup_mutex).
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
@@ -247,30 +340,29 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     if entered.hierarchy() != 0 {
         return 0;
     }
-    let Some(books) = task::books(moved) else {
+    let Some(state) = task::state(moved) else {
         return 0;
     };
     let run_ns = moved.run_ns();
-    if books.css_set == 0 && books.mark_owner != 0 {
-        // Moved again before it was switched out: what it ran in the cgroup between is charged
-        // here, atomically, because this may not be the task's CPU.
-        let slot = slot::resolve(books.mark_owner);
+    let mark_owner = member!(state.mark_owner).get();
+    if member!(state.css_set).get() == 0 && mark_owner != 0 {
+        // Moved again before it was switched out: what it ran in the cgroup between is charged here.
+        let slot = slot::resolve(mark_owner);
         if let Some(cell) = claimed_cell(slot.owner, cell::first_cell(slot.number)) {
-            let enter = books.run_enter_mark;
-            // SAFETY: a field of a map value.
-            unsafe { cell::add(&raw mut cell.run_ns, run_ns - enter.min(run_ns)) };
+            let enter = member!(state.run_enter_mark).get().min(run_ns);
+            member!(cell.run_ns).add(run_ns - enter);
         }
     } else {
-        books.wait_mark = moved.wait_ns();
-        books.periods_mark = moved.periods();
-        books.run_mark = run_ns;
+        member!(state.wait_mark).set(moved.wait_ns());
+        member!(state.periods_mark).set(moved.periods());
+        member!(state.run_mark).set(run_ns);
     }
-    books.mark_owner = entered.id();
-    // SAFETY: the helper returns the current task, the mover.
-    books.moved_at =
-        Task(unsafe { bpf_get_current_task_btf() }.cast_const().cast()).run_queue_clock();
-    books.run_enter_mark = run_ns;
-    books.css_set = 0;
+    member!(state.mark_owner).set(entered.id());
+    // The current task is the mover.
+    member!(state.moved_at).set(Task::current().run_queue_clock());
+    member!(state.run_enter_mark).set(run_ns);
+    // Last, and a barrier: who finds the state unresolved finds the marks.
+    member!(state.css_set).swap(0);
     let threadgroup = ctx.arg::<u8>(3) != 0;
     if threadgroup && moved.live_threads() > 1 {
         cgroup::report(&ctx, entered, CgroupEventKind::ThreadsMoved);

@@ -12,18 +12,18 @@ use collector_common::{
     stat::Stat,
 };
 
-use crate::stat;
+use crate::{
+    maps::{Find, NOEXIST},
+    stat,
+};
 
 /// Cgroup id to slot. The loader sets `max_entries` (`--cgroup.max`).
 #[btf_map]
 static SLOTS: HashMap<u64, u32, 1> = HashMap::new();
 
-/// Slots that nobody uses, put there by the agent, which has made their chunks before.
+/// Unused slots. The agent makes their chunks before it puts them here.
 #[btf_map]
 static FREE_SLOTS: Queue<u32, 1> = Queue::new();
-
-/// `BPF_NOEXIST`
-const NOEXIST: u64 = 1;
 
 /// A slot and the id that its cells carry as owner.
 #[derive(Clone, Copy)]
@@ -47,7 +47,7 @@ impl Slot {
 /// The slot of a cgroup, a new one if it has none, the overflow slot if there is none left.
 #[inline(always)]
 pub fn resolve(cgroup_id: u64) -> Slot {
-    // A task that leaves the overflow slot: that one is nobody's to be given a slot for.
+    // For a task that leaves the overflow slot.
     if cgroup_id == OVERFLOW_OWNER {
         return Slot::OVERFLOW;
     }
@@ -81,9 +81,9 @@ pub fn resolve(cgroup_id: u64) -> Slot {
     }
 }
 
+/// An entry is removed only after its cgroup is gone; whoever uses a number that is read while that
+/// happens compares it with the cell's owner.
 #[inline(always)]
 fn lookup(cgroup_id: u64) -> Option<u32> {
-    // SAFETY: an entry is removed only after its cgroup is gone; a value read while that happens
-    // is checked against the cell's owner by whoever uses it.
-    unsafe { SLOTS.get(cgroup_id) }.copied()
+    Some(SLOTS.find(cgroup_id)?.get())
 }

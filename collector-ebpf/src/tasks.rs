@@ -1,8 +1,9 @@
-//! Tasks: one pass over all of them, counting each into its cgroup's cell.
+//! Tasks: an iteration over all of them, which counts each in its cgroup's cell.
 //!
 //! Hook: `iter/task`, run by the agent at a scrape; the kernel calls it for every thread
 //! (kernel/bpf/task_iter.c), each exactly once, in the order of pids. Cells carry the number of the
-//! pass that wrote them, so that nothing has to be cleared.
+//! iteration that wrote them, so that nothing has to be cleared in between. The agent runs one
+//! iteration at a time and waits for it: nobody else writes the cells and the control block.
 //! Metrics: collector/src/source/tasks.rs. Oracle: tests/live/tasks.rs.
 //!
 //! What counts is what cgroup.procs and cgroup.threads list (kernel/cgroup/cgroup.c,
@@ -13,10 +14,7 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     btf_maps::{Array, LruHashMap},
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_loop, bpf_probe_read_kernel},
-    },
+    helpers::bpf_get_current_pid_tgid,
     macros::btf_map,
 };
 use collector_common::{
@@ -25,21 +23,24 @@ use collector_common::{
 };
 
 use crate::{
-    cell::{TASKS_CELLS, cell},
-    kernel::{Files, Task, TaskState, file_operations, read},
+    cell::Cells,
+    kernel::{Files, Task, ThreadState, file_operations, read},
+    maps::{Find, MMAPABLE},
+    shared::{Shared, member, repeat},
     slot::{self, Slot},
     stat,
 };
 
-/// BPF_F_MMAPABLE
-const MMAPABLE: usize = 1 << 10;
+/// One shard.
+#[btf_map]
+static TASKS_CELLS: Cells<TasksCell> = Cells::new();
 
 /// One entry, mapped by the agent.
 #[btf_map]
 static TASKS: Array<TasksControl, 1, MMAPABLE> = Array::new();
 
-/// File tables of threads that don't share their leader's, and the pass that counted each. Rare:
-/// unshare(2), or a leader that has ended before its threads.
+/// File tables of threads that don't share their leader's, and the iteration that counted each.
+/// Rare: unshare(2), or a leader that has ended before its threads.
 #[btf_map]
 static OWN_TABLES: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 
@@ -51,35 +52,29 @@ const AGAIN: i32 = 1;
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn tasks(ctx: *const c_void) -> i32 {
-    // struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }
-    // SAFETY: the verifier knows the context's layout.
-    let task = unsafe { *ctx.cast::<*const c_void>().add(1) };
-    let Some(control) = TASKS.get_ptr_mut(0) else {
+    let Some(control) = TASKS.find(0) else {
         return NEXT;
     };
-    if task.is_null() {
+    let Some(task) = Task::iterated(ctx) else {
         return NEXT;
-    }
-    // SAFETY: a map value, and nobody else's: the agent runs one pass at a time and waits for it.
-    let control = unsafe { &mut *control };
-    let task = Task(task);
-    if control.generation == 0 {
+    };
+    if member!(control.generation).get() == 0 {
         learn(task, control);
         return NEXT;
     }
     let pid = u64::from(task.pid());
-    if control.walked == pid && control.walked_since == task.start_time() {
+    let walked = member!(control.walked).get();
+    if walked == pid && member!(control.walked_since).get() == task.start_time() {
         return walk(task, control);
     }
-    // A walk that its task did not live to see the end of is forgotten.
-    control.walked = 0;
+    // The task whose table was being walked may have ended meanwhile.
+    member!(control.walked).set(0);
     count(task, pid, control)
 }
 
-/// Counts a task. Called once for each; what else is to be learnt of tasks or of processes (their
-/// namespaces, say) has its place at the beginning, where those are that have ended as well.
+/// Counts a task. Called once for each, before those that have ended are left out.
 #[inline(always)]
-fn count(task: Task, pid: u64, control: &mut TasksControl) -> i32 {
+fn count(task: Task, pid: u64, control: Shared<TasksControl>) -> i32 {
     let leader = task.is_thread_group_leader();
     let ended = task.has_ended();
     if ended && (!leader || task.live_threads() == 0) {
@@ -89,26 +84,31 @@ fn count(task: Task, pid: u64, control: &mut TasksControl) -> i32 {
         return NEXT;
     };
     if leader {
-        cell.processes += 1;
+        member!(cell.processes).add_alone(1);
         let start = task.start_boottime();
-        if cell.oldest_start_ns == 0 || start < cell.oldest_start_ns {
-            cell.oldest_start_ns = start;
-            cell.oldest_nofile = task.soft_descriptor_limit();
+        let oldest = member!(cell.oldest_start_ns).get();
+        if oldest == 0 || start < oldest {
+            member!(cell.oldest_start_ns).set(start);
+            member!(cell.oldest_nofile).set(task.soft_descriptor_limit());
         }
     }
     if ended {
         return NEXT;
     }
-    cell.threads += 1;
-    match task.state() {
-        TaskState::Running => cell.running += 1,
-        TaskState::Sleeping => cell.sleeping += 1,
-        TaskState::Stopped => cell.stopped += 1,
-        TaskState::Uninterruptible if task.byte_of_in_iowait() & control.iowait_mask != 0 => {
-            cell.iowaiting += 1;
+    member!(cell.threads).add_alone(1);
+    let in_state = match task.state() {
+        ThreadState::Running => member!(cell.running),
+        ThreadState::Sleeping => member!(cell.sleeping),
+        ThreadState::Stopped => member!(cell.stopped),
+        ThreadState::Uninterruptible => {
+            if task.byte_of_in_iowait() & member!(control.iowait_mask).get() != 0 {
+                member!(cell.iowaiting)
+            } else {
+                member!(cell.uninterruptible)
+            }
         }
-        TaskState::Uninterruptible => cell.uninterruptible += 1,
-    }
+    };
+    in_state.add_alone(1);
     let table = task.files();
     if table.is_null() || task.is_kernel() {
         return NEXT;
@@ -116,25 +116,27 @@ fn count(task: Task, pid: u64, control: &mut TasksControl) -> i32 {
     if !leader && (table.0 == task.group_leader().files().0 || counted(table, control)) {
         return NEXT;
     }
-    control.walked = pid;
-    control.walked_since = task.start_time();
-    control.table = table.0 as u64;
-    control.slot = u64::from(slot);
-    control.next = 0;
-    control.descriptors = 0;
-    control.sockets = 0;
+    member!(control.walked).set(pid);
+    member!(control.walked_since).set(task.start_time());
+    member!(control.table).set(table.0 as u64);
+    member!(control.slot).set(slot.into());
+    member!(control.next).set(0);
+    member!(control.descriptors).set(0);
+    member!(control.sockets).set(0);
     walk(task, control)
 }
 
-/// Whether this pass has met the table before; notes it.
+/// Whether this iteration has met the table before; notes it.
 #[inline(always)]
-fn counted(table: Files, control: &TasksControl) -> bool {
+fn counted(table: Files, control: Shared<TasksControl>) -> bool {
     let key = table.0 as u64;
-    // SAFETY: the value is one word.
-    if unsafe { OWN_TABLES.get(key) }.is_some_and(|&generation| generation == control.generation) {
+    let generation = member!(control.generation).get();
+    if let Some(found) = OWN_TABLES.find(key)
+        && found.get() == generation
+    {
         return true;
     }
-    let _ = OWN_TABLES.insert(key, control.generation, 0);
+    let _ = OWN_TABLES.insert(key, generation, 0);
     false
 }
 
@@ -144,32 +146,25 @@ fn counted(table: Files, control: &TasksControl) -> bool {
 /// long as accept(2) waits for a connection (net/socket.c, `__sys_accept4_file`), and /proc/PID/fd
 /// doesn't list it.
 #[inline(always)]
-fn walk(task: Task, control: &mut TasksControl) -> i32 {
+fn walk(task: Task, control: Shared<TasksControl>) -> i32 {
     let table = task.files();
     // Gone by exit, exec or unshare: what has been found was there.
-    if table.is_null() || table.0 as u64 != control.table {
+    if table.is_null() || table.0 as u64 != member!(control.table).get() {
         return finish(control);
     }
     let descriptors = table.table();
     let words = u64::from(descriptors.max()) / 64;
-    let next = control.next;
+    let next = member!(control.next).get();
     if next < words {
         let mut run = words - next;
         if run > WORDS_A_RUN as u64 {
             run = WORDS_A_RUN as u64;
         }
-        control.files = descriptors.files() + next * 64 * 8;
-        // SAFETY: `bitmap` has room for so many words; the helper checks the source.
-        unsafe {
-            bpf_probe_read_kernel(
-                control.bitmap.as_mut_ptr().cast(),
-                run as u32 * 8,
-                ptr::with_exposed_provenance((descriptors.open() + next * 8) as usize),
-            );
-            let callback: extern "C" fn(u64, *mut c_void) -> i64 = look_at_word;
-            bpf_loop(run as u32, callback as *mut c_void, ptr::null_mut(), 0);
-        }
-        control.next = next + run;
+        member!(control.files).set(descriptors.files() + next * 64 * 8);
+        let from = ptr::with_exposed_provenance((descriptors.open() + next * 8) as usize);
+        member!(control.bitmap).copy_first(run, from);
+        repeat(run as u32, look_at_word);
+        member!(control.next).set(next + run);
         if next + run < words {
             return AGAIN;
         }
@@ -178,75 +173,63 @@ fn walk(task: Task, control: &mut TasksControl) -> i32 {
 }
 
 #[inline(always)]
-fn finish(control: &mut TasksControl) -> i32 {
-    control.walked = 0;
-    if let Some(cell) = cell!(TASKS_CELLS, control.slot as u32) {
-        // SAFETY: a map value that only the pass writes.
-        unsafe {
-            (*cell).descriptors += control.descriptors;
-            (*cell).sockets += control.sockets;
-        }
+fn finish(control: Shared<TasksControl>) -> i32 {
+    member!(control.walked).set(0);
+    if let Some(cell) = TASKS_CELLS.find(member!(control.slot).get() as u32) {
+        member!(cell.descriptors).add_alone(member!(control.descriptors).get());
+        member!(cell.sockets).add_alone(member!(control.sockets).get());
     }
     NEXT
 }
 
-/// Counts the descriptors of one word of the bitmap: a callback of bpf_loop.
-///
-/// What it works on is in the map and not on the stack, so that one look at it satisfies the
-/// verifier whatever the number of rounds.
+/// Counts the descriptors of one word of the bitmap: a callback of [`repeat`].
 #[inline(never)]
 extern "C" fn look_at_word(index: u64, _: *mut c_void) -> i64 {
-    let Some(control) = TASKS.get_ptr_mut(0) else {
+    let Some(control) = TASKS.find(0) else {
         return 1;
     };
-    // SAFETY: as in `tasks`.
-    let control = unsafe { &mut *control };
     let number = index as usize & (WORDS_A_RUN - 1);
-    let mut open = control.bitmap[number];
+    let mut open = member!(control.bitmap).wrapped(number).get();
     if open == 0 {
         return 0;
     }
     // Most processes have few: a quarter of the copying.
-    let size = if open >> 16 == 0 { 16 * 8 } else { 64 * 8 };
-    // SAFETY: `word` has room for 64 pointers; the helper checks the source, which has as many as
-    // the bitmap has bits.
-    unsafe {
-        bpf_probe_read_kernel(
-            control.word.as_mut_ptr().cast(),
-            size,
-            ptr::with_exposed_provenance(control.files as usize + number * 64 * 8),
-        );
-    }
-    let with_sockets = control.with_sockets != 0;
+    let size = if open >> 16 == 0 { 16 } else { 64 };
+    let files = member!(control.files).get() as usize + number * 64 * 8;
+    // The table has room for as many files as the bitmap has bits.
+    let word = member!(control.word);
+    word.copy_first(size, ptr::with_exposed_provenance(files));
+    let with_sockets = member!(control.with_sockets).get() != 0;
+    let socket_ops = member!(control.socket_ops).get();
     let mut descriptors = 0;
     let mut sockets = 0;
     for at in 0..64 {
         if open == 0 {
             break;
         }
-        let file = control.word[at];
+        let file = word.wrapped(at).get();
         if open & 1 != 0 && file != 0 {
             descriptors += 1;
-            // A cache line of the file's own, mostly a cold one: what a pass costs where there are
-            // very many.
+            // A cache line of the file's own, mostly a cold one: the main cost where there are very
+            // many.
             if with_sockets {
-                sockets += u64::from(file_operations(file) == control.socket_ops);
+                sockets += u64::from(file_operations(file) == socket_ops);
             }
         }
         open >>= 1;
     }
-    control.descriptors += descriptors;
-    control.sockets += sockets;
+    member!(control.descriptors).add_alone(descriptors);
+    member!(control.sockets).add_alone(sockets);
     0
 }
 
-/// Learns the file operations of sockets from a socket of the agent's, which runs the pass: the one
-/// that counts nothing.
+/// Learns the file operations of sockets from a socket of the agent's, which runs the iteration: the
+/// one that counts nothing.
 ///
 /// Sockets are told by their operations, as the kernel does (net/socket.c, `sock_from_file`): an
 /// O_PATH descriptor of a Unix socket's name has an inode of type S_IFSOCK too, and is none.
 #[inline(always)]
-fn learn(task: Task, control: &mut TasksControl) {
+fn learn(task: Task, control: Shared<TasksControl>) {
     if u64::from(task.tgid()) != bpf_get_current_pid_tgid() >> 32 {
         return;
     }
@@ -254,65 +237,52 @@ fn learn(task: Task, control: &mut TasksControl) {
     if table.is_null() {
         return;
     }
-    let file: u64 = read(ptr::with_exposed_provenance(
-        (table.table().files() + control.sample_socket * 8) as usize,
-    ));
-    control.socket_ops = file_operations(file);
+    let at = table.table().files() + member!(control.sample_socket).get() * 8;
+    let file: u64 = read(ptr::with_exposed_provenance(at as usize));
+    member!(control.socket_ops).set(file_operations(file));
 }
 
-/// The cell of the task's cgroup, made ready for this pass, and its slot.
+/// The cell of the task's cgroup, made ready for this iteration, and its slot.
 ///
 /// Neighbours in the order of pids are mostly threads of one process: the slot of the task before is
 /// tried first, and then the hash. The task's storage, where its slot is cached for the scheduler,
 /// is four cache lines that nobody else has touched lately.
 #[inline(always)]
-fn cell_of(task: Task, control: &mut TasksControl) -> Option<(&'static mut TasksCell, u32)> {
+fn cell_of(task: Task, control: Shared<TasksControl>) -> Option<(Shared<TasksCell>, u32)> {
     let id = task.cgroup().id();
-    if control.last_owner == id
-        && let Some(cell) = claimed(id, control.last_slot as u32, control.generation)
+    let generation = member!(control.generation).get();
+    let last_slot = member!(control.last_slot).get() as u32;
+    if member!(control.last_owner).get() == id
+        && let Some(cell) = claimed(id, last_slot, generation)
     {
-        return Some((cell, control.last_slot as u32));
+        return Some((cell, last_slot));
     }
     let slot = slot::resolve(id);
-    if let Some(cell) = claimed(slot.owner, slot.number, control.generation) {
-        control.last_owner = slot.owner;
-        control.last_slot = u64::from(slot.number);
+    if let Some(cell) = claimed(slot.owner, slot.number, generation) {
+        member!(control.last_owner).set(slot.owner);
+        member!(control.last_slot).set(slot.number.into());
         return Some((cell, slot.number));
     }
     stat::count(Stat::Overflow);
     let slot = Slot::OVERFLOW;
-    let cell = claimed(slot.owner, slot.number, control.generation)?;
+    let cell = claimed(slot.owner, slot.number, generation)?;
     Some((cell, slot.number))
 }
 
 /// The slot's cell if it is `owner`'s or nobody's yet.
 #[inline(always)]
-fn claimed(owner: u64, slot: u32, generation: u64) -> Option<&'static mut TasksCell> {
-    // SAFETY: a map value that only the pass writes.
-    let cell = unsafe { &mut *cell!(TASKS_CELLS, slot)? };
-    if cell.owner == 0 {
-        cell.owner = owner;
+fn claimed(owner: u64, slot: u32, generation: u64) -> Option<Shared<TasksCell>> {
+    let cell = TASKS_CELLS.find(slot)?;
+    // Plain: no other program writes these cells.
+    if cell.owner().get() == 0 {
+        cell.owner().set(owner);
     }
-    if cell.owner != owner {
+    if cell.owner().get() != owner {
         return None;
     }
-    if cell.generation != generation {
-        *cell = TasksCell {
-            owner,
-            generation,
-            processes: 0,
-            threads: 0,
-            descriptors: 0,
-            sockets: 0,
-            sleeping: 0,
-            running: 0,
-            stopped: 0,
-            uninterruptible: 0,
-            iowaiting: 0,
-            oldest_start_ns: 0,
-            oldest_nofile: 0,
-            reserved: [0; 3],
-        };
+    if member!(cell.generation).get() != generation {
+        cell.clear();
+        member!(cell.generation).set(generation);
     }
     Some(cell)
 }

@@ -9,13 +9,9 @@
 //! that changes its state.
 //! Metrics: collector/src/source/tcp.rs. Oracle: tests/live/tcp.rs.
 
-use core::ptr;
-
 use aya_ebpf::{
     EbpfContext,
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
     btf_maps::SkStorage,
-    helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
 };
@@ -27,12 +23,18 @@ use collector_common::{
 };
 
 use crate::{
-    cell::{self, TCP_CELLS},
+    cell::{self, Cells},
     kernel::{has, load64},
+    maps,
+    shared::{Shared, member},
     slot,
     sock::{SkBuff, TcpSock},
     stat,
 };
+
+/// One shard.
+#[btf_map]
+static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
 /// What is remembered of a connection; made by the kernel when asked for, gone with the socket.
 #[btf_map]
@@ -65,18 +67,16 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     }
 }
 
-/// connect(2): books from the start, so that every SYN sent again is seen.
+/// connect(2): state from the start, so that every SYN sent again is seen.
 #[inline(always)]
 fn asked(ctx: &BtfTracePointContext) -> i32 {
     if let Some(sock) = TcpSock::of(ctx, 0)
-        && let Some(books) = books_or_new(sock)
+        && let Some(state) = state_or_new(sock)
     {
         // The socket may have been used before.
-        *books = TcpBooks {
-            established_us: 0,
-            retransmits: sock.retransmits(),
-            active: 1,
-        };
+        member!(state.established_us).set(0);
+        member!(state.retransmits).set(sock.retransmits());
+        member!(state.active).set(1);
     }
     0
 }
@@ -88,24 +88,21 @@ fn opened(ctx: &BtfTracePointContext, old: i32) -> i32 {
     };
     stat::count(Stat::TcpStates);
     let mut active = old == SYN_SENT;
-    if let Some(books) = books_or_new(sock) {
-        books.established_us = sock.clock_us();
+    if let Some(state) = state_or_new(sock) {
+        member!(state.established_us).set(sock.clock_us());
         // Two sides that ask at once go by way of SYN_RECV.
-        active |= books.active != 0;
+        active |= member!(state.active).get() != 0;
         if !active {
             // A child starts with what its request sent again (`tcp_create_openreq_child`), which
             // `tcp_retransmit_synack` has counted.
-            books.retransmits = sock.retransmits();
+            member!(state.retransmits).set(sock.retransmits());
         }
     }
     if let Some(cell) = cell_of(sock) {
-        // SAFETY: fields of a map value.
-        unsafe {
-            if active {
-                cell::add(&raw mut (*cell).active, 1);
-            } else {
-                cell::add(&raw mut (*cell).passive, 1);
-            }
+        if active {
+            member!(cell.active).add(1);
+        } else {
+            member!(cell.passive).add(1);
         }
     }
     0
@@ -117,17 +114,16 @@ fn failed(ctx: &BtfTracePointContext, old: i32) -> i32 {
     let Some(sock) = TcpSock::of(ctx, 0) else {
         return 0;
     };
-    let books = books(sock);
-    if old != SYN_SENT && books.as_ref().is_none_or(|books| books.active == 0) {
+    let state = state(sock);
+    if old != SYN_SENT && state.is_none_or(|state| member!(state.active).get() == 0) {
         return 0;
     }
     stat::count(Stat::TcpStates);
     if let Some(cell) = cell_of(sock) {
-        if let Some(books) = books {
-            count_retransmits(sock, books, cell);
+        if let Some(state) = state {
+            count_retransmits(sock, state, cell);
         }
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).failures, 1) };
+        member!(cell.failures).add(1);
     }
     0
 }
@@ -144,28 +140,26 @@ fn closed(ctx: &BtfTracePointContext) -> i32 {
     // 0: no answer was ever timed.
     let rtt_us = u64::from(sock.rtt_us());
     if rtt_us != 0 {
-        let at = bucket(rtt_us * 1000) as usize;
-        // SAFETY: fields of a map value; `bucket` is within the array, and the verifier sees it.
-        unsafe {
-            cell::add(&raw mut (*cell).rtt_us, rtt_us);
-            cell::add(&raw mut (*cell).rtt_histogram[at], 1);
+        member!(cell.rtt_us).add(rtt_us);
+        if let Some(count) = member!(cell.rtt_histogram).at(bucket(rtt_us * 1000) as usize) {
+            count.add(1);
         }
     }
-    // Without books it is older than the agent, and nobody knows how old.
-    let Some(books) = books(sock) else {
+    // Without state it is older than the agent, and nobody knows how old.
+    let Some(state) = state(sock) else {
         return 0;
     };
-    count_retransmits(sock, books, cell);
-    if books.established_us == 0 {
+    count_retransmits(sock, state, cell);
+    let established_us = member!(state.established_us).get();
+    if established_us == 0 {
         return 0;
     }
-    let duration_us = sock.clock_us().saturating_sub(books.established_us);
-    books.established_us = 0;
-    let at = long_bucket(duration_us.wrapping_mul(1000)) as usize;
-    // SAFETY: as above.
-    unsafe {
-        cell::add(&raw mut (*cell).duration_us, duration_us);
-        cell::add(&raw mut (*cell).duration_histogram[at], 1);
+    member!(state.established_us).set(0);
+    let duration_us = sock.clock_us().saturating_sub(established_us);
+    member!(cell.duration_us).add(duration_us);
+    let bucket = long_bucket(duration_us.wrapping_mul(1000)) as usize;
+    if let Some(count) = member!(cell.duration_histogram).at(bucket) {
+        count.add(1);
     }
     0
 }
@@ -183,8 +177,8 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     stat::count(Stat::TcpRetransmits);
-    let known = books(sock).is_some();
-    let Some(books) = books_or_new(sock) else {
+    let known = state(sock).is_some();
+    let Some(state) = state_or_new(sock) else {
         return 0;
     };
     if !known {
@@ -196,10 +190,11 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
         } else {
             SkBuff::argument(&ctx, 1).tcp_segments()
         };
-        books.retransmits = sock.retransmits().wrapping_sub(u32::from(segments));
+        let before = sock.retransmits().wrapping_sub(u32::from(segments));
+        member!(state.retransmits).set(before);
     }
     if let Some(cell) = cell_of(sock) {
-        count_retransmits(sock, books, cell);
+        count_retransmits(sock, state, cell);
     }
     0
 }
@@ -213,8 +208,7 @@ pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
     };
     stat::count(Stat::SynAckRetransmits);
     if let Some(cell) = cell_of(sock) {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).retransmits, 1) };
+        member!(cell.retransmits).add(1);
     }
     0
 }
@@ -228,8 +222,7 @@ pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
     };
     stat::count(Stat::ResetsSent);
     if let Some(cell) = cell_of(sock) {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).resets_sent, 1) };
+        member!(cell.resets_sent).add(1);
     }
     0
 }
@@ -242,57 +235,42 @@ pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
     };
     stat::count(Stat::ResetsReceived);
     if let Some(cell) = cell_of(sock) {
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).resets_received, 1) };
+        member!(cell.resets_received).add(1);
     }
     0
 }
 
 #[inline(always)]
-fn count_retransmits(sock: TcpSock, books: &mut TcpBooks, cell: *mut TcpCell) {
+fn count_retransmits(sock: TcpSock, state: Shared<TcpBooks>, cell: Shared<TcpCell>) {
     let total = sock.retransmits();
-    let gained = total.wrapping_sub(books.retransmits);
+    let counted = member!(state.retransmits);
+    let gained = total.wrapping_sub(counted.get());
     if gained != 0 {
-        books.retransmits = total;
-        // SAFETY: a field of a map value.
-        unsafe { cell::add(&raw mut (*cell).retransmits, u64::from(gained)) };
+        counted.set(total);
+        member!(cell.retransmits).add(gained.into());
     }
 }
 
 #[inline(always)]
-fn cell_of(sock: TcpSock) -> Option<*mut TcpCell> {
+fn cell_of(sock: TcpSock) -> Option<Shared<TcpCell>> {
     let slot = slot::resolve(sock.cgroup().id());
     cell::claimed(&TCP_CELLS, slot.owner, slot.number)
 }
 
-/// A socket's books, `None` if it has none.
+/// A socket's state, `None` if it has none.
 #[inline(always)]
-fn books(sock: TcpSock) -> Option<&'static mut TcpBooks> {
-    storage(sock, 0)
+fn state(sock: TcpSock) -> Option<Shared<TcpBooks>> {
+    // SAFETY: a full socket.
+    unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), false) }
 }
 
-/// A socket's books, made if need be.
+/// A socket's state, made if need be.
 #[inline(always)]
-fn books_or_new(sock: TcpSock) -> Option<&'static mut TcpBooks> {
-    let books = storage(sock, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
-    if books.is_none() {
+fn state_or_new(sock: TcpSock) -> Option<Shared<TcpBooks>> {
+    // SAFETY: as in `state`.
+    let state = unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), true) };
+    if state.is_none() {
         stat::count(Stat::NoSocketStorage);
     }
-    books
-}
-
-#[inline(always)]
-fn storage(sock: TcpSock, flags: u64) -> Option<&'static mut TcpBooks> {
-    // SAFETY: the helper returns null or a value that lives as long as the program runs; it is
-    // zeroed when new. The verifier proves that `sock` is a socket.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const TCP_BOOKS).cast_mut().cast(),
-            sock.0.cast_mut().cast(),
-            ptr::null_mut(),
-            flags,
-        )
-        .cast::<TcpBooks>()
-        .as_mut()
-    }
+    state
 }

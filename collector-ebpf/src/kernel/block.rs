@@ -37,7 +37,7 @@ impl Task {
 }
 
 impl Cgroup {
-    /// Whether the io controller keeps books of this very cgroup: its own `subsys[io]`, which is
+    /// Whether the io controller keeps statistics of this very cgroup: its own `subsys[io]`, which is
     /// null where the controller is not enabled, and in all of cgroup2 where it is a v1 one.
     #[inline(always)]
     pub fn has_io_controller(self) -> bool {

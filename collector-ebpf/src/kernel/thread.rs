@@ -8,7 +8,7 @@ use super::Task;
 
 /// What `__state` says, in /proc's terms (fs/proc/array.c, `get_task_state`).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum TaskState {
+pub enum ThreadState {
     /// R: on a CPU or waiting for one; waking up and newly born, too.
     Running,
     /// S, I, P: interruptible sleep, idle kernel threads, parked ones.
@@ -39,19 +39,19 @@ impl Task {
         load32!(self.0, field::TASK_EXIT_STATE) != 0
     }
     #[inline(always)]
-    pub fn state(self) -> TaskState {
+    pub fn state(self) -> ThreadState {
         let state = load32!(self.0, field::TASK_STATE);
         if state & TASK_STOPPED_OR_TRACED != 0 {
-            TaskState::Stopped
+            ThreadState::Stopped
         } else if state & (TASK_INTERRUPTIBLE | TASK_PARKED) != 0 {
-            TaskState::Sleeping
+            ThreadState::Sleeping
         } else if state & (TASK_UNINTERRUPTIBLE | TASK_RTLOCK_WAIT | TASK_FROZEN) == 0 {
-            TaskState::Running
+            ThreadState::Running
         } else if state & TASK_NOLOAD != 0 {
             // TASK_IDLE: a kernel thread that waits for work.
-            TaskState::Sleeping
+            ThreadState::Sleeping
         } else {
-            TaskState::Uninterruptible
+            ThreadState::Uninterruptible
         }
     }
     /// The byte that `in_iowait`, a bit field, is in. The loader knows offsets in bytes; which bit it
