@@ -165,7 +165,10 @@ fn events(record: Shared<MemoryRecord>, of_cpu: u64, scratch: Shared<Scratch>) {
         if let Some(count) = member!(record.events).at(at) {
             count.add_alone(since);
         }
-        if let Some(count) = member!(record.events_local).at(at) {
+        // Before 6.7 the kernel has no such array: there is nothing to add to.
+        if has!(field::VMSTATS_EVENTS_LOCAL)
+            && let Some(count) = member!(record.events_local).at(at)
+        {
             count.add_alone(since);
         }
     }

@@ -31,6 +31,11 @@ pub const TESTS: &[Test] = &[
     ("memory::an_oom_kill", NEEDS, oom),
     ("memory::last_values_of_a_removed_cgroup", NEEDS, last),
     (
+        "memory::own_page_faults_of_a_removed_cgroup",
+        NEEDS,
+        own_faults_of_removed,
+    ),
+    (
         "memory::huge_pages",
         &[Need::Agent, Need::Controller("hugetlb")],
         huge,
@@ -498,6 +503,45 @@ fn last() -> Result<()> {
         "{found} page faults, its task had {faults}"
     );
     Ok(())
+}
+
+/// A removed cgroup claimed `scope="container"` page faults on kernels before 6.7, which keep none of a
+/// cgroup's own. What isn't there while a cgroup lives must not appear when it is removed.
+fn own_faults_of_removed() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let mut place = Place::new()?;
+    place.worker.run("anon 8")?;
+    let kind = |id: &str, metrics: &Metrics| -> Result<Option<f64>> {
+        let labels = [
+            ("id", id),
+            ("failure_type", "pgfault"),
+            ("scope", "container"),
+        ];
+        metrics
+            .has(FAULTS, &labels)
+            .then(|| metrics.get(FAULTS, &labels))
+            .transpose()
+    };
+    let id = place.cgroup.id.clone();
+    let alive = kind(&id, &agent.scrape()?)?;
+    // Counts that the kernel has not added up are added when the cgroup is removed.
+    place.worker.run("anon 8")?;
+    place.worker.finish()?;
+    drop(place.twin);
+    place.cgroup.remove()?;
+    let removed = kind(&id, &agent.scrape()?)?;
+    match (alive, removed) {
+        (None, None) => Ok(()),
+        (Some(alive), Some(removed)) => {
+            ensure!(alive >= 8.0 * 256.0, "each page is a fault: {alive}");
+            ensure!(
+                removed >= alive + 8.0 * 256.0,
+                "{removed} own faults in the end, {alive} before 8 MiB more"
+            );
+            Ok(())
+        }
+        other => anyhow::bail!("own faults alive and removed: {other:?}"),
+    }
 }
 
 /// Page faults of a process since its start, by /proc/PID/stat (fields 10 and 12).

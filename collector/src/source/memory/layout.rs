@@ -63,6 +63,9 @@ pub struct Layout {
     ways: usize,
     /// Place of PGFAULT in `events[]`, which PGMAJFAULT follows; `None` until it is learnt.
     faults: Option<usize>,
+    /// Whether the kernel keeps `events_local[]`: since 6.7. Before, a cgroup's own counts are added
+    /// up from its CPUs' at each reading (mm/memcontrol.c, `memcg_events_local`).
+    keeps_own: bool,
     page: u64,
 }
 
@@ -113,6 +116,7 @@ impl Layout {
             confirmed: false,
             ways,
             faults: None,
+            keeps_own: len_of(btf, "memcg_vmstats.events_local").is_ok(),
             page,
         }
     }
@@ -214,12 +218,12 @@ impl Layout {
     pub fn read(&self, record: &MemoryRecord) -> Option<Statistics> {
         let place = self.faults.filter(|_| self.confirmed)?;
         let sum = |range: std::ops::Range<usize>| Some(record.events[range].iter().sum());
-        let local = record.events_local.iter().any(|&count| count > 0);
+        let own = |place: usize| self.keeps_own.then(|| record.events_local[place]);
         Some(Statistics {
             faults: Some(record.events[place]),
             major_faults: Some(record.events[place + 1]),
-            own_faults: local.then(|| record.events_local[place]),
-            own_major_faults: local.then(|| record.events_local[place + 1]),
+            own_faults: own(place),
+            own_major_faults: own(place + 1),
             scanned: sum(place - 2 * self.ways..place - self.ways),
             stolen: sum(place - self.ways..place),
             ..self.states(record)
@@ -245,6 +249,7 @@ mod tests {
             confirmed: false,
             ways: 2,
             faults: None,
+            keeps_own: true,
             page: PAGE,
         }
     }
@@ -281,7 +286,33 @@ mod tests {
         assert_eq!(read.major_faults, Some(3));
         assert_eq!((read.scanned, read.stolen), (Some(15), Some(11)));
         assert_eq!(read.anon, Some(100_000 * PAGE));
-        assert_eq!(read.own_faults, None, "this kernel keeps no own counts");
+        assert_eq!(read.own_faults, Some(0), "all are its descendants'");
+    }
+
+    #[test]
+    fn own_faults_are_claimed_only_where_the_kernel_keeps_them() {
+        let mut layout = layout();
+        layout
+            .learn(&record(), &stat(1_000_000), &stat(1_000_000))
+            .unwrap();
+        // Counts in a record whose kernel has no such array can't be all of them.
+        let mut own = record();
+        own.events_local[6] = 7;
+        own.events_local[7] = 2;
+        let read = layout.read(&own).unwrap();
+        assert_eq!(
+            (read.own_faults, read.own_major_faults),
+            (Some(7), Some(2)),
+            "since 6.7"
+        );
+        layout.keeps_own = false;
+        let read = layout.read(&own).unwrap();
+        assert_eq!(
+            (read.own_faults, read.own_major_faults),
+            (None, None),
+            "before 6.7"
+        );
+        assert_eq!(read.faults, Some(1_000_000));
     }
 
     #[test]
