@@ -20,7 +20,7 @@ const NS_TO_2_30: u64 = 1_152_921_504;
 /// Upper bounds are inclusive, as Prometheus's `le` is; they are exact to 10^-9 of their value.
 #[inline(always)]
 pub const fn bucket(ns: u64) -> u32 {
-    // The usual case first: no wait worth the name.
+    // The usual case first: hardly any wait.
     if ns <= 953 {
         return 0;
     }

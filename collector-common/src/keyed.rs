@@ -45,7 +45,7 @@ const _: () = assert!(WAYS.is_power_of_two() && MAX_ROWS.is_power_of_two());
 /// In place of the cgroup id of a row that is being claimed, or taken from its owner; no cgroup has
 /// this id.
 pub const ROW_TAKEN: u64 = OVERFLOW_OWNER - 1;
-/// Rows that a key may have: so many, one after the other. A power of two.
+/// Consecutive rows that a key may be in. A power of two.
 pub const WAYS: u32 = 4;
 /// Most rows of a source. A power of two.
 pub const MAX_ROWS: u32 = 256;

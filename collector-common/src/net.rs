@@ -1,4 +1,4 @@
-//! Values of the net source, and what it remembers of a socket.
+//! Values of the net source, and its state of a socket.
 
 use crate::cell::cell;
 

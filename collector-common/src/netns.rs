@@ -1,4 +1,4 @@
-//! Network namespaces: which there are, and whose, as an iteration over all tasks finds them.
+//! Network namespaces and their owners, as an iteration over all tasks finds them.
 
 /// Namespaces that can be noted; those beyond are counted as missed.
 pub const NAMESPACES: u32 = 8192;

@@ -30,7 +30,7 @@ pub const STATES: usize = 64;
 pub const EVENTS: usize = 40;
 /// Entries of `mem_cgroup.memory_events` that are copied: up to MEMCG_OOM_KILL.
 pub const MEMORY_EVENTS: usize = 5;
-/// Huge page sizes that are told apart (HUGE_MAX_HSTATE is 2 on x86-64 and up to 4 elsewhere).
+/// Huge page sizes that are distinguished (HUGE_MAX_HSTATE is 2 on x86-64 and up to 4 elsewhere).
 pub const HUGE_SIZES: usize = 4;
 /// PSI states: io, memory and cpu, *some* and *full* of each (include/linux/psi_types.h, enum
 /// psi_states, 4.20 to 6.18).
@@ -164,7 +164,7 @@ pub struct PassControl {
     pub io_missed: u64,
     /// The kernel side's own: where it is in a cgroup's list of devices.
     pub io_node: u64,
-    /// The kernel side's own: whose list that is.
+    /// The kernel side's own: id of the cgroup that the list is of.
     pub io_cgroup: u64,
 }
 

@@ -34,7 +34,7 @@ pub struct SchedCell {
     pub preempted_by_self: u64,
     /// … by a task of another cgroup.
     pub preempted_by_other: u64,
-    /// … by a kernel thread, or by nobody because a quota had run out.
+    /// … by a kernel thread, or by the idle task because a quota had run out.
     pub preempted_by_system: u64,
     /// Moves to another CPU (`se.nr_migrations`).
     pub migrations: u64,
@@ -48,9 +48,9 @@ cell!(SchedCell, 256);
 /// State of a task (task storage): its clocks when they were last taken over into a cell, and what
 /// tells where it counts.
 ///
-/// The marks are written only by whoever moves the task to another cgroup; all the others only by
-/// the CPU that switches the task out. The exceptions: a mover sets `css_set` to 0 to have the slot
-/// resolved again, and that ends the marks by setting `mark_owner` to 0.
+/// The marks are written only by the mover, which moves the task to another cgroup; the other members
+/// only by the CPU that switches the task out. There are two exceptions: the mover sets `css_set` to 0
+/// to have the slot resolved again, and that ends the marks by setting `mark_owner` to 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TaskBooks {

@@ -1,4 +1,4 @@
-//! Values of the TCP source, and what it remembers of a connection.
+//! Values of the TCP source, and its state of a connection.
 
 use crate::{cell::cell, histogram::BUCKETS};
 
@@ -10,11 +10,11 @@ pub struct TcpCell {
     pub owner: u64,
     /// Segments sent again, SYN and SYN-ACK included.
     pub retransmits: u64,
-    /// Connections that this side asked for.
+    /// Connections that this side opened.
     pub active: u64,
-    /// Connections that the other side asked for.
+    /// Connections that the other side opened.
     pub passive: u64,
-    /// Connections asked for that were not to be had.
+    /// Attempts to connect that failed.
     pub failures: u64,
     /// Resets that sockets sent.
     pub resets_sent: u64,
@@ -34,15 +34,15 @@ pub struct TcpCell {
 
 cell!(TcpCell, 512);
 
-/// What is remembered of a connection, in socket storage. Written under the socket's lock alone.
+/// State of a connection (socket storage). Written under the socket's lock alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpBooks {
-    /// The socket's clock (`tcp_mstamp`, µs) when the connection stood; 0: it does not yet.
+    /// The socket's clock (`tcp_mstamp`, µs) when the connection was established; 0: not yet.
     pub established_us: u64,
     /// `total_retrans` as far as it has been counted.
     pub retransmits: u32,
-    /// Not 0 if this side asked for the connection.
+    /// Not 0 if this side opens the connection.
     pub active: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Block I/O: how much, how often, how long, for whom.
+//! Block I/O: bytes, requests, errors and latencies, by cgroup and disk.
 //!
 //! Hooks: `tp_btf/block_rq_complete` (block/blk-mq.c, `blk_update_request`, before the request's
 //! bios are ended); `block_io_start` where a request is submitted (since 6.5; before that the first
@@ -53,7 +53,7 @@ static SUBMITTERS: LruHashMap<u64, Submitter, 1> = LruHashMap::new();
 #[unsafe(no_mangle)]
 static RQF_FLUSH_SEQ: Global<u32> = Global::new(0);
 
-/// Id of cgroup2's root, for I/O that nobody is charged for.
+/// Id of cgroup2's root, for I/O that is charged to no cgroup.
 const ROOT: u64 = 1;
 
 /// The kind of an operation and its flags, `None` for commands that are not the block layer's own
@@ -182,7 +182,7 @@ pub fn block_issue(ctx: BtfTracePointContext) -> i32 {
     remember(request, request.start_ns())
 }
 
-/// Notes whose request it is, unless it is known by whom the kernel charges: a leaf, see [`owner`].
+/// Notes who submits a request, unless [`owner`] will find it by the cgroup that the kernel charges.
 /// With a stamp, only the first time.
 #[inline(always)]
 fn remember(request: Request, stamp: u64) -> i32 {
@@ -220,7 +220,7 @@ fn is_own(task: Task, bio: Bio) -> bool {
 }
 
 /// The cgroup2 cgroup that a completed request belongs to: the one that the kernel charges, if that
-/// is a leaf of cgroup2, because then nobody else's I/O is charged to it; else the submitter's.
+/// is a leaf of cgroup2, because then no other cgroup's I/O is charged to it; else the submitter's.
 #[inline(always)]
 fn owner(request: Request, bio: Bio) -> u64 {
     let mut charged = 0;
@@ -262,7 +262,7 @@ fn remembered(request: u64, start_ns: u64) -> u64 {
     member!(submitter.cgroup).get()
 }
 
-/// A bio is submitted, in the context of whoever does. Those for drivers that take requests are
+/// A bio is submitted, in the context of the submitter. Those for drivers that take requests are
 /// counted when their request completes.
 ///
 /// Bytes are counted here, because a driver may use up the bio's iterator, and split bios don't come

@@ -1,10 +1,10 @@
-//! Packets that the kernel dropped, by reason, where it knows whose they were.
+//! Packets that the kernel dropped, by cgroup and reason, where the socket is known.
 //!
 //! Hook: `tp_btf/kfree_skb` (net/core/skbuff.c, `sk_skb_reason_drop`; before 6.11
-//! `kfree_skb_reason`). Whose: the socket that a packet was to be received by, which the tracepoint
-//! tells since 6.11, or else the one that has sent it. Where it is not told,
-//! `tp_btf/udp_fail_queue_rcv_skb` (net/ipv4/udp.c) makes up for the most important case, a
-//! datagram for which a socket's receive buffer has no room.
+//! `kfree_skb_reason`). The socket is the receiver's, an argument of the
+//! tracepoint since 6.11, or else the sender's. Where there is no such argument,
+//! `tp_btf/udp_fail_queue_rcv_skb` (net/ipv4/udp.c) covers the most important case, a datagram for
+//! which a socket's receive buffer has no room.
 //!
 //! What has no reason of its own is left out: whatever a kernel function frees by plain `kfree_skb`,
 //! and what a socket's queues hold when it closes (each FIN, for one).

@@ -66,7 +66,7 @@ macro_rules! load8 {
     }};
 }
 
-/// Whether this kernel has a field: a constant to the verifier, which removes what stands behind a 0.
+/// Whether this kernel has a field: a constant to the verifier, which removes the code behind a 0.
 macro_rules! has {
     ($field:expr) => {{
         let value: u64;
@@ -372,7 +372,7 @@ impl Cgroup {
 }
 
 impl NetNamespace {
-    /// A number that no other namespace has had or will have (SO_NETNS_COOKIE tells it).
+    /// A number that is never used for another namespace (SO_NETNS_COOKIE).
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         load64!(self.0, field::NET_COOKIE)

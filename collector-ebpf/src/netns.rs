@@ -1,8 +1,8 @@
-//! Network namespaces: which there are, and whose.
+//! Network namespaces, and the cgroup of each one's oldest process, to which the counters of its
+//! interfaces belong.
 //!
-//! `iter/task`, run by the netdev source. Of each namespace that a process is in it notes the
-//! oldest one, to whose cgroup the interfaces' counters belong. The host's namespace is that of
-//! the kernel's threads: they never leave it, while the first process may be kept from sight.
+//! `iter/task`, run by the netdev source. The host's namespace is that of the kernel's threads: they
+//! never leave it, while the first process may be hidden from the agent.
 //! Metrics: collector/src/source/netdev.rs. Oracle: tests/live/netdev.rs.
 
 use core::ffi::c_void;

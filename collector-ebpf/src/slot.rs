@@ -81,8 +81,8 @@ pub fn resolve(cgroup_id: u64) -> Slot {
     }
 }
 
-/// An entry is removed only after its cgroup is gone; whoever uses a number that is read while that
-/// happens compares it with the cell's owner.
+/// An entry is removed only after its cgroup is gone. A number that is read just before is noticed
+/// when the id is compared with the cell's owner.
 #[inline(always)]
 fn lookup(cgroup_id: u64) -> Option<u32> {
     Some(SLOTS.find(cgroup_id)?.get())

@@ -41,7 +41,7 @@ impl TcpSock {
             Some(Self(sock.cast_const().cast()))
         }
     }
-    /// The cgroup2 cgroup of whoever made the socket, or its listener.
+    /// The cgroup2 cgroup of the task that made the socket, or its listener.
     #[inline(always)]
     pub fn cgroup(self) -> Cgroup {
         Cgroup(load64!(self.0, field::SOCK_CGROUP) as *const c_void)
@@ -79,7 +79,7 @@ impl AnySock {
         let state: u8 = read(address!(self.0, field::SOCK_STATE));
         (family == AF_INET || family == AF_INET6) && state != TIME_WAIT && state != NEW_SYN_RECV
     }
-    /// Id of the cgroup2 cgroup of whoever made the socket, or its listener.
+    /// Id of the cgroup2 cgroup of the task that made the socket, or its listener.
     #[inline(always)]
     pub fn cgroup_id(self) -> u64 {
         let cgroup: u64 = read(address!(self.0, field::SOCK_CGROUP));

@@ -226,7 +226,7 @@ extern "C" fn look_at_word(index: u64, _: *mut c_void) -> i64 {
 /// Learns the file operations of sockets from a socket of the agent's, which runs the iteration: the
 /// one that counts nothing.
 ///
-/// Sockets are told by their operations, as the kernel does (net/socket.c, `sock_from_file`): an
+/// Sockets are recognised by their operations, as the kernel does (net/socket.c, `sock_from_file`): an
 /// O_PATH descriptor of a Unix socket's name has an inode of type S_IFSOCK too, and is none.
 #[inline(always)]
 fn learn(task: Task, control: Shared<TasksControl>) {
@@ -246,7 +246,7 @@ fn learn(task: Task, control: Shared<TasksControl>) {
 ///
 /// Neighbours in the order of pids are mostly threads of one process: the slot of the task before is
 /// tried first, and then the hash. The task's storage, where its slot is cached for the scheduler,
-/// is four cache lines that nobody else has touched lately.
+/// is four cold cache lines.
 #[inline(always)]
 fn cell_of(task: Task, control: Shared<TasksControl>) -> Option<(Shared<TasksCell>, u32)> {
     let id = task.cgroup().id();

@@ -2,9 +2,9 @@
 //!
 //! Hooks: `tp_btf/inet_sock_set_state` (net/ipv4/af_inet.c), `tcp_retransmit_skb`,
 //! `tcp_retransmit_synack`, `tcp_send_reset` (net/ipv4/tcp_output.c, tcp_ipv4.c, tcp_ipv6.c),
-//! `tcp_receive_reset` (net/ipv4/tcp_input.c). Most of it runs in softirq, on top of whoever was
-//! running: the cgroup is always the socket's, which is that of its maker; an accepted socket has
-//! its listener's.
+//! `tcp_receive_reset` (net/ipv4/tcp_input.c). Most of it runs in softirq, while any
+//! task may be current: the cgroup is always the socket's, which is that of its maker; an accepted
+//! socket has its listener's.
 //! No clock is read: the socket's own, `tcp_mstamp`, is brought up to date by the packet or timer
 //! that changes its state.
 //! Metrics: collector/src/source/tcp.rs. Oracle: tests/live/tcp.rs.
@@ -36,7 +36,7 @@ use crate::{
 #[btf_map]
 static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
-/// What is remembered of a connection; made by the kernel when asked for, gone with the socket.
+/// State of connections. The kernel makes it on request and frees it with the socket.
 #[btf_map]
 static TCP_BOOKS: SkStorage<TcpBooks> = SkStorage::new();
 
@@ -51,13 +51,13 @@ const LISTEN: i32 = 10;
 /// sockets, in its own cgroup, and count, the MPTCP socket does not.
 ///
 /// TIME_WAIT is not a state of the socket, which closes when a small stand-in takes over
-/// (net/ipv4/tcp_minisocks.c, `tcp_time_wait`); a connection that is being asked for is none
-/// before the child stands (`inet_csk_clone_lock`, LISTEN to SYN_RECV, then ESTABLISHED).
+/// (net/ipv4/tcp_minisocks.c, `tcp_time_wait`); an incoming connection has no socket of its own
+/// before the child is established (`inet_csk_clone_lock`, LISTEN to SYN_RECV, then ESTABLISHED).
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
     match (old, new) {
-        (CLOSE, SYN_SENT) => asked(&ctx),
+        (CLOSE, SYN_SENT) => connecting(&ctx),
         (SYN_SENT, SYN_RECV) | (CLOSE | LISTEN, _) => 0,
         (SYN_SENT | SYN_RECV, CLOSE) => failed(&ctx, old),
         // Mostly ESTABLISHED; FIN_WAIT1 for a fast open that is closed before it stands.
@@ -69,7 +69,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 
 /// connect(2): state from the start, so that every SYN sent again is seen.
 #[inline(always)]
-fn asked(ctx: &BtfTracePointContext) -> i32 {
+fn connecting(ctx: &BtfTracePointContext) -> i32 {
     if let Some(sock) = TcpSock::of(ctx, 0)
         && let Some(state) = state_or_new(sock)
     {
@@ -108,7 +108,7 @@ fn opened(ctx: &BtfTracePointContext, old: i32) -> i32 {
     0
 }
 
-/// Refused, timed out, or given up. A child that came to nothing was not asked for by this side.
+/// Refused, timed out, or given up. A child that fails was not opened by this side, and is not counted.
 #[inline(always)]
 fn failed(ctx: &BtfTracePointContext, old: i32) -> i32 {
     let Some(sock) = TcpSock::of(ctx, 0) else {
@@ -145,7 +145,7 @@ fn closed(ctx: &BtfTracePointContext) -> i32 {
             count.add(1);
         }
     }
-    // Without state it is older than the agent, and nobody knows how old.
+    // Without state it is older than the agent: its age is unknown.
     let Some(state) = state(sock) else {
         return 0;
     };
@@ -167,7 +167,7 @@ fn closed(ctx: &BtfTracePointContext) -> i32 {
 /// TP_PROTO(const struct sock *sk, const struct sk_buff *skb), since 6.17 with `int err`.
 ///
 /// The number is the growth of the socket's `total_retrans`, which goes with TcpRetransSegs. The
-/// event alone does not tell it: a retransmission has as many segments as the packet has; one that
+/// event alone is not enough: a retransmission has as many segments as the packet has; one that
 /// fails on this host is counted by the kernel and fires since 6.17 only, together with some that
 /// never got so far as to be counted (net/ipv4/tcp_output.c, `__tcp_retransmit_skb`). Before, such
 /// ones are counted here with the next that succeeds, or when the socket closes.
@@ -214,7 +214,7 @@ pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// TP_PROTO(const struct sock *sk, const struct sk_buff *skb), since 6.10 with a reason, and then
-/// also without a socket. A reset for which there is none (nobody listens) is nobody's.
+/// also without a socket. A reset without one (no listener) is not counted.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
     let Some(sock) = TcpSock::of(&ctx, 0) else {

@@ -76,7 +76,7 @@ impl Request {
     pub fn start_ns(self) -> u64 {
         load64!(self.0, field::REQUEST_START)
     }
-    /// When it was given to the driver, ns; 0 where nobody has asked the kernel to stamp it
+    /// When it was given to the driver, ns; 0 where the kernel doesn't stamp it
     /// (`blk_mq_start_request`, block/blk-mq.c: QUEUE_FLAG_STATS, which write-back throttling, kyber
     /// and iocost set).
     #[inline(always)]
@@ -96,7 +96,7 @@ impl Request {
     pub fn flushed_for(self) -> Option<Unchecked> {
         let hctx = load64!(self.0, field::REQUEST_HCTX) as *const c_void;
         let machinery = load64!(hctx, field::HCTX_FLUSH) as *const c_void;
-        // A clone that a stacking driver sends down is nobody's here.
+        // Not for a clone that a stacking driver sends down.
         if load64!(machinery, field::FLUSH_REQUEST) != self.0 as u64 {
             return None;
         }

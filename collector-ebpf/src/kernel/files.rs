@@ -2,7 +2,7 @@
 //!
 //! A table is freed after an RCU grace period (fs/file.c, `free_fdtable_rcu`), and so are files;
 //! iterator programs run as RCU readers (kernel/bpf/bpf_iter.c, `bpf_iter_run_prog`). A
-//! files_struct is not: whoever followed `task->files` looks whether it is still the task's.
+//! files_struct is not: code that has followed `task->files` checks that it is still the task's.
 
 use core::ffi::c_void;
 
@@ -57,7 +57,7 @@ impl FileTable {
     }
 }
 
-/// `file->f_op` of a file by its address, which tells what kind of file it is.
+/// `file->f_op` of a file by its address. It identifies the kind of file.
 #[inline(always)]
 pub fn file_operations(file: u64) -> u64 {
     read(address!(file, field::FILE_OPERATIONS))

@@ -54,8 +54,8 @@ impl Task {
             ThreadState::Uninterruptible
         }
     }
-    /// The byte that `in_iowait`, a bit field, is in. The loader knows offsets in bytes; which bit it
-    /// is, the agent tells.
+    /// The byte that `in_iowait`, a bit field, is in. The loader patches offsets in bytes; the agent
+    /// writes the bit's mask into the control block.
     #[inline(always)]
     pub fn byte_of_in_iowait(self) -> u64 {
         u64::from(load8!(self.0, field::TASK_IN_IOWAIT))
