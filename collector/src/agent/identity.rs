@@ -212,7 +212,7 @@ mod tests {
         Container {
             name: name.to_owned(),
             state: State::Running,
-            ..Container::new(A, Runtime::Docker)
+            ..Container::new(A, Runtime::DOCKER)
         }
     }
 

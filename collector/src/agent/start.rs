@@ -27,7 +27,7 @@ use crate::{
         load::{self, Kernel},
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
-    runtime::Directory,
+    runtime::{self, Directory},
     source::{Books, Builder, SOURCES, SelfMetrics, Source},
 };
 
@@ -165,7 +165,7 @@ impl Agent {
             lifecycle: Lifecycle {
                 hierarchies,
                 events: kernel.events()?,
-                tree: Tree::new(&found, options.export),
+                tree: Tree::with_runtimes(runtime::runtimes(), &found, options.export),
                 identities: Identities::new(directory),
                 linger: options.linger,
                 lost_events: 0,

@@ -17,8 +17,8 @@ mod walk;
 pub use export::Export;
 pub use filter::{Field, Filter, Rule, RuleError, Rules};
 pub use identity::{
-    AllowError, AllowList, Container, Health, Kind, Limits, Names, Place, Pod, Qos, Runtime, State,
-    Writable,
+    AllowError, AllowList, Container, Health, Kind, Limits, Names, Naming, Place, Pod, Qos,
+    Runtime, State, Writable,
 };
 pub use label::printable;
 pub(crate) use mounts::unescape;

@@ -10,7 +10,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Container, Export, Found, Nodes, Place, Pod};
+use super::{
+    export::Export,
+    identity::{Container, Place, Pod, Runtime},
+    nodes::Nodes,
+    walk::{Found, join},
+};
 use crate::exposition::LabelSet;
 
 /// Number of a node: an index into sources' vectors.
@@ -96,6 +101,8 @@ pub struct Tree {
     /// Nodes, parents before children.
     order: Vec<NodeId>,
     export: Export,
+    /// Runtimes whose cgroups are recognised by their paths.
+    runtimes: Vec<Runtime>,
     births: u64,
     /// Ids of cgroups whose path has another cgroup now and whose removal nobody reported.
     replaced: Vec<u64>,
@@ -117,21 +124,20 @@ pub const OVERFLOW_PATH: &str = "(overflow)";
 /// first).
 const ROOT_CGROUP_ID: u64 = 1;
 
-/// A path and a name below it.
-pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut joined = if path == b"/" {
-        Vec::new()
-    } else {
-        path.to_vec()
-    };
-    joined.push(b'/');
-    joined.extend_from_slice(name);
-    joined
-}
-
 impl Tree {
-    /// The tree of what a walk found; its first entry is the root.
-    pub fn new(found: &[Found], export: impl Into<Export>) -> Self {
+    /// One of a made-up hierarchy, with Docker's paths.
+    #[cfg(test)]
+    pub(crate) fn new(found: &[Found], export: impl Into<Export>) -> Self {
+        Self::with_runtimes(vec![Runtime::DOCKER], found, export)
+    }
+
+    /// The tree of what a walk found, whose first entry is the root, on a host where there may be
+    /// these runtimes.
+    pub fn with_runtimes(
+        runtimes: Vec<Runtime>,
+        found: &[Found],
+        export: impl Into<Export>,
+    ) -> Self {
         let mut tree = Self {
             nodes: Vec::new(),
             view: None,
@@ -141,6 +147,7 @@ impl Tree {
             order: Vec::new(),
             whole: found.first().is_some_and(|root| root.id == ROOT_CGROUP_ID),
             export: export.into(),
+            runtimes,
             births: 0,
             replaced: Vec::new(),
             unsettled: true,
@@ -241,7 +248,7 @@ impl Tree {
         path: Vec<u8>,
         created: Option<SystemTime>,
     ) -> NodeId {
-        let place = Place::of(&path);
+        let place = Place::of(&path, &self.runtimes);
         self.births += 1;
         let node = Node {
             id,

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use super::{Found, tree::join};
+use super::walk::{Found, join};
 
 /// Paths by cgroup id.
 #[derive(Clone, Debug, Default)]

@@ -30,6 +30,18 @@ pub(crate) fn found(id: u64, parent: u64, name: &str) -> Found {
     }
 }
 
+/// A path and a name below it.
+pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut joined = if path == b"/" {
+        Vec::new()
+    } else {
+        path.to_vec()
+    };
+    joined.push(b'/');
+    joined.extend_from_slice(name);
+    joined
+}
+
 /// Every cgroup below `root`, parents before children. A cgroup that is removed meanwhile is left
 /// out.
 ///
@@ -67,7 +79,7 @@ pub fn walk(root: &Path) -> io::Result<Vec<Found>> {
             found.push(Found {
                 id: metadata.ino(),
                 parent,
-                path: super::tree::join(&path, &name),
+                path: join(&path, &name),
                 name,
             });
         }

@@ -126,7 +126,7 @@ mod tests {
             image: "shop:1".to_owned(),
             labels: map(labels),
             state: State::Running,
-            ..Container::new("0123456789abcdef", Runtime::Docker)
+            ..Container::new("0123456789abcdef", Runtime::DOCKER)
         }
     }
 

@@ -7,27 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::cgroup::Runtime;
-
-const RUNTIMES: [Runtime; 4] = [
-    Runtime::Docker,
-    Runtime::Podman,
-    Runtime::Containerd,
-    Runtime::Crio,
-];
-
-/// Where a runtime listens unless it is told otherwise.
-fn well_known(runtime: Runtime) -> &'static [&'static str] {
-    match runtime {
-        Runtime::Docker => &["/run/docker.sock", "/var/run/docker.sock"],
-        Runtime::Podman => &["/run/podman/podman.sock"],
-        Runtime::Containerd => &[
-            "/run/containerd/containerd.sock",
-            "/run/k3s/containerd/containerd.sock",
-        ],
-        Runtime::Crio => &["/run/crio/crio.sock"],
-    }
-}
+use super::descriptor::Descriptor;
 
 /// One value of the flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +17,7 @@ pub enum Word {
     /// Nobody.
     None,
     /// This one, at this socket or where it usually is.
-    One(Runtime, Option<PathBuf>),
+    One(&'static Descriptor, Option<PathBuf>),
 }
 
 impl FromStr for Word {
@@ -60,9 +40,8 @@ impl FromStr for Word {
         match (name, &socket) {
             ("auto", None) => Ok(Self::Auto),
             ("none", None) => Ok(Self::None),
-            _ => RUNTIMES
-                .into_iter()
-                .find(|runtime| runtime.name() == name)
+            _ => Descriptor::all()
+                .find(|runtime| runtime.naming.name == name)
                 .map(|runtime| Self::One(runtime, socket))
                 .ok_or(()),
         }
@@ -86,13 +65,13 @@ impl Choice {
     }
 
     /// Sockets to follow now: those that were named, and those that are there.
-    pub fn sockets(&self) -> BTreeMap<PathBuf, Runtime> {
+    pub fn sockets(&self) -> BTreeMap<PathBuf, &'static Descriptor> {
         let mut found = BTreeMap::new();
         for word in &self.0 {
             match word {
                 Word::None => {}
                 Word::Auto => {
-                    for runtime in RUNTIMES {
+                    for runtime in Descriptor::all() {
                         found.extend(there(runtime).map(|path| (path, runtime)));
                     }
                 }
@@ -101,9 +80,10 @@ impl Choice {
                 }
                 Word::One(runtime, None) => {
                     let before = found.len();
-                    found.extend(there(*runtime).map(|path| (path, *runtime)));
+                    found.extend(there(runtime).map(|path| (path, *runtime)));
                     if found.len() == before && !found.values().any(|other| other == runtime) {
-                        found.insert(well_known(*runtime)[0].into(), *runtime);
+                        let usual = runtime.sockets.first().map(PathBuf::from);
+                        found.extend(usual.map(|path| (path, *runtime)));
                     }
                 }
             }
@@ -115,25 +95,17 @@ impl Choice {
     pub fn names(&self, socket: &Path) -> bool {
         self.0.iter().any(|word| match word {
             Word::One(_, Some(path)) => path == socket,
-            Word::One(runtime, None) => well_known(*runtime)
-                .iter()
-                .any(|path| Path::new(path) == socket),
+            Word::One(runtime, None) => {
+                runtime.sockets.iter().any(|path| Path::new(path) == socket)
+            }
             _ => false,
         })
     }
 }
 
-/// Well-known sockets that are there, each once whatever links lead to it.
-fn there(runtime: Runtime) -> impl Iterator<Item = PathBuf> {
-    let rootless = (runtime == Runtime::Podman)
-        .then(|| std::fs::read_dir("/run/user").ok())
-        .flatten()
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|user| user.path().join("podman/podman.sock"));
-    let paths = well_known(runtime).iter().map(PathBuf::from);
-    paths.chain(rootless).filter_map(|path| {
+/// Usual sockets that are there, each once whatever links lead to it.
+fn there(runtime: &Descriptor) -> impl Iterator<Item = PathBuf> {
+    runtime.candidates().filter_map(|path| {
         let path = path.canonicalize().ok()?;
         let socket = path.metadata().ok()?.file_type().is_socket();
         socket.then_some(path)
@@ -142,19 +114,21 @@ fn there(runtime: Runtime) -> impl Iterator<Item = PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::descriptor::{crio::CRIO, docker::DOCKER},
+        *,
+    };
 
     #[test]
     fn words() {
-        let one = |runtime, path: Option<&str>| Ok(Word::One(runtime, path.map(PathBuf::from)));
+        let one = |runtime: &'static Descriptor, path: Option<&str>| {
+            Ok(Word::One(runtime, path.map(PathBuf::from)))
+        };
         for (text, word) in [
             ("auto", Ok(Word::Auto)),
             ("none", Ok(Word::None)),
-            ("docker", one(Runtime::Docker, None)),
-            (
-                "crio=unix:///x/y.sock",
-                one(Runtime::Crio, Some("/x/y.sock")),
-            ),
+            ("docker", one(&DOCKER, None)),
+            ("crio=unix:///x/y.sock", one(&CRIO, Some("/x/y.sock"))),
             ("podman=unix://x", Err(())),
             ("podman=/x", Err(())),
             ("auto=unix:///x", Err(())),
@@ -169,8 +143,8 @@ mod tests {
     #[test]
     fn a_named_socket_is_followed_before_it_is_there() {
         let path = PathBuf::from("/nonexistent/x.sock");
-        let choice = Choice::new(vec![Word::One(Runtime::Crio, Some(path.clone()))]).unwrap();
-        assert_eq!(choice.sockets(), [(path.clone(), Runtime::Crio)].into());
+        let choice = Choice::new(vec![Word::One(&CRIO, Some(path.clone()))]).unwrap();
+        assert_eq!(choice.sockets(), [(path.clone(), &CRIO)].into());
         assert!(choice.names(&path));
         assert!(Choice::new(vec![Word::None]).unwrap().sockets().is_empty());
     }

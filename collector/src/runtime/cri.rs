@@ -22,10 +22,11 @@ use self::message::{
     Stats, StatusRequest, StatusResponse, Version,
 };
 use super::{
-    follow::Link,
+    descriptor::Descriptor,
+    link::Link,
     wire::{Channel, Fault, LIST, ONE, TIME},
 };
-use crate::cgroup::{Container, Runtime, Writable};
+use crate::cgroup::{Container, Writable};
 
 /// How often the lists are compared.
 const LISTED: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ const MOST: usize = 65_536;
 struct Session<'a> {
     link: &'a Link,
     channel: Channel,
-    runtime: Runtime,
+    runtime: &'static Descriptor,
     sandboxes: HashMap<String, Sandbox>,
     /// State by id, when its status was last taken in.
     known: HashMap<String, i32>,
@@ -58,19 +59,18 @@ pub(super) async fn session(
     let mut session = Session {
         link,
         channel,
-        runtime: link.status.runtime(),
+        runtime: link.descriptor,
         sandboxes: HashMap::new(),
         known: HashMap::new(),
     };
     let version: Version = session.call("Version", &Empty {}, ONE, TIME).await?;
-    match version.runtime_name.as_str() {
-        "containerd" => session.runtime = Runtime::Containerd,
-        "cri-o" => session.runtime = Runtime::Crio,
-        _ => {}
-    }
+    session.runtime = link
+        .descriptor
+        .reported(std::iter::once(version.runtime_name.as_str()));
     session.list().await?;
-    link.status.up(session.runtime, &version.runtime_version);
-    link.settled();
+    link.status
+        .up(session.runtime.runtime(), &version.runtime_version);
+    link.settle();
     if once {
         return Ok(());
     }

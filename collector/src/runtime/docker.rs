@@ -7,7 +7,7 @@ mod model;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -18,7 +18,8 @@ use tokio::{
 
 use self::model::{Event, Inspected, Listed, Version};
 use super::{
-    follow::Link,
+    descriptor::Protocol,
+    link::Link,
     wire::{self, Fault, LIST, ONE, TIME},
 };
 use crate::cgroup::{Runtime, State, Writable};
@@ -40,6 +41,8 @@ const SIZES_TIME: Duration = Duration::from_secs(50);
 struct Session<'a> {
     link: &'a Link,
     runtime: Runtime,
+    /// Whether the runtime answers about a container only after it has started.
+    answers_late: bool,
     /// `/v1.41`
     prefix: String,
     known: HashSet<String>,
@@ -90,13 +93,6 @@ fn parse<'a, T: serde::Deserialize<'a>>(text: &'a [u8]) -> Result<T, Fault> {
 }
 
 impl Link {
-    async fn get(&self, target: &str, limit: usize, time: Duration) -> Result<bytes::Bytes, Fault> {
-        let begin = Instant::now();
-        let result = wire::get(&self.socket, target, limit, time).await;
-        self.status.count(&result, begin.elapsed());
-        result
-    }
-
     async fn json<T: serde::de::DeserializeOwned>(
         &self,
         target: &str,
@@ -119,10 +115,12 @@ pub(super) async fn session(
     once: bool,
 ) -> Result<(), Fault> {
     let version: Version = link.json("/version", ONE, TIME).await?;
-    let runtime = version.runtime();
+    let descriptor = link.descriptor.reported(version.names());
+    let runtime = descriptor.runtime();
     let mut session = Session {
         link,
         runtime,
+        answers_late: descriptor.protocol == Protocol::Docker { answers_late: true },
         prefix: version.prefix(),
         known: HashSet::new(),
         since_listed: None,
@@ -138,7 +136,7 @@ pub(super) async fn session(
     let listed = list(link, &session.prefix).await?;
     session.listed(listed);
     link.status.up(runtime, &version.version);
-    link.settled();
+    link.settle();
     let now = tokio::time::Instant::now();
     let mut listing = interval_at(now + LISTED, LISTED);
     let mut sizes = interval_at(now + Duration::from_secs(2), SIZES);
@@ -269,11 +267,12 @@ impl Session<'_> {
         }
     }
 
-    /// Podman answers about a container only once it has started, and looks for news in its log of
-    /// events now and then; but what is in the log it tells at once.
+    /// Looks up a container's birth in the log of events of a runtime that answers about it only
+    /// after it has started. The stream of events would have it late: Podman reads its log now and
+    /// then.
     fn ask_birth(&mut self, id: &str) {
         let known = self.link.directory.get(id).is_some();
-        if self.runtime != Runtime::Podman || known || !valid(id) || self.tasks.len() >= QUEUE {
+        if !self.answers_late || known || !valid(id) || self.tasks.len() >= QUEUE {
             return;
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

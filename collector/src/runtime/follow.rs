@@ -11,80 +11,58 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, broadcast, mpsc::UnboundedReceiver, watch},
+    sync::{broadcast, mpsc::UnboundedReceiver, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
 
-use super::{Choice, Directory, Status, cri, docker, wire::Fault};
-use crate::cgroup::Runtime;
+use super::{
+    choice::Choice, cri, descriptor::Protocol, directory::Directory, docker, link::Link,
+    status::Status, wire::Fault,
+};
 
 /// How often sockets are looked for, and the gone forgotten.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long to wait after a failure, at first and at most.
 const FIRST: Duration = Duration::from_millis(500);
 const LAST: Duration = Duration::from_secs(30);
-/// A session that lasted so long was none that failed at once.
-const LASTED: Duration = Duration::from_secs(10);
+/// How long a session has to last for the next failure to count as a first one.
+const STABLE: Duration = Duration::from_secs(10);
 /// How long a runtime may take where it is asked once.
 const ONCE: Duration = Duration::from_secs(2);
-/// Containers asked for that a busy follower may be behind; it asks for all then.
+/// How many requested ids a busy follower may be behind; beyond, it asks for the whole list.
 const BEHIND: usize = 1024;
 
-/// What a follower needs.
-#[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) directory: Arc<Directory>,
-    pub(super) status: Arc<Status>,
-    pub(super) socket: PathBuf,
-    settled: Arc<Notify>,
+/// Follows a runtime until something breaks; with `once`, until everything has been asked for.
+async fn session(
+    link: &Link,
+    wanted: &mut broadcast::Receiver<String>,
+    once: bool,
+) -> Result<(), Fault> {
+    let result = match link.descriptor.protocol {
+        Protocol::Docker { .. } => docker::session(link, wanted, once).await,
+        Protocol::Cri { .. } => cri::session(link, wanted, once).await,
+    };
+    if let Err(fault) = &result {
+        link.down(fault);
+    }
+    link.settle();
+    result
 }
 
-impl Link {
-    fn new(directory: &Arc<Directory>, runtime: Runtime, socket: PathBuf) -> Self {
-        Self {
-            directory: Arc::clone(directory),
-            status: Arc::new(Status::new(runtime, socket.clone())),
-            socket,
-            settled: Arc::default(),
+/// Follows a runtime, session after session.
+async fn follow_one(link: Link, mut wanted: broadcast::Receiver<String>) {
+    let mut delay = FIRST;
+    loop {
+        let begin = Instant::now();
+        if session(&link, &mut wanted, false).await.is_ok() {
+            return;
         }
-    }
-
-    /// Tells that the first list is in.
-    pub(super) fn settled(&self) {
-        self.settled.notify_one();
-    }
-
-    async fn session(
-        &self,
-        wanted: &mut broadcast::Receiver<String>,
-        once: bool,
-    ) -> Result<(), Fault> {
-        let result = match self.status.runtime() {
-            Runtime::Docker | Runtime::Podman => docker::session(self, wanted, once).await,
-            Runtime::Containerd | Runtime::Crio => cri::session(self, wanted, once).await,
-        };
-        if let Err(fault) = &result {
-            self.status.down(fault);
-            self.directory.questions.look_again();
+        if begin.elapsed() >= STABLE {
+            delay = FIRST;
         }
-        self.settled();
-        result
-    }
-
-    async fn follow(self, mut wanted: broadcast::Receiver<String>) {
-        let mut delay = FIRST;
-        loop {
-            let begin = Instant::now();
-            if self.session(&mut wanted, false).await.is_ok() {
-                return;
-            }
-            if begin.elapsed() >= LASTED {
-                delay = FIRST;
-            }
-            pause(&self.socket, jittered(delay)).await;
-            delay = (delay * 2).min(LAST);
-        }
+        pause(&link.socket, jittered(delay)).await;
+        delay = (delay * 2).min(LAST);
     }
 }
 
@@ -193,14 +171,14 @@ async fn supervise(
             stays
         });
         let mut new = Vec::new();
-        for (path, runtime) in found {
+        for (path, descriptor) in found {
             if followers.contains_key(&path) {
                 continue;
             }
-            let link = Link::new(&directory, runtime, path.clone());
+            let link = Link::new(&directory, descriptor, path.clone());
             directory.statuses().push(Arc::clone(&link.status));
-            new.push(Arc::clone(&link.settled));
-            let task = tokio::spawn(link.follow(wanted.subscribe()));
+            new.push(link.settled());
+            let task = tokio::spawn(follow_one(link, wanted.subscribe()));
             followers.insert(path, Follower(task));
         }
         if std::mem::take(&mut first) {
@@ -235,12 +213,12 @@ pub(super) async fn ask_once(
 ) -> Vec<Arc<Status>> {
     let (wanted, _) = broadcast::channel(1);
     let mut tasks = tokio::task::JoinSet::new();
-    for (path, runtime) in choice.sockets() {
-        let link = Link::new(directory, runtime, path);
+    for (path, descriptor) in choice.sockets() {
+        let link = Link::new(directory, descriptor, path);
         directory.statuses().push(Arc::clone(&link.status));
         let mut wanted = wanted.subscribe();
         tasks.spawn(async move {
-            match timeout(limit, link.session(&mut wanted, true)).await {
+            match timeout(limit, session(&link, &mut wanted, true)).await {
                 Ok(_) => {}
                 Err(_) if link.status.told().up == Some(true) => {}
                 Err(_) => link.status.down(&Fault::Late(limit)),

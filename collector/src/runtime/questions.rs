@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Status;
+use super::status::Status;
 use crate::cgroup::Runtime;
 
 /// Most questions that are kept.
@@ -179,7 +179,13 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            descriptor::{docker::DOCKER, podman::PODMAN},
+            wire::Fault,
+        },
+        *,
+    };
 
     const LIMIT: Duration = Duration::from_millis(40);
     /// Far more than any machine takes to wake a thread.
@@ -196,9 +202,9 @@ mod tests {
     #[test]
     fn nobody_is_waited_for_who_is_down_or_another_or_was_not_asked() {
         let questions = Questions::default();
-        let down = [runtime(Runtime::Docker, "/d", false)];
-        let podman = [runtime(Runtime::Podman, "/p", true)];
-        let containers = [("a", Some(Runtime::Docker))];
+        let down = [runtime(DOCKER.runtime(), "/d", false)];
+        let podman = [runtime(PODMAN.runtime(), "/p", true)];
+        let containers = [("a", Some(DOCKER.runtime()))];
         assert!(
             questions.wait(&containers, &podman, LONG) < LONG,
             "nobody was asked"
@@ -221,8 +227,8 @@ mod tests {
     fn an_answer_ends_the_wait() {
         let questions = Questions::default();
         let both = [
-            runtime(Runtime::Docker, "/d", true),
-            runtime(Runtime::Podman, "/p", true),
+            runtime(DOCKER.runtime(), "/d", true),
+            runtime(PODMAN.runtime(), "/p", true),
         ];
         for answer in [
             (|questions| questions.answered("a")) as fn(&Questions),
@@ -246,12 +252,12 @@ mod tests {
     #[test]
     fn a_runtime_that_goes_down_is_waited_for_no_longer() {
         let questions = Questions::default();
-        let docker = [runtime(Runtime::Docker, "/d", true)];
+        let docker = [runtime(DOCKER.runtime(), "/d", true)];
         questions.ask("a");
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(5));
-                docker[0].down(&super::super::wire::Fault::Unknown);
+                docker[0].down(&Fault::Unknown);
                 questions.look_again();
             });
             assert!(questions.wait(&[("a", None)], &docker, LONG) < LONG);
@@ -261,7 +267,7 @@ mod tests {
     #[test]
     fn a_slow_runtime_is_waited_for_once_and_then_ever_more_rarely() {
         let questions = Questions::default();
-        let docker = [runtime(Runtime::Docker, "/d", true)];
+        let docker = [runtime(DOCKER.runtime(), "/d", true)];
         questions.ask("a");
         assert!(questions.wait(&[("a", None)], &docker, LIMIT) >= LIMIT);
         questions.ask("b");

@@ -88,10 +88,6 @@ impl Status {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn runtime(&self) -> Runtime {
-        self.lock().runtime
-    }
-
     pub(super) fn set_containers(&self, count: usize) {
         self.containers.store(count, Relaxed);
     }

@@ -1,14 +1,24 @@
 //! The client against servers that misbehave.
 
-use std::{path::PathBuf, sync::atomic::AtomicU32};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
 };
 
-use super::{follow::ask_once, *};
-use crate::cgroup::Runtime;
+use super::{
+    descriptor::{containerd::CONTAINERD, crio::CRIO, docker::DOCKER},
+    follow::ask_once,
+    *,
+};
 
 const ID: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 const LIMIT: Duration = Duration::from_secs(8);
@@ -60,10 +70,10 @@ impl Server {
     }
 
     fn choice(&self) -> Choice {
-        self.choice_of(Runtime::Docker)
+        self.choice_of(&DOCKER)
     }
 
-    fn choice_of(&self, runtime: Runtime) -> Choice {
+    fn choice_of(&self, runtime: &'static Descriptor) -> Choice {
         let word = Word::One(runtime, Some(self.socket.clone()));
         Choice::new(vec![word]).unwrap()
     }
@@ -224,7 +234,7 @@ async fn so_are_those_that_speak_grpc() {
         (closing, "the connection broke"),
     ] {
         let (directory, _) = Directory::new();
-        let choice = server.choice_of(Runtime::Containerd);
+        let choice = server.choice_of(&CONTAINERD);
         let statuses = ask_once(&directory, &choice, LIMIT).await;
         let told = statuses[0].told();
         assert_eq!(told.up, Some(false), "{reason}");
@@ -238,75 +248,10 @@ async fn so_are_those_that_speak_grpc() {
 
 #[tokio::test]
 async fn a_socket_that_is_not_there_is_down() {
-    let word = Word::One(Runtime::Crio, Some("/nonexistent/crio.sock".into()));
+    let word = Word::One(&CRIO, Some("/nonexistent/crio.sock".into()));
     let (directory, _) = Directory::new();
     let statuses = ask_once(&directory, &Choice::new(vec![word]).unwrap(), LIMIT).await;
     let told = statuses[0].told();
     assert_eq!(told.up, Some(false));
     assert!(told.text.starts_with("cannot connect"), "{}", told.text);
-}
-
-fn container(id: String) -> Container {
-    Container {
-        state: State::Running,
-        ..Container::new(id, Runtime::Docker)
-    }
-}
-
-#[test]
-fn the_directory_is_bounded_in_records_and_bytes() {
-    let (directory, _) = Directory::new();
-    for number in 0..=RECORDS {
-        directory.put(container(number.to_string()));
-    }
-    assert_eq!(directory.refused(), 1);
-    assert!(directory.get(&RECORDS.to_string()).is_none());
-    directory.gone("7");
-    let mut late = container("late".to_owned());
-    late.labels.insert("a".to_owned(), "é".repeat(VALUE));
-    directory.put(late);
-    assert!(directory.get("7").is_none(), "it made room");
-    assert_eq!(directory.get("late").unwrap().labels["a"].len(), VALUE);
-}
-
-#[test]
-fn labels_that_weigh_too_much_cost_no_names() {
-    let (directory, _) = Directory::new();
-    let heavy = |number: usize| {
-        let mut container = container(number.to_string());
-        container.name = "n".repeat(NAME + 1);
-        let labels = (0..VALUES).map(|label| (label.to_string(), "v".repeat(VALUE)));
-        container.labels = labels.collect();
-        container
-    };
-    let most = WEIGHT / weight(&heavy(0));
-    for number in 0..=most {
-        directory.put(heavy(number));
-    }
-    let labels = |number: usize| directory.get(&number.to_string()).unwrap().labels.len();
-    assert_eq!((labels(most - 1), labels(most)), (VALUES, 0));
-    let last = directory.get(&most.to_string()).unwrap();
-    assert_eq!(last.name.len(), NAME);
-    // Whoever goes makes room.
-    directory.gone("0");
-    directory.sweep(Duration::ZERO);
-    directory.put(heavy(most));
-    assert_eq!(labels(most), VALUES);
-}
-
-#[test]
-fn the_gone_linger_and_keep_how_they_ended() {
-    let (directory, _) = Directory::new();
-    let mut ended = container("a".to_owned());
-    ended.exit_code = Some(3);
-    directory.put(ended);
-    directory.put(container("a".to_owned()));
-    assert_eq!(directory.get("a").unwrap().exit_code, Some(3));
-    directory.gone("a");
-    directory.sweep(Duration::from_secs(60));
-    assert!(directory.get("a").is_some());
-    let before = directory.changes();
-    directory.sweep(Duration::ZERO);
-    assert!(directory.get("a").is_none());
-    assert!(directory.changes() > before);
 }

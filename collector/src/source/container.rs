@@ -262,7 +262,7 @@ mod tests {
                 bytes: 4096,
                 inodes: None,
             }),
-            ..Container::new(A, Runtime::Docker)
+            ..Container::new(A, Runtime::DOCKER)
         }
     }
 

@@ -5,7 +5,11 @@
 //! and pod alone; what is nested in a container has none of these, so that a sum over names counts
 //! nothing twice. Beyond cAdvisor, a systemd unit has its name.
 
-use super::{AllowList, Container, Kind, Place, Pod};
+use super::{
+    allow::AllowList,
+    container::{Container, Pod},
+    path::{Kind, Place},
+};
 use crate::exposition::LabelSet;
 
 /// What a cgroup is called; what is not known is empty.

@@ -2,13 +2,11 @@
 //!
 //! Invariant: a path is read from its root to its end, and what is found below a container, a
 //! machine or a unit and is none itself is *nested*: it belongs to whom it is in. So no container's
-//! identity is given twice. Checked by the table in `path/tests.rs`.
+//! identity is given twice. Checked by a table of paths, beside the runtimes' descriptors.
+//! (`runtime::descriptor`).
 
-use super::Runtime;
+use super::runtime::{Naming, Runtime};
 use crate::cgroup::label::printable;
-
-#[cfg(test)]
-mod tests;
 
 /// What a cgroup is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,24 +76,9 @@ pub struct Place {
 /// Suffixes of units that have cgroups.
 const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
-/// Prefixes of ids, and who writes them.
-const PREFIXES: [(&str, Runtime); 7] = [
-    ("docker", Runtime::Docker),
-    ("cri-containerd", Runtime::Containerd),
-    ("containerd", Runtime::Containerd),
-    ("nerdctl", Runtime::Containerd),
-    ("crio", Runtime::Crio),
-    ("libpod", Runtime::Podman),
-    // Of a container that shares its service's cgroup with Podman (--cgroups=split).
-    ("libpod-payload", Runtime::Podman),
-];
-
-/// Folders of containerd's namespaces, whose containers may have any name for an id.
-const NAMESPACES: [&str; 2] = ["k8s.io", "default"];
-
 impl Place {
-    /// What a path below the root of the hierarchy tells.
-    pub fn of(path: &[u8]) -> Self {
+    /// What a path below the root of the hierarchy tells, where these runtimes may be.
+    pub fn of(path: &[u8], runtimes: &[Runtime]) -> Self {
         let mut place = Self {
             kind: if path == b"/" {
                 Kind::Root
@@ -113,6 +96,7 @@ impl Place {
         for (depth, segment) in segments.enumerate() {
             let segment = printable(segment);
             let below = Below {
+                runtimes,
                 place: &place,
                 above: &above,
                 top: depth == 1,
@@ -137,6 +121,7 @@ impl Place {
 
 /// Where a segment stands.
 struct Below<'a> {
+    runtimes: &'a [Runtime],
     place: &'a Place,
     above: &'a str,
     /// Whether the folder above is at the top.
@@ -192,6 +177,16 @@ impl Below<'_> {
         }
     }
 
+    /// The runtime that has a name among those that `names` selects.
+    fn runtime(
+        &self,
+        names: fn(&Naming) -> &'static [&'static str],
+        name: &str,
+    ) -> Option<Runtime> {
+        let has = |runtime: &&Runtime| names(runtime.naming()).contains(&name);
+        self.runtimes.iter().find(has).copied()
+    }
+
     /// A container of one of the runtimes.
     fn container(&self, segment: &str) -> Option<Place> {
         let mut pod =
@@ -200,36 +195,32 @@ impl Below<'_> {
         let (runtime, id) = if let Some((slice, rest)) = segment.split_once(':') {
             // How a name for systemd comes out where the runtime writes files after all.
             let (prefix, id) = rest.split_once(':')?;
-            let runtime = PREFIXES.iter().find(|(known, _)| *known == prefix)?.1;
+            let runtime = self.runtime(|naming| naming.prefixes, prefix)?;
             if let Some((qos, Some(uid))) = slice_of_pods(slice) {
                 pod = Some((qos, Some(uid.into())));
             }
             (Some(runtime), Some(id).filter(|id| is_id(id))?)
         } else if is_id(segment) {
-            match self.above {
-                // A pod of Podman.
-                "libpod_parent" => {
-                    let kind = Kind::Group;
-                    return Some(Place {
-                        kind,
-                        ..Place::default()
-                    });
-                }
-                "docker" => (Some(Runtime::Docker), segment),
-                "k8s.io" => (Some(Runtime::Containerd), segment),
-                _ => (None, segment),
+            if self.runtime(|naming| naming.groups, self.above).is_some() {
+                return Some(Place {
+                    kind: Kind::Group,
+                    ..Place::default()
+                });
             }
+            (self.runtime(|naming| naming.folders, self.above), segment)
         } else if let Some((prefix, id)) = prefixed(segment) {
-            let known = PREFIXES.iter().find(|(known, _)| *known == prefix);
-            match known {
-                Some((_, runtime)) => (Some(*runtime), id),
-                // Whoever watches over a container is none.
-                None if prefix.ends_with("-conmon") => return Some(self.rest()),
-                None => return None,
+            match self.runtime(|naming| naming.prefixes, prefix) {
+                Some(runtime) => (Some(runtime), id),
+                None => {
+                    self.runtime(|naming| naming.monitors, prefix)?;
+                    return Some(self.rest());
+                }
             }
-        } else if self.top && NAMESPACES.contains(&self.above) {
+        } else if self.top
+            && let Some(runtime) = self.runtime(|naming| naming.namespaces, self.above)
+        {
             named = Some(segment.into());
-            (Some(Runtime::Containerd), segment)
+            (Some(runtime), segment)
         } else {
             return None;
         };
@@ -378,7 +369,7 @@ fn prefixed(segment: &str) -> Option<(&str, &str)> {
     bare.rsplit_once('-').filter(|(_, id)| is_id(id))
 }
 
-/// A container's id, as all four runtimes make them.
+/// A container's id, as runtimes make them.
 fn is_id(text: &str) -> bool {
     text.len() == 64
         && text

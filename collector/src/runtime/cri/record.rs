@@ -7,8 +7,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::message::{Listed, Sandbox, Status};
-use crate::cgroup::{Container, Limits, Pod, Runtime, State};
+use super::{
+    super::descriptor::{Descriptor, Protocol},
+    message::{Listed, Sandbox, Status},
+};
+use crate::cgroup::{Container, Limits, Pod, State};
 
 /// Of the free-form answer to a verbose question, what containerd and CRI-O have alike.
 #[derive(Debug, Default, Deserialize)]
@@ -110,9 +113,9 @@ fn state(number: i32) -> State {
     }
 }
 
-/// What the runtime itself calls a container: containerd has only ids, CRI-O names like Docker's.
-fn name(runtime: Runtime, id: &str, pod: &Pod, attempt: u32) -> String {
-    if runtime != Runtime::Crio {
+/// What the runtime itself calls a container.
+fn name(runtime: &Descriptor, id: &str, pod: &Pod, attempt: u32) -> String {
+    if runtime.protocol != (Protocol::Cri { named: true }) {
         return id.to_owned();
     }
     let Pod {
@@ -136,7 +139,7 @@ fn pod(sandbox: &Sandbox, container: &str) -> Pod {
 }
 
 /// A sandbox is a container, too.
-pub(super) fn of_sandbox(runtime: Runtime, sandbox: &Sandbox) -> Container {
+pub(super) fn of_sandbox(runtime: &'static Descriptor, sandbox: &Sandbox) -> Container {
     let pod = pod(sandbox, "POD");
     let attempt = sandbox.metadata.as_ref().map_or(0, |it| it.attempt);
     Container {
@@ -152,13 +155,13 @@ pub(super) fn of_sandbox(runtime: Runtime, sandbox: &Sandbox) -> Container {
         restarts: Some(u64::from(attempt)),
         created: time(sandbox.created_at),
         started: time(sandbox.created_at),
-        ..Container::new(sandbox.id.as_str(), runtime)
+        ..Container::new(sandbox.id.as_str(), runtime.runtime())
     }
 }
 
 /// A container as lists have it, with its pod's annotations.
 pub(super) fn of_container(
-    runtime: Runtime,
+    runtime: &'static Descriptor,
     listed: &Listed,
     sandbox: Option<&Sandbox>,
 ) -> Container {
@@ -194,7 +197,7 @@ pub(super) fn of_container(
         state: state(listed.state),
         restarts: Some(u64::from(metadata.attempt)),
         created: time(listed.created_at),
-        ..Container::new(listed.id.as_str(), runtime)
+        ..Container::new(listed.id.as_str(), runtime.runtime())
     }
 }
 
@@ -226,7 +229,10 @@ pub(super) fn add(container: &mut Container, status: &Status) {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::message::{Image, Metadata, SandboxMetadata},
+        super::{
+            super::descriptor::{containerd::CONTAINERD, crio::CRIO},
+            message::{Image, Metadata, SandboxMetadata},
+        },
         *,
     };
 
@@ -263,16 +269,16 @@ mod tests {
 
     #[test]
     fn names_and_pods() {
-        let made = of_container(Runtime::Crio, &listed(), Some(&sandbox()));
+        let made = of_container(&CRIO, &listed(), Some(&sandbox()));
         assert_eq!(made.name, "k8s_web_shop-1_prod_u_3");
         assert_eq!(made.annotations["a"], "1");
         assert_eq!(made.restarts, Some(3));
-        let made = of_container(Runtime::Containerd, &listed(), None);
+        let made = of_container(&CONTAINERD, &listed(), None);
         assert_eq!(
             (made.name.as_str(), made.pod.unwrap().container.as_str()),
             ("c", "web")
         );
-        let pod = of_sandbox(Runtime::Containerd, &sandbox());
+        let pod = of_sandbox(&CONTAINERD, &sandbox());
         assert_eq!(pod.state, State::Running);
         let mut paused = pod.clone();
         let text = r#"{"image":"pause:3","pid":9}"#;
@@ -283,7 +289,7 @@ mod tests {
 
     #[test]
     fn status_and_information() {
-        let mut made = of_container(Runtime::Containerd, &listed(), Some(&sandbox()));
+        let mut made = of_container(&CONTAINERD, &listed(), Some(&sandbox()));
         let text = r#"{"pid":42,"runtimeSpec":{"linux":{"resources":{"memory":{"limit":1048576},
             "cpu":{"shares":512,"quota":50000,"period":100000}}}}}"#;
         refine(&mut made, &[("info".to_owned(), text.to_owned())].into());

@@ -39,14 +39,11 @@ struct Component {
 }
 
 impl Version {
-    /// Whoever it is: Podman may listen where Docker usually does.
-    pub(super) fn runtime(&self) -> Runtime {
-        let podman = |component: &Component| component.name.starts_with("Podman");
-        if self.components.iter().any(podman) {
-            Runtime::Podman
-        } else {
-            Runtime::Docker
-        }
+    /// Names of what the service consists of, the runtime among them.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.components
+            .iter()
+            .map(|component| component.name.as_str())
     }
 
     /// The version that both sides have, as the beginning of paths.
@@ -390,7 +387,7 @@ mod tests {
     #[test]
     fn what_is_missing_or_null_is_unknown() {
         let bare: Inspected = serde_json::from_str(r#"{"Id":"a"}"#).unwrap();
-        let bare = bare.container(Runtime::Docker);
+        let bare = bare.container(Runtime::DOCKER);
         assert_eq!(
             (bare.state, bare.pid, bare.restarts),
             (State::Unknown, None, None)
@@ -399,7 +396,7 @@ mod tests {
             "PidsLimit":-1},"Config":{"Image":"i:1","Labels":null},"State":{"Status":"exited","ExitCode":137,
             "OOMKilled":true,"Pid":0,"Health":{"Status":""},"FinishedAt":"2026-01-02T03:04:05Z"}}"#;
         let ended: Inspected = serde_json::from_str(text).unwrap();
-        let ended = ended.container(Runtime::Docker);
+        let ended = ended.container(Runtime::DOCKER);
         assert_eq!((ended.name.as_str(), ended.image.as_str()), ("web", "i:1"));
         assert_eq!(
             (ended.exit_code, ended.exit_reason.as_str()),
@@ -424,7 +421,7 @@ mod tests {
             "Attributes":{"name":"short","image":"i","io.kubernetes.pod.name":"p","io.kubernetes.pod.namespace":"n",
             "io.kubernetes.container.name":"POD"}}}"#;
         let event: Event = serde_json::from_str(text).unwrap();
-        let made = event.container(Runtime::Podman);
+        let made = event.container(Runtime::DOCKER);
         assert_eq!((made.name.as_str(), made.image.as_str()), ("short", "i"));
         let pod = made.pod.unwrap();
         assert_eq!((pod.name.as_str(), pod.container.as_str()), ("p", "POD"));

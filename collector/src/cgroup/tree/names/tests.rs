@@ -26,7 +26,7 @@ fn container(id: &str, name: &str, pod: Option<(&str, &str, &str)>) -> Arc<Conta
             container: container.to_owned(),
         }),
         state: State::Running,
-        ..Container::new(id, Runtime::Docker)
+        ..Container::new(id, Runtime::DOCKER)
     })
 }
 

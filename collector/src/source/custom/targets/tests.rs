@@ -59,7 +59,7 @@ pub fn container(labels: &[(&str, &str)], pod: Option<&str>) -> Arc<Container> {
         }),
         state: State::Running,
         pid: Some(77),
-        ..Container::new(ID, Runtime::Docker)
+        ..Container::new(ID, Runtime::DOCKER)
     })
 }
 

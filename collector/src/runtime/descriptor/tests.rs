@@ -1,4 +1,7 @@
+//! Paths, and whose they are.
+
 use super::*;
+use crate::cgroup::{Place, Qos};
 
 const A: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 const B: &str = "00aa11bb22cc33dd44ee55ff6600778899aabbccddeeff001122334455667788";
@@ -6,9 +9,13 @@ const UID: &str = "4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44";
 const UNDERSCORED: &str = "4bd2f0a8_7c31_4f62_9a0e_5d6c1b2a3f44";
 const STATIC: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
+fn place_of(path: &[u8]) -> Place {
+    Place::of(path, &runtimes())
+}
+
 /// One line for what a path tells: kind, then what there is of runtime, id, name, pod, QoS, unit.
 fn told(path: &str) -> String {
-    describe(&Place::of(expand(path).as_bytes()))
+    describe(&place_of(expand(path).as_bytes()))
 }
 
 fn describe(place: &Place) -> String {
@@ -392,13 +399,13 @@ fn each_path_tells_what_the_table_says() {
 fn names_need_not_be_utf8() {
     let mut path = b"/system.slice/bad\xff.service".to_vec();
     assert_eq!(
-        describe(&Place::of(&path)),
+        describe(&place_of(&path)),
         r"unit name=bad\xff.service unit=bad\xff.service"
     );
     path.extend_from_slice(format!("/docker/{A}").as_bytes());
-    assert_eq!(describe(&Place::of(&path)), "container by=docker id=A");
+    assert_eq!(describe(&place_of(&path)), "container by=docker id=A");
     path.extend_from_slice(b"/\xfe\xff");
-    assert_eq!(describe(&Place::of(&path)), "nested");
+    assert_eq!(describe(&place_of(&path)), "nested");
 }
 
 #[test]
@@ -417,12 +424,62 @@ fn no_path_has_more_than_one_owner_of_a_name() {
     // A name is told by one cgroup of a path alone: what is within has none.
     for (path, _) in TABLE {
         let path = expand(path);
-        let place = Place::of(path.as_bytes());
+        let place = place_of(path.as_bytes());
         let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
-        let above = Place::of(above.as_bytes());
+        let above = place_of(above.as_bytes());
         assert!(
             place.name.is_none() || above.name.is_none(),
             "{path} and its parent both have names"
+        );
+    }
+}
+
+#[test]
+fn a_runtime_is_who_it_says_it_is() {
+    let reported = |runtime: &'static Descriptor, names: &[&'static str]| {
+        runtime.reported(names.iter().copied()).naming.name
+    };
+    let docker = ["Engine", "containerd", "runc", "docker-init"];
+    let podman = ["Podman Engine", "Conmon", "OCI Runtime (runc)"];
+    for runtime in [&docker::DOCKER, &podman::PODMAN] {
+        assert_eq!(reported(runtime, &docker), "docker");
+        assert_eq!(reported(runtime, &podman), "podman");
+        // Of another protocol, or of no known runtime.
+        assert_eq!(reported(runtime, &["cri-o"]), runtime.naming.name);
+        assert_eq!(reported(runtime, &[]), runtime.naming.name);
+    }
+    for runtime in [&containerd::CONTAINERD, &crio::CRIO] {
+        assert_eq!(reported(runtime, &["containerd"]), "containerd");
+        assert_eq!(reported(runtime, &["cri-o"]), "crio");
+        assert_eq!(reported(runtime, &["rkt"]), runtime.naming.name);
+    }
+}
+
+#[test]
+fn no_two_runtimes_share_a_name_or_a_socket() {
+    let distinct = |names: Vec<&str>| {
+        let set: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(set.len(), names.len(), "{names:?}");
+    };
+    distinct(Descriptor::all().map(|it| it.naming.name).collect());
+    distinct(
+        Descriptor::all()
+            .flat_map(|it| it.sockets)
+            .copied()
+            .collect(),
+    );
+    for names in [
+        |naming: &Naming| naming.prefixes,
+        |naming: &Naming| naming.monitors,
+        |naming: &Naming| naming.folders,
+        |naming: &Naming| naming.namespaces,
+        |naming: &Naming| naming.groups,
+    ] {
+        distinct(
+            Descriptor::all()
+                .flat_map(|it| names(&it.naming))
+                .copied()
+                .collect(),
         );
     }
 }

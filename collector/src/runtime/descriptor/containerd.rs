@@ -1,0 +1,21 @@
+//! containerd: by Kubernetes, nerdctl and ctr.
+
+use super::{Descriptor, Protocol};
+use crate::cgroup::Naming;
+
+/// The runtime.
+pub static CONTAINERD: Descriptor = Descriptor {
+    naming: Naming {
+        prefixes: &["cri-containerd", "containerd", "nerdctl"],
+        folders: &["k8s.io"],
+        namespaces: &["k8s.io", "default"],
+        ..Naming::new("containerd")
+    },
+    sockets: &[
+        "/run/containerd/containerd.sock",
+        "/run/k3s/containerd/containerd.sock",
+    ],
+    user_socket: None,
+    protocol: Protocol::Cri { named: false },
+    reported_as: "containerd",
+};

@@ -1,0 +1,17 @@
+//! CRI-O.
+
+use super::{Descriptor, Protocol};
+use crate::cgroup::Naming;
+
+/// The runtime.
+pub static CRIO: Descriptor = Descriptor {
+    naming: Naming {
+        prefixes: &["crio"],
+        monitors: &["crio-conmon"],
+        ..Naming::new("crio")
+    },
+    sockets: &["/run/crio/crio.sock"],
+    user_socket: None,
+    protocol: Protocol::Cri { named: true },
+    reported_as: "cri-o",
+};

@@ -1,0 +1,19 @@
+//! Docker Engine.
+
+use super::{Descriptor, Protocol};
+use crate::cgroup::Naming;
+
+/// The runtime.
+pub static DOCKER: Descriptor = Descriptor {
+    naming: Naming {
+        prefixes: &["docker"],
+        folders: &["docker"],
+        ..Naming::new("docker")
+    },
+    sockets: &["/run/docker.sock", "/var/run/docker.sock"],
+    user_socket: None,
+    protocol: Protocol::Docker {
+        answers_late: false,
+    },
+    reported_as: "Engine",
+};

@@ -1,0 +1,19 @@
+//! Podman, by the part of its API that is Docker's.
+
+use super::{Descriptor, Protocol};
+use crate::cgroup::Naming;
+
+/// The runtime.
+pub static PODMAN: Descriptor = Descriptor {
+    naming: Naming {
+        // The second one of containers that share their service's cgroup (--cgroups=split).
+        prefixes: &["libpod", "libpod-payload"],
+        monitors: &["libpod-conmon"],
+        groups: &["libpod_parent"],
+        ..Naming::new("podman")
+    },
+    sockets: &["/run/podman/podman.sock"],
+    user_socket: Some("podman/podman.sock"),
+    protocol: Protocol::Docker { answers_late: true },
+    reported_as: "Podman",
+};
