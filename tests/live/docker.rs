@@ -11,7 +11,8 @@ use crate::{
     metrics::{Metrics, same},
     needs::Need,
     runtimes::{
-        Daemon, Folder, IMAGE, all_labelled, both, eventually, first_answers, in_json, output,
+        Daemon, Folder, IMAGE, all_labelled, both, eventually, first_answers, followed, in_json,
+        output,
     },
 };
 
@@ -221,6 +222,7 @@ fn at_once(docker: &Docker, agent: &Agent, count: usize) -> Result<()> {
 fn two_hundred() -> Result<()> {
     let docker = Docker::start()?;
     let agent = docker.agent(&[])?;
+    followed(&agent, "docker")?;
     at_once(&docker, &agent, 200)
 }
 

@@ -11,7 +11,9 @@ use crate::{
     docker::FOREVER,
     metrics::{Metrics, same},
     needs::Need,
-    runtimes::{Daemon, Folder, IMAGE, all_labelled, eventually, first_answers, in_json, output},
+    runtimes::{
+        Daemon, Folder, IMAGE, all_labelled, eventually, first_answers, followed, in_json, output,
+    },
 };
 
 /// What Podman and its service need.
@@ -151,6 +153,7 @@ fn at_once(podman: &Podman, agent: &Agent, count: usize) -> Result<()> {
 fn two_hundred() -> Result<()> {
     let podman = Podman::start()?;
     let agent = podman.agent()?;
+    followed(&agent, "podman")?;
     at_once(&podman, &agent, 200)
 }
 

@@ -62,6 +62,18 @@ pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
+/// Waits until the agent follows a runtime: on a busy machine the runtime's first answer takes its time.
+pub fn followed(agent: &Agent, runtime: &str) -> Result<()> {
+    eventually(|| {
+        let up = agent
+            .scrape()?
+            .sum("cgmeter_runtime_up", &[("runtime", runtime)]);
+        ensure!(up == 1.0, "{runtime} is not followed");
+        Ok(())
+    })
+    .with_context(|| agent.log())
+}
+
 /// Starts containers one after the other, `start` by number and name, and asks the agent for each with
 /// `check` once, as soon as it has been started. Every first answer has to be right. Some of them stay,
 /// the others are removed in groups.

@@ -16,7 +16,7 @@ use std::{mem::discriminant, path::PathBuf};
 use crate::cgroup::{Naming, Runtime};
 
 /// Every runtime, in the order in which sockets are looked for.
-static ALL: [&Descriptor; 4] = [
+static ALL: &[&Descriptor] = &[
     &docker::DOCKER,
     &podman::PODMAN,
     &containerd::CONTAINERD,
@@ -61,7 +61,7 @@ pub(super) enum Protocol {
 impl Descriptor {
     /// All of them.
     pub(super) fn all() -> impl Iterator<Item = &'static Self> {
-        ALL.into_iter()
+        ALL.iter().copied()
     }
 
     /// The runtime.
