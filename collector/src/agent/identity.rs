@@ -1,7 +1,6 @@
-//! Joins the tree with what the runtimes know: names come late, change, and outlive their cgroup.
+//! Joins the tree with the runtimes' records. Names may come late, change, and outlive their cgroup.
 //!
-//! Invariant: where nothing has changed, nothing is looked at; where something has, only nodes with
-//! a container's id are. A snapshot waits for the names of containers that have just started, for
+//! Invariant: records are looked up only if one has changed, and only for nodes with a container's id. A snapshot waits for the names of containers that have just started, for
 //! [`PATIENCE`] in all for each container, and not for runtimes that are down or slow.
 
 use std::{
@@ -17,9 +16,9 @@ use crate::{
     source::Change,
 };
 
-/// How soon a container that no runtime has told of yet is asked for again.
+/// Pause before a container without a record is asked for again.
 const FIRST: Duration = Duration::from_secs(1);
-/// How late at most: some have ids that no runtime knows.
+/// The longest pause: some ids are no runtime's.
 const LAST: Duration = Duration::from_secs(60);
 
 /// How long snapshots wait for a container's name in all.
@@ -27,21 +26,21 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// How long after a container was first asked for a snapshot waits for its name.
 const YOUNG: Duration = Duration::from_secs(5);
 
-/// What the agent has taken in from the directory.
+/// The agent's view of the directory.
 pub(super) struct Identities {
     directory: Arc<Directory>,
     /// The directory's changes when it was last read.
     changes: Option<u64>,
-    /// Nodes of which nobody has told yet.
+    /// Containers without a record.
     unknown: HashMap<NodeId, Asked>,
-    /// Cgroups not exported, as last logged.
-    folded: usize,
+    /// Suppressed cgroups, as last logged.
+    suppressed: usize,
 }
 
 /// When a container was asked for.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    /// Whose node it was then.
+    /// Cgroup of the node at that time.
     cgroup: u64,
     first: Instant,
     again: Instant,
@@ -56,7 +55,7 @@ impl Identities {
             directory,
             changes: None,
             unknown: HashMap::new(),
-            folded: 0,
+            suppressed: 0,
         }
     }
 
@@ -64,7 +63,7 @@ impl Identities {
         &self.directory
     }
 
-    /// Asks for a cgroup's container, at once and whatever is known: it is new, or new again.
+    /// Asks for the container of a new or remade cgroup, whether or not there is a record.
     pub(super) fn ask(&mut self, tree: &Tree, number: NodeId, now: Instant) {
         let Some(node) = tree.node(number) else {
             return;
@@ -85,7 +84,7 @@ impl Identities {
         }
     }
 
-    /// Asks for those that nobody was asked for.
+    /// Asks for all containers without a record that were not asked for.
     pub(super) fn ask_all(&mut self, tree: &Tree, now: Instant) {
         let new: Vec<NodeId> = tree
             .containers()
@@ -100,18 +99,18 @@ impl Identities {
         }
     }
 
-    /// Takes in what has changed; returns the nodes whose labels are others now.
+    /// Reads changed records; returns the nodes whose labels have changed.
     fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
         let mut renamed = Vec::new();
-        // First the number, then what it counts: what changes in between is read again.
+        // The number first: a change in between is read again.
         let changes = self.directory.changes();
         if self.changes != Some(changes) {
             self.changes = Some(changes);
-            let told: Vec<_> = tree
+            let records: Vec<_> = tree
                 .containers()
                 .filter_map(|(number, _, id)| Some((number, self.directory.get(id)?)))
                 .collect();
-            for (number, container) in told {
+            for (number, container) in records {
                 renamed.extend(tree.tell(number, &container));
             }
         }
@@ -133,7 +132,7 @@ impl Identities {
         renamed
     }
 
-    /// Waits for the names of containers that have just started. Whether there were any.
+    /// Waits for the names of containers that have just started. Returns whether there were any.
     fn wait(&mut self, tree: &Tree, now: Instant) -> bool {
         let young = |asked: &Asked| !asked.patience.is_zero() && now - asked.first < YOUNG;
         let mut limit = Duration::ZERO;
@@ -168,7 +167,7 @@ impl Collector {
         }
     }
 
-    /// Takes in what the runtimes have reported since.
+    /// Reads the runtimes' new records.
     pub(super) fn identify(&mut self) {
         let Lifecycle {
             tree, identities, ..
@@ -180,20 +179,20 @@ impl Collector {
 }
 
 impl Lifecycle {
-    /// Chooses who is exported, and says so when that begins or ends to be a choice.
+    /// Chooses the exported cgroups, and logs when some begin or cease to be suppressed.
     pub(super) fn settle(&mut self) {
         self.tree.settle();
-        let folded = self.tree.folded();
-        match (self.identities.folded, folded) {
+        let suppressed = self.tree.folded();
+        match (self.identities.suppressed, suppressed) {
             (0, 1..) => tracing::warn!(
-                folded,
+                suppressed,
                 "more cgroups than --cgroup.export-max: the excess is not exported by itself but \
                  counts in its parents"
             ),
             (1.., 0) => tracing::info!("every cgroup is exported again"),
             _ => {}
         }
-        self.identities.folded = folded;
+        self.identities.suppressed = suppressed;
     }
 }
 

@@ -1,6 +1,6 @@
-//! What of the tree is exported, and with which labels.
+//! Which cgroups are exported, and with which labels of their containers.
 
-use super::{AllowList, Filter};
+use super::{filter::Filter, identity::AllowList};
 
 /// What is exported.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ impl Default for Export {
 }
 
 impl From<Filter> for Export {
-    /// Whatever the filter admits, without labels of containers.
+    /// All that the filter admits, without labels of containers.
     fn from(filter: Filter) -> Self {
         Self {
             filter,

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use regex::Regex;
 
-use super::{Kind, Names};
+use super::identity::{Kind, Names};
 
 /// `--cgroup.include` and `--cgroup.exclude`, matched anywhere in the path, and the rules for
 /// containers.
@@ -14,7 +14,7 @@ pub struct Filter {
     pub include: Option<Regex>,
     /// Matching paths are not exported.
     pub exclude: Option<Regex>,
-    /// By what containers, pods and units are called.
+    /// By the names of containers, pods and units.
     pub containers: Rules,
 }
 
@@ -34,13 +34,13 @@ impl Filter {
 /// `--container.include` and `--container.exclude`.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Of each field that has rules here, one must match.
+    /// For each field that has rules here, one of them must match.
     pub include: Vec<Rule>,
     /// None of these may match.
     pub exclude: Vec<Rule>,
 }
 
-/// What a rule looks at.
+/// Field of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// Name of the container, the machine or the unit.
@@ -51,16 +51,16 @@ pub enum Field {
     Namespace,
 }
 
-/// One rule: a field, and what is looked for anywhere in it.
+/// One rule: a field, and an expression that matches anywhere in it.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The field.
     pub field: Field,
-    /// What it must match.
+    /// The expression.
     pub regex: Regex,
 }
 
-/// Why a text is no rule.
+/// Why a rule is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
     /// Not `FIELD=REGEX`.
@@ -96,7 +96,7 @@ impl Field {
         }
     }
 
-    /// Whether a cgroup of this kind could have it.
+    /// Whether cgroups of this kind have the field.
     fn concerns(self, kind: Kind) -> bool {
         match kind {
             Kind::Container => true,
@@ -113,8 +113,8 @@ impl Rules {
         self.include.is_empty() && self.exclude.is_empty()
     }
 
-    /// Whether a cgroup is exported that is called so. What isn't known yet is empty and matches no
-    /// rule: it is asked again when it is learnt. Slices and the like have nothing to look at.
+    /// Whether a cgroup with these names is exported. An unknown name is empty and matches no rule;
+    /// the rules are applied again when it becomes known. Slices have none of the fields.
     pub fn admit(&self, kind: Kind, names: &Names<'_>) -> bool {
         let matches = |rule: &Rule| {
             let text = rule.field.of(names);

@@ -1,7 +1,6 @@
-//! Whose a cgroup is: what its path tells, and what a container runtime knows.
+//! Identity of a cgroup: by its path, and by the record of a container runtime.
 //!
-//! Invariant: this module takes values and asks nobody: paths come from the tree, records from
-//! whoever follows the runtimes.
+//! Invariant: this module does no I/O. Paths come from the tree, records from the runtimes' followers.
 
 mod allow;
 mod container;

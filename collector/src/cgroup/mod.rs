@@ -1,4 +1,4 @@
-//! The cgroup tree: which cgroups there are, what they are called, which have gone.
+//! The cgroup tree: live and removed cgroups, and their names.
 //!
 //! Invariant: this module knows cgroupfs and lifecycle events; it knows nothing of BPF maps,
 //! metrics or HTTP. A node's number stays the same from the cgroup's birth until it has been

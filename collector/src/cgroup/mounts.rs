@@ -25,7 +25,7 @@ pub struct V1Mount {
     pub controllers: Vec<&'static str>,
 }
 
-/// Controllers whose books are read, wherever they are.
+/// Controllers whose statistics are read, in cgroup2 or v1.
 pub const CONTROLLERS: &[&str] = &["cpu", "memory", "pids", "hugetlb"];
 
 /// The hierarchies that matter.

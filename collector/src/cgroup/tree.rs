@@ -1,4 +1,4 @@
-//! The tree of cgroups, live and lately dead.
+//! The tree of cgroups: live ones, and removed ones that linger.
 
 mod names;
 #[cfg(test)]
@@ -64,27 +64,27 @@ pub struct Node {
     pub parent: Option<NodeId>,
     /// Path below the root of the hierarchy, any bytes.
     pub path: Vec<u8>,
-    /// What the path tells.
+    /// Identity by the path.
     pub place: Place,
-    /// What its runtime has told of the container that it is.
+    /// Its runtime's record, of a container.
     pub container: Option<Arc<Container>>,
-    /// What is known of the pod that it is.
+    /// The pod, of a pod's own cgroup.
     pub pod: Option<Arc<Pod>>,
     /// Labels of its series.
     pub labels: LabelSet,
     /// When it was removed; `None` while it lives.
     pub died: Option<SystemTime>,
-    /// When it was made, if that was seen.
+    /// When it was made, if its birth was reported.
     pub created: Option<SystemTime>,
     /// Whether its series are exported.
     pub exported: bool,
-    /// Whether its path is.
+    /// Whether the filters for paths admit it.
     path_admitted: bool,
     /// Whether the rules for containers admit it or what it is nested in.
     by_name: bool,
-    /// Whether the filters want it exported: it is unless there are too many.
+    /// Whether the filters admit it: it is exported unless there are too many.
     admitted: bool,
-    /// Place in the order of births, among those that there are.
+    /// Its number in the order of births.
     birth: u64,
     children: usize,
 }
@@ -106,17 +106,17 @@ pub struct Tree {
     births: u64,
     /// Ids of cgroups whose path has another cgroup now and whose removal nobody reported.
     replaced: Vec<u64>,
-    /// Whether what is exported may have to be chosen anew.
+    /// Whether the choice of exported cgroups may have changed.
     unsettled: bool,
-    /// Cgroups that are not exported because there are too many.
-    folded: usize,
-    /// Whether the root is the hierarchy's own, so that what nobody knows belongs below it.
+    /// Cgroups that are suppressed because there are too many.
+    suppressed: usize,
+    /// Whether the root is the hierarchy's own, so that unknown cgroups lie below it.
     whole: bool,
 }
 
 /// The root's node.
 pub const ROOT: NodeId = 0;
-/// Node of what could not get a slot of its own.
+/// Node for cgroups that got no slot of their own.
 pub const OVERFLOW: NodeId = 1;
 /// Label `id` of [`OVERFLOW`].
 pub const OVERFLOW_PATH: &str = "(overflow)";
@@ -125,14 +125,14 @@ pub const OVERFLOW_PATH: &str = "(overflow)";
 const ROOT_CGROUP_ID: u64 = 1;
 
 impl Tree {
-    /// One of a made-up hierarchy, with Docker's paths.
+    /// The tree of a made-up hierarchy with Docker's paths.
     #[cfg(test)]
     pub(crate) fn new(found: &[Found], export: impl Into<Export>) -> Self {
         Self::with_runtimes(vec![Runtime::DOCKER], found, export)
     }
 
-    /// The tree of what a walk found, whose first entry is the root, on a host where there may be
-    /// these runtimes.
+    /// The tree of what a walk found, on a host that may have these runtimes. The first entry is the
+    /// root.
     pub fn with_runtimes(
         runtimes: Vec<Runtime>,
         found: &[Found],
@@ -151,7 +151,7 @@ impl Tree {
             births: 0,
             replaced: Vec::new(),
             unsettled: true,
-            folded: 0,
+            suppressed: 0,
         };
         let root = found.first().map_or(ROOT_CGROUP_ID, |root| root.id);
         tree.add(root, None, b"/".to_vec(), None);
@@ -220,11 +220,11 @@ impl Tree {
         if self.by_id.contains_key(&id) {
             return None;
         }
-        // Outside the root that the agent was given.
+        // Unknown: outside the agent's root.
         let parent = *self.by_id.get(&parent)?;
         let path = join(&self.node(parent)?.path, name);
         if let Some(&number) = self.by_path.get(&path) {
-            // The same path again: its series go on where the predecessor's stopped.
+            // The path is remade: its series go on where the predecessor's stopped.
             let before = self.node(number)?;
             if before.died.is_none() {
                 let id = before.id;
@@ -279,7 +279,7 @@ impl Tree {
         }
         self.by_id.insert(id, number);
         self.by_path.insert(path, number);
-        // A child comes after its parent wherever it is appended.
+        // Appended, a child comes after its parent.
         self.order.push(number);
         self.introduce(number);
         number
@@ -288,7 +288,7 @@ impl Tree {
     fn removed(&mut self, id: u64, at: SystemTime) -> Option<NodeId> {
         let number = *self.by_id.get(&id)?;
         let node = self.node(number)?;
-        // An event that is older than the cgroup which has the path now.
+        // Otherwise the path has another cgroup by now.
         if node.id == id && node.died.is_none() {
             self.node_mut(number)?.died = Some(at);
             self.unsettled = true;
@@ -296,15 +296,15 @@ impl Tree {
         Some(number)
     }
 
-    /// Removes dead nodes whose time to linger is over, children before parents, and hands each
-    /// one's parent to `fold`, to which its numbers now belong. The ids of those `pending` lead to
-    /// that parent from now on, because their slots are still to be read.
+    /// Reaps removed nodes that have lingered long enough, children before parents. Calls `reap` with
+    /// each node and the parent to which its values now belong. Ids that are `pending`, because their
+    /// slots are still to be read, lead to that parent from now on.
     pub fn reap(
         &mut self,
         now: SystemTime,
         linger: Duration,
         pending: impl Fn(u64) -> bool,
-        mut fold: impl FnMut(NodeId, NodeId),
+        mut reap: impl FnMut(NodeId, NodeId),
     ) {
         let mut reaped = false;
         for at in (0..self.order.len()).rev() {
@@ -319,7 +319,7 @@ impl Tree {
             if !over || node.children > 0 {
                 continue;
             }
-            fold(number, parent);
+            reap(number, parent);
             self.by_id.retain(|&id, found| {
                 if *found == number {
                     *found = parent;
@@ -344,7 +344,7 @@ impl Tree {
         }
     }
 
-    /// Forgets an id that only leads to a node which is another cgroup's by now.
+    /// Forgets an id whose node has another cgroup by now.
     pub fn forget_alias(&mut self, id: u64) {
         if let Some(&number) = self.by_id.get(&id)
             && self.node(number).is_some_and(|node| node.id != id)
@@ -353,7 +353,7 @@ impl Tree {
         }
     }
 
-    /// When the next dead node's time will be over.
+    /// When the next removed node is to be reaped.
     pub fn next_reaping(&self, linger: Duration) -> Option<SystemTime> {
         self.iter()
             .filter_map(|(_, node)| Some(node.died? + linger))
@@ -387,8 +387,8 @@ impl Tree {
         view
     }
 
-    /// The node of a cgroup id: a predecessor's id leads to the node that continues it. What nobody
-    /// knows belongs to the root, if that is the host's.
+    /// The node of a cgroup id. The id of an earlier cgroup of the same path leads to the same node;
+    /// an unknown id leads to the root, if that is the hierarchy's own.
     pub fn by_id(&self, id: u64) -> Option<NodeId> {
         self.by_id.get(&id).copied().or(self.whole.then_some(ROOT))
     }
@@ -398,15 +398,15 @@ impl Tree {
         self.by_id.contains_key(&id)
     }
 
-    /// The node of a cgroup that is there.
+    /// The node of a live cgroup.
     pub fn living(&self, id: u64) -> Option<NodeId> {
         let number = *self.by_id.get(&id)?;
         let node = self.node(number)?;
         (node.id == id && node.died.is_none()).then_some(number)
     }
 
-    /// Whether a cgroup has no node of its own any more, although it may still be charged: its
-    /// sockets outlive it.
+    /// Whether a cgroup has no node of its own any more. It may still be charged, for sockets that
+    /// outlive it.
     pub fn left_behind(&self, id: u64) -> bool {
         match self.by_id.get(&id) {
             Some(&number) => self.node(number).is_some_and(|node| node.id != id),
@@ -414,7 +414,7 @@ impl Tree {
         }
     }
 
-    /// Whether a node is another one, or below it.
+    /// Whether a node is `other` or below it.
     pub fn is_within(&self, number: NodeId, other: NodeId) -> bool {
         let mut at = Some(number);
         while let Some(number) = at {
@@ -426,7 +426,7 @@ impl Tree {
         false
     }
 
-    /// Whether the root is the hierarchy's own: what belongs to the host belongs to it.
+    /// Whether the root is the hierarchy's own, and so the host's.
     pub fn is_whole(&self) -> bool {
         self.whole
     }

@@ -19,7 +19,7 @@ pub struct Found {
     pub path: Vec<u8>,
 }
 
-/// One of a made-up hierarchy, whose paths come of parents and names.
+/// An entry of a made-up hierarchy. The tree takes paths from parents and names.
 #[cfg(test)]
 pub(crate) fn found(id: u64, parent: u64, name: &str) -> Found {
     Found {

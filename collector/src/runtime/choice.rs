@@ -12,11 +12,11 @@ use super::descriptor::Descriptor;
 /// One value of the flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Whatever is found.
+    /// Every runtime whose socket is there.
     Auto,
-    /// Nobody.
+    /// No runtime.
     None,
-    /// This one, at this socket or where it usually is.
+    /// One runtime, at this socket or at its usual ones.
     One(&'static Descriptor, Option<PathBuf>),
 }
 
@@ -59,12 +59,12 @@ impl Default for Choice {
 }
 
 impl Choice {
-    /// `None` if `none` stands beside others.
+    /// From the flag's values. `None` if `none` is combined with others.
     pub fn new(words: Vec<Word>) -> Option<Self> {
         (words.len() <= 1 || !words.contains(&Word::None)).then_some(Self(words))
     }
 
-    /// Sockets to follow now: those that were named, and those that are there.
+    /// Sockets to follow now: those that the flag names, and usual ones that exist.
     pub fn sockets(&self) -> BTreeMap<PathBuf, &'static Descriptor> {
         let mut found = BTreeMap::new();
         for word in &self.0 {
@@ -91,7 +91,7 @@ impl Choice {
         found
     }
 
-    /// Whether a socket was named by the flag.
+    /// Whether the flag names a socket or its runtime.
     pub fn names(&self, socket: &Path) -> bool {
         self.0.iter().any(|word| match word {
             Word::One(_, Some(path)) => path == socket,
@@ -103,7 +103,7 @@ impl Choice {
     }
 }
 
-/// Usual sockets that are there, each once whatever links lead to it.
+/// Usual sockets that exist. Symbolic links are resolved, so that each is there once.
 fn there(runtime: &Descriptor) -> impl Iterator<Item = PathBuf> {
     runtime.candidates().filter_map(|path| {
         let path = path.canonicalize().ok()?;

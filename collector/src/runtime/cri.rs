@@ -1,7 +1,8 @@
 //! containerd and CRI-O by the Kubernetes container runtime interface, CRI v1.
 //!
-//! The lists are compared every few seconds; a cgroup that comes in between is asked for at once.
-//! Invariant: a sandbox is a record like a container is one, with `POD` as its container.
+//! The lists are compared every few seconds; a new cgroup's container is asked for at once.
+//!
+//! Invariant: a sandbox has a record like a container, with `POD` as the container's name.
 
 mod message;
 mod record;
@@ -41,11 +42,11 @@ struct Session<'a> {
     channel: Channel,
     runtime: &'static Descriptor,
     sandboxes: HashMap<String, Sandbox>,
-    /// State by id, when its status was last taken in.
+    /// State by id, as of the last status that was read.
     known: HashMap<String, i32>,
 }
 
-/// Follows until something breaks; with `once`, until everything has been asked for.
+/// Follows the runtime until a request fails; with `once`, until each container has been asked for.
 pub(super) async fn session(
     link: &Link,
     wanted: &mut Receiver<String>,
@@ -93,7 +94,7 @@ pub(super) async fn session(
     }
 }
 
-/// What concerns one answer only; the counters tell.
+/// Ignores faults that concern one answer only. They are counted.
 fn minor<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     match result {
         Ok(answer) => Ok(Some(answer)),
@@ -143,7 +144,7 @@ impl Session<'_> {
         self.sandboxes.clear();
         for sandbox in sandboxes.items.into_iter().take(MOST) {
             found.insert(sandbox.id.clone());
-            // Told apart from a container's states.
+            // Negative, so that it is no container's state.
             if self.known.insert(sandbox.id.clone(), -1 - sandbox.state) != Some(-1 - sandbox.state)
             {
                 let record = record::of_sandbox(self.runtime, &sandbox);
@@ -160,7 +161,7 @@ impl Session<'_> {
                 changed.push((record, false));
             }
         }
-        // Every name is there; now the details.
+        // All names are known now. The details follow.
         for (record, sandbox) in changed {
             self.refine(record, sandbox).await?;
         }
@@ -176,7 +177,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Names come before the details, and don't undo those that are known.
+    /// Puts a record that has the name alone, unless there is one.
     fn put_first(&self, record: &Container) {
         if self.link.directory.get(&record.id).is_none() {
             self.link.directory.put(record.clone());
@@ -187,7 +188,7 @@ impl Session<'_> {
         record::of_container(self.runtime, listed, self.sandboxes.get(&listed.sandbox))
     }
 
-    /// Takes in one that was asked for: a container, or a sandbox, or nobody here.
+    /// Asks for an id, which may be a container's, a sandbox's or another runtime's.
     async fn find(&mut self, id: &str) -> Result<(), Fault> {
         let only = |id: &str| ListRequest {
             filter: Some(Filter { id: id.to_owned() }),
@@ -231,7 +232,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Asks for what only the status tells.
+    /// Adds what only the status has.
     async fn refine(&self, mut record: Container, sandbox: bool) -> Result<(), Fault> {
         let question = StatusRequest {
             id: record.id.clone(),
@@ -257,7 +258,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Writable layers, as the runtime has accounted for them.
+    /// Reads the sizes of writable layers.
     async fn sizes(&self) -> Result<(), Fault> {
         let all = ListRequest::default();
         let stats = self.call::<Stats>("ListContainerStats", &all, LIST, SIZES_TIME);

@@ -1,4 +1,4 @@
-//! What is known of containers, for whoever reads it and for the followers who write it.
+//! Records of containers, written by the followers.
 //!
 //! Invariant: reading never waits for a runtime, except in [`Directory::wait`], which is bounded. The
 //! directory is bounded in records, and each record in bytes.
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{questions::Questions, status::Status};
 use crate::cgroup::{Container, Runtime, State};
 
-/// Most containers that are remembered.
+/// Most records.
 const RECORDS: usize = 65_536;
 /// Longest value of a label or annotation; the rest is cut off.
 const VALUE: usize = 4096;
@@ -25,17 +25,17 @@ const VALUE: usize = 4096;
 const VALUES: usize = 512;
 /// Longest name, image and the like.
 const NAME: usize = 1024;
-/// What all labels and annotations may weigh, bytes: beyond, containers have names alone.
+/// Limit on the size of all labels and annotations, bytes. Further records have none.
 const WEIGHT: usize = 64 << 20;
 
-/// A container, and since when it is no more.
+/// A container, and when the runtime removed it.
 #[derive(Debug)]
 struct Record {
     container: Arc<Container>,
     gone: Option<Instant>,
 }
 
-/// Keeps what a hostile record can cost within bounds.
+/// Bounds the size of a record, which may be hostile.
 fn shorten(container: &mut Container) {
     for values in [&mut container.labels, &mut container.annotations] {
         while values.len() > VALUES {
@@ -71,13 +71,13 @@ fn cut(text: &mut String, longest: usize) {
     }
 }
 
-/// What the labels and annotations of a container weigh, bytes.
+/// Size of a container's labels and annotations, bytes.
 fn weight(container: &Container) -> usize {
     let values = container.labels.iter().chain(&container.annotations);
     values.map(|(key, value)| key.len() + value.len()).sum()
 }
 
-/// Records by full id, and what they weigh.
+/// Records by full id, and the size of their labels and annotations.
 #[derive(Debug, Default)]
 struct Records {
     by_id: HashMap<String, Record>,
@@ -85,8 +85,8 @@ struct Records {
 }
 
 impl Records {
-    /// Puts a record in the place of the one that is there, if any. Takes its labels from it where
-    /// all of them would weigh too much.
+    /// Inserts or replaces a record. Drops its labels and annotations if all of them would be too
+    /// large.
     fn replace(&mut self, mut container: Container) {
         let before = self.by_id.get(&container.id);
         let before = before.map_or(0, |record| weight(&record.container));
@@ -112,7 +112,7 @@ impl Records {
     }
 }
 
-/// What is known of containers, by full id.
+/// The directory of containers, by full id.
 #[derive(Debug)]
 pub struct Directory {
     containers: Mutex<Records>,
@@ -124,7 +124,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// An empty one, and the ids that its readers would like to know of.
+    /// An empty one, and the receiver of the ids that are asked for.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
         let (wanted, asked) = mpsc::unbounded_channel();
         let directory = Self {
@@ -144,7 +144,7 @@ impl Directory {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a container.
+    /// The record of a container.
     pub fn get(&self, id: &str) -> Option<Arc<Container>> {
         self.containers()
             .by_id
@@ -152,7 +152,7 @@ impl Directory {
             .map(|record| Arc::clone(&record.container))
     }
 
-    /// A number that grows whenever anything here changes.
+    /// Number of changes so far.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -162,30 +162,30 @@ impl Directory {
         if self.get(id).is_none() {
             self.questions.ask(id);
         }
-        // Nobody listens where no runtime is followed.
+        // Without followers there is no receiver.
         let _ = self.wanted.send(id.to_owned());
     }
 
-    /// Waits for the records of containers that were asked for, each with its runtime where the path
-    /// tells that. Ends when all are there, when no runtime that is up is left to answer, or after
+    /// Waits for the records of containers that were asked for, each with its runtime if the path has
+    /// it. Ends when all are there, when no runtime that is up is left to answer, or after
     /// `limit`; a runtime that was too slow is not waited for again for some time. Returns how long
     /// it waited.
     pub fn wait(&self, containers: &[(&str, Option<Runtime>)], limit: Duration) -> Duration {
         self.questions.wait(containers, &self.runtimes(), limit)
     }
 
-    /// Notes that a runtime doesn't have a container that was asked for, or can't tell.
+    /// Notes that a runtime doesn't have a container that was asked for, or failed to answer.
     pub(super) fn denied(&self, id: &str, status: &Status) {
         self.questions.denied(id, status.socket());
     }
 
-    /// Has those who wait look again: a runtime went down.
+    /// Wakes those who wait, since a runtime went down.
     pub(super) fn look_again(&self) {
         self.questions.look_again();
     }
 
-    /// Takes in what a runtime says. What it doesn't say any more of the last run, or asks to be
-    /// accounted for more rarely, stays as it was told before.
+    /// Inserts or updates a record. The size of the writable layer and how the last run ended are
+    /// retained if the new record lacks them.
     pub fn put(&self, container: Container) {
         let id = container.id.clone();
         self.take_in(container);
@@ -208,7 +208,7 @@ impl Directory {
                 return;
             }
         } else if containers.by_id.len() >= RECORDS {
-            // Whoever has ended makes room for whoever may run.
+            // An ended container makes room.
             let ended = containers.by_id.iter().find(|(_, record)| {
                 record.gone.is_some() || record.container.state == State::Exited
             });
@@ -227,7 +227,7 @@ impl Directory {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Changes a container that is known.
+    /// Changes a record, if there is one.
     pub fn update(&self, id: &str, change: impl FnOnce(&mut Container)) {
         let mut containers = self.containers();
         let Some(record) = containers.by_id.get_mut(id) else {
@@ -246,14 +246,14 @@ impl Directory {
         }
     }
 
-    /// Notes that a container is no more: it is remembered for a while.
+    /// Notes that a container was removed. Its record stays for a while.
     pub fn gone(&self, id: &str) {
         if let Some(record) = self.containers().by_id.get_mut(id) {
             record.gone.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Forgets those that have been gone for longer.
+    /// Drops records of containers that were removed longer ago than `linger`.
     pub fn sweep(&self, linger: Duration) {
         self.questions.sweep();
         let mut containers = self.containers();
@@ -268,7 +268,7 @@ impl Directory {
         }
     }
 
-    /// Containers that were not remembered because there are too many.
+    /// Containers without a record because there are too many.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }

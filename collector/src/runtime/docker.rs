@@ -1,7 +1,7 @@
-//! Docker Engine, and Podman by the same API: events say of whom to ask, inspection says what.
+//! Docker Engine's API, which Podman has as well: events name containers, inspection has the details.
 //!
-//! Invariant: a record is made of the event itself before anything is asked, so that a container
-//! that is removed at once has its name all the same.
+//! Invariant: a record is made from the event before anything is asked, so that a container that is
+//! removed at once has a name.
 
 mod model;
 
@@ -24,17 +24,17 @@ use super::{
 };
 use crate::cgroup::{Runtime, State, Writable};
 
-/// Inspections at the same time: of what has just happened, and as many of a list's.
+/// Concurrent inspections, for each [`Urgency`].
 const AT_ONCE: usize = 4;
-/// Most containers that wait to be asked for.
+/// Most containers that wait to be inspected.
 const QUEUE: usize = 65_536;
-/// How often the list is compared: events can be lost.
+/// How often the list is compared, since events can be lost.
 const LISTED: Duration = Duration::from_secs(60);
-/// How long ago a container may have been made whose birth is looked up.
+/// How far back births are looked up.
 const BIRTH: Duration = Duration::from_secs(60);
-/// How often the runtime is to show that it is alive.
+/// How often the runtime is pinged.
 const PING: Duration = Duration::from_secs(10);
-/// How often the writable layers are accounted for, and how long that may take.
+/// How often the sizes of writable layers are asked for, and how long that may take.
 const SIZES: Duration = Duration::from_secs(60);
 const SIZES_TIME: Duration = Duration::from_secs(50);
 
@@ -46,7 +46,7 @@ struct Session<'a> {
     /// `/v1.41`
     prefix: String,
     known: HashSet<String>,
-    /// Those that became known since the list was asked for, while it is; they may not be in it.
+    /// Containers that became known while a list is being asked for. They may not be in it.
     since_listed: Option<HashSet<String>>,
     pending: HashMap<String, Pending>,
     queues: [Queue; 2],
@@ -58,9 +58,9 @@ struct Session<'a> {
 /// How soon a container is inspected.
 #[derive(Clone, Copy, Debug)]
 enum Urgency {
-    /// It was born or changed.
+    /// It is new or has changed.
     Now,
-    /// It is in the list, and may have changed unseen.
+    /// It is in the list; its events may have been lost.
     Routine,
 }
 
@@ -108,7 +108,7 @@ impl Link {
     }
 }
 
-/// Follows until something breaks; with `once`, until everything has been asked for.
+/// Follows the runtime until a request fails; with `once`, until each container has been asked for.
 pub(super) async fn session(
     link: &Link,
     wanted: &mut Receiver<String>,
@@ -129,7 +129,7 @@ pub(super) async fn session(
         births: HashSet::new(),
         tasks: JoinSet::new(),
     };
-    // Before the list: what happens in between is in both.
+    // Before the list, so that no event between them is missed.
     let filters = "%7B%22type%22%3A%5B%22container%22%5D%7D";
     let target = format!("{}/events?filters={filters}", session.prefix);
     let mut events = wire::stream(&link.socket, &target).await?;
@@ -181,7 +181,7 @@ async fn list(link: &Link, prefix: &str) -> Result<Vec<Listed>, Fault> {
 }
 
 impl Session<'_> {
-    /// Asks for the list. It is a task like the others: a long list holds up nobody who is new.
+    /// Asks for the list. This is a task, so that a long list does not delay new containers.
     fn ask_list(&mut self) {
         if self.since_listed.is_some() {
             return;
@@ -229,7 +229,7 @@ impl Session<'_> {
         }
         match (self.pending.get(&id), urgency) {
             (Some(Pending::Queued), Urgency::Routine) => return,
-            // Once more, in the other queue: the first of both is asked.
+            // It moves ahead; its place in the other queue is skipped later.
             (Some(Pending::Queued), Urgency::Now) => {}
             (Some(_), _) => {
                 self.pending.insert(id, Pending::Outdated);
@@ -243,7 +243,7 @@ impl Session<'_> {
         self.queues[urgency as usize].ids.push_back(id);
     }
 
-    /// Starts what may be asked at the same time.
+    /// Starts queued inspections.
     fn pump(&mut self) {
         for urgency in [Urgency::Now, Urgency::Routine] {
             let queue = &mut self.queues[urgency as usize];
@@ -251,9 +251,9 @@ impl Session<'_> {
                 && let Some(id) = queue.ids.pop_front()
             {
                 match self.pending.get_mut(&id) {
-                    // What happens from here on is asked again for.
+                    // An event from here on makes the answer outdated.
                     Some(pending @ Pending::Queued) => *pending = Pending::Running,
-                    // The other queue had it first.
+                    // It was started from the other queue.
                     _ => continue,
                 }
                 queue.running += 1;
@@ -293,7 +293,7 @@ impl Session<'_> {
         }
     }
 
-    /// Makes a record of a container's birth, unless there is a better one.
+    /// Makes a record from a container's birth, unless there is one.
     fn born(&mut self, event: &Event) {
         let id = &event.actor.id;
         if valid(id) && self.link.directory.get(id).is_none() {
@@ -302,7 +302,7 @@ impl Session<'_> {
         }
     }
 
-    /// Tells those who wait that there is no record, unless something may still bring one.
+    /// Reports that there is no record, unless a pending request may still bring one.
     fn no_record(&self, id: &str) {
         let coming = self.births.contains(id) || self.pending.contains_key(id);
         if !coming && self.link.directory.get(id).is_none() {
@@ -342,7 +342,7 @@ impl Session<'_> {
                         self.link.status.set_containers(self.known.len());
                         None
                     }
-                    // A name or a prefix of an id, or an answer to something else.
+                    // The id was a name, or the beginning of an id.
                     Ok(_) => None,
                     Err(Fault::Unknown) => {
                         if self.known.remove(&id) {
@@ -372,7 +372,7 @@ impl Session<'_> {
                 }
                 None
             }
-            // Sizes are slow where layers are large: that says nothing of the runtime.
+            // Sizes take long where layers are large: the runtime is not down.
             Done::Sizes(Err(fault)) => {
                 tracing::debug!(socket = %self.link.socket.display(), reason = %fault, "no sizes");
                 None
@@ -380,7 +380,7 @@ impl Session<'_> {
             Done::Alive(result) => result.err(),
             Done::Births(id, result) => {
                 self.births.remove(&id);
-                // Where this fails the inspection tells as well.
+                // If this failed, the inspection has the name.
                 let lines = result.unwrap_or_default();
                 for line in lines.split(|&byte| byte == b'\n') {
                     if let Ok(event) = parse::<Event>(line)
@@ -394,7 +394,7 @@ impl Session<'_> {
             }
         };
         match fault {
-            // One container's answer; the counters tell.
+            // It concerns one container. It is counted.
             None | Some(Fault::Garbage(_) | Fault::Large(_) | Fault::Refused(_)) => Ok(()),
             Some(fault) => Err(fault),
         }
@@ -449,7 +449,7 @@ impl Session<'_> {
     }
 }
 
-/// Whether an id is one: it becomes part of a path.
+/// Whether an id is well-formed. It becomes part of a request's path.
 fn valid(id: &str) -> bool {
     (12..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -1,6 +1,6 @@
-//! Who follows whom: a task for each socket, another that looks for sockets.
+//! The followers: a task for each socket, and one that looks for sockets.
 //!
-//! Invariant: a runtime that does not answer costs one attempt now and then, and nobody waits.
+//! Invariant: a runtime that does not answer costs one attempt every 30 s at most.
 
 use std::{
     collections::HashMap,
@@ -21,19 +21,20 @@ use super::{
     status::Status, wire::Fault,
 };
 
-/// How often sockets are looked for, and the gone forgotten.
+/// How often sockets are looked for and records of removed containers dropped.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long to wait after a failure, at first and at most.
+/// Pause after a failure: the first one, and the longest.
 const FIRST: Duration = Duration::from_millis(500);
 const LAST: Duration = Duration::from_secs(30);
 /// How long a session has to last for the next failure to count as a first one.
 const STABLE: Duration = Duration::from_secs(10);
-/// How long a runtime may take where it is asked once.
+/// Time limit where each runtime is asked once.
 const ONCE: Duration = Duration::from_secs(2);
 /// How many requested ids a busy follower may be behind; beyond, it asks for the whole list.
 const BEHIND: usize = 1024;
 
-/// Follows a runtime until something breaks; with `once`, until everything has been asked for.
+/// One session: follows a runtime until a request fails. With `once`, until each container has been
+/// asked for.
 async fn session(
     link: &Link,
     wanted: &mut broadcast::Receiver<String>,
@@ -66,14 +67,14 @@ async fn follow_one(link: Link, mut wanted: broadcast::Receiver<String>) {
     }
 }
 
-/// Up to a quarter more: agents on many hosts, or followers here, are not to ask in step.
+/// Adds up to a quarter, so that many agents or followers don't ask in step.
 fn jittered(delay: Duration) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let part = now.map_or(0, |now| now.subsec_nanos() % 256);
     delay + delay * part / 1024
 }
 
-/// Waits, but no longer than until another socket is there.
+/// Waits. Ends early if another socket has taken the path.
 async fn pause(socket: &Path, delay: Duration) {
     let identity = || {
         let found = socket.metadata().ok()?;
@@ -94,7 +95,7 @@ async fn pause(socket: &Path, delay: Duration) {
     }
 }
 
-/// The followers; they end with it.
+/// Owner of the followers, which end when it is dropped.
 #[derive(Debug)]
 pub struct Followers {
     task: JoinHandle<()>,
@@ -108,15 +109,15 @@ impl Drop for Followers {
 }
 
 impl Followers {
-    /// Waits until every runtime that was there at the start has told its containers, or has failed
-    /// to, for so long at most.
+    /// Waits until every runtime that was there at the start has listed its containers or has failed
+    /// to; for `limit` at most. Whether they all have.
     pub async fn settled(&mut self, limit: Duration) -> bool {
         let settled = self.settled.wait_for(|settled| *settled);
         timeout(limit, settled).await.is_ok()
     }
 }
 
-/// Starts to follow. Within a tokio runtime; needs its timers and sockets.
+/// Starts the followers. To be called within a tokio runtime with timers and sockets.
 pub fn follow(
     directory: Arc<Directory>,
     asked: UnboundedReceiver<String>,
@@ -151,7 +152,7 @@ async fn supervise(
         tokio::select! {
             id = asked.recv() => {
                 let Some(id) = id else { return };
-                // Nobody listens where no runtime is.
+                // Without a runtime there is no receiver.
                 let _ = wanted.send(id);
                 continue;
             }
@@ -159,7 +160,7 @@ async fn supervise(
         }
         directory.sweep(linger);
         let found = choice.sockets();
-        // A user's Podman goes with the user's session; of others, that they are down is told.
+        // A user's Podman ends with the user's session. Others stay, and are reported as down.
         followers.retain(|path, _| {
             let stays =
                 found.contains_key(path) || !path.starts_with("/run/user") || choice.names(path);
@@ -193,11 +194,11 @@ async fn supervise(
     }
 }
 
-/// Asks every runtime once, and tells how they do. Not from within a tokio runtime.
+/// Asks every runtime once, and returns how they answered. Not to be called within a tokio runtime.
 ///
 /// # Errors
 ///
-/// When there can be no timers and sockets.
+/// When no tokio runtime can be made.
 pub fn ask(directory: &Arc<Directory>, choice: &Choice) -> std::io::Result<Vec<Arc<Status>>> {
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -205,7 +206,7 @@ pub fn ask(directory: &Arc<Directory>, choice: &Choice) -> std::io::Result<Vec<A
     Ok(tokio.block_on(ask_once(directory, choice, ONCE)))
 }
 
-/// The same, for so long at most.
+/// The same with another time limit.
 pub(super) async fn ask_once(
     directory: &Arc<Directory>,
     choice: &Choice,

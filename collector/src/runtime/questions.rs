@@ -16,9 +16,9 @@ use std::{
 use super::status::Status;
 use crate::cgroup::Runtime;
 
-/// Most questions that are kept.
+/// Most open questions.
 const MOST: usize = 4096;
-/// How long a question is kept: followers answer, or fail, in less.
+/// Age at which an open question is dropped. Followers answer or fail earlier.
 const KEPT: Duration = Duration::from_secs(15);
 /// The first pause of a runtime that was too slow, and the longest.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ impl Questions {
         }
     }
 
-    /// Notes that a runtime doesn't have a container, or can't tell.
+    /// Notes that a runtime doesn't have a container, or failed to answer.
     pub(super) fn denied(&self, id: &str, socket: &Path) {
         if let Some(question) = self.lock().open.get_mut(id) {
             question.denied.push(socket.to_owned());
@@ -83,7 +83,7 @@ impl Questions {
         }
     }
 
-    /// Has those who wait look again: a runtime went down.
+    /// Wakes those who wait, since a runtime went down.
     pub(super) fn look_again(&self) {
         // Under the lock, so that nobody is between looking and waiting.
         let _state = self.lock();
@@ -101,8 +101,8 @@ impl Questions {
         }
     }
 
-    /// Waits until each container has a record, or nobody is left who might have one. The time it
-    /// took, which is `limit` at most.
+    /// Waits until each container has a record or no runtime is left that might have it; for `limit`
+    /// at most. Returns how long it took.
     pub(super) fn wait(
         &self,
         containers: &[(&str, Option<Runtime>)],
@@ -115,7 +115,7 @@ impl Questions {
         loop {
             let missing = state.missing(containers, runtimes, begin);
             if missing.is_empty() {
-                // Whoever was waited for was quick enough.
+                // They answered in time.
                 for socket in waited_for {
                     state.pauses.remove(socket);
                 }
@@ -155,11 +155,11 @@ impl State {
             .collect();
         let paused = |socket: &Path| self.pauses.get(socket).is_some_and(|it| it.until > now);
         let may_answer = |status: &&Arc<Status>| {
-            let (told, socket) = (status.told(), status.socket());
-            told.up == Some(true)
+            let (reported, socket) = (status.told(), status.socket());
+            reported.up == Some(true)
                 && !paused(socket)
                 && open.iter().any(|(question, runtime)| {
-                    runtime.is_none_or(|runtime| runtime == told.runtime)
+                    runtime.is_none_or(|runtime| runtime == reported.runtime)
                         && !question.denied.iter().any(|denied| denied == socket)
                 })
         };

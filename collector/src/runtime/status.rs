@@ -1,4 +1,4 @@
-//! How a runtime does: for metrics, log and `check`.
+//! Whether a runtime answers, for metrics, log and `check`.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use std::{
 use super::wire::Fault;
 use crate::cgroup::Runtime;
 
-/// How requests end, as metrics have it.
+/// Results of requests, as the label `result` has them.
 pub const RESULTS: [&str; 6] = [
     "ok",
     "not_found",
@@ -25,9 +25,9 @@ pub const RESULTS: [&str; 6] = [
 /// What is known of a runtime.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// Which it is.
+    /// The runtime.
     pub runtime: Runtime,
-    /// Whether it answers; `None` before it has been asked, and where it isn't what it seemed.
+    /// Whether it answers; `None` before the first answer, and where another service listens.
     pub up: Option<bool>,
     /// Its version, or why it is down.
     pub text: String,
@@ -37,7 +37,7 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Status {
     socket: PathBuf,
-    told: Mutex<Told>,
+    reported: Mutex<Told>,
     containers: AtomicUsize,
     results: [AtomicU64; RESULTS.len()],
     nanos: AtomicU64,
@@ -47,7 +47,7 @@ impl Status {
     pub(super) fn new(runtime: Runtime, socket: PathBuf) -> Self {
         Self {
             socket,
-            told: Mutex::new(Told {
+            reported: Mutex::new(Told {
                 runtime,
                 up: None,
                 text: String::new(),
@@ -63,12 +63,12 @@ impl Status {
         &self.socket
     }
 
-    /// How it does.
+    /// Its last known state.
     pub fn told(&self) -> Told {
         self.lock().clone()
     }
 
-    /// Containers that it has told of.
+    /// Containers that it has listed.
     pub fn containers(&self) -> usize {
         self.containers.load(Relaxed)
     }
@@ -85,7 +85,7 @@ impl Status {
     }
 
     fn lock(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_containers(&self, count: usize) {
@@ -109,11 +109,11 @@ impl Status {
     }
 
     pub(super) fn up(&self, runtime: Runtime, version: &str) {
-        let mut told = self.lock();
-        if told.up != Some(true) {
+        let mut reported = self.lock();
+        if reported.up != Some(true) {
             tracing::info!(%runtime, socket = %self.socket.display(), version, "following the runtime");
         }
-        *told = Told {
+        *reported = Told {
             runtime,
             up: Some(true),
             text: version.to_owned(),
@@ -121,21 +121,21 @@ impl Status {
     }
 
     pub(super) fn down(&self, fault: &Fault) {
-        let mut told = self.lock();
+        let mut reported = self.lock();
         let reason = fault.to_string();
-        let (runtime, socket) = (told.runtime, self.socket.display());
+        let (runtime, socket) = (reported.runtime, self.socket.display());
         let up = if matches!(fault, Fault::Unsupported(_)) {
-            if told.text != reason {
+            if reported.text != reason {
                 tracing::debug!(%runtime, %socket, reason, "the runtime's service is not offered here");
             }
             None
         } else {
-            if told.up != Some(false) {
+            if reported.up != Some(false) {
                 tracing::warn!(%runtime, %socket, reason, "the runtime doesn't answer: containers keep the names that are known");
             }
             Some(false)
         };
-        told.up = up;
-        told.text = reason;
+        reported.up = up;
+        reported.text = reason;
     }
 }

@@ -1,7 +1,7 @@
-//! Asking over a unix socket: HTTP/1.1 and gRPC, each within limits of time and size.
+//! Requests over a unix socket, by HTTP/1.1 and gRPC.
 //!
-//! Invariant: no answer is waited for longer than its limit, none is kept beyond its size, whatever
-//! the other side sends. Checked by the tests of [`super`] against servers that misbehave.
+//! Invariant: every request ends within its time limit, and every answer is cut off at its size
+//! limit, whatever the other side sends. Checked by the tests of [`super`] against servers that misbehave.
 
 use std::{path::Path, time::Duration};
 
@@ -15,7 +15,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
-/// How long an answer may take.
+/// Time limit of a request.
 pub(super) const TIME: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(1);
 const MIB: usize = 1 << 20;
@@ -72,7 +72,7 @@ fn broken(error: hyper::Error) -> Fault {
     }
 }
 
-/// A body that is read piece by piece.
+/// A body that is read frame by frame.
 pub(super) struct Stream {
     body: Incoming,
     buffer: BytesMut,
@@ -90,7 +90,7 @@ impl Stream {
         }
     }
 
-    /// Reads another piece; `false` at the end.
+    /// Reads another frame; `false` at the end.
     async fn more(&mut self, limit: usize) -> Result<bool, Fault> {
         let Some(frame) = self.body.frame().await else {
             return Ok(false);
@@ -116,7 +116,7 @@ impl Stream {
         Ok(self.buffer.split().freeze())
     }
 
-    /// The next line that isn't empty; `None` at the end. May be dropped and called again.
+    /// The next line that isn't empty; `None` at the end. Safe to cancel.
     pub(super) async fn line(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {
             while let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
@@ -138,7 +138,7 @@ async fn open(socket: &Path, target: &str) -> Result<Stream, Fault> {
         .await
         .map_err(broken)?;
     let driver = Driver(tokio::spawn(async move {
-        // What breaks is told by the answer.
+        // The answer carries the error.
         let _ = connection.await;
     }));
     let request = Request::get(target)
@@ -182,12 +182,12 @@ pub(super) async fn get(
     .await
 }
 
-/// GET, a body that goes on.
+/// GET, with a body that is read line by line.
 pub(super) async fn stream(socket: &Path, target: &str) -> Result<Stream, Fault> {
     within(TIME, open(socket, target)).await
 }
 
-/// A gRPC connection: one for all calls of a session.
+/// A gRPC connection, for all calls of a session.
 pub(super) struct Channel {
     sender: http2::SendRequest<Full<Bytes>>,
     _driver: Driver,
@@ -202,7 +202,7 @@ impl Channel {
                 .await
                 .map_err(broken)?;
             let driver = Driver(tokio::spawn(async move {
-                // What breaks is told by the calls.
+                // The calls carry the error.
                 let _ = connection.await;
             }));
             Ok(Self {
@@ -246,7 +246,7 @@ impl Channel {
     }
 }
 
-/// Compressed or not, and the length.
+/// Bytes before a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
 fn request(path: &str, question: &impl prost::Message) -> Result<Request<Full<Bytes>>, Fault> {
@@ -265,7 +265,7 @@ fn request(path: &str, question: &impl prost::Message) -> Result<Request<Full<By
         .map_err(|error| refused(error.to_string()))
 }
 
-/// `grpc-status`, where it is told.
+/// Checks `grpc-status`, which may be missing.
 fn status(headers: &HeaderMap) -> Result<(), Fault> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let message = || text("grpc-message").unwrap_or_default().to_owned();

@@ -15,13 +15,13 @@ pub struct AllowList {
     prefixes: Vec<String>,
 }
 
-/// A pattern that is none.
+/// An invalid pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a `*` may only stand at the end")]
 pub struct AllowError;
 
 impl AllowList {
-    /// From patterns: a name, a beginning with `*` after it, or `*` for all. Empty ones say nothing.
+    /// From patterns: a name, a prefix followed by `*`, or `*` for all. Empty ones are ignored.
     ///
     /// # Errors
     ///
@@ -47,8 +47,8 @@ impl AllowList {
         self.exact.contains(label) || self.prefixes.iter().any(|prefix| label.starts_with(prefix))
     }
 
-    /// Names and values of the labels that are exported. What is no letter, digit or `_` becomes `_`;
-    /// where two names become one, the second in byte order has `_2` added, and so on.
+    /// Names and values of the labels that are exported. Characters other than letters, digits and `_`
+    /// become `_`. If two names become the same, the second in byte order gets `_2`, and so on.
     pub fn select<'a>(&self, labels: &'a BTreeMap<String, String>) -> Vec<(String, &'a str)> {
         let mut selected: Vec<(String, &str)> = Vec::new();
         for (label, value) in labels {

@@ -1,20 +1,20 @@
-//! What a runtime knows of a container.
+//! Records of containers.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
 use super::runtime::Runtime;
 
-/// What a runtime knows of a container. What it does not tell is `None` or empty.
+/// A runtime's record of a container. Unknown fields are `None` or empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     /// Full id.
     pub id: String,
-    /// Who runs it.
+    /// The runtime.
     pub runtime: Runtime,
-    /// Its name, without a leading slash. Of a container of a pod: as cAdvisor has it under
-    /// Kubernetes, the runtime's own name (of containerd: the id).
+    /// Its name, without a leading slash. For a container of a pod, as in cAdvisor, the runtime's own
+    /// name (containerd: the id).
     pub name: String,
-    /// Image as it was asked for.
+    /// Image, as requested.
     pub image: String,
     /// Digest or id of the image.
     pub image_id: String,
@@ -32,7 +32,7 @@ pub struct Container {
     pub exit_code: Option<i64>,
     /// Why it ended, such as `OOMKilled` or `Error`; empty while unknown.
     pub exit_reason: String,
-    /// How often the runtime has started it again.
+    /// How often the runtime has restarted it.
     pub restarts: Option<u64>,
     /// When it was created.
     pub created: Option<SystemTime>,
@@ -44,12 +44,12 @@ pub struct Container {
     pub pid: Option<u32>,
     /// Limits as configured.
     pub limits: Limits,
-    /// Its writable layer, as the runtime last accounted for it.
+    /// Size of its writable layer, as last reported.
     pub writable: Option<Writable>,
 }
 
 impl Container {
-    /// One of which nothing else is known.
+    /// A record of which nothing else is known.
     pub fn new(id: impl Into<String>, runtime: Runtime) -> Self {
         Self {
             id: id.into(),
@@ -88,25 +88,25 @@ pub struct Pod {
     pub container: String,
 }
 
-/// What a container does.
+/// State of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Made, not started.
+    /// Created, not started.
     Created,
     /// Running.
     Running,
     /// Paused.
     Paused,
-    /// Being started again.
+    /// Being restarted.
     Restarting,
     /// Ended.
     Exited,
-    /// The runtime doesn't say.
+    /// Not reported.
     Unknown,
 }
 
 impl State {
-    /// As labels have it; empty where it isn't known.
+    /// As in labels; empty if unknown.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -119,7 +119,7 @@ impl State {
     }
 }
 
-/// Health by the runtime's own check.
+/// Result of the runtime's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Within its start period.
@@ -130,7 +130,7 @@ pub enum Health {
     Unhealthy,
 }
 
-/// Limits as configured; `None`: no limit, or not told.
+/// Limits as configured; `None`: no limit, or not reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Memory, bytes.
@@ -139,7 +139,7 @@ pub struct Limits {
     pub cpu_quota: Option<u64>,
     /// The period, µs.
     pub cpu_period: Option<u64>,
-    /// CPU shares, of which 1,024 are usual.
+    /// CPU shares; 1,024 is the default.
     pub cpu_shares: Option<u64>,
     /// Tasks.
     pub pids: Option<u64>,
@@ -150,6 +150,6 @@ pub struct Limits {
 pub struct Writable {
     /// Bytes.
     pub bytes: u64,
-    /// Inodes, where the runtime tells.
+    /// Inodes, if reported.
     pub inodes: Option<u64>,
 }

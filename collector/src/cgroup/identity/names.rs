@@ -17,7 +17,7 @@ use crate::exposition::LabelSet;
 pub struct Names<'a> {
     /// Of the container, the machine or the unit.
     pub name: &'a str,
-    /// Image as it was asked for.
+    /// Image, as requested.
     pub image: &'a str,
     /// Kubernetes' namespace.
     pub namespace: &'a str,
@@ -28,7 +28,7 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Of a place, by what its runtime has told of the container or the pod that it is.
+    /// Names of a place, with the records of its container or pod.
     pub fn of(place: &'a Place, container: Option<&'a Container>, pod: Option<&'a Pod>) -> Self {
         let mut names = Self {
             name: place.name.as_deref().unwrap_or_default(),
@@ -51,7 +51,7 @@ impl<'a> Names<'a> {
         names
     }
 
-    /// As labels, with the path before and the container's own allowed ones after them.
+    /// As labels: the path first, and the container's allowed labels last.
     pub fn labels(
         &self,
         path: &str,

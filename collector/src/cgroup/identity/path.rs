@@ -1,9 +1,8 @@
-//! What a cgroup's path alone tells of it: how each runtime and systemd name their cgroups.
+//! Identity by the path: how runtimes, Kubernetes, LXC and systemd name cgroups.
 //!
-//! Invariant: a path is read from its root to its end, and what is found below a container, a
-//! machine or a unit and is none itself is *nested*: it belongs to whom it is in. So no container's
-//! identity is given twice. Checked by a table of paths, beside the runtimes' descriptors.
-//! (`runtime::descriptor`).
+//! Invariant: a path is read from the root down. What is below a container, a machine or a unit and is
+//! none itself is *nested*, so that no identity is given twice. Checked by the table of paths beside
+//! the runtimes' descriptors (`runtime::descriptor`).
 
 use super::runtime::{Naming, Runtime};
 use crate::cgroup::label::printable;
@@ -24,7 +23,7 @@ pub enum Kind {
     /// A group of such: a slice, a user's service manager, a QoS class of Kubernetes, a pod of
     /// Podman.
     Group,
-    /// Within one of the above, as its processes made it.
+    /// Below one of the above, made by its processes.
     Nested,
     /// Anything else.
     #[default]
@@ -53,23 +52,23 @@ impl Qos {
     }
 }
 
-/// What a path tells.
+/// Identity by the path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Whose container it is, where the path says so.
+    /// The runtime, if the path has it.
     pub runtime: Option<Runtime>,
-    /// Full id of the container, by which its runtime knows it.
+    /// Full id of the container, as its runtime has it.
     pub container: Option<Box<str>>,
-    /// Name, where the path has one: of a unit, a machine, an LXC container, a container that was
-    /// given its name for an id.
+    /// Name, if the path has one: of a unit, a machine, an LXC container, or a container whose name
+    /// is its id.
     pub name: Option<Box<str>>,
-    /// UID of the pod that it is, or is a container of.
+    /// UID of its pod, for a pod and for the pod's containers.
     pub pod: Option<Box<str>>,
     /// QoS class of the pod, or of the group of pods.
     pub qos: Option<Qos>,
-    /// The systemd unit that it is, or is in.
+    /// The systemd unit that it is or lies in.
     pub unit: Option<Box<str>>,
 }
 
@@ -77,7 +76,7 @@ pub struct Place {
 const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
 impl Place {
-    /// What a path below the root of the hierarchy tells, where these runtimes may be.
+    /// Reads a path below the root of the hierarchy, on a host that may have these runtimes.
     pub fn of(path: &[u8], runtimes: &[Runtime]) -> Self {
         let mut place = Self {
             kind: if path == b"/" {
@@ -113,20 +112,20 @@ impl Place {
         place
     }
 
-    /// Whether what is within may have a name of systemd's that is the host's.
+    /// Whether cgroups below it may be units of the host's systemd.
     fn is_open(&self) -> bool {
         matches!(self.kind, Kind::Root | Kind::Other | Kind::Group)
     }
 }
 
-/// Where a segment stands.
+/// Context of a segment.
 struct Below<'a> {
     runtimes: &'a [Runtime],
     place: &'a Place,
     above: &'a str,
     /// Whether the folder above is at the top.
     top: bool,
-    /// Whether cgroupfs names of Kubernetes stand above.
+    /// Whether a cgroupfs name of Kubernetes is above.
     kubepods: bool,
 }
 
@@ -193,7 +192,7 @@ impl Below<'_> {
             (self.place.kind == Kind::Pod).then(|| (self.place.qos, self.place.pod.clone()));
         let mut named = None;
         let (runtime, id) = if let Some((slice, rest)) = segment.split_once(':') {
-            // How a name for systemd comes out where the runtime writes files after all.
+            // A name meant for systemd, used by a runtime that makes its cgroups itself.
             let (prefix, id) = rest.split_once(':')?;
             let runtime = self.runtime(|naming| naming.prefixes, prefix)?;
             if let Some((qos, Some(uid))) = slice_of_pods(slice) {
@@ -236,7 +235,7 @@ impl Below<'_> {
         })
     }
 
-    /// LXC's containers, and those that systemd-machined knows.
+    /// LXC's containers, and machines of systemd-machined.
     fn system_container(&self, segment: &str) -> Option<Place> {
         let named = |kind, name: &str, unit: Option<&str>| {
             Some(Place {
@@ -277,7 +276,7 @@ impl Below<'_> {
         let is = |suffix: &str| bare.len() > suffix.len() && bare.ends_with(suffix);
         UNITS.into_iter().find(|suffix| is(suffix))?;
         let unit = unescape_unit(bare);
-        // A slice groups units, and so does a user's service manager: their sum is not a unit's.
+        // A slice groups units, and so does a user's service manager: neither is a unit with a name.
         let manager = unit.starts_with("user@") && unit.ends_with(".service");
         let group = unit.ends_with(".slice") || manager;
         Some(Place {
@@ -288,12 +287,12 @@ impl Below<'_> {
         })
     }
 
-    /// Nothing that has a name.
+    /// A cgroup without a name.
     fn rest(&self) -> Place {
         if self.place.is_open() {
             return Place::default();
         }
-        // Within a container its unit says no more; within a unit it does.
+        // What is nested in a unit belongs to it; what is nested in a container has no unit.
         let within_unit = matches!(self.place.kind, Kind::Unit | Kind::Nested);
         Place {
             kind: Kind::Nested,
@@ -303,7 +302,7 @@ impl Below<'_> {
     }
 }
 
-/// A name with systemd's `\xNN` undone, unless that makes it unprintable.
+/// Undoes systemd's `\xNN`, unless the result is unprintable.
 fn unescape_unit(name: &str) -> String {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name;
@@ -330,7 +329,7 @@ fn unescape_unit(name: &str) -> String {
     }
 }
 
-/// The QoS class and pod that a slice's name tells: `[…-]kubepods[-burstable|-besteffort][-podUID].slice`.
+/// QoS class and pod by a slice's name: `[…-]kubepods[-burstable|-besteffort][-podUID].slice`.
 fn slice_of_pods(segment: &str) -> Option<(Option<Qos>, Option<String>)> {
     let stem = segment.strip_suffix(".slice")?;
     let (before, rest) = stem.split_once("kubepods")?;
@@ -347,7 +346,7 @@ fn slice_of_pods(segment: &str) -> Option<(Option<Qos>, Option<String>)> {
     if rest.is_empty() {
         return Some((qos, None));
     }
-    // A dash in a slice's name stands for a level, so that UIDs have underscores.
+    // A dash in a slice's name separates levels; UIDs have underscores instead.
     let uid = rest.strip_prefix("-pod")?.replace('_', "-");
     is_uid(&uid).then_some((qos.or(Some(Qos::Guaranteed)), Some(uid)))
 }

@@ -1,4 +1,4 @@
-//! Container runtimes, as far as paths tell them apart.
+//! Container runtimes, as far as paths distinguish them.
 //!
 //! Which runtimes there are is not known here: the tree is given the [`Runtime`]s whose paths it
 //! recognises. Each is described in one place, `runtime::descriptor`.
@@ -26,7 +26,7 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// That of a runtime whose cgroups can't be told by their paths.
+    /// Names of a runtime whose cgroups can't be recognised by their paths.
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,

@@ -1,7 +1,7 @@
-//! What the tree's nodes are called, and which of them are exported.
+//! Names of the tree's nodes, and which nodes are exported.
 //!
-//! Invariant: what is nested is exported only if what it is in is. A node that is not exported
-//! counts in its parents all the same: values are inclusive whoever is shown.
+//! Invariant: what is nested is exported only if what it is nested in is. Values of nodes that are not
+//! exported count in their parents.
 
 use std::sync::Arc;
 
@@ -12,18 +12,18 @@ use crate::cgroup::{Container, Kind, Names, Pod, label::printable};
 mod tests;
 
 impl Node {
-    /// What it is called.
+    /// Its names.
     pub fn names(&self) -> Names<'_> {
         Names::of(&self.place, self.container.as_deref(), self.pod.as_deref())
     }
 
-    /// Whether it serves families of this type now: gauges end with their cgroup.
+    /// Whether it has samples of a family of this type: gauges end with their cgroup.
     pub fn serves(&self, kind: crate::exposition::Kind) -> bool {
         self.died.is_none() || kind != crate::exposition::Kind::Gauge
     }
 
-    /// Who is exported first where there are too many: containers, pods and machines, then units and
-    /// their groups, then what has no name; of each, the living; of these, whoever was there first.
+    /// Order of export if there are too many: containers, pods and machines, then units and their
+    /// groups, then cgroups without a name; of each kind, live ones first, then older ones.
     fn rank(&self) -> (u8, bool, u64) {
         let rank = match self.place.kind {
             Kind::Root | Kind::Container | Kind::Machine | Kind::Pod => 0,
@@ -35,7 +35,7 @@ impl Node {
 }
 
 impl Tree {
-    /// Gives a new node its labels, and says whether it is exported.
+    /// Gives a new node its labels, and decides whether it is exported.
     pub(super) fn introduce(&mut self, number: NodeId) {
         let Some(node) = self.node(number) else {
             return;
@@ -47,16 +47,16 @@ impl Tree {
             (node.path_admitted, node.labels) = (path_admitted, labels);
         }
         self.decide(number);
-        // Until the next choice; where there are too many already, nobody comes in unchosen.
-        let exported = self.folded == 0;
+        // Until `settle`. If there are too many already, the node has to be chosen first.
+        let exported = self.suppressed == 0;
         if let Some(node) = self.node_mut(number) {
             node.exported = exported && node.admitted;
         }
         self.unsettled = true;
     }
 
-    /// Takes in what a runtime tells of a node's container, and names the nodes whose labels are
-    /// others now: itself and its pod.
+    /// Sets the record of a node's container. Returns the nodes whose labels have changed: it and its
+    /// pod.
     pub fn tell(&mut self, number: NodeId, container: &Arc<Container>) -> Vec<NodeId> {
         let known = self.node(number).and_then(|node| node.container.as_ref());
         if known.is_some_and(|known| Arc::ptr_eq(known, container)) {
@@ -69,7 +69,7 @@ impl Tree {
         let mut changed = Vec::new();
         changed.extend(self.rename(number));
         if let (Some(pod), Some(at)) = (&container.pod, self.pod_of(number)) {
-            // Each of its containers has its own name in the pod; the rest is the pod's.
+            // The container's name in the pod differs from container to container.
             let same =
                 |known: &Arc<Pod>| known.name == pod.name && known.namespace == pod.namespace;
             let known = self.node(at).and_then(|node| node.pod.as_ref());
@@ -93,7 +93,7 @@ impl Tree {
             let node = self.node(number)?;
             match node.place.kind {
                 Kind::Pod => return Some(number),
-                // That pod is another's.
+                // A pod further up is not this container's.
                 Kind::Container | Kind::Machine => return None,
                 _ => at = node.parent,
             }
@@ -101,7 +101,7 @@ impl Tree {
         None
     }
 
-    /// Makes a node's labels anew. The node, if they are others now.
+    /// Makes a node's labels. Returns the node if they have changed.
     fn rename(&mut self, number: NodeId) -> Option<NodeId> {
         let node = self.node(number)?;
         let container = node.container.as_deref();
@@ -116,7 +116,7 @@ impl Tree {
         Some(number)
     }
 
-    /// Asks the filters about a node. What is nested in it follows when there is a choice made.
+    /// Applies the filters to a node. What is nested in it follows in `settle`.
     fn decide(&mut self, number: NodeId) {
         let Some(node) = self.node(number) else {
             return;
@@ -136,7 +136,7 @@ impl Tree {
         }
     }
 
-    /// Chooses who is exported. Does nothing as long as nobody came, went or was renamed.
+    /// Chooses the exported nodes, if a cgroup came, went or was renamed.
     pub fn settle(&mut self) {
         if !std::mem::take(&mut self.unsettled) {
             return;
@@ -158,9 +158,9 @@ impl Tree {
         let mut admitted: Vec<_> = admitted
             .map(|(number, node)| (node.rank(), number))
             .collect();
-        self.folded = admitted.len().saturating_sub(self.export.max);
+        self.suppressed = admitted.len().saturating_sub(self.export.max);
         let mut excess = vec![false; self.capacity()];
-        if self.folded > 0 {
+        if self.suppressed > 0 {
             let first = self.export.max;
             admitted.select_nth_unstable(first);
             for &(_, number) in &admitted[first..] {
@@ -176,12 +176,12 @@ impl Tree {
         }
     }
 
-    /// Cgroups that are not exported because there are more than may be.
+    /// Cgroups that are suppressed because there are too many.
     pub fn folded(&self) -> usize {
-        self.folded
+        self.suppressed
     }
 
-    /// Nodes that are containers which a runtime knows by an id.
+    /// Nodes that are containers with an id, and the id.
     pub fn containers(&self) -> impl Iterator<Item = (NodeId, &Node, &str)> + '_ {
         self.iter()
             .filter_map(|(number, node)| Some((number, node, node.place.container.as_deref()?)))

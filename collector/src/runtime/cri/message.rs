@@ -128,7 +128,7 @@ pub(super) struct StatusResponse {
     pub(super) info: Map,
 }
 
-/// What a sandbox's status is asked for: its first process.
+/// Status of a sandbox, of which only the verbose information is used.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SandboxStatusResponse {
     #[prost(map = "string, string", tag = "2")]

@@ -1,4 +1,4 @@
-//! CRI's answers as records.
+//! Records from CRI's answers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,12 +13,12 @@ use super::{
 };
 use crate::cgroup::{Container, Limits, Pod, State};
 
-/// Of the free-form answer to a verbose question, what containerd and CRI-O have alike.
+/// The fields of verbose information that containerd and CRI-O share.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Info {
     pid: Option<u32>,
-    /// Of a sandbox: what it runs, which no field of CRI tells.
+    /// Image of a sandbox, which no field of CRI has.
     image: Option<String>,
     #[serde(rename = "runtimeSpec")]
     spec: Option<Spec>,
@@ -64,7 +64,7 @@ fn positive(number: Option<i64>) -> Option<u64> {
         .filter(|&number| number > 0)
 }
 
-/// Process and limits from a verbose answer; without them where it has none.
+/// Adds process and limits from verbose information, if there is any.
 pub(super) fn refine(container: &mut Container, info: &HashMap<String, String>) {
     let Some(info) = info
         .get("info")
@@ -113,7 +113,7 @@ fn state(number: i32) -> State {
     }
 }
 
-/// What the runtime itself calls a container.
+/// The runtime's own name of a container.
 fn name(runtime: &Descriptor, id: &str, pod: &Pod, attempt: u32) -> String {
     if runtime.protocol != (Protocol::Cri { named: true }) {
         return id.to_owned();
@@ -127,7 +127,7 @@ fn name(runtime: &Descriptor, id: &str, pod: &Pod, attempt: u32) -> String {
     format!("k8s_{container}_{name}_{namespace}_{uid}_{attempt}")
 }
 
-/// Which pod a sandbox is.
+/// The pod of a sandbox.
 fn pod(sandbox: &Sandbox, container: &str) -> Pod {
     let metadata = sandbox.metadata.clone().unwrap_or_default();
     Pod {
@@ -138,7 +138,7 @@ fn pod(sandbox: &Sandbox, container: &str) -> Pod {
     }
 }
 
-/// A sandbox is a container, too.
+/// The record of a sandbox.
 pub(super) fn of_sandbox(runtime: &'static Descriptor, sandbox: &Sandbox) -> Container {
     let pod = pod(sandbox, "POD");
     let attempt = sandbox.metadata.as_ref().map_or(0, |it| it.attempt);
@@ -159,7 +159,7 @@ pub(super) fn of_sandbox(runtime: &'static Descriptor, sandbox: &Sandbox) -> Con
     }
 }
 
-/// A container as lists have it, with its pod's annotations.
+/// The record of a list's entry, with its pod's annotations.
 pub(super) fn of_container(
     runtime: &'static Descriptor,
     listed: &Listed,
@@ -172,7 +172,7 @@ pub(super) fn of_container(
     };
     let pod = match sandbox {
         Some(sandbox) => pod(sandbox, &metadata.name),
-        // As the kubelet labels them.
+        // By the kubelet's labels.
         None => Pod {
             namespace: label("namespace"),
             name: label("name"),
@@ -201,7 +201,7 @@ pub(super) fn of_container(
     }
 }
 
-/// Adds what only the status tells.
+/// Adds what only the status has.
 pub(super) fn add(container: &mut Container, status: &Status) {
     container.state = state(status.state);
     container.created = time(status.created_at).or(container.created);
@@ -211,7 +211,7 @@ pub(super) fn add(container: &mut Container, status: &Status) {
         container.exit_code = Some(i64::from(status.exit_code));
         container.exit_reason.clone_from(&status.reason);
     }
-    // Lists may have the image's id where the status has its name.
+    // In lists the image may be an id; the status has its name.
     let image = status.image.clone().unwrap_or_default();
     let named = if image.user_specified.is_empty() {
         image.image

@@ -1,4 +1,4 @@
-//! The fields of the Docker Engine API that are used, and what Podman makes of them.
+//! The fields of the Docker Engine API that are used, as Docker and Podman fill them.
 //!
 //! Invariant: a field that is missing, null or empty is unknown, never an error.
 
@@ -11,14 +11,14 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cgroup::{Container, Health, Limits, Pod, Runtime, State};
 
-/// Null is the default as well.
+/// Reads null as the default.
 fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Our version of the API; daemons offer a range of them.
+/// The version of the API that this client uses, if the daemon offers it.
 const API: (u32, u32) = (1, 41);
 
 #[derive(Debug, Default, Deserialize)]
@@ -39,14 +39,14 @@ struct Component {
 }
 
 impl Version {
-    /// Names of what the service consists of, the runtime among them.
+    /// Names of the service's components; one is the runtime's.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.components
             .iter()
             .map(|component| component.name.as_str())
     }
 
-    /// The version that both sides have, as the beginning of paths.
+    /// The version to use, as the beginning of paths: `/v1.41`.
     pub(super) fn prefix(&self) -> String {
         let number = |text: &str| {
             let (major, minor) = text.split_once('.')?;
@@ -78,7 +78,7 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// What a list tells, until the container has been inspected.
+    /// The record that a list's entry makes. Inspection has more.
     pub(super) fn container(self, runtime: Runtime) -> Container {
         let name = self.names.first().map(String::as_str).unwrap_or_default();
         Container {
@@ -164,7 +164,7 @@ fn positive(number: Option<i64>) -> Option<u64> {
 
 impl HostConfig {
     fn limits(&self) -> Limits {
-        // --cpus is a quota of the usual period.
+        // --cpus sets a quota for the default period.
         let cpus = positive(self.nano_cpus).map(|nanos| nanos / 10_000);
         let quota = positive(self.cpu_quota).or(cpus);
         Limits {
@@ -181,7 +181,7 @@ impl Inspected {
     pub(super) fn container(self, runtime: Runtime) -> Container {
         let status = self.state;
         let state = state(&status.status);
-        // While it runs, the code is 0, whatever the last run ended with.
+        // While it runs, the code is 0 and says nothing of the last run.
         let ended = state == State::Exited;
         let exit_code = status.exit_code.filter(|_| ended);
         Container {
@@ -240,7 +240,7 @@ pub(super) struct Actor {
 }
 
 impl Event {
-    /// Without what follows a colon: `health_status: healthy`.
+    /// The action without its argument: `health_status: healthy` is `health_status`.
     pub(super) fn name(&self) -> &str {
         self.action.split(':').next().unwrap_or_default()
     }
@@ -261,7 +261,7 @@ impl Event {
         code?.parse().ok()
     }
 
-    /// The attributes of a birth are the labels, and two more.
+    /// The record that a birth makes: its attributes are the labels, the name and the image.
     pub(super) fn container(&self, runtime: Runtime) -> Container {
         let mut labels: BTreeMap<_, _> = self.actor.attributes.clone().into_iter().collect();
         let name = labels.remove("name").unwrap_or_default();
@@ -292,7 +292,7 @@ fn bare(
     }
 }
 
-/// The pod, as dockershim and cri-dockerd write it into labels.
+/// The pod, by the labels of dockershim and cri-dockerd.
 fn pod(labels: &BTreeMap<String, String>) -> Option<Pod> {
     let label = |name: &str| labels.get(&format!("io.kubernetes.{name}")).cloned();
     Some(Pod {
@@ -314,7 +314,7 @@ fn state(text: &str) -> State {
     }
 }
 
-/// In Kubernetes's words.
+/// Why a container ended, in Kubernetes's words.
 pub(super) fn reason(code: Option<i64>, oom: bool) -> String {
     match (oom, code) {
         (true, _) => "OOMKilled",
