@@ -88,13 +88,13 @@ fn usage() -> Result<()> {
         ),
         ("--config.file=/dev/zero", ["/dev/zero", "regular file"]),
     ] {
-        told(&run(&[argument])?, 2, &parts)?;
+        fails_with(&run(&[argument])?, 2, &parts)?;
     }
     let variable = Command::new(binary())
         .arg("check")
         .env("CGMETER_CGROUP_LINGER", "soon")
         .output()?;
-    told(&variable, 2, &["CGMETER_CGROUP_LINGER: \"soon\"", "5m"])?;
+    fails_with(&variable, 2, &["CGMETER_CGROUP_LINGER: \"soon\"", "5m"])?;
     let file = std::env::temp_dir().join(format!("cgmeter-test-{}.toml", std::process::id()));
     let path = file.to_string_lossy().into_owned();
     for (text, parts) in [
