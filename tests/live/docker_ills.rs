@@ -1,5 +1,5 @@
-//! A runtime that is dead, hangs, or means ill, while the agent is scraped. The agent goes on with
-//! what it knows. Counts decide: every scrape is answered, none waits for the runtime.
+//! A runtime that is dead, hangs or is hostile while the agent is scraped. The agent goes on with what
+//! it knows. Every scrape is answered, and none waits long for the runtime.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ fn up(metrics: &Metrics) -> f64 {
     metrics.sum("cgmeter_runtime_up", &[("runtime", "docker")])
 }
 
-/// Waits until the agent says so of the runtime.
+/// Waits until the agent reports the runtime as up (1) or down (0).
 fn wait_up(agent: &Agent, expected: f64) -> Result<()> {
     eventually(|| same("cgmeter_runtime_up", up(&agent.scrape()?), expected))
         .with_context(|| agent.log())
@@ -57,13 +57,13 @@ fn killed() -> Result<()> {
     wait_up(&agent, 0.0)?;
     named(&agent.scrape()?)?;
     let lines = agent.log();
-    let told = lines.lines().filter(|line| line.contains("docker")).count();
+    let reported = lines.lines().filter(|line| line.contains("docker")).count();
     for _ in 0..50 {
         agent.scrape()?;
     }
     let later = agent.log();
-    let told_later = later.lines().filter(|line| line.contains("docker")).count();
-    ensure!(told_later <= told + 1, "it logs at each scrape: {later}");
+    let reported_later = later.lines().filter(|line| line.contains("docker")).count();
+    ensure!(reported_later <= reported + 1, "it logs at each scrape: {later}");
     // A new daemon: it ends what the crash has left, and runs others.
     docker.again()?;
     wait_up(&agent, 1.0)?;
@@ -100,7 +100,7 @@ fn hangs() -> Result<()> {
     timed(&agent, 10)?;
     let [alive, _] = timed(&agent, SCRAPES)?;
     docker.daemon.signal(libc::SIGSTOP);
-    // Whatever there is to ask for, asked of one that accepts connections and says nothing.
+    // New containers to ask for. The stopped daemon accepts connections and does not answer.
     let parent = Cgroup::new()?;
     let mut unknowns = Vec::new();
     let mut medians = Vec::new();
@@ -122,7 +122,7 @@ fn hangs() -> Result<()> {
     println!(
         "a scrape with a runtime: {alive:?}; with a hanging one: {medians:?}, at most {longest:?}"
     );
-    // Had one waited for the runtime, it would have waited a second or more.
+    // A wait for a new name ends after 250 ms; one for an answer would take seconds.
     ensure!(
         longest < Duration::from_secs(1),
         "a scrape took {longest:?}"
@@ -143,7 +143,7 @@ fn hangs() -> Result<()> {
     )
 }
 
-/// Ways to mean ill.
+/// Hostile answers.
 const ILLS: &[(&str, &[u8], &[u8])] = &[
     ("closes", b"", b""),
     ("garbage", b"\x00\xff\x13garbage\r\n\r\n", b""),
@@ -184,7 +184,7 @@ const ILLS: &[(&str, &[u8], &[u8])] = &[
     ),
 ];
 
-/// A server that answers every request in one ill way.
+/// A server that gives the same hostile answer to every request.
 struct Hostile {
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
@@ -245,7 +245,7 @@ fn resident(pid: u32) -> Result<u64> {
 }
 
 fn hostile() -> Result<()> {
-    /// More than it may take for the answers of a runtime that means ill.
+    /// Limit on the memory for a hostile runtime's answers.
     const MOST: u64 = 96 << 20;
     let quiet = Agent::start(&["--container.runtime=none"])?;
     quiet.scrape()?;

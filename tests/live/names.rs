@@ -1,7 +1,7 @@
-//! What paths alone tell, without any runtime: names, kinds, filters, and the bound on series.
+//! Identity by the path, without a runtime: names, kinds, filters, and the bound on series.
 //!
-//! Cgroups are made as runtimes and systemd call theirs. What the runtimes themselves tell is tested
-//! with real ones (`docker`, `podman`, `cri`).
+//! The tests make cgroups with the names that runtimes and systemd give to theirs. Records are tested
+//! with real runtimes (`docker`, `podman`, `cri`).
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ fn named() -> Result<()> {
     let text = agent.body("/metrics", "")?;
     for cgroup in [&top, &docker, &container, &init, &pod, &member] {
         ensure!(usage(&metrics, cgroup, &[]) == 1, "{}", cgroup.id);
-        // Nobody has told of any more.
+        // No runtime has a record with more labels.
         let series = format!("{USAGE}{{id=\"{}\",cpu=\"total\"}}", cgroup.id);
         ensure!(text.contains(&series), "{} has other labels", cgroup.id);
     }
@@ -139,7 +139,7 @@ fn excess() -> Result<()> {
     Worker::once(&nameless[2], "spin 60")?;
     let metrics = agent.scrape()?;
     same("folded", metrics.get("cgmeter_cgroups_folded", &[])?, 1.0)?;
-    // Who has a name comes first, then who was there first.
+    // Cgroups with a name come first, then older ones.
     for (cgroup, exported) in [
         (&top, 1),
         (&nameless[0], 1),
@@ -153,8 +153,8 @@ fn excess() -> Result<()> {
     let (found, expected) = (metrics.of(&top.id, USAGE)?, nameless[2].cpu_seconds()?);
     agree(&top.id, found, expected, 0.001, 0.001)?;
     agent.scrape()?;
-    let told = |text: &str| agent.log().matches(text).count();
-    ensure!(told("--cgroup.export-max") == 1, "{}", agent.log());
+    let logged = |text: &str| agent.log().matches(text).count();
+    ensure!(logged("--cgroup.export-max") == 1, "{}", agent.log());
     one.remove()?;
     let until = Instant::now() + Duration::from_secs(20);
     while agent.scrape()?.get("cgmeter_cgroups_folded", &[])? > 0.0 {
@@ -163,7 +163,7 @@ fn excess() -> Result<()> {
     }
     ensure!(usage(&agent.scrape()?, &nameless[2], &[]) == 1);
     ensure!(
-        told("every cgroup is exported again") == 1,
+        logged("every cgroup is exported again") == 1,
         "{}",
         agent.log()
     );

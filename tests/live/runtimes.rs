@@ -1,9 +1,9 @@
-//! Container runtimes of the test's own: daemons with folders and sockets apart from any other's,
-//! and an image that is made here, since there is no registry.
+//! Container runtimes of the test's own: daemons with folders and sockets of their own, and an image
+//! that is made here, since there is no registry.
 //!
-//! Invariant: all of it is gone with its [`Folder`], whatever became of the daemons: processes,
-//! mounts, cgroups, files. Only processes that have the folder on their command line, and those that
-//! these started, are ended.
+//! Invariant: dropping a [`Folder`] removes its processes, mounts, cgroups and files, however the
+//! daemons ended. It kills only processes with the folder on their command line, and those that these
+//! started.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,13 +22,13 @@ use crate::{agent::Agent, metrics::Metrics};
 /// What the image is called.
 pub const IMAGE: &str = "busybox:local";
 
-/// Runs a program that has to succeed; what it says on its output.
+/// Runs a program that has to succeed, and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = succeed(command)?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The same, and after it what it says on its other output, that of errors.
+/// The same, with standard error after it.
 pub fn both(command: &mut Command) -> Result<String> {
     let output = succeed(command)?;
     let text = [output.stdout, output.stderr].concat();
@@ -50,8 +50,7 @@ fn succeed(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Tries again until it succeeds; after some time, the last failure is the result. How long it took
-/// decides nothing.
+/// Tries until it succeeds. After 90 s, the last failure is the result.
 pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let until = Instant::now() + Duration::from_secs(90);
     loop {
@@ -136,7 +135,7 @@ pub fn in_json(agent: &Agent, key: &str, expected: &[(&str, &str)]) -> Result<()
     Ok(())
 }
 
-/// A folder for daemons, and all that they leave.
+/// A folder for daemons, and the owner of all that they leave.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -245,7 +244,7 @@ impl Folder {
             .collect()
     }
 
-    /// Ends what runs, and removes the cgroups that it ran in, unless this process is in them too.
+    /// Ends the processes, and removes the cgroups that they were in, except this process's own.
     pub fn end_processes(&self) {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own: BTreeSet<&str> = own.lines().collect();
@@ -289,7 +288,7 @@ impl Folder {
         self.remove_cgroup(hierarchy, path);
     }
 
-    /// Removes a cgroup, and its parents as far as nobody else is in them and they are new.
+    /// Removes a cgroup, and those of its parents that are new and empty.
     pub fn remove_cgroup(&self, hierarchy: &Path, path: &Path) {
         let until = Instant::now() + Duration::from_secs(5);
         for path in path.ancestors().filter(|path| *path != Path::new("")) {
@@ -384,7 +383,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// What it has said.
+    /// Its output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -400,7 +399,7 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends it without a word, as a crash would.
+    /// Kills it, as a crash would.
     pub fn crash(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;

@@ -118,12 +118,12 @@ fn short_lives() -> Result<()> {
             },
         )?;
     }
-    // Each birth is told once; others on this host may make a cgroup meanwhile.
+    // Each birth is reported once; others on this host may make a cgroup meanwhile.
     let births = metrics.get("cgmeter_events_total", &[("program", "cgroup_mkdir")])?;
     let lives = LIVES as f64;
     ensure!(
         (lives..lives * 1.1).contains(&births),
-        "{births} births of {LIVES} were told"
+        "{births} births of {LIVES} were reported"
     );
     same(
         "lost events",
