@@ -1,5 +1,7 @@
 //! Values of the block source.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::histogram::BUCKETS;
 
 /// What a request does, as the number of its part of a [`BlockValue`].
@@ -20,7 +22,7 @@ pub const OPERATIONS: usize = 4;
 /// Requests of one kind. A request is counted in `latency`, or in `untimed`: their sum is the
 /// number of requests.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct BlockOperation {
     /// Bytes transferred, failed ones included, as in the kernel's own statistics.
     pub bytes: u64,
@@ -41,7 +43,7 @@ pub struct BlockOperation {
 
 /// Numbers of one cgroup on one disk, whose `dev_t` is the second part of the key; atomic adds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct BlockValue {
     /// By kind.
     pub operations: [BlockOperation; OPERATIONS],

@@ -1,5 +1,7 @@
 //! Cgroup lifecycle, as sent over the ring buffer.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Longest name of a cgroup directory (NAME_MAX), with its terminating 0.
 pub const NAME_LEN: usize = 256;
 
@@ -20,7 +22,7 @@ pub enum CgroupEventKind {
 /// One lifecycle event. The path is the parent's and `name`: the tracepoint's own path argument
 /// is cut at 1,024 bytes (kernel/cgroup/cgroup.c, TRACE_CGROUP_PATH_LEN).
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct CgroupEvent {
     /// A [`CgroupEventKind`].
     pub kind: u32,

@@ -1,12 +1,27 @@
 //! Keys of values that a cgroup has one of for each of something: a device, a reason.
 
 use core::mem::offset_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cell::OVERFLOW_OWNER;
 
 /// A cgroup and what the value is of.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+)]
 pub struct CgroupKey {
     /// Cgroup id.
     pub cgroup: u64,
@@ -29,7 +44,7 @@ const _: () = assert!(size_of::<CgroupKey>() == 16);
 ///
 /// Aligned, so that no more cache lines are touched than need be.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
 pub struct Row<T> {
     /// Cgroup id of the key, 0: free, [`ROW_TAKEN`]: neither.
     pub cgroup: u64,

@@ -1,10 +1,12 @@
 //! What both sides of cgmeter share, and nothing else: the layout of map values, histogram
 //! buckets, lifecycle events, and the list of kernel structure fields that programs read.
 //!
-//! Invariant: `no_std`, no dependency, every shared type is `repr(C)` with a size that a
+//! Invariant: `no_std`, no `unsafe`, no dependency but `zerocopy`, whose derives check that a type
+//! can be read from and written as plain bytes. Every shared type is `repr(C)` with a size that a
 //! `const` assertion pins, so that both sides agree by construction.
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
 
 pub mod block;
 pub mod cell;

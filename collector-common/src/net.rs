@@ -2,9 +2,13 @@
 
 use crate::cell::cell;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Bytes and packets of one direction, family and protocol.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 pub struct Traffic {
     /// Bytes, IP header included.
     pub bytes: u64,
@@ -17,7 +21,7 @@ pub const TRAFFIC: usize = 16;
 
 /// Socket counters of one slot on some CPUs; atomic adds, because an interrupt may come between.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct NetCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,

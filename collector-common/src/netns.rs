@@ -1,11 +1,13 @@
 //! Network namespaces and their owners, as an iteration over all tasks finds them.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Namespaces that can be noted; those beyond are counted as missed.
 pub const NAMESPACES: u32 = 8192;
 
 /// Control block of the iterator.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct NamespacePass {
     /// Number of the iteration, set by the agent.
     pub generation: u64,
@@ -22,7 +24,7 @@ const _: () = assert!(size_of::<NamespacePass>() == 32);
 /// A network namespace other than the host's; the key is its cookie (`net.net_cookie`), which is
 /// never used again.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct Namespace {
     /// The iteration that has found a task in it last.
     pub generation: u64,

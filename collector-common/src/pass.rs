@@ -2,6 +2,8 @@
 //!
 //! A record is plain copies: userspace knows which statistic is which, its scale and its unit.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Records in a chunk. A power of two.
 pub const RECORDS_PER_CHUNK: u32 = 1 << RECORD_SHIFT;
 /// log2 of [`RECORDS_PER_CHUNK`].
@@ -38,7 +40,7 @@ pub const PRESSURES: usize = 6;
 
 /// A `page_counter`: pages, as the kernel keeps them.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct PageCounter {
     /// `usage`
     pub usage: u64,
@@ -52,7 +54,7 @@ pub struct PageCounter {
 
 /// The memory controller's statistics of one cgroup, in pages unless a member says otherwise.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct MemoryRecord {
     /// `mem_cgroup.memory`
     pub memory: PageCounter,
@@ -76,7 +78,7 @@ pub struct MemoryRecord {
 
 /// What is read of one cgroup.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct CgroupRecord {
     /// Cgroup id in the hierarchy walked.
     pub id: u64,
@@ -129,7 +131,7 @@ const _: () = assert!(size_of::<CgroupRecord>() == 8 * (14 + 8 + 16 + 16 + STATE
 
 /// The io controller's statistics (blkcg) of one cgroup and one device.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IoRecord {
     /// Cgroup id.
     pub id: u64,
@@ -152,7 +154,7 @@ pub const MAX_DEVICES: u32 = 1024;
 
 /// Control block of the iterator.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct PassControl {
     /// Records written so far.
     pub next: u64,

@@ -1,10 +1,12 @@
 //! Values of the process source.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::cell::cell;
 
 /// Process counters of one slot; one shard, atomic adds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct ProcessCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,

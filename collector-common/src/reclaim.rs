@@ -1,10 +1,12 @@
 //! Values of the reclaim source.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{cell::cell, histogram::BUCKETS};
 
 /// Direct reclaim of one slot; one shard, atomic adds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct ReclaimCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,

@@ -1,5 +1,7 @@
 //! Values of the scheduler source, and what it remembers of a task.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{
     cell::cell,
     field::{COMMON, fields},
@@ -20,7 +22,7 @@ fields! {
 
 /// Scheduler counters of one slot on one CPU. One writer: the CPU itself, at switch-out.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct SchedCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,

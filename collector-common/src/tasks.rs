@@ -2,12 +2,14 @@
 
 use crate::cell::cell;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// 64-bit words of a file table's bitmap that one run of the program looks at: 4,096 descriptors.
 pub const WORDS_A_RUN: usize = 64;
 
 /// What is in one slot's cgroup; one shard, written by the iterator alone, with plain adds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct TasksCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
@@ -44,7 +46,7 @@ cell!(TasksCell, 128);
 /// What the agent asks of an iteration, and what the program notes between its runs. There is one
 /// iteration at a time.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct TasksControl {
     /// Number of the iteration, from 1. 0: nothing is counted, but the file operations of sockets are
     /// learnt.

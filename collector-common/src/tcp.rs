@@ -1,10 +1,12 @@
 //! Values of the TCP source, and its state of a connection.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{cell::cell, histogram::BUCKETS};
 
 /// TCP counters of one slot; one shard, atomic adds.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct TcpCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
