@@ -1,31 +1,51 @@
-//! bpf(2) calls that aya has no interface for.
+//! bpf(2): the calls that aya has no interface for.
 
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_BTF_LOAD: libc::c_long = 18;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_ITER_CREATE: libc::c_long = 33;
+use zerocopy::{FromBytes, IntoBytes};
 
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
-/// The map can be mapped into the agent's memory.
-pub const BPF_F_MMAPABLE: u32 = 1 << 10;
-const BPF_TRACE_ITER: u32 = 28;
-const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+use super::map::{MMAPABLE, MapType};
 
-/// Calls bpf(2) with the attributes given, zero-padded as the kernel wants them.
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attributes` is a `repr(C)` structure without padding that outlives the call; the
-    // kernel reads and writes within its size.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *mut T, size_of::<T>()) };
+/// Commands of bpf(2) (include/uapi/linux/bpf.h, `enum bpf_cmd`).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command(libc::c_long);
+
+const MAP_CREATE: Command = Command(0);
+pub(super) const MAP_UPDATE_ELEM: Command = Command(2);
+pub(super) const MAP_DELETE_ELEM: Command = Command(3);
+const OBJ_GET_INFO_BY_FD: Command = Command(15);
+const BTF_LOAD: Command = Command(18);
+pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: Command = Command(21);
+pub(super) const MAP_LOOKUP_BATCH: Command = Command(24);
+const LINK_CREATE: Command = Command(28);
+const ITER_CREATE: Command = Command(33);
+
+const TRACE_ITER: u32 = 28;
+const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+
+/// Calls bpf(2) with the attributes given.
+///
+/// # Safety
+///
+/// Every address in `attributes` is valid for what the command reads or writes there: as many bytes
+/// as the attributes say, or as the map's keys and values have.
+pub(super) unsafe fn call<T: IntoBytes>(
+    command: Command,
+    attributes: &mut T,
+) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads the attributes, and changes some, within their size; the caller
+    // vouches for the addresses in them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command.0,
+            (&raw mut *attributes),
+            size_of::<T>(),
+        )
+    };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -47,6 +67,7 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 /// are not the same to them.
 fn load_types(words: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
+    #[derive(IntoBytes)]
     struct Attributes {
         btf: u64,
         log_buffer: u64,
@@ -95,17 +116,16 @@ fn load_types(words: u32) -> io::Result<OwnedFd> {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     bytes.extend_from_slice(strings);
-    owned(bpf(
-        BPF_BTF_LOAD,
-        &mut Attributes {
-            btf: bytes.as_ptr() as u64,
-            log_buffer: 0,
-            size: bytes.len() as u32,
-            log_size: 0,
-            log_level: 0,
-            pad: 0,
-        },
-    )?)
+    let mut attributes = Attributes {
+        btf: bytes.as_ptr() as u64,
+        log_buffer: 0,
+        size: bytes.len() as u32,
+        log_size: 0,
+        log_level: 0,
+        pad: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes at `btf`, and writes no log.
+    owned(unsafe { call(BTF_LOAD, &mut attributes) }?)
 }
 
 /// Makes an mmapable array of structures of 64-bit words, to be put into an array of maps.
@@ -113,9 +133,9 @@ fn load_types(words: u32) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// The kernel's (EPERM without CAP_BPF, ENOMEM).
-pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::Result<OwnedFd> {
+pub fn create_mmapable_array(name: &str, value_size: usize, entries: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
-    #[derive(Default)]
+    #[derive(Default, IntoBytes)]
     struct Attributes {
         map_type: u32,
         key_size: u32,
@@ -131,13 +151,14 @@ pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::R
         btf_value_type_id: u32,
         pad: u32,
     }
+    let value_size = u32::try_from(value_size).map_err(io::Error::other)?;
     let types = load_types(value_size / 8)?;
     let mut attributes = Attributes {
-        map_type: BPF_MAP_TYPE_ARRAY,
+        map_type: MapType::Array as u32,
         key_size: 4,
         value_size,
         max_entries: entries,
-        map_flags: BPF_F_MMAPABLE,
+        map_flags: MMAPABLE,
         btf_fd: types.as_raw_fd() as u32,
         btf_key_type_id: 1,
         btf_value_type_id: 4,
@@ -147,142 +168,81 @@ pub fn create_mmapable_array(name: &str, value_size: u32, entries: u32) -> io::R
     for (to, from) in attributes.map_name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
     }
-    owned(bpf(BPF_MAP_CREATE, &mut attributes)?)
+    // SAFETY: there are no addresses in the attributes.
+    owned(unsafe { call(MAP_CREATE, &mut attributes) }?)
 }
 
 /// Arguments of a call about one entry of a map.
 #[repr(C)]
-struct Entry {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+#[derive(IntoBytes)]
+pub(super) struct Entry {
+    pub map_fd: u32,
+    pub pad: u32,
+    pub key: u64,
+    pub value: u64,
+    pub flags: u64,
 }
 
-/// Sets an entry.
-///
-/// # Errors
-///
-/// The kernel's (E2BIG where there is no room).
-pub fn update<K: Copy, V: Copy>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    let mut entry = Entry {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const *key) as u64,
-        value: (&raw const *value) as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut entry).map(drop)
+/// Arguments of a call about many entries of a map.
+#[repr(C)]
+#[derive(IntoBytes)]
+pub(super) struct Batch {
+    pub in_batch: u64,
+    pub out_batch: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub count: u32,
+    pub map_fd: u32,
+    pub elem_flags: u64,
+    pub flags: u64,
 }
 
-/// Takes an entry out of a hash map and returns its value, read into `room`.
-///
-/// # Errors
-///
-/// The kernel's (ENOENT where there is none).
-pub fn lookup_and_delete<K: Copy, V: Copy>(
-    map: BorrowedFd<'_>,
-    key: &K,
-    mut room: V,
-) -> io::Result<V> {
-    let mut entry = Entry {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const *key) as u64,
-        value: (&raw mut room) as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut entry)?;
-    Ok(room)
+/// The start of `struct bpf_map_info` (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, IntoBytes, FromBytes)]
+pub(super) struct MapInfo {
+    pub map_type: u32,
+    pub id: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
+    pub flags: u32,
+    pub name: [u8; 16],
 }
 
-/// Sets an entry of an array of maps. Waits for programs that still use the entry's old map.
-///
-/// # Errors
-///
-/// The kernel's (E2BIG for an index beyond the array, EINVAL for a map of another shape).
-pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: &OwnedFd) -> io::Result<()> {
-    update(outer, &index, &inner.as_raw_fd())
+impl MapInfo {
+    /// The map's name, up to its terminating 0.
+    pub fn name(&self) -> String {
+        let name = self.name.split(|&byte| byte == 0).next();
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    }
 }
 
-/// Reads a whole hash map in as few calls as its size allows. Entries that come or go meanwhile may
-/// be missed; none is returned twice. `zero` is any value; room is made with it.
-///
-/// # Errors
-///
-/// The kernel's (EINVAL before 5.6, where hash maps can't be read in batches).
-pub fn lookup_all<K: Copy + Default, V: Copy>(
-    map: BorrowedFd<'_>,
-    max_entries: u32,
-    keys: &mut Vec<K>,
-    values: &mut Vec<V>,
-    zero: V,
-) -> io::Result<()> {
+/// What kind of map a descriptor is of.
+pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    object_info(map)
+}
+
+/// What the kernel knows of a map or a program, as far as a `T` has room.
+fn object_info<T: FromBytes + IntoBytes>(object: BorrowedFd<'_>) -> io::Result<T> {
     #[repr(C)]
+    #[derive(IntoBytes)]
     struct Attributes {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
+        fd: u32,
+        length: u32,
+        info: u64,
     }
-    keys.clear();
-    values.clear();
-    // The cursor is a bucket number for hash maps (kernel/bpf/hashtab.c).
-    let mut cursor = 0u32;
-    let mut first = true;
-    // So much at a time, whatever the size of an entry: room is made before it is known to be needed.
-    const BYTES: usize = 128 << 10;
-    let mut room = (BYTES / (size_of::<K>() + size_of::<V>())).clamp(16, 1024);
-    loop {
-        let have = keys.len();
-        keys.resize(have + room, K::default());
-        values.resize(have + room, zero);
-        let mut next = 0u32;
-        let mut attributes = Attributes {
-            in_batch: if first { 0 } else { (&raw const cursor) as u64 },
-            out_batch: (&raw mut next) as u64,
-            keys: keys[have..].as_mut_ptr() as u64,
-            values: values[have..].as_mut_ptr() as u64,
-            count: room as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
-        let got = attributes.count as usize;
-        match result {
-            Ok(_) => {
-                keys.truncate(have + got);
-                values.truncate(have + got);
-                first = false;
-                cursor = next;
-            }
-            // The end; what was read last is valid.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                keys.truncate(have + got);
-                values.truncate(have + got);
-                return Ok(());
-            }
-            // One bucket holds more than there is room for.
-            Err(error)
-                if error.raw_os_error() == Some(libc::ENOSPC) && room < max_entries as usize =>
-            {
-                keys.truncate(have);
-                values.truncate(have);
-                room *= 2;
-            }
-            Err(error) => {
-                keys.clear();
-                values.clear();
-                return Err(error);
-            }
-        }
-    }
+    // All zero asks for numbers alone; the kernel fills in what it knows.
+    let mut info = T::new_zeroed();
+    let mut attributes = Attributes {
+        fd: object.as_raw_fd() as u32,
+        length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the kernel writes at most `length` bytes to `info`, of which every bit pattern is a
+    // value.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 /// Attaches a loaded `iter/task` program.
@@ -305,11 +265,12 @@ pub fn link_cgroup_iterator(
 ) -> io::Result<OwnedFd> {
     // union bpf_iter_link_info, its cgroup member: order, cgroup_fd, cgroup_id (64 bits).
     let fd = cgroup.as_raw_fd() as u32;
-    link_iterator(program, &[BPF_CGROUP_ITER_DESCENDANTS_PRE, fd, 0, 0])
+    link_iterator(program, &[CGROUP_ITER_DESCENDANTS_PRE, fd, 0, 0])
 }
 
 fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
     #[repr(C)]
+    #[derive(IntoBytes)]
     struct Attributes {
         prog_fd: u32,
         target_fd: u32,
@@ -322,7 +283,7 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
     let mut attributes = Attributes {
         prog_fd: program.as_raw_fd() as u32,
         target_fd: 0,
-        attach_type: BPF_TRACE_ITER,
+        attach_type: TRACE_ITER,
         flags: 0,
         // No information is no address, not an empty one.
         iter_info: if info.is_empty() {
@@ -333,7 +294,8 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
         iter_info_len: size_of_val(info) as u32,
         pad: 0,
     };
-    owned(bpf(BPF_LINK_CREATE, &mut attributes)?)
+    // SAFETY: the kernel reads `iter_info_len` bytes at `iter_info`.
+    owned(unsafe { call(LINK_CREATE, &mut attributes) }?)
 }
 
 /// Runs an iterator once, from start to end.
@@ -343,6 +305,7 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
 /// The kernel's.
 pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
+    #[derive(IntoBytes)]
     struct Attributes {
         link_fd: u32,
         flags: u32,
@@ -351,7 +314,8 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
         link_fd: link.as_raw_fd() as u32,
         flags: 0,
     };
-    let file = owned(bpf(BPF_ITER_CREATE, &mut attributes)?)?;
+    // SAFETY: there are no addresses in the attributes.
+    let file = owned(unsafe { call(ITER_CREATE, &mut attributes) }?)?;
     let mut buffer = [0u8; 64];
     loop {
         // SAFETY: the buffer is as long as said.
@@ -389,23 +353,11 @@ pub struct Runs {
 /// The kernel's.
 pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
     // The start of `struct bpf_prog_info` (include/uapi/linux/bpf.h) up to `recursion_misses` (since
-    // 5.12), as words. All zero asks for numbers alone; the kernel fills in what it knows.
+    // 5.12), as words.
     const RUN_TIME: usize = 24;
     const RUN_COUNT: usize = 25;
     const RECURSION_MISSES: usize = 26;
-    #[repr(C)]
-    struct Attributes {
-        fd: u32,
-        length: u32,
-        info: u64,
-    }
-    let mut info = [0u64; RECURSION_MISSES + 1];
-    let mut attributes = Attributes {
-        fd: program.as_raw_fd() as u32,
-        length: size_of_val(&info) as u32,
-        info: info.as_mut_ptr() as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let info: [u64; RECURSION_MISSES + 1] = object_info(program)?;
     Ok(Runs {
         count: info[RUN_COUNT],
         ns: info[RUN_TIME],

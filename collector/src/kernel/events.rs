@@ -1,25 +1,13 @@
-//! Events of the kernel side as the agent waits for and takes them.
+//! Events of the kernel side: waiting for them and reading them.
 
-use std::{os::fd::RawFd, ptr, time::Duration};
+use std::{os::fd::RawFd, time::Duration};
+
+use zerocopy::FromBytes;
 
 /// A value at the start of `bytes`, `None` if they are too few.
-pub fn read_value<T: Plain>(bytes: &[u8]) -> Option<T> {
-    if bytes.len() < size_of::<T>() {
-        return None;
-    }
-    // SAFETY: long enough, and every bit pattern is a value, by `Plain`.
-    Some(unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
+pub fn read_value<T: FromBytes>(bytes: &[u8]) -> Option<T> {
+    T::read_from_prefix(bytes).ok().map(|(value, _)| value)
 }
-
-/// Types of which every bit pattern is a value.
-///
-/// # Safety
-///
-/// That they are such types.
-pub unsafe trait Plain: Copy {}
-
-// SAFETY: integers and an array of bytes.
-unsafe impl Plain for collector_common::event::CgroupEvent {}
 
 /// Sleeps until one of the descriptors is readable or the time is over.
 pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
@@ -32,6 +20,6 @@ pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
         })
         .collect();
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: the array is as long as said. An error (EINTR) only ends the sleep early.
+    // SAFETY: `poll` is passed the array's length. An error (EINTR) only ends the sleep early.
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
 }

@@ -2,40 +2,31 @@
 //!
 //! For what a cgroup has few of and not always the same. The kernel side makes an entry at the
 //! first event (collector-ebpf/src/keyed.rs); the agent reads all of them in batches and takes out
-//! those of cgroups that have gone. A source may have rows for some of them beside (`rows`). Keys are cgroup ids, not slots: ids are never used again.
+//! those of removed cgroups. A source may have rows for some of them beside (`rows`). Keys are
+//! cgroup ids, not slots: ids are never used again.
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{io, os::fd::BorrowedFd};
 
-use collector_common::keyed::CgroupKey;
+use anyhow::Context;
+use collector_common::{block::BlockValue, drops::Drops, keyed::CgroupKey, pass::CgroupRecord};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::bpf;
+use super::map::Map;
 
 /// A value as it is in the kernel.
-///
-/// # Safety
-///
-/// `repr(C)`, made of 64-bit words only, valid for every bit pattern.
-pub unsafe trait KeyedValue: Copy + Send {
+pub trait KeyedValue: FromBytes + IntoBytes + Immutable + Copy + Send {
     /// Name of the hash in the kernel object.
     const MAP: &'static str;
     /// Name of the array of rows, if the source has any.
     const ROWS: Option<&'static str>;
-    /// All zero.
-    const ZERO: Self;
 }
 
 macro_rules! keyed {
-    ($($value:path, $map:literal, $rows:expr;)*) => {
+    ($($value:ident, $map:literal, $rows:expr;)*) => {
         $(
-            // SAFETY: words only.
-            unsafe impl KeyedValue for $value {
+            impl KeyedValue for $value {
                 const MAP: &'static str = $map;
                 const ROWS: Option<&'static str> = $rows;
-                // SAFETY: every bit pattern is a value.
-                const ZERO: Self = unsafe { std::mem::zeroed() };
             }
         )*
         /// Every such hash of the object; they have as many entries as there may be slots.
@@ -46,31 +37,31 @@ macro_rules! keyed {
 }
 
 keyed! {
-    collector_common::pass::CgroupRecord, "LAST_RECORDS", None;
-    collector_common::block::BlockValue, "BLOCK_IO", Some("BLOCK_ROWS");
-    collector_common::drops::Drops, "DROPS", None;
+    CgroupRecord, "LAST_RECORDS", None;
+    BlockValue, "BLOCK_IO", Some("BLOCK_ROWS");
+    Drops, "DROPS", None;
 }
 
 /// The values of a source.
 #[derive(Debug)]
 pub struct Keyed<T> {
-    map: OwnedFd,
-    max: u32,
+    map: Map<CgroupKey, T>,
     keys: Vec<CgroupKey>,
     values: Vec<T>,
 }
 
 impl<T: KeyedValue> Keyed<T> {
-    /// Over the hash `map` of at most `max` entries; makes the entry of those that find no room.
+    /// Over the hash `map`; makes the entry of those that find no room.
     ///
     /// # Errors
     ///
-    /// When the descriptor can't be duplicated or the entry can't be made.
-    pub fn new(map: impl AsFd, max: u32) -> io::Result<Self> {
-        bpf::update(map.as_fd(), &CgroupKey::OVERFLOW, &T::ZERO)?;
+    /// When the map is of other keys or values, and when the entry can't be made.
+    pub fn new(map: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let map = Map::hash(map)?;
+        map.insert(&CgroupKey::OVERFLOW, &T::new_zeroed())
+            .context("making the entry for overflow")?;
         Ok(Self {
-            map: map.as_fd().try_clone_to_owned()?,
-            max,
+            map,
             keys: Vec::new(),
             values: Vec::new(),
         })
@@ -82,20 +73,14 @@ impl<T: KeyedValue> Keyed<T> {
     ///
     /// The kernel's.
     pub fn read(&mut self) -> io::Result<impl Iterator<Item = (CgroupKey, &T)>> {
-        bpf::lookup_all(
-            self.map.as_fd(),
-            self.max,
-            &mut self.keys,
-            &mut self.values,
-            T::ZERO,
-        )?;
+        self.map.read_all(&mut self.keys, &mut self.values)?;
         let entries = self.keys.iter().copied().zip(&self.values);
         Ok(entries.filter(|(key, value)| *key != CgroupKey::OVERFLOW || !is_zero(*value)))
     }
 
     /// Takes an entry out and returns its last value, `None` if it is gone already.
     pub fn take(&self, key: CgroupKey) -> Option<T> {
-        bpf::lookup_and_delete(self.map.as_fd(), &key, T::ZERO).ok()
+        self.map.take(&key).ok()
     }
 }
 
@@ -109,10 +94,7 @@ impl<T> Keyed<T> {
     }
 }
 
-/// Whether every word of a value is 0.
+/// Whether every byte of a value is 0.
 fn is_zero<T: KeyedValue>(value: &T) -> bool {
-    let words = size_of::<T>() / size_of::<u64>();
-    // SAFETY: a value is made of so many words.
-    let words = unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u64>(), words) };
-    words.iter().all(|&word| word == 0)
+    value.as_bytes().iter().all(|&byte| byte == 0)
 }

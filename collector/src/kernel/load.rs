@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -23,9 +23,10 @@ use collector_common::{
 
 use super::{
     OBJECT, bpf,
-    cells::{CELL_MAPS, Cell, Cells, Lanes},
+    cells::{CELL_MAPS, Cell, Cells, Shards},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
+    map::Map as TypedMap,
     pass::{Maps, Pass},
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     rows::{self, Rows},
@@ -87,11 +88,11 @@ impl Kernel {
             .with_context(|| format!("{BTF_PATH} can't be understood"))?;
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
-        let shards = Lanes::Shards.count(options.lanes);
+        let shards = Shards::Few.count(options.lanes);
         let keep_last = u32::from(options.programs.contains(&"pass"));
         let mut loader = EbpfLoader::new();
-        for &(map, lanes) in CELL_MAPS {
-            let cells = u64::from(slots) * u64::from(lanes.count(options.lanes));
+        for &(map, shards) in CELL_MAPS {
+            let cells = u64::from(slots) * u64::from(shards.count(options.lanes));
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
             loader.map_max_entries(map, chunks);
         }
@@ -191,7 +192,7 @@ impl Kernel {
             .iter()
             .filter(|program| names.contains(&program.name))
         {
-            // Twice would be counted twice, or refused (EEXIST) by older kernels.
+            // A second link would count twice, or is refused (EEXIST) by older kernels.
             if !self.is_loaded(program.name) || !self.attached.insert(program.name) {
                 continue;
             }
@@ -268,33 +269,29 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// Called twice.
+    /// When called a second time.
     pub fn slots(&mut self) -> Result<SlotPool> {
-        let map = self.take_map("SLOTS")?;
-        let descriptor = map_data(&map)?.fd().as_fd().try_clone_to_owned()?;
-        let slots = map.try_into()?;
         let queue = self.take_map("FREE_SLOTS")?.try_into()?;
-        Ok(SlotPool::new(descriptor, slots, queue, self.max_slots))
+        let slots = TypedMap::hash(self.map("SLOTS")?)?;
+        Ok(SlotPool::new(slots, queue, self.max_slots))
     }
 
     /// The cells of a source.
     ///
     /// # Errors
     ///
-    /// When the object lacks the map.
+    /// When the object lacks the map, or has another one.
     pub fn cells<T: Cell>(&mut self) -> Result<Cells<T>> {
-        let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
-        Ok(Cells::new(map.fd().as_fd(), T::LANES.count(self.lanes))?)
+        Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.lanes))?)
     }
 
     /// Values by cgroup and something else.
     ///
     /// # Errors
     ///
-    /// When the object lacks the map.
+    /// When the object lacks the map, or has another one.
     pub fn keyed<T: KeyedValue>(&mut self) -> Result<Keyed<T>> {
-        let map = map_data(self.ebpf.map(T::MAP).context(T::MAP)?)?;
-        Ok(Keyed::new(map.fd().as_fd(), self.max_slots)?)
+        Keyed::new(self.map(T::MAP)?)
     }
 
     /// Rows of values by cgroup and something else, where a source has any.
@@ -306,8 +303,7 @@ impl Kernel {
         let Some(name) = T::ROWS else {
             return Ok(None);
         };
-        let rows = rows::rows(self.max_slots);
-        Ok(Some(Rows::new(self.map(name)?, rows)?))
+        Ok(Some(Rows::new(self.map(name)?)?))
     }
 
     /// An iterator over tasks, to be run by [`bpf::run_iterator`].
@@ -343,7 +339,7 @@ impl Kernel {
     /// # Errors
     ///
     /// When the object lacks it.
-    pub fn map(&self, name: &str) -> Result<std::os::fd::BorrowedFd<'_>> {
+    pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let map = self
             .ebpf
             .map(name)
@@ -351,7 +347,7 @@ impl Kernel {
         Ok(map_data(map)?.fd().as_fd())
     }
 
-    /// The one pass.
+    /// The cgroup iterator.
     ///
     /// # Errors
     ///
@@ -373,7 +369,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// Called twice.
+    /// When called a second time.
     pub fn events(&mut self) -> Result<RingBuf<MapData>> {
         Ok(self.take_map("CGROUP_EVENTS")?.try_into()?)
     }
@@ -387,7 +383,7 @@ impl Kernel {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
-    /// Notes why a program that is loaded can't be used after all.
+    /// Notes why a loaded program can't be used.
     pub fn set_failed(&mut self, name: &'static str, why: String) {
         self.failures.insert(name, why);
     }
@@ -397,11 +393,11 @@ impl Kernel {
         self.wanted.contains(&name) && !self.failures.contains_key(name)
     }
 
-    /// Brings the running task of every CPU up to date in its cell, where that is counted.
+    /// Has every CPU account its running task up to now, if the program for that is loaded.
     ///
     /// # Errors
     ///
-    /// When the CPUs can't be told.
+    /// When the list of online CPUs can't be read.
     pub fn take_in_flight(&self) -> Result<()> {
         if !self.is_loaded("in_flight") {
             return Ok(());
@@ -455,7 +451,7 @@ fn run_on(program: &RawTracePoint, cpu: u32) {
         cpu: Some(cpu),
         ..RawTracePointRunOptions::new()
     };
-    // A CPU that went offline meanwhile has no running task.
+    // The CPU may have gone offline; then it has no running task.
     if let Err(error) = program.test_run(options) {
         tracing::debug!(cpu, %error, "running task not taken in");
     }
@@ -526,8 +522,8 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
     )
 }
 
-/// The verifier may have said a lot; its first line names the error and its last ones say what was
-/// wrong.
+/// The start and the end of a long message: the verifier's first line names the error, its last ones
+/// the reason.
 fn shortened(text: &str) -> String {
     let text: Vec<char> = text.chars().collect();
     if text.len() <= 800 {

@@ -1,41 +1,110 @@
-//! An mmapable BPF array in the agent's memory.
+//! A BPF array in the agent's memory.
 
 use std::{
     io,
     marker::PhantomData,
-    mem,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd},
     ptr::{self, NonNull},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use zerocopy::FromBytes;
+
+use super::{
+    map::{self, MapType, OpenError},
+    page_size,
 };
 
 /// Entries of an mmapable array, read and written without a system call.
 ///
-/// Kernel programs write the same memory at any time. Only whole machine words are read, each
-/// once, so that every word is a value which the kernel had written; words of one entry may be of
-/// different moments.
+/// Kernel programs write the same memory at any time, so every access is an atomic access to one
+/// 64-bit word. Words of one entry may be of different moments.
 #[derive(Debug)]
 pub struct Mapping<T> {
-    base: NonNull<T>,
+    base: NonNull<u64>,
     entries: usize,
     bytes: usize,
     kind: PhantomData<T>,
 }
 
-// SAFETY: the memory is shared with the kernel anyway; access is by volatile words.
-unsafe impl<T: Copy + Send> Send for Mapping<T> {}
+// SAFETY: nothing in a `Mapping` belongs to a thread; the memory is accessed by atomics alone.
+unsafe impl<T> Send for Mapping<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapping<T> {}
 
-impl<T: Copy> Mapping<T> {
-    /// Maps a whole array. `T` consists of 64-bit words (or pairs of 32-bit ones), as all map
-    /// values here do.
+/// A field of a `T` that is a 64-bit word. Made by `word!`.
+#[derive(Debug)]
+pub struct Word<T> {
+    /// Offset in words.
+    at: usize,
+    kind: PhantomData<fn(T)>,
+}
+
+impl<T> Clone for Word<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Word<T> {}
+
+impl<T> PartialEq for Word<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl<T> Word<T> {
+    /// The field that is `offset` bytes from the start. `field` has it be a `u64`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no whole word at that offset; at compile time, in a constant.
+    pub const fn new(offset: usize, field: fn(&T) -> &u64) -> Self {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
+        let _ = field;
+        Self {
+            at: offset / 8,
+            kind: PhantomData,
+        }
+    }
+}
+
+/// A field of a map value: `word!(PassControl, next)`.
+macro_rules! word {
+    ($value:ty, $field:ident) => {
+        $crate::kernel::mapping::Word::<$value>::new(
+            ::std::mem::offset_of!($value, $field),
+            |value| &value.$field,
+        )
+    };
+}
+pub(crate) use word;
+
+impl<T: FromBytes> Mapping<T> {
+    const WORDS: usize = {
+        assert!(size_of::<T>().is_multiple_of(8));
+        size_of::<T>() / 8
+    };
+
+    /// Maps a whole array.
     ///
     /// # Errors
     ///
-    /// mmap(2)'s.
-    pub fn new(map: BorrowedFd<'_>, entries: usize) -> io::Result<Self> {
-        const { assert!(size_of::<T>().is_multiple_of(8)) };
-        let page = 4096;
+    /// When the map is no mmapable array of values of the size of `T`, and mmap(2)'s.
+    pub fn open(map: BorrowedFd<'_>) -> Result<Self, OpenError> {
+        let info = map::check(
+            map,
+            MapType::Array,
+            size_of::<u32>(),
+            8 * Self::WORDS,
+            map::MMAPABLE,
+        )?;
+        let entries = info.max_entries as usize;
+        let page = usize::try_from(page_size()).unwrap_or(4096);
         let bytes = (entries * size_of::<T>()).next_multiple_of(page);
-        // SAFETY: a new mapping of the array's own pages, at an address of the kernel's choice.
+        // SAFETY: a new mapping, at an address of the kernel's choice.
         let address = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -47,7 +116,7 @@ impl<T: Copy> Mapping<T> {
             )
         };
         if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(OpenError::Kernel(io::Error::last_os_error()));
         }
         let base = NonNull::new(address.cast())
             .ok_or_else(|| io::Error::other("mmap returned a null address"))?;
@@ -59,40 +128,86 @@ impl<T: Copy> Mapping<T> {
         })
     }
 
-    fn word(&self, entry: usize, word: usize) -> *mut u64 {
-        assert!(entry < self.entries && word < size_of::<T>() / 8);
-        // SAFETY: within the mapping, by the assertion.
-        unsafe { self.base.as_ptr().add(entry).cast::<u64>().add(word) }
+    /// Number of entries.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    fn words(&self, entry: usize) -> &[AtomicU64] {
+        assert!(entry < self.entries, "entry {entry} of {}", self.entries);
+        // SAFETY: the mapping has `entries` values of `WORDS` words, the kernel stores them without
+        // gaps (kernel/bpf/arraymap.c, `elem_size`: the value size rounded up to 8), and it lives as
+        // long as `self`. Both sides access it by atomic or single-word accesses.
+        unsafe {
+            let start = self.base.as_ptr().add(entry * Self::WORDS);
+            std::slice::from_raw_parts(start.cast(), Self::WORDS)
+        }
+    }
+
+    /// One word of an entry, for accesses in an order of the caller's choice.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
+    pub fn atomic(&self, entry: usize, word: Word<T>) -> &AtomicU64 {
+        &self.words(entry)[word.at]
     }
 
     /// One word of an entry.
-    pub fn load(&self, entry: usize, word: usize) -> u64 {
-        // SAFETY: aligned and within the mapping.
-        unsafe { ptr::read_volatile(self.word(entry, word)) }
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
+    pub fn load(&self, entry: usize, word: Word<T>) -> u64 {
+        self.atomic(entry, word).load(Relaxed)
     }
 
     /// Sets one word of an entry.
-    pub fn store(&self, entry: usize, word: usize, value: u64) {
-        // SAFETY: as in `load`.
-        unsafe { ptr::write_volatile(self.word(entry, word), value) }
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
+    pub fn store(&self, entry: usize, word: Word<T>, value: u64) {
+        self.atomic(entry, word).store(value, Relaxed);
     }
 
     /// An entry, read word by word.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
     pub fn read(&self, entry: usize) -> T {
-        let mut value = mem::MaybeUninit::<T>::uninit();
+        let mut value = MaybeUninit::<T>::uninit();
         let to = value.as_mut_ptr().cast::<u64>();
-        for word in 0..size_of::<T>() / 8 {
-            // SAFETY: `value` has room for this word.
-            unsafe { to.add(word).write(self.load(entry, word)) };
+        for (at, word) in self.words(entry).iter().enumerate() {
+            // SAFETY: `value` has room for `WORDS` words.
+            unsafe { to.add(at).write_unaligned(word.load(Relaxed)) };
         }
-        // SAFETY: every word is written, and every bit pattern is a value: T is a map value.
+        // SAFETY: every byte is written, and every bit pattern is a `T` (`FromBytes`).
         unsafe { value.assume_init() }
     }
 
     /// Zeroes an entry.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
     pub fn clear(&self, entry: usize) {
-        for word in 0..size_of::<T>() / 8 {
-            self.store(entry, word, 0);
+        for word in self.words(entry) {
+            word.store(0, Relaxed);
+        }
+    }
+
+    /// Zeroes an entry but for one word.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such entry.
+    pub fn clear_except(&self, entry: usize, kept: Word<T>) {
+        for (at, word) in self.words(entry).iter().enumerate() {
+            if at != kept.at {
+                word.store(0, Relaxed);
+            }
         }
     }
 
@@ -104,7 +219,34 @@ impl<T: Copy> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody uses any more.
+        // SAFETY: our own mapping; every reference into it borrows `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collector_common::{pass::PassControl, sched::SchedCell};
+
+    use super::*;
+
+    #[test]
+    fn a_word_is_where_its_field_is() {
+        const MISSED: Word<PassControl> = word!(PassControl, missed);
+        assert_eq!(MISSED.at, 1);
+        assert_eq!(word!(SchedCell, owner).at, 0);
+        assert_eq!(word!(SchedCell, migrations).at, 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "offset")]
+    fn a_word_beyond_the_value_is_refused() {
+        let _ = Word::<PassControl>::new(size_of::<PassControl>(), |value| &value.next);
+    }
+
+    #[test]
+    #[should_panic(expected = "offset")]
+    fn a_word_that_is_not_aligned_is_refused() {
+        let _ = Word::<PassControl>::new(4, |value| &value.next);
     }
 }

@@ -5,10 +5,12 @@
 
 pub mod bpf;
 pub mod cells;
+mod chunks;
 pub mod events;
 pub mod fields;
 pub mod keyed;
 pub mod load;
+pub mod map;
 pub mod mapping;
 mod names;
 pub mod netlink;
@@ -23,7 +25,7 @@ pub mod tasks;
 /// Kernel object, built by build.rs; aligned, because it is parsed in place.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgmeter.bpf.o"));
 
-/// CPUs that this host may ever have: the lanes of a per-CPU source.
+/// CPUs that this host may ever have: the shards of a per-CPU source.
 ///
 /// # Errors
 ///

@@ -116,7 +116,7 @@ impl Rtnetlink {
     }
 
     fn set<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-        // SAFETY: `value` is as long as said.
+        // SAFETY: the kernel reads `size_of::<T>()` bytes at `value`.
         let result = unsafe {
             libc::setsockopt(
                 self.socket.as_raw_fd(),
@@ -168,7 +168,7 @@ impl Rtnetlink {
     ///
     /// # Errors
     ///
-    /// The kernel's, and for answers that make no sense.
+    /// The kernel's, and for malformed answers.
     pub fn names(&mut self, buffer: &mut Buffer, names: &mut Vec<(u32, String)>) -> io::Result<()> {
         let request = message::link_request();
         self.changed = false;
@@ -250,7 +250,7 @@ impl Rtnetlink {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        // SAFETY: the bytes are as many as said.
+        // SAFETY: the kernel reads `bytes.len()` bytes.
         let sent = unsafe {
             libc::send(
                 self.socket.as_raw_fd(),
@@ -266,12 +266,12 @@ impl Rtnetlink {
         }
     }
 
-    /// Bytes of the next datagram, 0 for one that is nobody's business.
+    /// Bytes of the next datagram, 0 for one that is ignored: not from the kernel, or lost.
     fn receive(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
-        // SAFETY: an all-zero address is one.
+        // SAFETY: `sockaddr_nl` is made of integers, and all zero is a value.
         let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
-        // SAFETY: buffer and address are as long as said.
+        // SAFETY: buffer and address have the lengths that are passed.
         let received = unsafe {
             libc::recvfrom(
                 self.socket.as_raw_fd(),
@@ -294,7 +294,7 @@ impl Rtnetlink {
                 _ => Err(error),
             };
         };
-        // Who has rights in the namespace may send as well; the kernel's port is 0.
+        // Others with rights in the namespace can send here as well; the kernel's port is 0.
         if from.nl_pid != 0 {
             return Ok(0);
         }

@@ -1,4 +1,4 @@
-//! Network namespaces: the pass that finds them, and sockets opened inside.
+//! Network namespaces: the iterator that finds them, and sockets opened inside.
 
 use std::{
     fs::File,
@@ -9,41 +9,46 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use collector_common::netns::{NAMESPACES, Namespace, NamespacePass};
+use collector_common::netns::{Namespace, NamespacePass};
 
-use super::{bpf, load::Kernel, mapping::Mapping, netlink::Rtnetlink};
+use super::{
+    bpf,
+    load::Kernel,
+    map::Map,
+    mapping::{Mapping, Word, word},
+    netlink::Rtnetlink,
+};
 
-/// The pass over all tasks that finds the namespaces (collector-ebpf/src/netns.rs).
+/// The iterator over tasks that finds the namespaces (collector-ebpf/src/netns.rs).
 #[derive(Debug)]
 pub struct Namespaces {
     link: OwnedFd,
-    pass: Mapping<NamespacePass>,
-    map: OwnedFd,
+    control: Mapping<NamespacePass>,
+    map: Map<u64, Namespace>,
     generation: u64,
     keys: Vec<u64>,
     values: Vec<Namespace>,
 }
 
-// Words of the control block.
-const GENERATION: usize = 0;
-const HOST: usize = 1;
-const MISSED: usize = 2;
+const GENERATION: Word<NamespacePass> = word!(NamespacePass, generation);
+const HOST: Word<NamespacePass> = word!(NamespacePass, host);
+const MISSED: Word<NamespacePass> = word!(NamespacePass, missed);
 
 impl Namespaces {
-    /// The pass of a loaded object.
+    /// The iterator of a loaded object.
     ///
     /// # Errors
     ///
-    /// When the iterator can't be attached, or its control block can't be mapped.
+    /// When it can't be attached, or its maps can't be opened.
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let link = kernel
             .task_iterator("namespaces")
             .context("attaching the iterator over tasks")?;
         Ok(Self {
             link,
-            pass: Mapping::new(kernel.map("NETNS_PASS")?, 1)
-                .context("mapping the control block of the namespaces' pass")?,
-            map: kernel.map("NETNS")?.try_clone_to_owned()?,
+            control: Mapping::open(kernel.map("NETNS_PASS")?)
+                .context("the control block of the namespaces' iterator")?,
+            map: Map::hash(kernel.map("NETNS")?)?,
             generation: 0,
             keys: Vec::new(),
             values: Vec::new(),
@@ -57,41 +62,35 @@ impl Namespaces {
     /// The kernel's.
     pub fn find(&mut self) -> io::Result<Vec<(u64, Namespace)>> {
         self.generation += 1;
-        self.pass.store(0, GENERATION, self.generation);
+        self.control.store(0, GENERATION, self.generation);
         bpf::run_iterator(self.link.as_fd())?;
-        bpf::lookup_all(
-            self.map.as_fd(),
-            NAMESPACES,
-            &mut self.keys,
-            &mut self.values,
-            Namespace::default(),
-        )?;
+        self.map.read_all(&mut self.keys, &mut self.values)?;
         let mut found = Vec::with_capacity(self.keys.len());
         for (&cookie, &namespace) in self.keys.iter().zip(&self.values) {
             if namespace.generation == self.generation {
                 found.push((cookie, namespace));
             } else {
                 // Nobody is in it any more.
-                bpf::lookup_and_delete(self.map.as_fd(), &cookie, namespace)?;
+                self.map.remove(&cookie)?;
             }
         }
         Ok(found)
     }
 
-    /// The number of the last pass.
+    /// Number of the iterator's last run.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Cookie of the host's namespace, once a pass has met a kernel thread.
+    /// Cookie of the host's namespace, once the iterator has met a kernel thread.
     pub fn host(&self) -> Option<u64> {
-        let cookie = self.pass.load(0, HOST);
+        let cookie = self.control.load(0, HOST);
         (cookie != 0).then_some(cookie)
     }
 
-    /// Times that a pass had no room for a namespace.
+    /// Times that there was no room for a namespace.
     pub fn missed(&self) -> u64 {
-        self.pass.load(0, MISSED)
+        self.control.load(0, MISSED)
     }
 
     /// Notes to which cgroup a namespace has been given.
@@ -105,7 +104,7 @@ impl Namespaces {
             owner_seen: self.generation,
             ..*namespace
         };
-        bpf::update(self.map.as_fd(), &cookie, &namespace)
+        self.map.insert(&cookie, &namespace)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Running the one pass over a hierarchy and reading its records.
+//! Running the cgroup iterator over a hierarchy and reading its records.
 
 use std::{
     fs::File,
@@ -11,76 +11,26 @@ use collector_common::pass::{
     CgroupRecord, IO_RECORDS_PER_CHUNK, IoRecord, PassControl, RECORDS_PER_CHUNK,
 };
 
-use super::{bpf, mapping::Mapping};
+use super::{
+    bpf,
+    chunks::Chunks,
+    mapping::{Mapping, Word, word},
+};
 
-/// Records in chunks that are made as they are needed.
-#[derive(Debug)]
-struct Buffer<T> {
-    name: &'static str,
-    outer: OwnedFd,
-    per_chunk: u32,
-    chunks: Vec<Mapping<T>>,
-}
-
-impl<T: Copy> Buffer<T> {
-    fn new(name: &'static str, outer: BorrowedFd<'_>, per_chunk: u32) -> io::Result<Self> {
-        let mut buffer = Self {
-            name,
-            outer: outer.try_clone_to_owned()?,
-            per_chunk,
-            chunks: Vec::new(),
-        };
-        buffer.grow(1)?;
-        Ok(buffer)
-    }
-
-    /// Makes room for so many more records.
-    fn grow(&mut self, records: u64) -> io::Result<()> {
-        for _ in 0..records.div_ceil(u64::from(self.per_chunk)) {
-            let size = size_of::<T>() as u32;
-            let inner = bpf::create_mmapable_array(self.name, size, self.per_chunk)?;
-            let mapping = Mapping::new(inner.as_fd(), self.per_chunk as usize)?;
-            bpf::set_inner_map(self.outer.as_fd(), self.chunks.len() as u32, &inner)?;
-            self.chunks.push(mapping);
-        }
-        Ok(())
-    }
-
-    fn read(&self, number: usize) -> Option<T> {
-        let per_chunk = self.per_chunk as usize;
-        Some(
-            self.chunks
-                .get(number / per_chunk)?
-                .read(number % per_chunk),
-        )
-    }
-
-    fn word(&self, number: usize, word: usize) -> u64 {
-        let per_chunk = self.per_chunk as usize;
-        self.chunks
-            .get(number / per_chunk)
-            .map_or(0, |chunk| chunk.load(number % per_chunk, word))
-    }
-
-    fn bytes(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.bytes() as u64).sum()
-    }
-}
-
-/// The pass program with its buffers.
+/// The iterator with its buffers.
 #[derive(Debug)]
 pub struct Pass {
     program: OwnedFd,
     control: Mapping<PassControl>,
-    records: Buffer<CgroupRecord>,
-    devices: Buffer<IoRecord>,
+    records: Chunks<CgroupRecord>,
+    devices: Chunks<IoRecord>,
 }
 
-/// A pass attached to the root of a hierarchy.
+/// The iterator attached to the root of a hierarchy.
 #[derive(Debug)]
 pub struct PassLink(OwnedFd);
 
-/// The pass's maps.
+/// The iterator's maps.
 #[derive(Debug)]
 pub struct Maps<'a> {
     /// `PASS`
@@ -91,30 +41,36 @@ pub struct Maps<'a> {
     pub devices: BorrowedFd<'a>,
 }
 
-/// Words of [`PassControl`].
-const NEXT: usize = 0;
-const MISSED: usize = 1;
-const IO_NEXT: usize = 2;
-const IO_MISSED: usize = 3;
+const NEXT: Word<PassControl> = word!(PassControl, next);
+const MISSED: Word<PassControl> = word!(PassControl, missed);
+const IO_NEXT: Word<PassControl> = word!(PassControl, io_next);
+const IO_MISSED: Word<PassControl> = word!(PassControl, io_missed);
+
+const ID: Word<CgroupRecord> = word!(CgroupRecord, id);
+const FLAGS: Word<CgroupRecord> = word!(CgroupRecord, flags);
 
 impl Pass {
-    /// A pass over the object's maps.
+    /// The iterator over the object's maps.
     ///
     /// # Errors
     ///
-    /// When the control block can't be mapped or the first chunks can't be made.
+    /// When a map is of another shape, or the first chunks can't be made.
     pub fn new(program: BorrowedFd<'_>, maps: &Maps<'_>) -> Result<Self> {
+        let mut records = Chunks::new("RECORDS", maps.records, RECORDS_PER_CHUNK)?;
+        let mut devices = Chunks::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)?;
+        let buffers = "making the cgroup iterator's buffers";
+        records.grow_to(1).context(buffers)?;
+        devices.grow_to(1).context(buffers)?;
         Ok(Self {
             program: program.try_clone_to_owned()?,
-            control: Mapping::new(maps.control, 1).context("mapping the pass's control block")?,
-            records: Buffer::new("RECORDS", maps.records, RECORDS_PER_CHUNK)
-                .context("making the pass's buffer")?,
-            devices: Buffer::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)
-                .context("making the pass's buffer")?,
+            control: Mapping::open(maps.control)
+                .context("the control block of the cgroup iterator")?,
+            records,
+            devices,
         })
     }
 
-    /// Attaches the pass to a hierarchy, given its root directory.
+    /// Attaches the iterator to a hierarchy, given its root directory.
     ///
     /// # Errors
     ///
@@ -146,8 +102,10 @@ impl Pass {
             if missed == 0 && io_missed == 0 {
                 return Ok(());
             }
-            self.records.grow(missed)?;
-            self.devices.grow(io_missed)?;
+            let more = self.records.needed(missed);
+            self.records.grow_to(self.records.count() + more)?;
+            let more = self.devices.needed(io_missed);
+            self.devices.grow_to(self.devices.count() + more)?;
         }
     }
 
@@ -161,19 +119,26 @@ impl Pass {
         self.len() == 0
     }
 
-    /// Cgroup id and flags of a record.
+    /// Cgroup id and flags of a record; 0 where there is none.
     pub fn head(&self, number: usize) -> (u64, u64) {
-        (self.records.word(number, 0), self.records.word(number, 1))
+        let place = self.records.place(number as u32);
+        place.map_or((0, 0), |(chunk, entry)| {
+            (chunk.load(entry, ID), chunk.load(entry, FLAGS))
+        })
     }
 
     /// A record.
     pub fn record(&self, number: usize) -> Option<CgroupRecord> {
-        self.records.read(number)
+        let (chunk, entry) = self.records.place(number as u32)?;
+        Some(chunk.read(entry))
     }
 
     /// Records of the io controller.
     pub fn devices(&self) -> impl Iterator<Item = IoRecord> + '_ {
-        (0..self.control.load(0, IO_NEXT) as usize).filter_map(|number| self.devices.read(number))
+        (0..self.control.load(0, IO_NEXT) as u32).filter_map(|number| {
+            let (chunk, entry) = self.devices.place(number)?;
+            Some(chunk.read(entry))
+        })
     }
 
     /// Kernel memory of the buffers, bytes.

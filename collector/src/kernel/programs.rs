@@ -46,7 +46,7 @@ const fn tracepoint(name: &'static str) -> Program {
 
 /// Every program. Attached in this order: lifecycle first, so that no cgroup is missed between the
 /// walk of the hierarchy and the first event; births before the baseline, and the baseline before
-/// `sched_switch`, so that every task has books when it is first switched out.
+/// `sched_switch`, so that every task has its task state when it is first switched out.
 pub const PROGRAMS: &[Program] = &[
     tracepoint("cgroup_mkdir"),
     tracepoint("cgroup_rmdir"),

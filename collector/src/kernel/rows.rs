@@ -2,18 +2,21 @@
 //! hash to find them.
 //!
 //! Kernel programs claim free rows (collector-ebpf/src/keyed.rs). A row comes back in two steps, as
-//! slots do: [`Rows::disown`] takes it from its dead owner, so that a straggler counts elsewhere, and
+//! slots do: [`Rows::disown`] takes it from its removed owner, so that a straggler counts elsewhere, and
 //! [`Rows::free`], at least a grace period later, once its last numbers have been read.
 
 use std::{
-    io,
-    os::fd::AsFd,
-    sync::atomic::{Ordering, fence},
+    os::fd::BorrowedFd,
+    sync::atomic::Ordering::{Acquire, Release},
 };
 
 use collector_common::keyed::{CgroupKey, MAX_ROWS, ROW_TAKEN, Row, WAYS};
 
-use super::{keyed::KeyedValue, mapping::Mapping};
+use super::{
+    keyed::KeyedValue,
+    map::OpenError,
+    mapping::{Mapping, Word, word},
+};
 
 /// Rows of a source on a host with at most so many slots: a power of two, and not fewer than one key
 /// may have.
@@ -29,37 +32,32 @@ pub fn rows(max_slots: u32) -> u32 {
 #[derive(Debug)]
 pub struct Rows<T> {
     mapping: Mapping<Row<T>>,
-    rows: usize,
 }
 
-/// Words of a row before its value: the owner, the rest of the key.
-const OWNER: usize = 0;
-const WHAT: usize = 1;
-
 impl<T: KeyedValue> Rows<T> {
-    /// Over the mmapable array `map` of so many rows.
+    const OWNER: Word<Row<T>> = word!(Row<T>, cgroup);
+    const WHAT: Word<Row<T>> = word!(Row<T>, what);
+
+    /// Over an mmapable array of rows.
     ///
     /// # Errors
     ///
-    /// mmap(2)'s.
-    pub fn new(map: impl AsFd, rows: u32) -> io::Result<Self> {
-        let rows = rows as usize;
+    /// When `map` is no such array, and mmap(2)'s.
+    pub fn new(map: BorrowedFd<'_>) -> Result<Self, OpenError> {
         Ok(Self {
-            mapping: Mapping::new(map.as_fd(), rows)?,
-            rows,
+            mapping: Mapping::open(map)?,
         })
     }
 
     /// Rows that are somebody's, with the key.
     pub fn owned(&self) -> impl Iterator<Item = (usize, CgroupKey)> + '_ {
-        (0..self.rows).filter_map(|row| {
-            let cgroup = self.mapping.load(row, OWNER);
+        (0..self.mapping.entries()).filter_map(|row| {
+            // The owner is written last, after the rest of the key.
+            let cgroup = self.mapping.atomic(row, Self::OWNER).load(Acquire);
             if cgroup == 0 || cgroup == ROW_TAKEN {
                 return None;
             }
-            // The owner is written last.
-            fence(Ordering::Acquire);
-            let what = self.mapping.load(row, WHAT);
+            let what = self.mapping.load(row, Self::WHAT);
             Some((row, CgroupKey { cgroup, what }))
         })
     }
@@ -71,16 +69,13 @@ impl<T: KeyedValue> Rows<T> {
 
     /// Takes a row from its owner. Its numbers stay until [`free`](Self::free).
     pub fn disown(&self, row: usize) {
-        self.mapping.store(row, OWNER, ROW_TAKEN);
+        self.mapping.store(row, Self::OWNER, ROW_TAKEN);
     }
 
-    /// Makes a disowned row, whose numbers have been read, free for the next key.
+    /// Makes a row that was taken from its owner, and whose numbers have been read, free.
     pub fn free(&self, row: usize) {
-        for word in WHAT..size_of::<Row<T>>() / size_of::<u64>() {
-            self.mapping.store(row, word, 0);
-        }
-        fence(Ordering::Release);
-        self.mapping.store(row, OWNER, 0);
+        self.mapping.clear_except(row, Self::OWNER);
+        self.mapping.atomic(row, Self::OWNER).store(0, Release);
     }
 }
 

@@ -1,27 +1,25 @@
-//! The slot pool: which slots are whose, which are free, which are being recycled.
+//! The slot pool: who owns which slot, and which slots are free or being recycled.
 //!
 //! Kernel programs take slots from a queue that the pool keeps filled. A slot comes back in two
-//! steps: [`SlotPool::disown`] takes it from its dead owner, so that a straggler resolves a new one,
+//! steps: [`SlotPool::disown`] takes it from its removed owner, so that a straggler resolves a new one,
 //! and [`SlotPool::recycle`], at least a grace period later, makes it free once its last numbers
 //! have been read.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    os::fd::{AsFd, OwnedFd},
 };
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap as BpfHashMap, MapData, Queue};
+use aya::maps::{MapData, Queue};
 use collector_common::cell::OVERFLOW_SLOT;
 
-use super::{bpf, cells::SlotMemory};
+use super::{cells::SlotMemory, map::Map};
 
 /// The pool.
 pub struct SlotPool {
-    /// The hash map's descriptor, for batched reads.
-    map: OwnedFd,
-    slots: BpfHashMap<MapData, u64, u32>,
+    /// Slots by cgroup id.
+    slots: Map<u64, u32>,
     queue: Queue<MapData, u32>,
     max: u32,
     /// Slots that exist: 0 to made - 1, the overflow slot included.
@@ -46,7 +44,7 @@ pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()>
         .iter_mut()
         .filter(|source| !source.has_room(slots))
         .collect();
-    // The usual case: a chunk has room for many slots.
+    // A chunk has room for many slots: mostly, there is nothing to do.
     if without.is_empty() {
         return Ok(());
     }
@@ -65,14 +63,8 @@ pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()>
 
 impl SlotPool {
     /// A pool of at most `max` slots over the object's maps.
-    pub fn new(
-        map: OwnedFd,
-        slots: BpfHashMap<MapData, u64, u32>,
-        queue: Queue<MapData, u32>,
-        max: u32,
-    ) -> Self {
+    pub fn new(slots: Map<u64, u32>, queue: Queue<MapData, u32>, max: u32) -> Self {
         Self {
-            map,
             slots,
             queue,
             max,
@@ -92,13 +84,7 @@ impl SlotPool {
     ///
     /// The kernel's.
     pub fn refresh(&mut self) -> io::Result<()> {
-        bpf::lookup_all(
-            self.map.as_fd(),
-            self.max,
-            &mut self.keys,
-            &mut self.values,
-            0,
-        )?;
+        self.slots.read_all(&mut self.keys, &mut self.values)?;
         self.used.clear();
         for (&id, &slot) in self.keys.iter().zip(&self.values) {
             self.queued.remove(&slot);
@@ -142,12 +128,12 @@ impl SlotPool {
         Ok(())
     }
 
-    /// Takes a dead cgroup's slot from it. Its numbers stay until [`recycle`](Self::recycle).
+    /// Takes a removed cgroup's slot from it. Its numbers stay until [`recycle`](Self::recycle).
     pub fn disown(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
         let slot = self.used.remove(&id)?;
-        // Gone already would mean that somebody else edits the map; there is nobody.
+        // ENOENT would mean that somebody else edits the map.
         if let Err(error) = self.slots.remove(&id) {
-            tracing::warn!(cgroup_id = id, %error, "a slot could not be taken from a dead cgroup");
+            tracing::warn!(cgroup_id = id, %error, "a slot could not be taken from a removed cgroup");
             return None;
         }
         for source in memory {
@@ -157,7 +143,7 @@ impl SlotPool {
         Some(slot)
     }
 
-    /// Makes a disowned slot, whose numbers have been read, free for the next cgroup.
+    /// Makes a slot that was taken from its owner, and whose numbers have been read, free.
     pub fn recycle(&mut self, slot: u32, memory: &mut [&mut dyn SlotMemory]) {
         for source in memory {
             source.clear(slot);
@@ -166,7 +152,7 @@ impl SlotPool {
         self.spare.insert(slot);
     }
 
-    /// (used, free, quarantined) as of the last refresh. Free are those that exist.
+    /// Numbers of slots (used, free, quarantined) as of the last refresh, of those that exist.
     pub fn states(&self) -> (usize, usize, usize) {
         (
             self.used.len(),

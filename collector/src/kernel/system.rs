@@ -82,9 +82,9 @@ pub fn mounts_changed(mountinfo: &File) -> bool {
         events: libc::POLLPRI,
         revents: 0,
     };
-    // SAFETY: one entry, as said; no waiting.
+    // SAFETY: one entry; a timeout of 0 does not wait.
     let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
-    // An error would not say that nothing has changed.
+    // An error counts as a change.
     ready != 0
 }
 
@@ -102,7 +102,7 @@ pub fn boot_time() -> Duration {
         let width = clock(libc::CLOCK_BOOTTIME) - before;
         (width, wall.saturating_sub(before + width / 2))
     };
-    // The one that was least interrupted.
+    // The sample that was least interrupted.
     let samples = [sample(), sample(), sample()];
     samples
         .iter()

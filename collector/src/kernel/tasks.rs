@@ -1,4 +1,4 @@
-//! Running the pass over all tasks.
+//! Running the iterator over all tasks.
 
 use std::{
     io,
@@ -12,16 +12,20 @@ use std::{
 use anyhow::{Context, Result};
 use collector_common::tasks::TasksControl;
 
-use super::{bpf, fields, load::Kernel, mapping::Mapping, system};
+use super::{
+    bpf, fields,
+    load::Kernel,
+    mapping::{Mapping, Word, word},
+    system,
+};
 
-// Words of the control block that the agent writes.
-const GENERATION: usize = 0;
-const IOWAIT_MASK: usize = 1;
-const SAMPLE_SOCKET: usize = 2;
-const SOCKET_OPS: usize = 3;
-const WITH_SOCKETS: usize = 4;
+const GENERATION: Word<TasksControl> = word!(TasksControl, generation);
+const IOWAIT_MASK: Word<TasksControl> = word!(TasksControl, iowait_mask);
+const SAMPLE_SOCKET: Word<TasksControl> = word!(TasksControl, sample_socket);
+const SOCKET_OPS: Word<TasksControl> = word!(TasksControl, socket_ops);
+const WITH_SOCKETS: Word<TasksControl> = word!(TasksControl, with_sockets);
 
-/// The pass.
+/// The iterator.
 #[derive(Debug)]
 pub struct TasksPass {
     link: OwnedFd,
@@ -39,24 +43,24 @@ impl TasksPass {
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let bit = fields::bit_of(kernel.types()?, "task_struct.in_iowait")?;
         let link = kernel.task_iterator("tasks")?;
-        let control = Mapping::new(kernel.map("TASKS")?, 1)
-            .context("mapping the control block of the pass over tasks")?;
+        let control = Mapping::open(kernel.map("TASKS")?)
+            .context("the control block of the iterator over tasks")?;
         control.store(0, IOWAIT_MASK, 1 << bit);
-        let pass = Self {
+        let iterator = Self {
             link,
             control,
             generation: 0,
         };
         let socket = UnixDatagram::unbound().context("making a socket")?;
         let descriptor = u64::try_from(socket.as_raw_fd())?;
-        pass.control.store(0, SAMPLE_SOCKET, descriptor);
+        iterator.control.store(0, SAMPLE_SOCKET, descriptor);
         // Generation 0 learns and counts nothing: there are no slots yet.
-        bpf::run_iterator(pass.link.as_fd()).context("the first pass over tasks")?;
+        bpf::run_iterator(iterator.link.as_fd()).context("running the iterator over tasks")?;
         anyhow::ensure!(
-            pass.control.load(0, SOCKET_OPS) != 0,
-            "the pass over tasks has not met the agent's own socket"
+            iterator.control.load(0, SOCKET_OPS) != 0,
+            "the iterator over tasks has not met the agent's own socket"
         );
-        Ok(pass)
+        Ok(iterator)
     }
 
     /// Visits every task, looking for sockets or not, and says how much CPU time that took.
@@ -73,7 +77,7 @@ impl TasksPass {
         Ok(system::thread_cpu_time() - begin)
     }
 
-    /// Number of the last pass, which marks the cells that it wrote.
+    /// Number of the last run, which marks the cells that it wrote.
     pub fn generation(&self) -> u64 {
         self.generation
     }

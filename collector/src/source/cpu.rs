@@ -317,7 +317,7 @@ impl Source for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::keyed::KeyedValue;
+    use zerocopy::FromZeros;
 
     fn periods(numbers: &CpuNumbers) -> Option<Value> {
         numbers.bandwidth(|bandwidth| Value::Count(bandwidth.periods))
@@ -331,7 +331,7 @@ mod tests {
             id: 7,
             quota_ns: 1,
             periods: 20,
-            ..CgroupRecord::ZERO
+            ..CgroupRecord::new_zeroed()
         };
         take_controller(&mut numbers, &record);
         assert_eq!(periods(&numbers), Some(Value::Count(20)));
@@ -369,7 +369,7 @@ mod tests {
         let mut record = CgroupRecord {
             shares: 1024 << 10,
             quota_ns: u64::MAX,
-            ..CgroupRecord::ZERO
+            ..CgroupRecord::new_zeroed()
         };
         take_controller(&mut numbers, &record);
         assert_eq!(numbers.shares, Some(1024));

@@ -26,6 +26,7 @@ use crate::{
     exposition::{Family, Kind, Unit, Value},
     kernel::{
         cells::{Cells, SlotMemory},
+        mapping::{Word, word},
         programs::Requirement,
         system,
         tasks::TasksPass,
@@ -343,8 +344,7 @@ fn nanos(time: SystemTime) -> Option<u64> {
     u64::try_from(since.as_nanos()).ok()
 }
 
-/// Word of a cell.
-const GENERATION: usize = 1;
+const GENERATION: Word<TasksCell> = word!(TasksCell, generation);
 
 impl Source for Tasks {
     fn name(&self) -> &'static str {

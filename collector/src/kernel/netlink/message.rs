@@ -1,5 +1,5 @@
-//! Messages of rtnetlink: building requests, taking answers apart (include/uapi/linux/netlink.h,
-//! rtnetlink.h, if_link.h). Every access is checked against what there is.
+//! Messages of rtnetlink: building requests, parsing answers (include/uapi/linux/netlink.h,
+//! rtnetlink.h, if_link.h). Every access is checked against the length.
 
 use std::io;
 
@@ -203,7 +203,7 @@ pub fn error(payload: &[u8]) -> io::Error {
         Some(negative) if negative != 0 => {
             io::Error::from_raw_os_error((negative as i32).wrapping_neg())
         }
-        _ => malformed("an error that is none"),
+        _ => malformed("an error without a number"),
     }
 }
 

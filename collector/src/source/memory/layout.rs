@@ -234,8 +234,8 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::keyed::KeyedValue;
     use collector_common::pass::CgroupRecord;
+    use zerocopy::FromZeros;
 
     const PAGE: u64 = 4096;
 
@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn record() -> MemoryRecord {
-        let mut record = CgroupRecord::ZERO.memory;
+        let mut record = CgroupRecord::new_zeroed().memory;
         record.state[14] = 100_000;
         record.state[16] = 50_000;
         record.events[2..6].copy_from_slice(&[7, 8, 5, 6]);
