@@ -1,26 +1,45 @@
-//! The kernel boundary against the running kernel: maps of the wrong shape.
+//! The kernel boundary against the running kernel: maps of the wrong shape, and the kernel's types as
+//! bpftool reads them.
 //!
 //! What the machine lacks is told: such a test is ignored, with the reason.
 
-use std::os::fd::AsFd;
+use std::{
+    collections::HashMap,
+    io::{BufRead, BufReader},
+    os::fd::AsFd,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use cgmeter::kernel::{
     self, bpf,
+    btf::Btf,
+    fields,
     load::{BTF_PATH, Kernel, Options},
     map::{Map, OpenError},
     mapping::Mapping,
 };
-use collector_common::{block::BlockValue, drops::Drops, keyed::CgroupKey, tasks::TasksControl};
+use collector_common::{
+    block::BlockValue, drops::Drops, field::PATHS, keyed::CgroupKey, tasks::TasksControl,
+};
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> std::process::ExitCode {
     let root = || std::fs::read(BTF_PATH).is_ok() && is_root();
-    let trials = [trial(
-        "a_map_of_another_shape_is_refused",
-        root().then_some(()).ok_or("needs root"),
-        wrong_shapes,
-    )];
+    let bpftool = || Path::new(BTF_PATH).exists() && bpftool().is_some();
+    let trials = [
+        trial(
+            "a_map_of_another_shape_is_refused",
+            root().then_some(()).ok_or("needs root"),
+            wrong_shapes,
+        ),
+        trial(
+            "the_kernel_s_fields_are_where_bpftool_has_them",
+            bpftool().then_some(()).ok_or("needs bpftool and BTF"),
+            fields_agree,
+        ),
+    ];
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
 }
 
@@ -100,5 +119,227 @@ fn wrong_shapes() -> Result<()> {
     ensure!(pairs.entries() == 3 && pairs.read(2) == [0, 0]);
     let refused = shape(Mapping::<[u64; 1]>::open(array.as_fd()))?;
     ensure!(refused == ("value size", 16, 8), "{refused:?}");
+    Ok(())
+}
+
+fn bpftool() -> Option<&'static str> {
+    let works = |program: &&str| {
+        let mut command = Command::new(program);
+        let output = command.arg("version").stderr(Stdio::null()).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    ["bpftool", "/usr/sbin/bpftool"].into_iter().find(works)
+}
+
+/// A type as bpftool prints it.
+#[derive(Debug, Default)]
+struct Dumped {
+    kind: String,
+    name: String,
+    numbers: HashMap<String, u64>,
+    /// Names of members, enumerators or parameters, with their numbers.
+    members: Vec<(String, HashMap<String, u64>)>,
+}
+
+/// `'name' key=value key=value`, a name of `(anon)` being none.
+fn dumped_line(text: &str) -> Option<(String, HashMap<String, u64>)> {
+    let (name, rest) = text.trim().strip_prefix('\'')?.split_once('\'')?;
+    let pairs = rest.split_whitespace().filter_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        let value = value.parse::<i64>().ok()? as u64;
+        Some((key.to_owned(), value))
+    });
+    let name = if name == "(anon)" { "" } else { name };
+    Some((name.to_owned(), pairs.collect()))
+}
+
+/// The kernel's types by their numbers.
+fn dump() -> Result<Vec<Dumped>> {
+    let mut child = Command::new(bpftool().context("no bpftool")?)
+        .args(["btf", "dump", "file", BTF_PATH, "format", "raw"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = BufReader::new(child.stdout.take().context("no output")?);
+    let mut types = vec![Dumped::default()];
+    for line in output.lines() {
+        let line = line?;
+        if line.starts_with('\t') {
+            let last = types.last_mut().context("no type")?;
+            // Variables of a section are printed in another way, and nobody asks for them.
+            if last.kind != "DATASEC" {
+                let member = dumped_line(&line).with_context(|| line.clone())?;
+                last.members.push(member);
+            }
+            continue;
+        }
+        let (number, rest) = line.split_once("] ").with_context(|| line.clone())?;
+        ensure!(number == format!("[{}", types.len()), "{line}");
+        let (kind, rest) = rest.split_once(' ').with_context(|| line.clone())?;
+        let (name, numbers) = dumped_line(rest).with_context(|| line.clone())?;
+        types.push(Dumped {
+            kind: kind.to_owned(),
+            name,
+            numbers,
+            members: Vec::new(),
+        });
+    }
+    ensure!(child.wait()?.success(), "bpftool failed");
+    Ok(types)
+}
+
+/// The types as bpftool has them, asked for paths.
+struct Oracle {
+    types: Vec<Dumped>,
+    /// First type of a kind and name.
+    first: HashMap<(String, String), usize>,
+}
+
+impl Oracle {
+    fn new(types: Vec<Dumped>) -> Self {
+        let mut first = HashMap::new();
+        for (number, ty) in types.iter().enumerate() {
+            let key = (ty.kind.clone(), ty.name.clone());
+            first.entry(key).or_insert(number);
+        }
+        Self { types, first }
+    }
+
+    fn find(&self, kind: &str, name: &str) -> Option<&Dumped> {
+        let number = self.first.get(&(kind.to_owned(), name.to_owned()))?;
+        self.types.get(*number)
+    }
+
+    fn plain(&self, mut number: usize) -> Option<&Dumped> {
+        const OTHERS: &[&str] = &["TYPEDEF", "CONST", "VOLATILE", "RESTRICT", "TYPE_TAG"];
+        loop {
+            let ty = self.types.get(number)?;
+            if !OTHERS.contains(&ty.kind.as_str()) {
+                return Some(ty);
+            }
+            number = *ty.numbers.get("type_id")? as usize;
+        }
+    }
+
+    fn size(&self, ty: &Dumped) -> Option<u64> {
+        match ty.kind.as_str() {
+            "PTR" => Some(8),
+            "ARRAY" => {
+                let element = self.plain(*ty.numbers.get("type_id")? as usize)?;
+                Some(self.size(element)? * ty.numbers.get("nr_elems")?)
+            }
+            _ => ty.numbers.get("size").copied(),
+        }
+    }
+
+    /// Offset in bits and type of a member.
+    fn member(&self, of: &Dumped, name: &str) -> Option<(u64, &Dumped)> {
+        of.members.iter().find_map(|(found, numbers)| {
+            let ty = self.plain(*numbers.get("type_id")? as usize)?;
+            let bits = *numbers.get("bits_offset")?;
+            if found == name {
+                Some((bits, ty))
+            } else if found.is_empty() {
+                let (inner, ty) = self.member(ty, name)?;
+                Some((bits + inner, ty))
+            } else {
+                None
+            }
+        })
+    }
+
+    fn enumerator(&self, of: &str, name: &str) -> Option<u64> {
+        let list = &self.find("ENUM", of)?.members;
+        let (_, numbers) = list.iter().find(|(found, _)| found == name)?;
+        numbers.get("val").map(|&value| u64::from(value as u32))
+    }
+
+    /// Offset in bits of one alternative of a path.
+    fn bits(&self, path: &str) -> Option<u64> {
+        if let Some((tracepoint, arguments)) = path.split_once('(') {
+            let typedef = self.find("TYPEDEF", &format!("btf_trace_{tracepoint}"))?;
+            let pointer = self.types.get(*typedef.numbers.get("type_id")? as usize)?;
+            let function = self.types.get(*pointer.numbers.get("type_id")? as usize)?;
+            let wanted = arguments.split(',').count();
+            return (function.members.len() > wanted).then_some(64 * (wanted as u64 - 1));
+        }
+        if let Some((of, name)) = path.split_once("::") {
+            return self.enumerator(of, name).map(|value| 8 * value);
+        }
+        let mut parts = path.split('.');
+        let mut current = self.find("STRUCT", parts.next()?)?;
+        let mut offset = 0;
+        for part in parts {
+            let (name, element) = part.split_once('[').unwrap_or((part, ""));
+            let (bits, ty) = self.member(current, name)?;
+            offset += bits;
+            current = ty;
+            if let Some(element) = element.strip_suffix(']') {
+                let index = match element.parse() {
+                    Ok(index) => index,
+                    Err(_) => self.enumerator("cgroup_subsys_id", element)?,
+                };
+                if index >= *ty.numbers.get("nr_elems")? {
+                    return None;
+                }
+                current = self.plain(*ty.numbers.get("type_id")? as usize)?;
+                offset += 8 * index * self.size(current)?;
+            }
+        }
+        Some(offset)
+    }
+}
+
+fn fields_agree() -> Result<()> {
+    let oracle = Oracle::new(dump()?);
+    let btf = Btf::parse(std::fs::read(BTF_PATH)?)?;
+    ensure!(btf.types().count() + 1 == oracle.types.len());
+    let mut present = 0;
+    for path in PATHS {
+        let expected = path.split('|').find_map(|path| oracle.bits(path));
+        let found = fields::offset_of(&btf, path).ok();
+        ensure!(
+            found.map(u64::from) == expected.map(|bits| bits / 8),
+            "{path}: {found:?}, bpftool has it at bit {expected:?}"
+        );
+        if let Ok(bit) = fields::bit_of(&btf, path) {
+            ensure!(
+                Some(u64::from(bit)) == expected.map(|bits| bits % 8),
+                "{path}"
+            );
+        }
+        present += usize::from(found.is_some());
+    }
+    // A kernel that lacks more than a quarter of them is none that cgmeter can run on.
+    ensure!(
+        present * 4 > PATHS.len() * 3,
+        "{present} of {}",
+        PATHS.len()
+    );
+    // Every enumeration, and the names of every structure with its size.
+    for (of, list) in [
+        (
+            "skb_drop_reason",
+            fields::enumerators(&btf, "skb_drop_reason")?,
+        ),
+        (
+            "node_stat_item",
+            fields::enumerators(&btf, "node_stat_item")?,
+        ),
+    ] {
+        ensure!(!list.is_empty(), "{of}");
+        for (value, name) in &list {
+            ensure!(
+                oracle.enumerator(of, name) == Some(u64::from(*value)),
+                "{of}::{name}"
+            );
+        }
+    }
+    for (number, ty) in btf.types().enumerate() {
+        let dumped = &oracle.types[number + 1];
+        ensure!(ty.name() == dumped.name.as_bytes(), "type {}", number + 1);
+        if let (true, Ok(size)) = (dumped.numbers.contains_key("size"), ty.size()) {
+            ensure!(oracle.size(dumped) == Some(size.into()), "{}", dumped.name);
+        }
+    }
     Ok(())
 }

@@ -10,11 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use btf_rs::{Btf, Type};
 use collector_common::field::{PATHS, PLACEHOLDER, PRESENT};
 use object::{
     Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolKind,
 };
+
+use super::btf::{Btf, Kind, Type};
 
 /// An object whose placeholders have been replaced.
 #[derive(Debug)]
@@ -280,16 +281,12 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
 /// The kernel describes a tracepoint by `typedef void (*btf_trace_NAME)(void *, ...)`, the
 /// arguments after the first (include/trace/bpf_probe.h).
 fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
-    for ty in btf.resolve_types_by_name(&format!("btf_trace_{tracepoint}"))? {
-        let Type::Typedef(typedef) = ty else {
+    for ty in btf.named(&format!("btf_trace_{tracepoint}")) {
+        if ty.kind != Kind::Typedef {
             continue;
-        };
-        let Type::Ptr(pointer) = btf.resolve_chained_type(&typedef)? else {
-            continue;
-        };
-        if let Type::FuncProto(prototype) = btf.resolve_chained_type(&pointer)?
-            && prototype.parameters.len() > number
-        {
+        }
+        let pointer = ty.target()?;
+        if pointer.kind == Kind::Pointer && pointer.target()?.parameters()? > number {
             return Ok(8 * (number as u32 - 1));
         }
     }
@@ -306,27 +303,24 @@ pub fn bit_of(btf: &Btf, path: &str) -> Result<u32> {
 }
 
 /// Offset in bits and type of what a path leads to.
-fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
+fn walk<'a>(btf: &'a Btf, path: &str) -> Result<(u32, Type<'a>)> {
     let mut parts = path.split('.');
     let root = parts.next().unwrap_or_default();
     let mut current = btf
-        .resolve_types_by_name(root)?
-        .into_iter()
-        .find(|ty| matches!(ty, Type::Struct(_) | Type::Union(_)))
+        .named(root)
+        .find(|ty| matches!(ty.kind, Kind::Struct | Kind::Union))
         .with_context(|| format!("no struct {root}"))?;
-    let mut offset = 0;
+    let mut offset = 0u32;
     for part in parts {
         let (name, element) = match part.split_once('[') {
             Some((name, rest)) => (name, Some(rest.trim_end_matches(']'))),
             None => (part, None),
         };
-        let (bits, ty) =
-            member(btf, &current, name)?.with_context(|| format!("no member {name} in {path}"))?;
-        offset += bits;
-        current = ty;
+        let (mut bits, mut ty) = current
+            .member(name)?
+            .with_context(|| format!("no member {name} in {path}"))?;
         if let Some(element) = element {
-            let (size, len, ty) =
-                array_element(btf, &current).with_context(|| format!("{part} in {path}"))?;
+            let (len, of) = ty.elements().with_context(|| format!("{part} in {path}"))?;
             let index = match element.parse() {
                 Ok(index) => index,
                 Err(_) => enumerator_value(btf, "cgroup_subsys_id", element)?,
@@ -334,77 +328,18 @@ fn walk(btf: &Btf, path: &str) -> Result<(u32, Type)> {
             if index >= len {
                 bail!("{name} in {path} has {len} elements");
             }
-            offset += size * index * 8;
-            current = ty;
+            let inner = index.checked_mul(of.size()?).and_then(|n| n.checked_mul(8));
+            bits = inner
+                .and_then(|inner| bits.checked_add(inner))
+                .with_context(|| format!("the offset of {path} overflows"))?;
+            ty = of;
         }
+        offset = offset
+            .checked_add(bits)
+            .with_context(|| format!("the offset of {path} overflows"))?;
+        current = ty;
     }
     Ok((offset, current))
-}
-
-/// A member's offset in bits and its type, anonymous structures and unions included.
-fn member(btf: &Btf, of: &Type, name: &str) -> Result<Option<(u32, Type)>> {
-    let (Type::Struct(structure) | Type::Union(structure)) = of else {
-        bail!("{name}: not a structure");
-    };
-    for field in &structure.members {
-        let field_name = btf.resolve_name(field).unwrap_or_default();
-        if field_name == name {
-            return Ok(Some((
-                field.bit_offset(),
-                unqualified(btf, btf.resolve_chained_type(field)?)?,
-            )));
-        }
-        if field_name.is_empty() {
-            let inner = unqualified(btf, btf.resolve_chained_type(field)?)?;
-            if matches!(inner, Type::Struct(_) | Type::Union(_))
-                && let Some((bits, ty)) = member(btf, &inner, name)?
-            {
-                return Ok(Some((field.bit_offset() + bits, ty)));
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// A type without typedefs and qualifiers.
-fn unqualified(btf: &Btf, ty: Type) -> Result<Type> {
-    let mut ty = ty;
-    loop {
-        ty = match &ty {
-            Type::Typedef(inner) => btf.resolve_chained_type(inner)?,
-            Type::Const(inner) | Type::Volatile(inner) | Type::Restrict(inner) => {
-                btf.resolve_chained_type(inner)?
-            }
-            Type::TypeTag(inner) => btf.resolve_chained_type(inner)?,
-            _ => return Ok(ty),
-        };
-    }
-}
-
-/// Size in bytes, number and type of an array's elements.
-fn array_element(btf: &Btf, array: &Type) -> Result<(u32, u32, Type)> {
-    let Type::Array(array) = array else {
-        bail!("not an array");
-    };
-    let element = unqualified(btf, btf.resolve_chained_type(array)?)?;
-    let len = u32::try_from(array.len())?;
-    Ok((size_of_type(btf, &element)?, len, element))
-}
-
-/// Size of a type in bytes.
-fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
-    Ok(match ty {
-        Type::Ptr(_) => 8,
-        Type::Int(int) => int.size() as u32,
-        Type::Struct(of) | Type::Union(of) => of.size() as u32,
-        Type::Enum(of) => of.size() as u32,
-        Type::Enum64(of) => of.size() as u32,
-        Type::Array(_) => {
-            let (size, len, _) = array_element(btf, ty)?;
-            size * len
-        }
-        other => bail!("{other:?} has no size"),
-    })
 }
 
 /// Number of elements of the array that a path ends in, such as `memcg_vmstats.state`.
@@ -414,7 +349,7 @@ fn size_of_type(btf: &Btf, ty: &Type) -> Result<u32> {
 /// When this kernel has no such array.
 pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
     let (_, ty) = walk(btf, path)?;
-    Ok(array_element(btf, &ty)?.1)
+    Ok(ty.elements()?.0)
 }
 
 /// Values and names of all enumerators.
@@ -423,17 +358,12 @@ pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
 ///
 /// When this kernel doesn't have the enumeration.
 pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
-    for ty in btf.resolve_types_by_name(of)? {
-        let Type::Enum(list) = ty else {
-            continue;
-        };
-        return list
-            .members
-            .iter()
-            .map(|member| Ok((member.val(), btf.resolve_name(member)?)))
-            .collect();
-    }
-    bail!("no enum {of}")
+    let list = btf.named(of).find(|ty| ty.kind == Kind::Enum);
+    let list = list.with_context(|| format!("no enum {of}"))?;
+    Ok(list
+        .enumerators()
+        .map(|(name, value)| (value, String::from_utf8_lossy(name).into_owned()))
+        .collect())
 }
 
 /// Value of an enumerator, such as `NR_FILE_PAGES` of `node_stat_item`.
@@ -442,33 +372,30 @@ pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
 ///
 /// When this kernel doesn't have it.
 pub fn enumerator_value(btf: &Btf, of: &str, name: &str) -> Result<u32> {
-    for ty in btf.resolve_types_by_name(of)? {
-        let Type::Enum(list) = ty else {
-            continue;
-        };
-        for member in &list.members {
-            if btf.resolve_name(member).is_ok_and(|found| found == name) {
-                return Ok(member.val());
-            }
-        }
-    }
-    bail!("no enumerator {name} of {of}")
+    btf.named(of)
+        .find_map(|list| value_in(&list, name))
+        .with_context(|| format!("no enumerator {name} of {of}"))
+}
+
+fn value_in(list: &Type<'_>, name: &str) -> Option<u32> {
+    let mut found = list.enumerators();
+    found.find_map(|(found, value)| (found == name.as_bytes()).then_some(value))
+}
+
+/// Whether the kernel has a tracepoint (include/trace/bpf_probe.h).
+pub fn has_tracepoint(btf: &Btf, name: &str) -> bool {
+    btf.named(&format!("btf_trace_{name}"))
+        .any(|ty| ty.kind == Kind::Typedef)
 }
 
 /// `RQF_FLUSH_SEQ`: a bit numbered by an enumerator since 6.11 (include/linux/blk-mq.h, `__RQF_FLUSH_SEQ`,
 /// at first of an enumeration without a name); before that a macro, and always this bit.
 pub fn flush_sequence_flag(btf: &Btf) -> u32 {
     const NAME: &str = "__RQF_FLUSH_SEQ";
-    let bit = enumerator_value(btf, "rqf_flags", NAME).or_else(|_| {
-        let ids = btf.resolve_ids_by_name("")?;
-        let is_it = |id: &u32| match btf.resolve_type_by_id(*id) {
-            Ok(Type::Enum(list)) => list.members.iter().find_map(|member| {
-                let found = btf.resolve_name(member).is_ok_and(|found| found == NAME);
-                found.then(|| member.val())
-            }),
-            _ => None,
-        };
-        ids.iter().find_map(is_it).context(NAME)
+    let bit = enumerator_value(btf, "rqf_flags", NAME).ok().or_else(|| {
+        btf.types()
+            .filter(|ty| ty.kind == Kind::Enum && ty.name().is_empty())
+            .find_map(|list| value_in(&list, NAME))
     });
-    1 << bit.unwrap_or(4)
+    1u32.checked_shl(bit.unwrap_or(4)).unwrap_or(1 << 4)
 }

@@ -23,6 +23,7 @@ use collector_common::{
 
 use super::{
     OBJECT, bpf,
+    btf::{self, Wanted},
     cells::{CELL_MAPS, Cell, Cells, Shards},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
@@ -53,7 +54,7 @@ pub struct Options {
 pub struct Kernel {
     ebpf: Ebpf,
     /// The running kernel's types, while sources are being made.
-    types: Option<btf_rs::Btf>,
+    types: Option<btf::Btf>,
     lanes: u32,
     max_slots: u32,
     /// Why a program is not there; absent means loaded.
@@ -80,17 +81,17 @@ impl Kernel {
     ///
     /// Without the privilege or without BTF, and when maps can't be made.
     pub fn load(options: &Options) -> Result<Self> {
-        let raw = read_btf()?;
-        let types = btf_rs::Btf::from_bytes(&raw)
-            .map_err(|error| anyhow!("{BTF_PATH} can't be understood: {error}"))?;
-        let patched = fields::patch(OBJECT, &types)?;
-        let btf = Btf::parse(&raw, aya::Endianness::default())
+        let mut loader = EbpfLoader::new();
+        // The loader has parsed all of the kernel's BTF, which nobody needs.
+        loader.btf(None);
+        let types = btf::Btf::parse(read_btf()?)
             .with_context(|| format!("{BTF_PATH} can't be understood"))?;
+        let patched = fields::patch(OBJECT, &types)?;
+        let btf = types.view(&wanted())?;
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
         let shards = Shards::Few.count(options.lanes);
         let keep_last = u32::from(options.programs.contains(&"pass"));
-        let mut loader = EbpfLoader::new();
         for &(map, shards) in CELL_MAPS {
             let cells = u64::from(slots) * u64::from(shards.count(options.lanes));
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
@@ -142,8 +143,8 @@ impl Kernel {
             .filter(|program| options.programs.contains(&program.name))
         {
             let superseded = match program.hook {
-                Hook::Newer(name) => !has_tracepoint(kernel.types()?, name),
-                Hook::Substitute(_, newer) => has_tracepoint(kernel.types()?, newer),
+                Hook::Newer(name) => !fields::has_tracepoint(kernel.types()?, name),
+                Hook::Substitute(_, newer) => fields::has_tracepoint(kernel.types()?, newer),
                 _ => false,
             };
             if superseded {
@@ -323,13 +324,13 @@ impl Kernel {
     /// # Errors
     ///
     /// After that.
-    pub fn types(&self) -> Result<&btf_rs::Btf> {
+    pub fn types(&self) -> Result<&btf::Btf> {
         self.types
             .as_ref()
             .context("the kernel's types are needed at the start only")
     }
 
-    /// Frees the kernel's types: parsed, they are most of the agent's memory.
+    /// Frees the kernel's types.
     pub fn forget_types(&mut self) {
         self.types = None;
     }
@@ -483,11 +484,18 @@ fn map_data(map: &Map) -> Result<&MapData> {
     }
 }
 
-/// Whether the kernel describes a tracepoint (include/trace/bpf_probe.h).
-fn has_tracepoint(types: &btf_rs::Btf, name: &str) -> bool {
-    types
-        .resolve_ids_by_name(&format!("btf_trace_{name}"))
-        .is_ok_and(|ids| !ids.is_empty())
+/// Every type that the programs are attached by.
+fn wanted() -> Vec<Wanted> {
+    let of = |program: &Program| match program.hook {
+        Hook::Tracepoint(name) | Hook::Newer(name) | Hook::Substitute(name, _) => {
+            Some(Wanted::Tracepoint(name))
+        }
+        Hook::Baseline | Hook::TaskIterator => Some(Wanted::Iterator("task")),
+        Hook::CgroupIterator => Some(Wanted::Iterator("cgroup")),
+        Hook::Packets(_) | Hook::OnDemand => None,
+    };
+    let wanted: HashSet<Wanted> = PROGRAMS.iter().filter_map(of).collect();
+    wanted.into_iter().collect()
 }
 
 fn read_btf() -> Result<Vec<u8>> {

@@ -4,6 +4,7 @@
 //! metric names or HTTP. All `unsafe` of the agent is in here, behind safe types.
 
 pub mod bpf;
+pub mod btf;
 pub mod cells;
 mod chunks;
 pub mod events;

@@ -6,11 +6,13 @@
 //! (`memcg_vm_event_stat`). Invariant: nothing is believed that the root's memory.stat does not
 //! confirm; where it does not, memory.stat is read for every cgroup and the agent says so.
 
-use btf_rs::Btf;
 use collector_common::pass::{EVENTS, MemoryRecord, STATES};
 
 use super::stat::Statistics;
-use crate::kernel::fields::{enumerator_value, len_of};
+use crate::kernel::{
+    btf::Btf,
+    fields::{enumerator_value, len_of},
+};
 
 /// First entries of `memcg_node_stat_items` (6.10 to 6.18); what follows depends on the
 /// configuration.

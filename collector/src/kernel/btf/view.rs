@@ -1,0 +1,101 @@
+//! The few types that the loader looks up, as BTF of its own.
+
+use aya::Endianness;
+
+use super::{Btf, COMMON, Kind};
+
+/// A type that the loader looks up by kind and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// `typedef btf_trace_NAME`: a tracepoint.
+    Tracepoint(&'static str),
+    /// `bpf_iter_NAME`, a function: an iterator.
+    Iterator(&'static str),
+}
+
+impl Wanted {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Tracepoint(_) => Kind::Typedef,
+            Self::Iterator(_) => Kind::Function,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Tracepoint(name) => format!("btf_trace_{name}"),
+            Self::Iterator(name) => format!("bpf_iter_{name}"),
+        }
+    }
+}
+
+impl Btf {
+    /// What the loader needs to know of these types. It looks them up by name and tells the kernel
+    /// their numbers; so they have the numbers that they have here, and the types between them are
+    /// all replaced by the shortest there is, `const void`.
+    ///
+    /// # Errors
+    ///
+    /// When the loader can't read it.
+    pub fn view(&self, wanted: &[Wanted]) -> anyhow::Result<aya::Btf> {
+        let bytes = self.view_bytes(wanted);
+        Ok(aya::Btf::parse(&bytes, Endianness::default())?)
+    }
+
+    pub(super) fn view_bytes(&self, wanted: &[Wanted]) -> Vec<u8> {
+        let mut waiting: Vec<(Kind, String)> = wanted
+            .iter()
+            .map(|wanted| (wanted.kind(), wanted.name()))
+            .collect();
+        let mut types = Vec::new();
+        let mut strings = vec![0u8];
+        // So far as something was wanted: what comes after the last is left out.
+        let mut used = 0;
+        for ty in self.types() {
+            let is_it =
+                |(kind, name): &(Kind, String)| *kind == ty.kind && name.as_bytes() == ty.name();
+            let found = match ty.kind {
+                Kind::Typedef | Kind::Function => waiting.iter().position(is_it),
+                _ => None,
+            };
+            let name = match found {
+                // The first of a name is the one.
+                Some(at) => {
+                    let (_, name) = waiting.swap_remove(at);
+                    let offset = strings.len() as u32;
+                    strings.extend_from_slice(name.as_bytes());
+                    strings.push(0);
+                    offset
+                }
+                None => 0,
+            };
+            let kind = if found.is_some() {
+                ty.kind
+            } else {
+                Kind::Const
+            };
+            for word in [name, (kind as u32) << 24, 0] {
+                types.extend_from_slice(&word.to_ne_bytes());
+            }
+            if found.is_some() {
+                used = types.len();
+            }
+            if waiting.is_empty() {
+                break;
+            }
+        }
+        types.truncate(used);
+        debug_assert!(types.len().is_multiple_of(COMMON));
+        let mut bytes = Vec::with_capacity(24 + types.len() + strings.len());
+        // struct btf_header, version 1.
+        bytes.extend_from_slice(&super::MAGIC.to_ne_bytes());
+        bytes.extend_from_slice(&[1, 0]);
+        let (types_length, strings_length) = (types.len() as u32, strings.len() as u32);
+        for word in [24, 0, types_length, types_length, strings_length] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(&types);
+        bytes.extend_from_slice(&strings);
+        bytes
+    }
+}
