@@ -3,7 +3,7 @@
 //! The way of a number is the order of the modules: [`kernel`] reads cells, [`cgroup`] knows whose
 //! they are, [`source`] turns them into families, [`exposition`] encodes, [`web`] serves. Imports
 //! point one way along it; [`agent`] holds them together.
-#![deny(missing_docs)]
+#![deny(missing_docs, unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
@@ -14,6 +14,10 @@ pub mod custom;
 pub mod dump;
 pub mod exposition;
 pub mod healthcheck;
+#[allow(
+    unsafe_code,
+    reason = "the one place of system calls and shared memory"
+)]
 pub mod kernel;
 pub mod log;
 pub mod reference;

@@ -137,3 +137,55 @@ fn nothing_points_back() {
         }
     }
 }
+
+/// What an attribute that allows `unsafe_code` stands before: the first line after each.
+fn allowances(text: &str) -> Vec<&str> {
+    let mentions = text.match_indices("unsafe_code").map(|(at, _)| at);
+    let allowing = mentions.filter(|&at| {
+        let before = &text[..at];
+        let attribute = before.rfind("#[").max(before.rfind("#![")).unwrap_or(0);
+        let levels = ["allow(", "expect(", "warn("];
+        levels
+            .iter()
+            .any(|level| before[attribute..].contains(level))
+    });
+    let items = allowing.map(|at| {
+        let end = text[at..].find(")]").map_or(text.len(), |end| at + end + 2);
+        text[end..].trim_start().lines().next().unwrap_or_default()
+    });
+    items.collect()
+}
+
+#[test]
+fn allowances_are_found() {
+    let text = "#![deny(unsafe_code)]\n#[allow(unsafe_code)]\nmod a;\n#[expect(\n    unsafe_code,\n    \
+                reason = \"x\"\n)]\npub mod b;\n";
+    assert_eq!(allowances(text), ["mod a;", "pub mod b;"]);
+}
+
+/// Every place below a folder where `unsafe` is allowed.
+fn lets_unsafe_through(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut paths = Vec::new();
+    files(folder, &mut paths);
+    let mut found = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        let items = allowances(&text).into_iter();
+        found.extend(items.map(|item| (path.clone(), item.to_owned())));
+    }
+    found
+}
+
+#[test]
+fn the_kernel_module_alone_may_have_unsafe_code() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let expected = [(folder.join("src/lib.rs"), "pub mod kernel;".to_owned())];
+    assert_eq!(lets_unsafe_through(&folder.join("src")), expected);
+    let root = fs::read_to_string(folder.join("src/lib.rs")).unwrap();
+    assert!(root.contains("#![deny(missing_docs, unsafe_code)]"));
+    let common = folder.join("../collector-common/src");
+    assert_eq!(lets_unsafe_through(&common), []);
+    // Every crate of the workspace that has no lints of its own.
+    let workspace = fs::read_to_string(folder.join("../Cargo.toml")).unwrap();
+    assert!(workspace.contains("unsafe_code = \"deny\""));
+}

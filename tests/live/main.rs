@@ -6,6 +6,7 @@
 //!
 //! What a test needs, its tier and whether it may be run again are part of its definition ([`Need`]).
 //! [`harness`] chooses the tests and runs them; [`kernels`] lists those for other kernels.
+#![allow(unsafe_code, reason = "workloads are made of system calls")]
 
 mod agent;
 mod alerts;

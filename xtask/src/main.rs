@@ -7,6 +7,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod apt;
+#[allow(
+    unsafe_code,
+    reason = "workloads, and programs of its own to compare with"
+)]
 mod bench;
 mod build;
 mod check;

@@ -50,6 +50,11 @@ pub const TESTS: &[(Tool, &str, &str)] = &[
         "those in network namespaces",
     ),
     (
+        Tool::Program("bpftool"),
+        "bpftool",
+        "the reader of the kernel's types",
+    ),
+    (
         Tool::Program("dockerd"),
         "docker.io",
         "the agent's container image, and those of Docker's containers",
