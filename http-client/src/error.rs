@@ -51,7 +51,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io(error) => Some(error),
+            // `Display` is that of the error itself, which must not be repeated as its own cause.
+            Self::Io(error) => error.source(),
             _ => None,
         }
     }
