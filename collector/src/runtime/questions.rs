@@ -115,8 +115,12 @@ impl Questions {
         loop {
             let missing = state.missing(containers, runtimes, begin);
             if missing.is_empty() {
+                let up = |socket: &Path| {
+                    let mut runtimes = runtimes.iter();
+                    runtimes.any(|it| it.socket() == socket && it.told().up == Some(true))
+                };
                 // They answered in time.
-                for socket in waited_for {
+                for socket in waited_for.into_iter().filter(|socket| up(socket)) {
                     state.pauses.remove(socket);
                 }
                 return begin.elapsed();
@@ -128,13 +132,7 @@ impl Questions {
                 }
                 return begin.elapsed();
             }
-            waited_for.extend(
-                missing
-                    .iter()
-                    .filter(|socket| !waited_for.contains(socket))
-                    .copied()
-                    .collect::<Vec<_>>(),
-            );
+            waited_for.extend(missing);
             let wait = self.changed.wait_timeout(state, left);
             (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
         }
@@ -254,6 +252,13 @@ mod tests {
         let questions = Questions::default();
         let docker = [runtime(DOCKER.runtime(), "/d", true)];
         questions.ask("a");
+        // It was too slow before; the pause is over.
+        questions.wait(&[("a", None)], &docker, Duration::ZERO);
+        questions
+            .lock()
+            .pauses
+            .values_mut()
+            .for_each(|pause| pause.until = Instant::now());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(5));
@@ -262,6 +267,7 @@ mod tests {
             });
             assert!(questions.wait(&[("a", None)], &docker, LONG) < LONG);
         });
+        assert_eq!(questions.lock().pauses.len(), 1, "it has not answered");
     }
 
     #[test]
