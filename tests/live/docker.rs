@@ -25,7 +25,7 @@ pub const NEEDS: &[Need] = &[
 ];
 
 const LONG: &[Need] = &[
-    Need::Variable("CGMETER_LONG", "which asks for tests that take long"),
+    Need::LongTier("200 containers, one after the other"),
     Need::Agent,
     Need::Program("dockerd"),
     Need::Program("docker"),

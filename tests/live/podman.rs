@@ -26,7 +26,7 @@ const NEEDS: &[Need] = &[
 ];
 
 const LONG: &[Need] = &[
-    Need::Variable("CGMETER_LONG", "which asks for tests that take long"),
+    Need::LongTier("200 containers, one after the other"),
     Need::Agent,
     Need::Program("podman"),
     Need::Program("runc"),
