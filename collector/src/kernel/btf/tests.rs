@@ -298,8 +298,9 @@ fn no_change_of_a_word_makes_it_panic() {
     // Every word, header included, by values that offsets, counts, kinds and type numbers may not have.
     for at in (0..whole.len() - 4).step_by(4) {
         let word = u32::from_ne_bytes(whole[at..at + 4].try_into().unwrap());
-        let kinds = (0..32u32).map(|kind| (word & !(0x1f << 24)) | kind << 24);
-        let bits = (0..32u32).map(|bit| word ^ 1 << bit);
+        let kinds = (0..32u32).step_by(3);
+        let kinds = kinds.map(|kind| (word & !(0x1f << 24)) | kind << 24);
+        let bits = [1, 2, 15, 16, 23, 31].map(|bit| word ^ 1 << bit);
         let others = [
             0,
             1,
@@ -329,7 +330,7 @@ fn no_random_change_makes_it_panic() {
         state ^= state << 17;
         (state % below as u64) as usize
     };
-    for _ in 0..4000 {
+    for _ in 0..2000 {
         let mut bytes = whole.clone();
         for _ in 0..1 + random(8) {
             let at = random(bytes.len());
