@@ -153,17 +153,49 @@ impl Census {
     }
 }
 
-/// Fails unless the agent says of a cgroup what the kernel's files say of it and those below.
+/// Fails unless the agent serves what the kernel's files say of a cgroup and those below. Only a scrape
+/// counts before and after which the files say the same: on a busy machine a task may need a while
+/// from its last message to its sleep.
 fn check(agent: &Agent, cgroup: &Cgroup, below: &[&Cgroup]) -> Result<Census> {
-    let mut expected = Census::of(cgroup)?;
-    for child in below {
-        expected += Census::of(child)?;
+    let files = || -> Result<Census> {
+        let mut census = Census::of(cgroup)?;
+        for child in below {
+            census += Census::of(child)?;
+        }
+        Ok(census)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut before = files()?;
+    loop {
+        let served = Census::served(&agent.scrape()?, &cgroup.id)?;
+        let after = files()?;
+        if before == after {
+            served
+                .same(&after)
+                .with_context(|| format!("{}: {served:?} instead of {after:?}", cgroup.id))?;
+            return Ok(served);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{} does not come to rest: {before:?}, then {after:?}",
+            cgroup.id
+        );
+        before = after;
     }
-    let served = Census::served(&agent.scrape()?, &cgroup.id)?;
-    served
-        .same(&expected)
-        .with_context(|| format!("{}: {served:?} instead of {expected:?}", cgroup.id))?;
-    Ok(served)
+}
+
+/// Waits until the tasks of a cgroup are in these states. A child reports that it is ready just before
+/// it sleeps or stops.
+fn wait_for_states(cgroup: &Cgroup, states: [f64; 5]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let census = Census::of(cgroup)?;
+        if census.states == states {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{census:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// As [`check`], for what the agent may look at less often.
@@ -188,6 +220,9 @@ fn crowd() -> Result<()> {
         let mut worker = Worker::start(cgroup)?;
         worker.run(order)?;
         workers.push(worker);
+    }
+    for (cgroup, tasks) in [(one, 101.0), (two, 61.0), (three, 37.0)] {
+        wait_for_states(cgroup, [tasks, 0.0, 0.0, 0.0, 0.0])?;
     }
     let mut outside = Worker::start(&top)?;
     outside.run("sockets 3")?;
@@ -235,14 +270,8 @@ fn states() -> Result<()> {
     worker.run("stopped 4")?;
     worker.run("uninterruptible 3")?;
     worker.run("running 2")?;
-    // The worker, and what the three in vfork wait for.
-    let sleeping = 4.0;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    // Children say that they are ready just before they are.
-    while Census::of(&cgroup)?.states != [sleeping, 2.0, 4.0, 3.0, 0.0] {
-        ensure!(Instant::now() < deadline, "{:?}", Census::of(&cgroup)?);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    // Four sleep: the worker, and what the three in vfork wait for.
+    wait_for_states(&cgroup, [4.0, 2.0, 4.0, 3.0, 0.0])?;
     let census = check(&agent, &cgroup, &[])?;
     // Nobody in vfork waits for a device.
     same("uninterruptible", census.states[3], 3.0)
