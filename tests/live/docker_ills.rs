@@ -63,7 +63,10 @@ fn killed() -> Result<()> {
     }
     let later = agent.log();
     let reported_later = later.lines().filter(|line| line.contains("docker")).count();
-    ensure!(reported_later <= reported + 1, "it logs at each scrape: {later}");
+    ensure!(
+        reported_later <= reported + 1,
+        "it logs at each scrape: {later}"
+    );
     // A new daemon: it ends what the crash has left, and runs others.
     docker.again()?;
     wait_up(&agent, 1.0)?;
