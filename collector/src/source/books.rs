@@ -1,11 +1,12 @@
-//! The kernel's own books of every cgroup, read by one pass a hierarchy and joined to the tree.
+//! Kernel statistics: what the kernel keeps of every cgroup, read by one run of the cgroup iterator
+//! a hierarchy and joined to the tree.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Sources read their parts of the records: `cpu`,
 //! `memory`, `hugetlb`, `pids`, `pressure`, `io`.
 //!
-//! On a hybrid host controllers are in v1 hierarchies: those are passed over as well, and their
+//! On a hybrid host controllers are in v1 hierarchies: those are read as well, and their
 //! cgroups are joined to those of cgroup2 by path. Invariant: no file is opened for a cgroup, but
-//! for those just below the root: reading one makes the kernel fold the counts of its subtree.
+//! for those just below the root: reading one has the kernel flush the counts of its subtree.
 
 use std::{
     collections::HashMap,
@@ -73,14 +74,14 @@ pub struct ForeignEvent {
 
 /// A v1 hierarchy.
 #[derive(Debug)]
-struct Foreign {
+struct V1Hierarchy {
     link: PassLink,
     mount: V1Mount,
     paths: V1Paths,
 }
 
-/// Times of the root's cpu.stat, ns: the root's own books are not in its cgroup but made up from the
-/// CPUs' statistics.
+/// Times of the root's cpu.stat, ns: the kernel does not keep them in the root's cgroup but makes them
+/// up from the CPUs' statistics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RootTimes {
     /// `usage_usec`
@@ -91,12 +92,12 @@ pub struct RootTimes {
     pub system_ns: u64,
 }
 
-/// The books.
+/// Kernel statistics.
 #[derive(Debug)]
 pub struct Books {
     pass: Pass,
     unified: PassLink,
-    v1: Vec<Foreign>,
+    v1: Vec<V1Hierarchy>,
     last: Keyed<CgroupRecord>,
     /// By node and part: the number of the record, and one; 0 is none.
     places: Vec<[u32; PARTS.len()]>,
@@ -150,9 +151,9 @@ impl Books {
         };
         let root = hierarchies.unified.path.clone();
         let unified = link(&root)?;
-        let mut foreign = Vec::new();
+        let mut linked = Vec::new();
         for (mount, found) in v1 {
-            foreign.push(Foreign {
+            linked.push(V1Hierarchy {
                 link: link(&mount.mount.path)?,
                 mount,
                 paths: V1Paths::new(found),
@@ -164,19 +165,16 @@ impl Books {
         let memory_root = if has("memory") {
             Some(root.clone())
         } else {
-            let of = |foreign: &&Foreign| foreign.mount.controllers.contains(&"memory");
-            foreign
-                .iter()
-                .find(of)
-                .map(|foreign| foreign.mount.mount.path.clone())
+            let of = |v1: &&V1Hierarchy| v1.mount.controllers.contains(&"memory");
+            linked.iter().find(of).map(|v1| v1.mount.mount.path.clone())
         };
         let mut flushing = vec!["cpu.stat"];
-        // Since 6.17 each controller folds its own counts.
+        // Since 6.17 each controller flushes its own counts.
         flushing.extend(has("io").then_some("io.stat"));
         Ok(Self {
             pass,
             unified,
-            v1: foreign,
+            v1: linked,
             last,
             places: Vec::new(),
             flushers: HashMap::new(),
@@ -191,7 +189,7 @@ impl Books {
         })
     }
 
-    /// Has the kernel fold its counts and reads all books.
+    /// Has the kernel flush its per-CPU counts, and reads all records.
     ///
     /// # Errors
     ///
@@ -203,10 +201,10 @@ impl Books {
             .run(&self.unified)
             .context("the pass over cgroup2")?;
         let mut ends = vec![self.pass.len()];
-        for foreign in &self.v1 {
+        for v1 in &self.v1 {
             self.pass
-                .run(&foreign.link)
-                .with_context(|| format!("the pass over {}", foreign.mount.mount.path.display()))?;
+                .run(&v1.link)
+                .with_context(|| format!("the pass over {}", v1.mount.mount.path.display()))?;
             ends.push(self.pass.len());
         }
         self.places.clear();
@@ -222,7 +220,7 @@ impl Books {
             }
             let node = match hierarchy.checked_sub(1) {
                 None => tree.knows(id).then(|| tree.by_id(id)).flatten(),
-                Some(foreign) => self.v1[foreign]
+                Some(v1) => self.v1[v1]
                     .paths
                     .get(id)
                     .and_then(|path| tree.by_path(path)),
@@ -262,7 +260,7 @@ impl Books {
             }
         }
         if self.flushing.contains(&"io.stat") {
-            // The root's io books are made up when its file is read (block/blk-cgroup.c,
+            // The root's counts are made up when its file is read (block/blk-cgroup.c,
             // blkcg_fill_root_iostats).
             std::fs::read(self.root.join("io.stat"))?;
         }
@@ -282,7 +280,7 @@ impl Books {
         Ok(())
     }
 
-    /// The root's memory.stat; reading it folds the counts of the whole tree.
+    /// The root's memory.stat. Reading it has the kernel flush the counts of the whole tree.
     fn read_memory_stat(&self) -> Vec<u8> {
         let mut text = vec![0; 8192];
         let length = self
@@ -309,7 +307,7 @@ impl Books {
         self.root_times
     }
 
-    /// The record that has a part of a node's books; `None` if the cgroup has gone or there is no
+    /// The record that has a part of a node's statistics; `None` if the cgroup is gone or there is no
     /// such controller.
     pub fn part(&self, node: NodeId, part: Part) -> Option<CgroupRecord> {
         let column = PARTS.iter().position(|(other, _)| *other == part)?;
@@ -317,7 +315,7 @@ impl Books {
         self.pass.record(number as usize)
     }
 
-    /// What the io controller's books say, by cgroup and device.
+    /// What the io controller has charged, by cgroup and device.
     pub fn devices(&self) -> impl Iterator<Item = IoRecord> + '_ {
         self.pass.devices()
     }
@@ -329,17 +327,17 @@ impl Books {
         let last = removed
             .then(|| self.take_last(event.id, event.hierarchy))
             .flatten();
-        let foreign = self
+        let v1 = self
             .v1
             .iter_mut()
-            .find(|foreign| foreign.mount.mount.hierarchy == event.hierarchy)?;
+            .find(|v1| v1.mount.mount.hierarchy == event.hierarchy)?;
         match &event.made {
             Some((parent, name)) => {
-                foreign.paths.place(event.id, *parent, name);
+                v1.paths.place(event.id, *parent, name);
                 None
             }
             None => {
-                let path = foreign.paths.remove(event.id)?;
+                let path = v1.paths.remove(event.id)?;
                 Some((tree.by_path(&path)?, last?))
             }
         }
@@ -365,7 +363,7 @@ impl Books {
                 }
                 continue;
             }
-            let of = |v1: &&Foreign| v1.mount.mount.hierarchy == hierarchy;
+            let of = |v1: &&V1Hierarchy| v1.mount.mount.hierarchy == hierarchy;
             let path = self
                 .v1
                 .iter()
@@ -382,9 +380,9 @@ impl Books {
 
     /// Walks the v1 hierarchies again, after events were lost.
     pub fn walk_again(&mut self) {
-        for foreign in &mut self.v1 {
-            if let Ok(found) = crate::cgroup::walk(&foreign.mount.mount.path) {
-                foreign.paths = V1Paths::new(found);
+        for v1 in &mut self.v1 {
+            if let Ok(found) = crate::cgroup::walk(&v1.mount.mount.path) {
+                v1.paths = V1Paths::new(found);
             }
         }
     }

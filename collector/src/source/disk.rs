@@ -101,7 +101,7 @@ fn parse(text: &str, is_disk: impl Fn(&str) -> bool) -> Vec<(String, Vec<u64>)> 
         .filter_map(|line| {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             let name = *words.get(2)?;
-            // The name's column is kept as 0, so that columns count as in the documentation.
+            // The name's column is read as 0, so that columns have the documentation's numbers.
             let columns: Vec<u64> = words.iter().map(|word| word.parse().unwrap_or(0)).collect();
             let used = columns.len() >= 14 && columns[3..14].iter().any(|&value| value > 0);
             (used && is_disk(name)).then(|| (format!("/dev/{name}"), columns))

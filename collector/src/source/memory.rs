@@ -115,23 +115,23 @@ struct Memory {
 
 impl Memory {
     /// Learns where the statistics are, from the root.
-    fn learn(&mut self, books: &Books) {
-        let Some(root) = books.part(ROOT, Part::Memory) else {
+    fn learn(&mut self, kernel: &Books) {
+        let Some(root) = kernel.part(ROOT, Part::Memory) else {
             return;
         };
         self.attempts += 1;
         let v1 = root.flags & UNIFIED == 0;
-        let [before, after] = books
+        let [before, after] = kernel
             .root_memory_stat()
             .map(|text| Statistics::parse(&String::from_utf8_lossy(&text), v1));
         self.doubt = self.layout.learn(&root.memory, &before, &after).err();
     }
 
-    fn statistics(&self, record: &CgroupRecord, path: &[u8], books: &Books) -> Statistics {
+    fn statistics(&self, record: &CgroupRecord, path: &[u8], kernel: &Books) -> Statistics {
         if let Some(statistics) = self.layout.read(&record.memory) {
             return statistics;
         }
-        let text = books
+        let text = kernel
             .memory_file(path, "memory.stat")
             .and_then(|path| std::fs::read_to_string(path).ok());
         Statistics::parse(&text.unwrap_or_default(), record.flags & UNIFIED == 0)

@@ -76,7 +76,7 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Makes sure that this kernel has a controller, by a field of its books.
+    /// Makes sure that this kernel has a controller, by a field of its structure.
     ///
     /// # Errors
     ///
@@ -119,18 +119,18 @@ pub struct Snapshot<'a> {
     pub tree: &'a Tree,
     /// Nodes and the slots that count for them, recycled ones' last numbers included.
     pub slots: &'a [(NodeId, u32)],
-    /// The kernel's own books, where the pass can run.
+    /// Kernel statistics, where the cgroup iterator can run.
     pub books: Option<&'a Books>,
     /// When the snapshot was taken.
     pub time: SystemTime,
 }
 
 impl<'a> Snapshot<'a> {
-    /// The kernel's own books.
+    /// Kernel statistics.
     ///
     /// # Errors
     ///
-    /// When the pass can't run: a source that needs it is off then.
+    /// When the cgroup iterator can't run: a source that needs it is off then.
     pub fn books(&self) -> anyhow::Result<&'a Books> {
         self.books.context("there is no pass")
     }

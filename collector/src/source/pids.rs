@@ -13,8 +13,8 @@ use crate::{
     kernel::programs::Requirement,
 };
 
-/// No limit from here on: PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h); "max" is kept
-/// as one more (kernel/cgroup/pids.c, PIDS_MAX).
+/// No limit from here on: PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h); "max" is one
+/// more (kernel/cgroup/pids.c, PIDS_MAX).
 const UNLIMITED: u64 = 4 * 1024 * 1024;
 
 /// A node's limit; `None` without the controller.
@@ -63,10 +63,10 @@ impl Source for Pids {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, books) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
         let mut limits = self.limits.cleared_places(tree.capacity());
         for (number, _) in tree.iter() {
-            if let Some(record) = books.part(number, Part::Pids) {
+            if let Some(record) = statistics.part(number, Part::Pids) {
                 let limit = record.pids_limit;
                 limits[number] = Some(if limit < UNLIMITED { limit } else { 0 });
             }

@@ -1,4 +1,4 @@
-//! Processes, threads, open files and sockets that are there, by one pass over all tasks.
+//! Processes, threads, open files and sockets that are there, by one run of an iterator over all tasks.
 //!
 //! Program: `tasks` (collector-ebpf/src/tasks.rs), run at a scrape. Oracle: cgroup.procs,
 //! cgroup.threads and /proc (tests/live/tasks.rs). What came and went between is the `process`
@@ -229,7 +229,7 @@ pub const SOURCE: Registration = Registration {
     build: |builder| {
         let cells = builder.kernel.cells()?;
         let pass = TasksPass::new(builder.kernel)?;
-        if let Some(warning) = foreign_pid_namespace() {
+        if let Some(warning) = own_pid_namespace() {
             tracing::warn!(source = "tasks", "{warning}");
         }
         Ok(Box::new(Tasks {
@@ -246,7 +246,7 @@ pub const SOURCE: Registration = Registration {
 
 /// A task iterator visits the tasks of the reader's PID namespace (kernel/bpf/task_iter.c,
 /// `init_seq_pidns`).
-fn foreign_pid_namespace() -> Option<&'static str> {
+fn own_pid_namespace() -> Option<&'static str> {
     /// PROC_PID_INIT_INO (include/linux/proc_ns.h), the host's.
     const HOST: &str = "pid:[4026531836]";
     let own = std::fs::read_link("/proc/self/ns/pid").ok()?;

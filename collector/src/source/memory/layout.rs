@@ -164,7 +164,7 @@ impl Layout {
                 continue;
             };
             let (low, high) = (before.min(after), before.max(after));
-            // The host goes on meanwhile, and small counts wait unfolded on each CPU.
+            // The host goes on meanwhile, and small counts wait on each CPU.
             let slack = high / 16 + (1 << 20);
             match value {
                 Some(value) if value + slack >= low && value <= high + slack => {}
