@@ -152,14 +152,13 @@ impl Collector {
                     };
                     self.sources.notify(&removed);
                 }
-                let again = |&node| (node, true);
-                let new = |&node| (node, false);
-                let made = walked.remade.iter().map(again);
-                for (node, again) in made.chain(walked.born.iter().map(new)) {
-                    self.lifecycle
-                        .identities
-                        .ask(&self.lifecycle.tree, node, Instant::now());
-                    self.sources.notify(&Change::Made { node, again });
+                for &node in &walked.remade {
+                    let tree = &self.lifecycle.tree;
+                    self.lifecycle.identities.ask(tree, node, Instant::now());
+                    self.sources.notify(&Change::Made { node, again: true });
+                }
+                for &node in &walked.born {
+                    self.sources.notify(&Change::Made { node, again: false });
                 }
                 self.lifecycle
                     .identities
