@@ -14,6 +14,7 @@ mod api;
 mod block;
 mod cgroup;
 mod compose;
+mod counters;
 mod cpu;
 mod cri;
 mod custom;
@@ -85,6 +86,7 @@ const TESTS: &[&[Test]] = &[
     tree::TESTS,
     names::TESTS,
     slots::TESTS,
+    counters::TESTS,
     block::TESTS,
     disk_stats::TESTS,
     net::TESTS,

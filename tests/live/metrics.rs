@@ -87,6 +87,13 @@ impl Metrics {
             .map(Self)
     }
 
+    /// Every sample: name, labels as they stand, value.
+    pub fn samples(&self) -> impl Iterator<Item = (&str, &str, f64)> {
+        self.0
+            .iter()
+            .map(|of| (of.name.as_str(), of.labels.as_str(), of.value))
+    }
+
     /// All series that have a label of that value.
     pub fn with(&self, name: &str, value: &str) -> Result<Vec<Series>> {
         let mut found = Vec::new();

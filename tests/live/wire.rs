@@ -76,20 +76,26 @@ pub fn interface_of(pid: u32, name: &str) -> Result<[f64; 8]> {
 /// Two ends with addresses, up.
 pub fn pair() -> Result<[End; 2]> {
     let mut ends = [End::new()?, End::new()?];
-    let [one, other] = [&ends[0], &ends[1]].map(|end| end.worker.pid().to_string());
+    let [one, other] = &mut ends;
+    join([&mut one.worker, &mut other.worker])?;
+    Ok(ends)
+}
+
+/// Joins two workers that have a namespace of their own each, and gives them addresses.
+pub fn join(mut ends: [&mut Worker; 2]) -> Result<()> {
+    let [one, other] = [&ends[0], &ends[1]].map(|worker| worker.pid().to_string());
     let words = [
         "ip", "link", "add", "name", "eth0", "netns", &one, "type", "veth", "peer", "name", "eth0",
         "netns", &other,
     ];
     traffic::run(&words)?;
-    for (end, (v4, v6)) in ends.iter_mut().zip(V4.iter().zip(V6)) {
-        end.worker.run(&format!("ip addr add {v4}/24 dev eth0"))?;
-        end.worker
-            .run(&format!("ip addr add {v6}/64 dev eth0 nodad"))?;
-        end.worker.run("ip link set eth0 up")?;
+    for (worker, (v4, v6)) in ends.iter_mut().zip(V4.iter().zip(V6)) {
+        worker.run(&format!("ip addr add {v4}/24 dev eth0"))?;
+        worker.run(&format!("ip addr add {v6}/64 dev eth0 nodad"))?;
+        worker.run("ip link set eth0 up")?;
     }
-    for end in &mut ends {
-        end.worker.run("wait-up eth0")?;
+    for worker in &mut ends {
+        worker.run("wait-up eth0")?;
     }
-    Ok(ends)
+    Ok(())
 }

@@ -1,0 +1,346 @@
+//! Every counter and histogram of the reference, through everything that may happen to a cgroup:
+//! none falls, none stands still while its cgroup works, none is served for another cgroup.
+//!
+//! Oracle: the scrapes before. The families are those of `cgmeter metrics`: one that a [`life`]
+//! leaves at 0 fails here until an act makes it rise, names what the machine lacks for it, or
+//! [`NEVER`] says why none can.
+
+mod life;
+mod watch;
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use life::{ACTS, Group, Life};
+use watch::Watch;
+
+use crate::{
+    Test,
+    agent::{self, Agent},
+    cgroup::{self, Cgroup, Hierarchy},
+    needs::{self, Need},
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "counters::a_path_made_again_goes_on",
+        &[Need::Agent, Need::Loop],
+        made_again,
+    ),
+    (
+        "counters::after_lost_events_none_falls_or_stands_still",
+        &[Need::Agent, Need::Loop],
+        lost_events,
+    ),
+    (
+        "counters::a_parent_removed_with_its_children_loses_nothing",
+        &[Need::Agent, Need::Loop],
+        together,
+    ),
+    (
+        "counters::a_dead_cgroup_s_numbers_are_nobody_else_s",
+        &[Need::Agent, Need::Loop],
+        number_reused,
+    ),
+];
+
+/// Counters that no act makes rise, and why.
+const NEVER: &[(&str, &str)] = &[
+    (
+        "container_restarts_total",
+        "counted by a container's runtime, see `runtimes`",
+    ),
+    (
+        "container_memory_workingset_refault_anon_total",
+        "there is no swap on the machines that tests run on",
+    ),
+    (
+        "container_network_receive_errors_total",
+        "a veth has no errors",
+    ),
+    (
+        "container_network_transmit_errors_total",
+        "a veth has no errors",
+    ),
+    (
+        "container_network_transmit_packets_dropped_total",
+        "a veth drops only what it can't hand over, which is a matter of luck",
+    ),
+    (
+        "container_fs_io_time_seconds_total",
+        "the host's alone, see `disk_stats`",
+    ),
+    (
+        "container_fs_io_time_weighted_seconds_total",
+        "the host's alone, see `disk_stats`",
+    ),
+    (
+        "container_fs_reads_merged_total",
+        "the host's alone, see `disk_stats`",
+    ),
+    (
+        "container_fs_writes_merged_total",
+        "the host's alone, see `disk_stats`",
+    ),
+    (
+        "container_pressure_memory_waiting_seconds_total",
+        "stalls of this length are a matter of luck, see `pressure`",
+    ),
+    (
+        "container_pressure_memory_stalled_seconds_total",
+        "stalls of this length are a matter of luck, see `pressure`",
+    ),
+    (
+        "container_pressure_io_waiting_seconds_total",
+        "stalls of this length are a matter of luck, see `pressure`",
+    ),
+    (
+        "container_pressure_io_stalled_seconds_total",
+        "stalls of this length are a matter of luck, see `pressure`",
+    ),
+];
+
+/// Families that need not rise in each life: what is cached, and who is preempted, is a matter of
+/// luck.
+const LUCK: &[&str] = &[
+    "container_memory_workingset_refault_file_total",
+    "container_cpu_cfs_burst_periods_total",
+    "container_cpu_cfs_burst_seconds_total",
+    "container_sched_preemptions_total",
+    "container_memory_events_max_total",
+    "container_memory_events_high_total",
+    "container_cpu_system_seconds_total",
+];
+
+/// Counters and histograms of cgroups in the reference.
+fn reference() -> Result<Vec<String>> {
+    let output = agent::run(&["metrics"])?;
+    let text = String::from_utf8(output.stdout)?;
+    let family = |line: &str| {
+        let (name, kind) = line.strip_prefix("  ")?.rsplit_once(" (")?;
+        let name = name.split('{').next()?;
+        let counts = ["counter)", "histogram)"].contains(&kind);
+        (counts && name.starts_with("container_")).then(|| name.to_owned())
+    };
+    let families: Vec<String> = text.lines().filter_map(family).collect();
+    ensure!(families.len() > 50, "only {} families", families.len());
+    Ok(families)
+}
+
+/// Why this kernel does not count something that its machine could show.
+fn uncounted(family: &str) -> Option<&'static str> {
+    let unified = matches!(cgroup::controller("hugetlb"), Some(Hierarchy::V2(_)));
+    let recent = needs::missing(&[Need::Kernel(6, 15)]).is_none();
+    (family == "container_hugetlb_failcnt" && unified && recent).then_some(
+        "since 6.15 the kernel counts this in v1 alone (mm/page_counter.c, track_failcnt)",
+    )
+}
+
+/// Fails unless every family has risen that can rise on this machine; names those that have not.
+fn all_rose(watch: &Watch, id: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    for family in reference()? {
+        if NEVER.iter().any(|(never, _)| *never == family) {
+            continue;
+        }
+        if watch.sum(&family, id) > 0.0 {
+            continue;
+        }
+        // An act that can't be done here excuses its families.
+        let acts = ACTS.iter();
+        let lacks = acts
+            .filter(|act| act.families.contains(&family.as_str()))
+            .find_map(|act| needs::missing(act.needs))
+            .or_else(|| uncounted(&family).map(str::to_owned));
+        match lacks {
+            Some(reason) => println!("{family}: 0, {reason}"),
+            None => problems.push(format!("{family}: 0 after a life")),
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(())
+}
+
+/// Lives a life and scrapes: what has risen in the life before rises again.
+fn live(life: &mut Life, agent: &Agent, watch: &mut Watch) -> Result<()> {
+    let id = life.id().to_owned();
+    let before = watch.sums(&id);
+    life.act()?;
+    watch.scrape(agent)?;
+    let still: Vec<&String> = before
+        .iter()
+        .filter(|(family, before)| {
+            **before > 0.0
+                && !LUCK.contains(&family.as_str())
+                && watch.sum(family, &id) <= **before
+                && ACTS
+                    .iter()
+                    .any(|act| act.families.contains(&family.as_str()))
+        })
+        .map(|(family, _)| family)
+        .collect();
+    ensure!(
+        still.is_empty(),
+        "{id} did all again, these stand still: {still:?}"
+    );
+    Ok(())
+}
+
+fn made_again() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let parent = Group::new()?;
+    let mut watch = Watch::of(&parent.cgroup.id, &reference()?);
+    let child = || Life::below(&parent, "again");
+    let mut life = child()?;
+    let id = life.id().to_owned();
+    watch.scrape(&agent)?;
+    live(&mut life, &agent, &mut watch)?;
+    all_rose(&watch, &id)?;
+    life.end()?;
+    watch.scrape(&agent)?;
+    // The next does nothing at first, and has no quota.
+    let mut life = child()?;
+    watch.scrape(&agent)?;
+    live(&mut life, &agent, &mut watch)?;
+    // Nobody looks between what it does, its end and the next two.
+    life.act()?;
+    life.end()?;
+    child()?.end()?;
+    let mut life = child()?;
+    watch.scrape(&agent)?;
+    live(&mut life, &agent, &mut watch)?;
+    life.end()?;
+    watch.scrape(&agent)
+}
+
+/// Makes and removes cgroups until their events don't fit into the ring buffer.
+fn overflow_events(parent: &Cgroup) -> Result<()> {
+    for n in 0..2500 {
+        parent.child(&format!("c{n}"))?.remove()?;
+    }
+    Ok(())
+}
+
+fn lost_events() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let parent = Group::new()?;
+    let mut watch = Watch::of(&parent.cgroup.id, &reference()?);
+    let child = || Life::below(&parent, "again");
+    let mut life = child()?;
+    live(&mut life, &agent, &mut watch)?;
+    let before = watch.sums(life.id());
+    // The removal is lost, and the birth of the next with the path.
+    agent.signal(libc::SIGSTOP);
+    let overflown = overflow_events(&parent.cgroup);
+    let next = overflown.and_then(|()| {
+        life.act()?;
+        life.end()?;
+        child()
+    });
+    agent.signal(libc::SIGCONT);
+    let mut life = next?;
+    watch.scrape(&agent)?;
+    ensure!(
+        watch.metric("cgmeter_lost_events_total") > 0.0,
+        "the ring buffer held them all"
+    );
+    live(&mut life, &agent, &mut watch)?;
+    // What the first had done unseen is in its final record.
+    for family in [
+        "container_cpu_user_seconds_total",
+        "container_memory_failcnt",
+        "container_cpu_cfs_periods_total",
+    ] {
+        let first = before.get(family).copied().unwrap_or(0.0);
+        let now = watch.sum(family, life.id());
+        ensure!(
+            first == 0.0 || now > first * 2.2,
+            "{family}: {first} after one life, {now} after three"
+        );
+    }
+    life.end()?;
+    watch.scrape(&agent)
+}
+
+fn together() -> Result<()> {
+    let agent = Agent::start(&["--cgroup.linger", "4s"])?;
+    let top = Group::new()?;
+    let mut watch = Watch::of(&top.cgroup.id, &reference()?);
+    for _ in 0..2 {
+        let parent = top.child("parent")?;
+        let id = parent.cgroup.id.clone();
+        let mut lives = [Life::below(&parent, "a")?, Life::below(&parent, "b")?];
+        for life in &mut lives {
+            life.act()?;
+        }
+        watch.scrape(&agent)?;
+        for life in &mut lives {
+            life.act()?;
+        }
+        // All of them go before the next scrape.
+        for life in lives {
+            life.end()?;
+        }
+        parent.remove()?;
+        watch.scrape(&agent)?;
+        // They leave the tree, and their slots come back.
+        let end = Instant::now() + Duration::from_secs(30);
+        while watch.sees(&id) {
+            ensure!(Instant::now() < end, "{id} stays");
+            sleep(Duration::from_millis(500));
+            watch.scrape(&agent)?;
+        }
+        sleep(Duration::from_secs(4));
+        watch.scrape(&agent)?;
+    }
+    Ok(())
+}
+
+fn number_reused() -> Result<()> {
+    // Longer than it takes until the cgroup has left the tree and others have its number.
+    const INTERVAL: Duration = Duration::from_secs(40);
+    let interval = format!("{}s", INTERVAL.as_secs());
+    let agent = Agent::start(&["--web.min-interval", &interval, "--cgroup.linger", "1s"])?;
+    let top = Group::new()?;
+    let mut watch = Watch::of(&top.cgroup.id, &reference()?);
+    let mut lives = [Life::below(&top, "a")?, Life::below(&top, "b")?];
+    for life in &mut lives {
+        life.act()?;
+    }
+    let begin = Instant::now();
+    watch.scrape(&agent)?;
+    ensure!(watch.sees(lives[0].id()));
+    for life in lives {
+        life.end()?;
+    }
+    sleep(Duration::from_secs(5));
+    let fresh = (0..8)
+        .map(|n| top.child(&format!("fresh-{n}")))
+        .collect::<Result<Vec<_>>>()?;
+    sleep(Duration::from_millis(500));
+    let none = |watch: &Watch| {
+        for Group { cgroup, .. } in &fresh {
+            let sums = watch.sums(&cgroup.id);
+            let foreign: Vec<_> = sums.iter().filter(|(_, sum)| **sum > 0.0).collect();
+            ensure!(
+                foreign.is_empty(),
+                "{} has done nothing and is served {foreign:?}",
+                cgroup.id
+            );
+        }
+        Ok(())
+    };
+    watch.scrape(&agent)?;
+    ensure!(
+        begin.elapsed() < INTERVAL,
+        "this machine is too slow for this test"
+    );
+    none(&watch)?;
+    // The same of the next snapshot.
+    sleep(INTERVAL.saturating_sub(begin.elapsed()) + Duration::from_millis(500));
+    watch.scrape(&agent)?;
+    none(&watch).context("after the next snapshot")
+}

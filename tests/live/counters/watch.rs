@@ -1,0 +1,124 @@
+//! Scrapes compared with those before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, ensure};
+
+use crate::{agent::Agent, metrics::Metrics};
+
+/// Families of a quota are there while one is set.
+const WHILE_SET: &str = "container_cpu_cfs_";
+
+/// The counters of some cgroups, of the host and of the agent itself, as they were last seen.
+pub struct Watch {
+    /// Cgroups below this one are watched, and itself.
+    top: String,
+    /// Names of samples that only rise, and their families.
+    names: BTreeMap<String, String>,
+    /// By name and labels.
+    last: BTreeMap<(String, String), f64>,
+    /// Cgroups that the last scrape had.
+    ids: BTreeSet<String>,
+}
+
+/// The label `id`; empty where there is none. The tests' paths need no escapes.
+fn id(labels: &str) -> &str {
+    let after = labels.strip_prefix("id=\"");
+    after.and_then(|rest| rest.split('"').next()).unwrap_or("")
+}
+
+impl Watch {
+    /// Of the families given, for cgroups at `top` and below.
+    pub fn of(top: &str, families: &[String]) -> Self {
+        let suffixes = ["", "_bucket", "_sum", "_count"];
+        let names = families.iter().flat_map(|family| {
+            suffixes.map(|suffix| (format!("{family}{suffix}"), family.clone()))
+        });
+        Self {
+            top: top.to_owned(),
+            names: names.collect(),
+            last: BTreeMap::new(),
+            ids: BTreeSet::new(),
+        }
+    }
+
+    fn watches(&self, name: &str, labels: &str) -> bool {
+        let id = id(labels);
+        let below = id.strip_prefix(self.top.as_str());
+        let cgroup =
+            id == "/" || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let own = name.starts_with("cgmeter_") && name.ends_with("_total");
+        own || cgroup && self.names.contains_key(name)
+    }
+
+    /// Takes a scrape: fails if a counter is lower than before, or has gone without its cgroup.
+    pub fn scrape(&mut self, agent: &Agent) -> Result<()> {
+        let metrics = agent.scrape()?;
+        self.ids = metrics
+            .ids("container_last_seen")
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        let now = self.watched(&metrics);
+        // A cgroup that has left the tree may come again, and then starts anew.
+        self.last
+            .retain(|(_, labels), _| id(labels).is_empty() || self.ids.contains(id(labels)));
+        let mut problems = Vec::new();
+        for ((name, labels), &before) in &self.last {
+            match now.get(&(name.clone(), labels.clone())) {
+                Some(&now) if now < before => {
+                    problems.push(format!("{name}{{{labels}}} fell from {before} to {now}"));
+                }
+                Some(_) => {}
+                // The host's devices are others' business.
+                None if id(labels).len() <= 1 || name.starts_with(WHILE_SET) => {}
+                None => problems.push(format!("{name}{{{labels}}} has gone, it was {before}")),
+            }
+        }
+        ensure!(
+            problems.is_empty(),
+            "{} series: {}",
+            problems.len(),
+            problems.join("; ")
+        );
+        self.last.extend(now);
+        Ok(())
+    }
+
+    fn watched(&self, metrics: &Metrics) -> BTreeMap<(String, String), f64> {
+        metrics
+            .samples()
+            .filter(|(name, labels, _)| self.watches(name, labels))
+            .map(|(name, labels, value)| ((name.to_owned(), labels.to_owned()), value))
+            .collect()
+    }
+
+    /// Whether the last scrape had a cgroup.
+    pub fn sees(&self, id: &str) -> bool {
+        self.ids.contains(id)
+    }
+
+    /// A counter of the agent's own.
+    pub fn metric(&self, name: &str) -> f64 {
+        let series = self.last.iter().filter(|((found, _), _)| found == name);
+        series.map(|(_, value)| value).sum()
+    }
+
+    /// Sum of a cgroup's series of each family.
+    pub fn sums(&self, of: &str) -> BTreeMap<String, f64> {
+        let mut sums = BTreeMap::new();
+        for ((name, labels), value) in &self.last {
+            if id(labels) == of
+                && let Some(family) = self.names.get(name)
+            {
+                *sums.entry(family.clone()).or_default() += value;
+            }
+        }
+        sums
+    }
+
+    /// Sum of a cgroup's series of a family.
+    pub fn sum(&self, family: &str, of: &str) -> f64 {
+        self.sums(of).get(family).copied().unwrap_or(0.0)
+    }
+}
