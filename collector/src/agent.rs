@@ -1,9 +1,9 @@
 //! The agent: loads the kernel side, follows cgroups, takes frames, and hands them out.
 //!
-//! Invariant: a [`Frame`] does not change once it is taken. Whoever reads one (an encoder, the JSON
-//! API, `dump`) holds no lock of the agent, and scrapes at the same time share a frame and what was
-//! encoded of it. Between scrapes a thread sleeps until a lifecycle event comes, or until the time
-//! of a removed cgroup is over.
+//! Invariant: a [`Frame`] does not change once it is taken. Readers of a frame (an encoder, the
+//! JSON API, `dump`) hold no lock of the agent, and scrapes at the same time share a frame and its
+//! encoded body. Between scrapes a thread sleeps until a lifecycle event arrives, or until a
+//! removed cgroup has to be reaped.
 
 mod collector;
 mod frame;
@@ -36,9 +36,9 @@ use crate::exposition::{Body, Encoder, Format};
 
 /// The running agent.
 pub struct Agent {
-    /// What takes frames. Only one is taken at a time.
+    /// Takes frames, one at a time.
     collector: Mutex<Collector>,
-    /// The frame taken last. Not there while the next one is taken, unless somebody still reads it.
+    /// The latest frame. `None` while the next one is taken, unless a reader still holds it.
     latest: Mutex<Option<Arc<Frame>>>,
     encodings: Arc<Encodings>,
     inventories: Inventories,
@@ -46,28 +46,28 @@ pub struct Agent {
     started: Instant,
 }
 
-/// A panic of one thread must not end all others.
+/// Takes a lock even if a thread has panicked while it held it: the other threads go on.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Agent {
-    /// A frame: a new one, unless the last one is younger than the minimum interval.
+    /// Returns the latest frame if it is younger than the minimum interval, else takes a new one.
     ///
     /// # Errors
     ///
-    /// When the slots can't be read; sources that fail keep their last values instead.
+    /// When the slots can't be read. A source that fails keeps its last values instead.
     pub fn frame(&self) -> anyhow::Result<Arc<Frame>> {
         if let Some(frame) = self.young() {
             return Ok(frame);
         }
         let frame = {
             let mut collector = lock(&self.collector);
-            // Somebody else may have taken one meanwhile.
+            // Another thread may have taken a frame in the meantime.
             if let Some(frame) = self.young() {
                 return Ok(frame);
             }
-            // Its columns' memory is used for the next frame, if nobody reads it any more.
+            // If nobody reads the old frame any more, its memory is reused for the new one.
             drop(lock(&self.latest).take());
             let frame = Arc::new(collector.frame(&self.encodings)?);
             *lock(&self.latest) = Some(Arc::clone(&frame));
@@ -77,7 +77,7 @@ impl Agent {
         Ok(frame)
     }
 
-    /// The last frame, if it is young enough to be served once more.
+    /// The latest frame, if it is young enough to be served again.
     fn young(&self) -> Option<Arc<Frame>> {
         let latest = lock(&self.latest);
         let young = latest
@@ -86,38 +86,38 @@ impl Agent {
         young.cloned()
     }
 
-    /// One exposition, of a frame as of [`frame`](Self::frame).
+    /// Returns one exposition of the frame that [`frame`](Self::frame) returns.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`frame`](Self::frame).
     pub fn scrape(&self, format: Format) -> anyhow::Result<Body> {
         Ok(self.frame()?.body(format))
     }
 
-    /// Hands every family to an encoder, of a frame as of [`frame`](Self::frame).
+    /// Hands every family of the frame that [`frame`](Self::frame) returns to an encoder.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`frame`](Self::frame).
     pub fn encode(&self, out: &mut dyn Encoder) -> anyhow::Result<()> {
         self.frame()?.encode(out);
         Ok(())
     }
 
-    /// The cgroups of a frame as of [`frame`](Self::frame).
+    /// Returns the cgroups of the frame that [`frame`](Self::frame) returns.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`frame`](Self::frame).
     pub fn inventory(&self) -> anyhow::Result<Arc<Inventory>> {
         self.inventories.ask();
         let frame = self.frame()?;
         Ok(self.inventories.of(&frame))
     }
 
-    /// Frees what was encoded of the last frame, if no scrape gets that frame any more. Whether
-    /// there is nothing left to free.
+    /// Frees the encoded bodies of the latest frame once it is too old to be served. Returns
+    /// whether nothing is left to free.
     pub fn release_bodies(&self) -> bool {
         let latest = lock(&self.latest);
         let Some(frame) = &*latest else {
@@ -130,7 +130,7 @@ impl Agent {
         over
     }
 
-    /// How long a frame is served.
+    /// How long a frame is served before a new one is taken.
     pub fn min_interval(&self) -> Duration {
         self.min_interval
     }

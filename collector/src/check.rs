@@ -1,7 +1,7 @@
 //! `cgmeter check`: reports what this host and kernel support, and what they don't and why.
 //!
-//! It starts the agent, which reads everything once, and stops it: whether a program can be
-//! attached is found by trying.
+//! It starts the agent, which reads everything once, and stops it. Whether a program can be
+//! attached is found by attaching it.
 
 use std::io::Write;
 
@@ -56,7 +56,7 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
         Ok(statuses) => {
             for status in statuses {
                 let (told, socket) = (status.told(), status.socket());
-                // The user did not ask for a socket that was found in its usual place: it may be a leftover.
+                // A socket in its usual place that the user did not name may be a leftover.
                 fine &= told.up == Some(true) || !settings.runtimes.names(socket);
                 let (word, text) = match told.up {
                     Some(true) => ("up", format!("version {}", told.text)),

@@ -1,8 +1,8 @@
 //! cgmeter: meters every cgroup from inside the kernel and serves the result to Prometheus.
 //!
-//! The way of a number is the order of the modules: [`kernel`] reads cells, [`cgroup`] knows whose
-//! they are, [`source`] turns them into families, [`exposition`] encodes, [`web`] serves. Imports
-//! point one way along it; [`agent`] holds them together.
+//! Modules follow the way of a number: [`kernel`] reads cells, [`cgroup`] knows their cgroups,
+//! [`source`] turns them into families, [`exposition`] encodes, [`web`] serves. Imports point one
+//! way along it; [`agent`] holds them together.
 #![deny(missing_docs, unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,7 +16,7 @@ pub mod exposition;
 pub mod healthcheck;
 #[allow(
     unsafe_code,
-    reason = "the one place of system calls and shared memory"
+    reason = "the only module with system calls and shared memory"
 )]
 pub mod kernel;
 pub mod log;

@@ -1,4 +1,4 @@
-//! What takes frames: the kernel side, the tree, the slots and the sources, in one owner each.
+//! The collector: it owns the kernel side, the tree, the slots and the sources, and takes frames.
 
 use std::time::{Duration, Instant, SystemTime};
 

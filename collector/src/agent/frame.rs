@@ -1,4 +1,4 @@
-//! Everything that was read at one moment, as a value.
+//! A frame: everything that was read at one moment, as an immutable value.
 
 use std::{
     sync::{
@@ -15,20 +15,20 @@ use crate::{
     source::{EncodingReport, Reading, Report},
 };
 
-/// Values of all cgroups at one moment. A node number means the same in all of a frame, whatever
-/// happens to cgroups after it was taken.
+/// Values of all cgroups at one moment. A node number means the same cgroup throughout a frame,
+/// whatever happens to cgroups afterwards.
 pub struct Frame {
-    /// When it was taken.
+    /// Wall-clock time at which the values were read.
     pub time: SystemTime,
-    /// The same by the monotonic clock.
+    /// The same moment on the monotonic clock.
     pub read: Instant,
-    /// When it was complete.
+    /// When the frame was complete.
     taken: Instant,
     nodes: Arc<Nodes>,
     /// What each source has read, in the order of the exposition.
     readings: Vec<Box<dyn Reading>>,
     report: Report,
-    /// What was encoded of it, by format.
+    /// The encoded bodies, by format. Each is made when it is first requested.
     bodies: [Mutex<Option<Body>>; Format::ALL.len()],
     encodings: Arc<Encodings>,
 }
@@ -53,17 +53,17 @@ impl Frame {
         }
     }
 
-    /// Its cgroups.
+    /// The cgroups of the frame.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
     }
 
-    /// What the agent reports of itself.
+    /// What the agent reports about itself.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Time since it was complete.
+    /// Time since the frame was complete.
     pub fn age(&self) -> Duration {
         self.taken.elapsed()
     }
@@ -81,7 +81,8 @@ impl Frame {
         self.report.encode(out);
     }
 
-    /// The frame in a format. It is encoded once; who asks meanwhile waits for that, and shares it.
+    /// Returns the frame in a format. Each format is encoded once: callers that arrive meanwhile
+    /// wait, and share the result.
     pub fn body(&self, format: Format) -> Body {
         let mut body = lock(&self.bodies[format as usize]);
         body.get_or_insert_with(|| {
@@ -95,7 +96,7 @@ impl Frame {
         .clone()
     }
 
-    /// Frees what was encoded.
+    /// Frees the encoded bodies.
     pub(super) fn release_bodies(&self) {
         for body in &self.bodies {
             lock(body).take();
@@ -117,7 +118,7 @@ impl Encodings {
         self.last_ns.store(ns, Relaxed);
     }
 
-    /// What there is to report.
+    /// The counts, for the agent's own metrics.
     pub(super) fn report(&self) -> EncodingReport {
         let count = |format: Format| (format, self.counts[format as usize].load(Relaxed));
         let last = self.last_ns.load(Relaxed);
@@ -139,7 +140,7 @@ mod tests {
         source::RuntimesReport,
     };
 
-    /// Counts how often it is encoded.
+    /// A reading that counts how often it is encoded.
     struct Counting(Arc<AtomicUsize>);
 
     impl Reading for Counting {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_encoded_is_freed_and_made_again_if_asked_for() {
+    fn a_freed_body_is_encoded_again_on_request() {
         let (encoded, encodings) = (Arc::default(), Arc::default());
         let frame = frame(&encoded, &encodings);
         let body = frame.body(Format::Text);

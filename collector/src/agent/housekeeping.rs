@@ -1,4 +1,4 @@
-//! Between scrapes: cgroups that come and go, slots that come back.
+//! Housekeeping between scrapes: lifecycle events, retired slots, reaped cgroups.
 
 use std::{
     os::fd::AsRawFd,
@@ -9,7 +9,7 @@ use std::{
 use super::{Agent, collector::Collector, lock};
 use crate::{kernel::events, source::Change};
 
-/// Time between two rounds that no event asks for: at least, and at most.
+/// Minimum and maximum time between two rounds that no event triggers.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -18,7 +18,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// When there can't be another thread.
+    /// When the thread can't be created.
     pub fn follow(self: &Arc<Self>) -> std::io::Result<()> {
         let agent = Arc::downgrade(self);
         let descriptors = {
@@ -39,7 +39,7 @@ impl Agent {
     }
 }
 
-/// One round; `None` once the agent is gone, else how long there is nothing to do.
+/// Does one round. Returns `None` once the agent is gone, else the time until the next round.
 fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
     let agent = agent.upgrade()?;
     let mut collector = lock(&agent.collector);
@@ -58,12 +58,13 @@ fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
     slots.provide(&lifecycle.tree, sources);
     let idle = sources.idle(&lifecycle.tree);
     let next = lifecycle.next_round().min(slots.next_round());
-    // Not more often than this, whatever is due: a node may wait for its children.
+    // A node that is due may have to wait for its children, so a minimum applies.
     Some(next.clamp(SHORTEST, LONGEST).min(idle))
 }
 
 impl Collector {
-    /// Takes in lifecycle events, retires slots, reaps removed cgroups. Returns the number of events.
+    /// Applies lifecycle events, retires slots, reaps removed cgroups. Returns the number of
+    /// events.
     pub(super) fn housekeeping(&mut self) -> usize {
         if let Some(log) = &mut self.kernel_log {
             log.flush();

@@ -1,7 +1,9 @@
-//! Joins the tree with the runtimes' records. Names may come late, change, and outlive their cgroup.
+//! Joins the tree with the records of container runtimes. Names can arrive late, change, and
+//! outlive their cgroup.
 //!
-//! Invariant: records are looked up only if one has changed, and only for nodes with a container's id. A snapshot waits for the names of containers that have just started, for
-//! [`PATIENCE`] in all for each container, and not for runtimes that are down or slow.
+//! Invariant: records are looked up only if one has changed, and only for nodes with a container
+//! id. A frame waits for the names of containers that have just started, for [`PATIENCE`] in total
+//! per container. It does not wait for runtimes that are down or slow.
 
 use std::{
     collections::HashMap,
@@ -16,36 +18,36 @@ use crate::{
     source::Change,
 };
 
-/// Pause before a container without a record is asked for again.
+/// Delay before a container without a record is requested again.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest pause: some ids are no runtime's.
+/// The longest delay. Some ids belong to no runtime.
 const LAST: Duration = Duration::from_secs(60);
 
-/// How long snapshots wait for a container's name in all.
+/// How long frames wait for one container's name, in total.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// How long after a container was first asked for a snapshot waits for its name.
+/// A frame waits for a name only within this time of the first request for the container.
 const YOUNG: Duration = Duration::from_secs(5);
 
-/// The agent's view of the directory.
+/// The agent's view of the runtimes' directory.
 pub(super) struct Identities {
     directory: Arc<Directory>,
-    /// The directory's changes when it was last read.
+    /// The directory's change counter when it was last read.
     changes: Option<u64>,
     /// Containers without a record.
     unknown: HashMap<NodeId, Asked>,
-    /// Suppressed cgroups, as last logged.
+    /// Number of suppressed cgroups, as last logged.
     suppressed: usize,
 }
 
-/// When a container was asked for.
+/// Requests for one container.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    /// Cgroup of the node at that time.
+    /// The node's cgroup at the time of the first request.
     cgroup: u64,
     first: Instant,
     again: Instant,
     delay: Duration,
-    /// How long snapshots may still wait for the answer.
+    /// How long frames may still wait for the name.
     patience: Duration,
 }
 
@@ -63,7 +65,7 @@ impl Identities {
         &self.directory
     }
 
-    /// Asks for the container of a new or remade cgroup, whether or not there is a record.
+    /// Requests the container of a new or remade cgroup, whether or not a record exists.
     pub(super) fn ask(&mut self, tree: &Tree, number: NodeId, now: Instant) {
         let Some(node) = tree.node(number) else {
             return;
@@ -84,7 +86,7 @@ impl Identities {
         }
     }
 
-    /// Asks for all containers without a record that were not asked for.
+    /// Requests all containers that have no record and were not requested before.
     pub(super) fn ask_all(&mut self, tree: &Tree, now: Instant) {
         let new: Vec<NodeId> = tree
             .containers()
@@ -99,10 +101,10 @@ impl Identities {
         }
     }
 
-    /// Reads changed records; returns the nodes whose labels have changed.
+    /// Reads changed records. Returns the nodes whose labels have changed.
     fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
         let mut renamed = Vec::new();
-        // The number first: a change in between is read again.
+        // The counter is read first, so that a change in between is read the next time.
         let changes = self.directory.changes();
         if self.changes != Some(changes) {
             self.changes = Some(changes);
@@ -156,8 +158,8 @@ impl Identities {
 }
 
 impl Collector {
-    /// Waits, for [`PATIENCE`] at most, for the names of containers that have just started, and
-    /// takes them in. A frame is taken after this.
+    /// Waits up to [`PATIENCE`] for the names of containers that have just started, and reads their
+    /// records. Runs before a frame is taken.
     pub(super) fn await_names(&mut self) {
         let Lifecycle {
             tree, identities, ..
@@ -179,14 +181,14 @@ impl Collector {
 }
 
 impl Lifecycle {
-    /// Chooses the exported cgroups, and logs when some begin or cease to be suppressed.
+    /// Chooses the cgroups to export. Logs when cgroups begin or cease to be suppressed.
     pub(super) fn settle(&mut self) {
         self.tree.settle();
         let suppressed = self.tree.folded();
         match (self.identities.suppressed, suppressed) {
             (0, 1..) => tracing::warn!(
                 suppressed,
-                "more cgroups than --cgroup.export-max: the excess is not exported by itself but \
+                "more cgroups than --cgroup.export-max: the excess has no series of its own and \
                  counts in its parents"
             ),
             (1.., 0) => tracing::info!("every cgroup is exported again"),
@@ -256,11 +258,15 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_asked_for_ever_more_rarely_until_it_is_known() {
+    fn an_unknown_container_is_requested_with_growing_delays() {
         let mut host = Host::new();
         let start = Instant::now();
         host.identities.ask_all(&host.tree, start);
-        assert_eq!(host.asked(), 1, "at once, the container and nothing else");
+        assert_eq!(
+            host.asked(),
+            1,
+            "the container is requested at once, and nothing else"
+        );
         let mut asked = Vec::new();
         for second in 1..=200 {
             host.refresh(start + Duration::from_secs(second));
@@ -269,7 +275,7 @@ mod tests {
             }
         }
         assert_eq!(asked, [1, 3, 7, 15, 31, 63, 123, 183]);
-        // A walk asks for nobody twice.
+        // A second walk does not request the same container again.
         host.identities.ask_all(&host.tree, start);
         assert_eq!(host.asked(), 0);
         host.directory.put(container("web"));
@@ -280,34 +286,37 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_waits_for_the_young_alone_and_for_each_a_limited_time() {
+    fn a_frame_waits_only_for_new_containers_and_for_a_limited_time() {
         let mut host = Host::new();
         let start = Instant::now();
-        assert!(!host.identities.wait(&host.tree, start), "nobody was asked");
+        assert!(
+            !host.identities.wait(&host.tree, start),
+            "nothing was requested"
+        );
         host.identities.ask_all(&host.tree, start);
-        // No runtime is up: it would not have a name by waiting.
+        // No runtime is up: waiting would not bring a name.
         assert!(host.identities.wait(&host.tree, start));
         let asked = |host: &Host| host.identities.unknown.values().next().copied().unwrap();
-        assert!(
-            asked(&host).patience > PATIENCE / 2,
-            "nobody was waited for"
-        );
+        assert!(asked(&host).patience > PATIENCE / 2, "it did not wait");
         assert!(
             !host.identities.wait(&host.tree, start + YOUNG),
-            "it is old"
+            "the container is not new any more"
         );
         host.identities
             .unknown
             .values_mut()
             .for_each(|asked| asked.patience = Duration::ZERO);
-        assert!(!host.identities.wait(&host.tree, start), "it had its time");
+        assert!(
+            !host.identities.wait(&host.tree, start),
+            "its patience is used up"
+        );
         host.directory.put(container("web"));
         host.refresh(start);
         assert_eq!(host.name().as_deref(), Some("web"));
     }
 
     #[test]
-    fn names_that_change_are_taken_in_and_those_that_are_forgotten_stay() {
+    fn changed_names_are_read_and_forgotten_names_stay() {
         let mut host = Host::new();
         let now = Instant::now();
         host.directory.put(container("web"));
@@ -324,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_told_of_late() {
+    fn a_removed_cgroup_gets_a_name_that_arrives_late() {
         let mut host = Host::new();
         let now = Instant::now();
         host.identities.ask_all(&host.tree, now);
@@ -337,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_again_is_asked_for_again() {
+    fn a_remade_container_is_requested_again() {
         let mut host = Host::new();
         let now = Instant::now();
         host.directory.put(container("web"));

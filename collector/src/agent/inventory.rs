@@ -1,7 +1,8 @@
-//! All cgroups of one snapshot, with their numbers, for the JSON API.
+//! The inventory: all cgroups of one frame with their numbers, for the JSON API.
 //!
-//! Invariant: an inventory is of a snapshot that `/metrics` serves as well. One is made only while
-//! somebody asks for them; then one a snapshot, so that rates are those between the last two.
+//! Invariant: an inventory belongs to a frame that `/metrics` serves as well. Inventories are made
+//! only while clients request them. Then there is one per frame, so that rates cover the time
+//! between the last two frames.
 
 use std::{
     collections::HashMap,
@@ -17,56 +18,56 @@ use super::{
 };
 use crate::exposition::Encoder;
 
-/// The shortest beginning of a container's id that is taken for it.
+/// The shortest prefix of a container id that is accepted as a key.
 pub const SHORTEST_PREFIX: usize = 4;
 
 /// One cgroup.
 #[derive(Debug)]
 pub struct Entry {
-    /// Whose the numbers are.
+    /// The cgroup that the numbers belong to.
     pub subject: Subject,
     numbers: Numbers,
     change: Option<Numbers>,
 }
 
 impl Entry {
-    /// Label of its series: `name`, `image`, `namespace`, `pod`.
+    /// Returns a label of its series: `name`, `image`, `namespace`, `pod`.
     pub fn label(&self, name: &str) -> Option<&str> {
         self.numbers.identity.get(name).map(String::as_str)
     }
 }
 
-/// The cgroups of one snapshot.
+/// The cgroups of one frame.
 #[derive(Debug)]
 pub struct Inventory {
-    /// When the snapshot was taken.
+    /// When the frame was taken.
     pub time: SystemTime,
     taken: Instant,
-    /// Time since the snapshot before.
+    /// Time since the previous inventory's frame.
     pub interval: Option<Duration>,
     /// Parents before children.
     pub entries: Vec<Entry>,
     by_path: HashMap<String, usize>,
 }
 
-/// How long inventories are made after somebody asked for one.
+/// How long inventories are made after the last request for one.
 const INTEREST: Duration = Duration::from_secs(600);
 
-/// The last inventory, while somebody asks for them.
+/// The last inventory, and when one was last requested.
 #[derive(Debug, Default)]
 pub(super) struct Inventories {
     last: Mutex<Option<Arc<Inventory>>>,
-    /// When somebody last asked.
+    /// When an inventory was last requested.
     asked: Mutex<Option<Instant>>,
 }
 
 impl Inventories {
-    /// Somebody asks.
+    /// Notes a request.
     pub(super) fn ask(&self) {
         *lock(&self.asked) = Some(Instant::now());
     }
 
-    /// A frame was taken: makes its inventory, if anybody has asked for one lately.
+    /// Makes the inventory of a new frame, if one was requested lately.
     pub(super) fn follow(&self, frame: &Frame) {
         if lock(&self.asked).is_some_and(|asked| asked.elapsed() < INTEREST) {
             self.of(frame);
@@ -75,7 +76,7 @@ impl Inventories {
         }
     }
 
-    /// The inventory of a frame. Its rates are those since the last inventory.
+    /// Returns the inventory of a frame. Its rates are relative to the last inventory.
     pub(super) fn of(&self, frame: &Frame) -> Arc<Inventory> {
         let mut last = lock(&self.last);
         if let Some(made) = last.as_ref().filter(|made| made.taken == frame.read) {
@@ -89,7 +90,7 @@ impl Inventories {
             |out| frame.encode_cgroups(out),
         );
         let made = Arc::new(made);
-        // One that came late is not what the next one's rates are since.
+        // A late inventory of an older frame does not replace a newer one.
         if last.as_ref().is_none_or(|last| last.taken < made.taken) {
             *last = Some(Arc::clone(&made));
         }
@@ -97,20 +98,20 @@ impl Inventories {
     }
 }
 
-/// What a key leads to.
+/// What a key matches.
 #[derive(Debug)]
 pub enum Found {
-    /// One cgroup, by its place.
+    /// One cgroup, by its index.
     One(usize),
-    /// Nothing.
+    /// No cgroup.
     Nothing,
-    /// Several: ids of their containers, or paths.
+    /// Several cgroups: ids of their containers, or paths.
     Several(Vec<String>),
 }
 
 impl Inventory {
-    /// Of a snapshot's cgroups, parents before children, whose families `encode` writes. `before` is
-    /// the inventory of the snapshot before.
+    /// Makes the inventory of a frame's cgroups, given with parents before children. `encode`
+    /// encodes their families; `before` is the inventory of the previous frame.
     pub fn new(
         time: SystemTime,
         taken: Instant,
@@ -140,7 +141,8 @@ impl Inventory {
         }
     }
 
-    /// What a cgroup's numbers have grown by since this inventory: all of them, if it was made later.
+    /// Growth of a cgroup's numbers since this inventory. A cgroup that was created later counts
+    /// from 0; the growth of one that is missing here for another reason is unknown.
     fn growth(&self, path: &str, numbers: &Numbers) -> Option<Numbers> {
         let earlier = self.by_path.get(path).and_then(|&at| self.entries.get(at));
         match earlier {
@@ -153,7 +155,7 @@ impl Inventory {
         }
     }
 
-    /// A cgroup's record.
+    /// Returns the record of a cgroup.
     pub fn record(&self, entry: &Entry) -> Record {
         let measured = Measured {
             time: self.time,
@@ -163,13 +165,13 @@ impl Inventory {
         Record::new(&entry.subject, measured)
     }
 
-    /// The cgroup of a path.
+    /// Returns the index of the cgroup with a path.
     pub fn by_path(&self, path: &str) -> Option<usize> {
         self.by_path.get(path).copied()
     }
 
-    /// What a path, a container's id, a name or the beginning of an id leads to, in that order. Of
-    /// several with the same name the one that is there.
+    /// Finds the cgroup of a path, a container's id, a name, or the beginning of an id, in that
+    /// order. Of several cgroups with one name it prefers the one that is alive.
     pub fn find(&self, key: &str) -> Found {
         if let Some(at) = self.by_path(key) {
             return Found::One(at);
@@ -196,7 +198,7 @@ impl Inventory {
         Found::Nothing
     }
 
-    /// Those that are told by `of`: if some are there, only they.
+    /// Indices of the entries that `of` accepts. If some of them are alive, only those.
     fn those(&self, of: impl Fn(&Entry) -> bool) -> Vec<usize> {
         let all = self.entries.iter().enumerate().filter(|(_, e)| of(e));
         let all: Vec<usize> = all.map(|(at, _)| at).collect();

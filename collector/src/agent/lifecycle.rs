@@ -1,4 +1,4 @@
-//! Which cgroups there are: events, walks, and what the runtimes call them.
+//! Keeps the tree up to date: lifecycle events, walks of the hierarchy, names from the runtimes.
 
 use std::{
     collections::HashMap,
@@ -19,20 +19,20 @@ use crate::{
     source::{Change, FinalRecords, ForeignEvent},
 };
 
-/// The tree, and what it is kept up to date by.
+/// The tree, and what keeps it up to date.
 pub(super) struct Lifecycle {
     pub(super) hierarchies: Hierarchies,
     pub(super) events: RingBuf<MapData>,
     pub(super) tree: Tree,
     pub(super) identities: Identities,
-    /// How long a removed cgroup is still reported.
+    /// How long a removed cgroup is still served.
     pub(super) linger: Duration,
-    /// Lost events, as far as the hierarchy has been walked for them.
+    /// Number of lost events that walks have already made up for.
     pub(super) lost_events: u64,
 }
 
 impl Lifecycle {
-    /// How long no node is to be reaped.
+    /// Time until the next node is to be reaped.
     pub(super) fn next_round(&self) -> Duration {
         let at = self.tree.next_reaping(self.linger);
         at.map_or(Duration::MAX, |at| {
@@ -42,9 +42,9 @@ impl Lifecycle {
 }
 
 impl Collector {
-    /// Takes in lifecycle events. Returns their number.
+    /// Applies lifecycle events. Returns their number.
     pub(super) fn drain(&mut self) -> usize {
-        // Events carry the monotonic clock; the tree has wall-clock times.
+        // Events carry monotonic time, the tree holds wall-clock time.
         let (monotonic, wall) = (monotonic_ns(), SystemTime::now());
         let mut events = 0;
         let mut threads_moved = false;
@@ -115,12 +115,12 @@ impl Collector {
                 self.slots.depart(event.id);
             }
         }
-        // The kernel marks the clocks of the leader alone; its threads' running time is taken in
-        // now, before they run for long in the cgroup that they have entered.
+        // The kernel program updates the clocks of the group leader alone. The running time of its
+        // other threads is read now, before they run for long in the cgroup that they have entered.
         if threads_moved && let Err(error) = self.kernel.take_in_flight() {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "moved threads could not be taken in"
+                "the running time of moved threads could not be read"
             );
         }
         events
@@ -170,8 +170,8 @@ impl Collector {
     }
 
     /// After lost events: takes the final records of removed cgroups, and walks the v1 hierarchies.
-    /// Sources hear of the records of v1 cgroups here; those of cgroup2 are returned by id, for when
-    /// the walk has found out which cgroups are gone.
+    /// Passes the records of v1 cgroups to the sources. Returns those of cgroup2 by id; they are
+    /// used once the walk has found which cgroups are gone.
     fn kernel_statistics_after_loss(&mut self) -> HashMap<u64, CgroupRecord> {
         let Some(books) = &mut self.sources.statistics else {
             return HashMap::new();

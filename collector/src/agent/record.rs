@@ -1,7 +1,7 @@
-//! What is told of one container or cgroup over the JSON API.
+//! The record of one container or cgroup in the JSON API.
 //!
-//! Invariant: numbers come from [`numbers`], that is from the families that `/metrics` serves of the
-//! same snapshot; what is not served is `null`, never 0. These types are also the API's schema: a
+//! Invariant: numbers come from [`numbers`], that is, from the families that `/metrics` serves of
+//! the same frame. What is not served is `null`, never 0. These types are also the API's schema: a
 //! field's comment is its description there.
 
 mod numbers;
@@ -19,9 +19,9 @@ use serde::Serialize;
 
 use crate::cgroup::{Container, Health};
 
-/// Labels of series that have a place of their own in a record.
+/// Labels that have a field of their own in a record.
 const IDENTITY: &[&str] = &["name", "image", "namespace", "pod", "container"];
-/// How labels that a runtime keeps are called as labels of series.
+/// Prefix of runtime labels among the labels of series.
 const LABEL_PREFIX: &str = "container_label_";
 
 /// What the tree knows of a cgroup.
@@ -29,27 +29,27 @@ const LABEL_PREFIX: &str = "container_label_";
 pub struct Subject {
     /// Label `id` of its series.
     pub cgroup: String,
-    /// The parent's place in the same list.
+    /// The parent's index in the same list.
     pub parent: Option<usize>,
     /// When it was removed.
     pub died: Option<SystemTime>,
-    /// What it is.
+    /// Kind of cgroup.
     pub kind: CgroupKind,
-    /// Full id of the container that it is.
+    /// Full id of the container, if it is one.
     pub container_id: Option<String>,
-    /// Whose container it is, as the path says.
+    /// Runtime of the container, according to the path.
     pub runtime: Option<&'static str>,
-    /// UID of the pod that it is, or is a container of.
+    /// UID of the pod, if it is a pod or one of its containers.
     pub pod_uid: Option<String>,
-    /// What the runtime says.
+    /// The runtime's record of the container.
     pub container: Option<Arc<Container>>,
 }
 
-/// What a cgroup is, as its path tells.
+/// Kind of cgroup, according to its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupKind {
-    /// The host.
+    /// The root: the whole host.
     Root,
     /// A container's own cgroup.
     Container,
@@ -59,33 +59,33 @@ pub enum CgroupKind {
     Pod,
     /// A systemd unit that has processes.
     Unit,
-    /// A slice or another group of those.
+    /// A slice, or another group of cgroups.
     Group,
-    /// Within one of the above.
+    /// A cgroup below one of the above.
     Nested,
     /// Anything else.
     #[default]
     Other,
 }
 
-/// Whether a cgroup is there.
+/// Whether a cgroup still exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Life {
-    /// It is there.
+    /// It exists.
     Running,
-    /// It was removed; it is told of for `--cgroup.linger`.
+    /// It was removed. It is still reported for the time of `--cgroup.linger`.
     Ended,
 }
 
-/// One container, or cgroup. What this host can't tell is null.
+/// One container or cgroup. Fields that are unknown on this host are null.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Record {
-    /// Full id of the container; null of a cgroup that is none.
+    /// Full id of the container; null for other cgroups.
     pub id: Option<String>,
     /// Name of the container, or of the systemd unit.
     pub name: Option<String>,
-    /// Image as it was asked for.
+    /// Image, as named in the request to the runtime.
     pub image: Option<String>,
     /// Digest or id of the image.
     pub image_id: Option<String>,
@@ -97,25 +97,26 @@ pub struct Record {
     pub pod: Option<String>,
     /// UID of the pod.
     pub pod_uid: Option<String>,
-    /// Name of the container within its pod; `POD` of the sandbox.
+    /// Name of the container within its pod; `POD` for the sandbox.
     pub container: Option<String>,
     /// Path of the cgroup: the label `id` of its series.
     pub cgroup: String,
-    /// What the cgroup is.
+    /// Kind of cgroup.
     pub kind: CgroupKind,
-    /// Runtime labels that `--container.label` allows, called as in the label `container_label_NAME`.
+    /// Runtime labels allowed by `--container.label`, with the names that they have in
+    /// `container_label_NAME`.
     pub labels: BTreeMap<String, String>,
-    /// Whether the cgroup is there.
+    /// Whether the cgroup still exists.
     pub state: Life,
-    /// What the runtime says it does: created, running, paused, restarting, exited.
+    /// Status according to the runtime: created, running, paused, restarting, exited.
     pub status: Option<String>,
-    /// By the runtime's own check: starting, healthy, unhealthy.
+    /// Result of the runtime's health check: starting, healthy, unhealthy.
     pub health: Option<String>,
     /// Exit code of the last run that ended.
     pub exit_code: Option<i64>,
-    /// Why it ended, such as OOMKilled.
+    /// Reason of the exit, such as OOMKilled.
     pub exit_reason: Option<String>,
-    /// How often the runtime has started it again.
+    /// Number of restarts by the runtime.
     pub restarts: Option<u64>,
     /// When it was created.
     #[schemars(extend("format" = "date-time"))]
@@ -126,23 +127,23 @@ pub struct Record {
     /// When it ended.
     #[schemars(extend("format" = "date-time"))]
     pub ended: Option<String>,
-    /// When the snapshot was taken that all numbers are of.
+    /// When the snapshot was taken. All numbers are of that time.
     #[schemars(extend("format" = "date-time"))]
     pub timestamp: String,
-    /// Length of the interval that rates are of, seconds: from the snapshot before to this one. Null
-    /// in the first answer after nobody has asked for ten minutes.
+    /// Interval of the rates in seconds: from the previous snapshot to this one. Null in the first
+    /// answer after ten minutes without a request.
     pub interval_seconds: Option<f64>,
     /// CPU time used in the interval, in percent of one CPU.
     pub cpu_usage: Option<f64>,
     /// Memory in use, bytes.
     pub memory_usage: Option<u64>,
-    /// Limit of memory, bytes; null without one.
+    /// Memory limit, bytes; null if there is none.
     pub memory_limit: Option<u64>,
-    /// Bytes received: see network.source.
+    /// Bytes received; network.source says where they were counted.
     pub network_rx: Option<u64>,
     /// Bytes sent.
     pub network_tx: Option<u64>,
-    /// Bytes read from disks; those of stacked disks count at each of them.
+    /// Bytes read from disks. On stacked disks they count once for each.
     pub disk_read: Option<u64>,
     /// Bytes written to disks.
     pub disk_write: Option<u64>,
@@ -152,10 +153,10 @@ pub struct Record {
     pub thread_count: Option<u64>,
     /// Open file descriptors.
     pub file_descriptors: Option<u64>,
-    /// The application's own values by metric_name, followed by {label="value"} where they have
-    /// labels of their own; null where the value is no finite number.
+    /// The application's own values by metric_name, followed by {label="value"} if they have labels
+    /// of their own. Null if the value is not a finite number.
     pub custom_metrics: BTreeMap<String, Option<f64>>,
-    /// CPU.
+    /// CPU time.
     pub cpu: Cpu,
     /// Memory.
     pub memory: Memory,
@@ -165,9 +166,9 @@ pub struct Record {
     pub disk: Disk,
     /// Pressure stall information.
     pub pressure: Pressure,
-    /// Processes that the kernel has killed for want of memory.
+    /// Processes killed by the kernel's OOM killer.
     pub oom_kills: Option<u64>,
-    /// What the counters have grown by, by the second, in the interval.
+    /// Growth of the counters per second, in the interval.
     pub rates: Option<Rates>,
     /// Quantiles of latencies: within the interval if there is one, else since the start.
     pub latency: Latency,
@@ -178,24 +179,24 @@ pub struct Record {
 pub struct Cpu {
     /// CPU time used, seconds.
     pub usage_seconds: Option<f64>,
-    /// Of that, in user mode.
+    /// CPU time used in user mode, seconds.
     pub user_seconds: Option<f64>,
-    /// Of that, in the kernel.
+    /// CPU time used in kernel mode, seconds.
     pub system_seconds: Option<f64>,
     /// Time that tasks waited for a CPU, seconds.
     pub runqueue_seconds: Option<f64>,
-    /// Periods of the quota.
+    /// Elapsed enforcement periods of the CPU quota.
     pub periods: Option<u64>,
-    /// Periods in which it was throttled.
+    /// Periods in which the cgroup was throttled.
     pub throttled_periods: Option<u64>,
-    /// Time that it was throttled, seconds.
+    /// Time for which the cgroup was throttled, seconds.
     pub throttled_seconds: Option<f64>,
 }
 
 /// Memory, bytes.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Memory {
-    /// What can't be reclaimed easily.
+    /// Memory in use, without what can be reclaimed easily.
     pub working_set: Option<u64>,
     /// Anonymous memory.
     pub rss: Option<u64>,
@@ -203,7 +204,7 @@ pub struct Memory {
     pub cache: Option<u64>,
     /// Swap.
     pub swap: Option<u64>,
-    /// The most that was ever in use.
+    /// Highest usage so far.
     pub peak: Option<u64>,
 }
 
@@ -213,7 +214,7 @@ pub struct Memory {
 pub enum NetworkSource {
     /// At the interfaces of the container's own network namespace.
     Interfaces,
-    /// At its sockets: it has no network namespace of its own.
+    /// At the cgroup's sockets, as it has no network namespace of its own.
     Sockets,
 }
 
@@ -222,13 +223,13 @@ pub enum NetworkSource {
 pub struct Network {
     /// Where network_rx and network_tx were counted.
     pub source: Option<NetworkSource>,
-    /// Bytes that its sockets received.
+    /// Bytes received by its sockets.
     pub sockets_rx: Option<u64>,
-    /// Bytes that its sockets sent.
+    /// Bytes sent by its sockets.
     pub sockets_tx: Option<u64>,
-    /// Sockets open.
+    /// Open sockets.
     pub sockets: Option<u64>,
-    /// TCP segments sent again.
+    /// TCP segments retransmitted.
     pub tcp_retransmits: Option<u64>,
 }
 
@@ -252,29 +253,29 @@ pub struct Pressure {
     pub io: Stall,
 }
 
-/// Time lost for want of a resource.
+/// Time lost while tasks waited for a resource.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Stall {
-    /// Time in which some task waited, seconds.
+    /// Time in which at least one task waited, seconds.
     pub waiting_seconds: Option<f64>,
-    /// Time in which all tasks did, seconds.
+    /// Time in which all tasks waited, seconds.
     pub stalled_seconds: Option<f64>,
-    /// Share of the interval in which some task waited.
+    /// Share of the interval in which at least one task waited.
     pub waiting: Option<f64>,
-    /// Share of the interval in which all tasks did.
+    /// Share of the interval in which all tasks waited.
     pub stalled: Option<f64>,
 }
 
-/// Rates by the second.
+/// Rates per second.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Rates {
-    /// CPUs in user mode, percent of one.
+    /// CPU time in user mode, percent of one CPU.
     pub cpu_user: Option<f64>,
-    /// CPUs in the kernel, percent of one.
+    /// CPU time in kernel mode, percent of one CPU.
     pub cpu_system: Option<f64>,
-    /// Waiting for a CPU, percent of one task's time.
+    /// Time that tasks waited for a CPU, percent: 100 is one task that waits all the time.
     pub runqueue: Option<f64>,
-    /// Share of the quota's periods that were throttled, 0 to 1.
+    /// Share of the quota's periods in which the cgroup was throttled, 0 to 1.
     pub throttled: Option<f64>,
     /// Bytes received.
     pub network_rx: Option<f64>,
@@ -288,25 +289,25 @@ pub struct Rates {
     pub disk_reads: Option<f64>,
     /// Write operations.
     pub disk_writes: Option<f64>,
-    /// TCP segments sent again.
+    /// TCP segments retransmitted.
     pub tcp_retransmits: Option<f64>,
 }
 
 /// Latencies.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Latency {
-    /// Waiting for a CPU before each run.
+    /// Time that tasks waited for a CPU before each run.
     pub runqueue: Option<Quantiles>,
     /// Block I/O, from request to completion.
     pub block_io: Option<Quantiles>,
-    /// Round-trip time of TCP connections, as of their end.
+    /// Round-trip time of TCP connections, as last estimated before they were closed.
     pub tcp_rtt: Option<Quantiles>,
 }
 
 /// Quantiles in seconds, interpolated within log2 buckets as histogram_quantile() does.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Quantiles {
-    /// Events that they are of.
+    /// Number of observed events.
     pub count: u64,
     /// Median.
     pub p50: Option<f64>,
@@ -316,7 +317,7 @@ pub struct Quantiles {
     pub p99: Option<f64>,
 }
 
-/// A time as RFC 3339 has it.
+/// Formats a time as RFC 3339.
 pub fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -326,7 +327,7 @@ fn seconds(unix: f64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-/// Not empty.
+/// Returns `None` for an empty text.
 fn told(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -339,21 +340,21 @@ fn health(health: Health) -> &'static str {
     }
 }
 
-/// Numbers of the present snapshot, what they have grown by, and in which time.
+/// Numbers of one frame, and their growth since the previous one.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured<'a> {
-    /// When.
+    /// When the frame was taken.
     pub time: SystemTime,
     /// The numbers.
     pub numbers: &'a Numbers,
-    /// Growth since the last snapshot, and the time between both.
+    /// Growth since the previous frame, and the time in between.
     pub change: Option<(&'a Numbers, Duration)>,
 }
 
 impl Measured<'_> {
     fn rate(&self, field: Field) -> Option<f64> {
         let (change, interval) = self.change?;
-        // Only while it is served.
+        // No rate for a number that is not served any more.
         self.numbers.float(field)?;
         Some(change.float(field)? / interval.as_secs_f64())
     }
@@ -382,7 +383,7 @@ impl Measured<'_> {
         }
     }
 
-    /// Fields of the bytes received and sent, and what they are.
+    /// Fields of the bytes received and sent, and where these are counted.
     fn network(&self) -> Option<(Field, Field, NetworkSource)> {
         if self.numbers.count(Field::InterfaceReceive).is_some() {
             return Some((
@@ -425,7 +426,7 @@ impl Measured<'_> {
 }
 
 impl Record {
-    /// The record of a cgroup.
+    /// Makes the record of a cgroup.
     pub fn new(subject: &Subject, measured: Measured<'_>) -> Self {
         let numbers = measured.numbers;
         let count = |field| numbers.count(field);
@@ -528,7 +529,7 @@ impl Record {
 }
 
 impl Subject {
-    /// Whether it is there.
+    /// Whether the cgroup still exists.
     pub fn life(&self) -> Life {
         if self.died.is_some() {
             Life::Ended
@@ -537,13 +538,13 @@ impl Subject {
         }
     }
 
-    /// Who runs it.
+    /// Name of the runtime that runs the container.
     pub fn runtime_name(&self) -> Option<&'static str> {
         let told = self.container.as_ref().map(|container| container.runtime);
         told.map(|runtime| runtime.name()).or(self.runtime)
     }
 
-    /// Whether it is a container, or a machine like one.
+    /// Whether it is a container, or a machine, which is reported like one.
     pub fn is_container(&self) -> bool {
         matches!(self.kind, CgroupKind::Container | CgroupKind::Machine)
     }

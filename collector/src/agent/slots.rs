@@ -1,4 +1,4 @@
-//! Slots of cgroups: who has one, whose is on its way back.
+//! Slots of cgroups: which cgroup has one, and which are being taken back.
 
 use std::{
     collections::HashSet,
@@ -15,18 +15,18 @@ use crate::{
     source::Change,
 };
 
-/// How long a removed cgroup keeps its slot: the last of its tasks may still be on their way out.
+/// How long a removed cgroup keeps its slot. Its last tasks may still be exiting.
 const QUARANTINE: Duration = Duration::from_secs(2);
-/// How long a revoked slot's numbers are still read before it is recycled: far longer than a
+/// How long a revoked slot is still read before it is recycled. This is far longer than a kernel
 /// program runs.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// The slots.
+/// The slots of all cgroups.
 pub(super) struct Slots {
     pool: SlotPool,
     /// Slots to keep free beyond one for each live cgroup.
     reserve: usize,
-    /// Removed cgroups whose slot is still theirs.
+    /// Removed cgroups that still have a slot, and when they were removed.
     departed: Vec<(u64, Instant)>,
     /// Slots taken from removed cgroups, not yet recycled.
     revoked: Vec<Revoked>,
@@ -36,7 +36,7 @@ pub(super) struct Slots {
 #[derive(Clone, Copy, Debug)]
 struct Revoked {
     slot: u32,
-    /// Where its numbers count; `None` for a cgroup outside the root that the agent was given.
+    /// The node that its values count for; `None` for a cgroup outside `--cgroup.root`.
     node: Option<NodeId>,
     since: Instant,
 }
@@ -55,23 +55,23 @@ impl Slots {
         }
     }
 
-    /// Used, free and quarantined slots.
+    /// Numbers of used, free and quarantined slots.
     pub(super) fn states(&self) -> (usize, usize, usize) {
         self.pool.states()
     }
 
-    /// A cgroup was removed: its slot is taken from it after a while.
+    /// Notes that a cgroup was removed. Its slot is revoked after the quarantine.
     pub(super) fn depart(&mut self, id: u64) {
         self.departed.push((id, Instant::now()));
     }
 
-    /// Whether numbers of a removed cgroup are still to come from its slot. Its sockets may outlive
-    /// it and take a slot once more.
+    /// Whether a removed cgroup may still get values from a slot. Its sockets can outlive it and
+    /// take a slot again.
     pub(super) fn is_pending(&self, id: u64) -> bool {
         self.pool.has(id) || self.departed.iter().any(|&(found, _)| found == id)
     }
 
-    /// A node was reaped: the slots that count for it count for its parent.
+    /// After a node was reaped: its revoked slots count for its parent.
     pub(super) fn reaped(&mut self, node: NodeId, into: NodeId) {
         for slot in &mut self.revoked {
             if slot.node == Some(node) {
@@ -84,16 +84,16 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// When the kernel's map of slots can't be read.
     pub(super) fn refresh(&mut self) -> std::io::Result<()> {
         self.pool.refresh()
     }
 
-    /// The same, and which node each slot counts for.
+    /// Reads which cgroup has which slot. Returns the slots with the nodes that they count for.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// When the kernel's map of slots can't be read.
     pub(super) fn read(&mut self, tree: &Tree) -> anyhow::Result<Vec<(NodeId, u32)>> {
         self.pool.refresh()?;
         self.depart_left_behind(tree);
@@ -107,7 +107,7 @@ impl Slots {
             .collect())
     }
 
-    /// Has slots retired that were taken for cgroups which are not in the tree any more.
+    /// Starts the quarantine of slots whose cgroups are not in the tree any more.
     fn depart_left_behind(&mut self, tree: &Tree) {
         let departed: HashSet<u64> = self.departed.iter().map(|&(id, _)| id).collect();
         let ids = self.pool.used().map(|(id, _)| id);
@@ -116,8 +116,8 @@ impl Slots {
         self.departed.extend(left_behind.map(|id| (id, now)));
     }
 
-    /// After lost events: cgroups that came and went meanwhile had no event and are in no walk, but
-    /// had slots.
+    /// After lost events: starts the quarantine of slots of cgroups that came and went meanwhile.
+    /// They had no event and no walk finds them.
     pub(super) fn depart_unknown(&mut self, tree: &Tree) {
         if self.pool.refresh().is_err() {
             return;
@@ -128,7 +128,7 @@ impl Slots {
             .extend(ids.filter(|&id| !tree.knows(id)).map(|id| (id, now)));
     }
 
-    /// Takes slots from cgroups whose quarantine is over, and recycles those taken before.
+    /// Revokes the slots of cgroups whose quarantine is over, and recycles those revoked before.
     pub(super) fn retire(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
         let mut departed = self.departed.iter();
         if departed.any(|&(_, since)| due(since, now, QUARANTINE)) {
@@ -157,11 +157,11 @@ impl Slots {
             .partition(|&(_, since)| due(since, now, QUARANTINE));
         self.departed = waiting;
         for &(id, _) in &over {
-            // It only seemed to be gone: it took a slot before its birth was reported.
+            // The cgroup is alive: it took a slot before its creation was reported.
             if tree.living(id).is_some() {
                 continue;
             }
-            // A node may have been reaped already: the id leads to where its numbers belong.
+            // If the node was reaped already, the id leads to the node that its values belong to.
             let node = tree.by_id(id);
             if let Some(slot) = self.pool.disown(id, &mut sources.cells()) {
                 self.revoked.push(Revoked {
@@ -177,7 +177,7 @@ impl Slots {
         }
     }
 
-    /// Keeps a slot free for each live cgroup that has none, and some more.
+    /// Keeps a slot free for each live cgroup that has none, plus a reserve.
     pub(super) fn provide(&mut self, tree: &Tree, sources: &mut Sources) {
         let (used, _, _) = self.pool.states();
         let (live, _) = tree.counts();
@@ -194,12 +194,12 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// When the kernel refuses the memory.
     pub(super) fn provide_overflow(sources: &mut Sources) -> anyhow::Result<()> {
         slots::provide(&mut sources.cells(), 1).context("making the cells of the overflow slot")
     }
 
-    /// How long there is nothing to do.
+    /// Time until the next slot is due.
     pub(super) fn next_round(&self) -> Duration {
         let left = |since: Instant, delay: Duration| delay.saturating_sub(since.elapsed());
         let departed = self.departed.first().map(|&(_, s)| left(s, QUARANTINE));

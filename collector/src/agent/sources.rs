@@ -1,4 +1,4 @@
-//! The sources that run, and what came of reading them.
+//! The sources that run, and the results of reading them.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::{
     source::{Books, Change, Lifecycle, Reading, Snapshot, Source, notify},
 };
 
-/// Every source that could be made.
+/// Every source that could be created.
 pub(super) struct Sources {
     pub(super) list: List,
-    /// The kernel's own statistics, where the cgroup iterator can run.
+    /// The kernel statistics, where the cgroup iterator can run.
     pub(super) statistics: Option<Books>,
     pub(super) availability: Vec<Availability>,
     pub(super) outcome: Outcome,
@@ -21,15 +21,15 @@ pub(super) struct Sources {
 /// The sources.
 pub(super) struct List {
     pub(super) switchable: Vec<Box<dyn Source>>,
-    /// What the tree itself tells; always on.
+    /// What the tree itself reports; always on.
     lifecycle: Lifecycle,
 }
 
-/// What came of reading sources.
+/// Results of reading the sources.
 pub(super) struct Outcome {
-    /// Failed readings by source.
+    /// Failed readings, by source.
     pub(super) errors: Vec<(&'static str, u64)>,
-    /// Whether all could be read for the last frame.
+    /// Whether all sources could be read for the latest frame.
     pub(super) complete: bool,
 }
 
@@ -38,7 +38,8 @@ impl List {
     ///
     /// # Errors
     ///
-    /// None of a switchable source: those are counted, and keep their last values.
+    /// A switchable source that fails is no error: the failure is counted, and its last values
+    /// stay.
     pub(super) fn collect(
         &mut self,
         snapshot: &Snapshot<'_>,
@@ -62,7 +63,7 @@ impl Outcome {
         let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == source) else {
             return;
         };
-        // Once on a change of state; the counter says the rest.
+        // Logged once per change of state; the counter shows the rest.
         if *errors == 0 {
             tracing::error!(source, error = format!("{error:#}"), "reading failed");
         }
@@ -87,35 +88,35 @@ impl Sources {
         }
     }
 
-    /// Names of the switchable ones.
+    /// Names of the switchable sources.
     pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
         self.list.switchable.iter().map(|source| source.name())
     }
 
-    /// Leaves only those of which `keep` says so, by name.
+    /// Keeps only the sources whose name `keep` accepts.
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.list.switchable.retain(|source| keep(source.name()));
     }
 
-    /// After the first reading: what sources note of how they run.
+    /// After the first reading: logs what sources note about how they run.
     pub(super) fn take_notes(&mut self) {
         for source in &self.list.switchable {
             let name = source.name();
             let mut states = self.availability.iter_mut();
             let state = states.find(|state| state.source == name);
             if let (Some(note), Some(state)) = (source.report().note, state) {
-                tracing::warn!(source = name, note, "source on, but not as it should be");
+                tracing::warn!(source = name, note, "source on, with a restriction");
                 state.reason.get_or_insert_default().push_str(&note);
             }
         }
     }
 
-    /// Tells every source of a change.
+    /// Notifies every source of a change.
     pub(super) fn notify(&mut self, change: &Change<'_>) {
         notify(&mut self.list.switchable, change);
     }
 
-    /// Reads the kernel's own statistics, which several sources are made from.
+    /// Reads the kernel statistics, which several sources use.
     pub(super) fn refresh_statistics(&mut self, tree: &Tree) {
         self.outcome.complete = true;
         if let Some(statistics) = &mut self.statistics
@@ -124,12 +125,12 @@ impl Sources {
             self.outcome.complete = false;
             tracing::error!(
                 error = format!("{error:#}"),
-                "the kernel's statistics of cgroups could not be read"
+                "the kernel statistics of cgroups could not be read"
             );
         }
     }
 
-    /// What every source serves now, in the order of the exposition.
+    /// Returns what every source serves now, in the order of the exposition.
     pub(super) fn readings(&self) -> Vec<Box<dyn Reading>> {
         let switchable = self.list.switchable.iter();
         switchable
@@ -138,13 +139,13 @@ impl Sources {
             .collect()
     }
 
-    /// Runs of programs that a source counts by its numbers.
+    /// Runs of programs that sources count themselves.
     pub(super) fn runs(&self) -> Vec<(&'static str, u64)> {
         let reports = self.list.switchable.iter().map(|source| source.report());
         reports.filter_map(|report| report.runs).collect()
     }
 
-    /// Cells of all sources, which the slot pool makes and clears.
+    /// Cells of all sources. The slot pool creates and clears them.
     pub(super) fn cells(&mut self) -> Vec<&mut dyn SlotMemory> {
         self.list
             .switchable
@@ -153,7 +154,7 @@ impl Sources {
             .collect()
     }
 
-    /// Kernel memory of the sources, beside the object's fixed maps, bytes.
+    /// Kernel memory of the sources in bytes, without the fixed maps of the object file.
     pub(super) fn kernel_memory(&mut self) -> u64 {
         let sources = self.list.switchable.iter();
         let beside: u64 = sources.map(|source| source.report().kernel_memory).sum();
@@ -161,7 +162,7 @@ impl Sources {
         beside + cells + self.statistics.as_ref().map_or(0, Books::kernel_memory)
     }
 
-    /// Has sources do what must not wait for a scrape; returns how long there is nothing to do.
+    /// Lets sources do work that must not wait for a scrape. Returns the time until the next round.
     pub(super) fn idle(&mut self, tree: &Tree) -> Duration {
         self.list
             .switchable

@@ -1,9 +1,10 @@
-//! Starting: in an order that loses neither a cgroup nor a nanosecond.
+//! Starts the agent, in an order that loses no cgroup and no CPU time.
 //!
-//! Lifecycle programs are attached, then the hierarchy is walked: a cgroup made in between is in
-//! both. Slots are there before the first program that takes one. Births are seen before the
-//! baseline, and the baseline before `sched_switch`. Last, the kernel's own books tell how much
-//! CPU time each cgroup had used before all that.
+//! Lifecycle programs are attached before the hierarchy is walked: a cgroup made in between is
+//! found twice, not missed. Slots exist before the first program that takes one. Creations of tasks
+//! are seen before the baseline is taken, and the baseline is taken before `sched_switch` is
+//! attached. Last, the kernel statistics give the CPU time that each cgroup had used before all
+//! that.
 
 use std::{
     fs::File,
@@ -48,17 +49,17 @@ pub struct Options {
     pub min_interval: Duration,
     /// `--custom.*`
     pub custom: custom::Options,
-    /// Kernel-side log level, 0 is off.
+    /// Log level of the kernel programs; 0 is off.
     pub kernel_log_level: u8,
 }
 
-/// Slots kept free for cgroups that come between two looks: many where they are cheap, few on a
-/// host with many CPUs.
+/// Slots kept free for cgroups that are created between two rounds: many where they are cheap, few
+/// on a host with many CPUs.
 fn reserve(cpus: u32) -> usize {
     (65_536 / cpus.max(1)).clamp(64, 512) as usize
 }
 
-/// Programs that the sources need which are switched on, and those of the tree itself.
+/// Programs of the tree, and those that the enabled sources need.
 fn programs_for(sources: &[&str]) -> Vec<&'static str> {
     let needed: Vec<&str> = SOURCES
         .iter()
@@ -96,12 +97,12 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
 }
 
 impl Agent {
-    /// Starts metering. Names of containers come from `directory`; the agent's parts register
-    /// metrics of their own in `registry`.
+    /// Starts metering. Names of containers come from `directory`; parts of the agent register
+    /// their own metrics in `registry`.
     ///
     /// # Errors
     ///
-    /// Without privilege, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
+    /// Without privileges, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
     pub fn start(
         options: Options,
         registry: Registry,
@@ -194,8 +195,8 @@ impl Agent {
         collector.settle_availability(availability);
         let encodings = Arc::new(Encodings::default());
         collector.first_frame(&encodings)?;
-        // The kernel's type information, parsed, was most of the memory so far; it is not needed
-        // any more, and the allocator would keep it.
+        // The parsed BTF takes most of the memory up to here. It is not needed any more, and the
+        // allocator would keep the memory.
         collector.kernel.forget_types();
         kernel::release_free_memory();
         Ok(Arc::new(Self {
@@ -210,14 +211,14 @@ impl Agent {
 }
 
 impl Agent {
-    /// Every source with its state.
+    /// Returns every source with its state.
     pub fn availability(&self) -> Vec<Availability> {
         lock(&self.collector).sources.availability.clone()
     }
 }
 
 impl Collector {
-    /// Takes out the sources whose programs could not be attached, and says what runs.
+    /// Removes the sources whose programs could not be attached, and logs what runs.
     fn settle_availability(&mut self, mut availability: Vec<Availability>) {
         for state in availability.iter_mut().filter(|state| state.up) {
             let requirement = SOURCES
@@ -246,8 +247,8 @@ impl Collector {
         self.sources.availability = availability;
     }
 
-    /// The first frame, which joins what is counted from now on to what the kernel's own statistics
-    /// say of the time before. It is not served.
+    /// Takes the first frame. It joins what is counted from now on to the kernel statistics of the
+    /// time before. It is not served.
     fn first_frame(&mut self, encodings: &Arc<Encodings>) -> Result<()> {
         self.frame(encodings)?;
         self.sources.take_notes();

@@ -1,4 +1,4 @@
-//! What the agent says of itself and of its tree.
+//! What the agent reports about itself and its tree.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,18 +11,18 @@ use crate::cgroup::{Kind, Nodes, printable};
 /// The agent.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Status {
-    /// Its version.
+    /// Version of the agent.
     pub version: String,
-    /// What it was built for: architecture and operating system.
+    /// Architecture and operating system that it was built for.
     pub target: String,
-    /// Seconds since it started.
+    /// Seconds since the agent started.
     pub uptime_seconds: f64,
     /// Release of the running kernel.
     pub kernel: String,
-    /// When the last snapshot was taken; a request for the status takes none.
+    /// When the last snapshot was taken. A request for the status does not take a new one.
     #[schemars(extend("format" = "date-time"))]
     pub snapshot: String,
-    /// Whether every source could be read for it.
+    /// Whether every source could be read for that snapshot.
     pub complete: bool,
     /// Sources of metrics.
     pub sources: Vec<SourceStatus>,
@@ -30,55 +30,55 @@ pub struct Status {
     pub runtimes: Vec<RuntimeStatus>,
     /// Cgroups in the tree.
     pub cgroups: Cgroups,
-    /// Slots for cgroups.
+    /// Slots of cgroups.
     pub slots: SlotStates,
     /// Kernel memory of the agent's maps, bytes.
     pub kernel_memory_bytes: u64,
-    /// Seconds that each stage of the last snapshot, and the last encoding, took.
+    /// Seconds taken by each stage of the last snapshot, and by the last encoding.
     pub stages: BTreeMap<String, f64>,
 }
 
 /// A source.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct SourceStatus {
-    /// Its name, as in --collector.NAME.
+    /// Name, as in --collector.NAME.
     pub name: String,
-    /// Whether it runs.
+    /// Whether the source runs.
     pub up: bool,
-    /// Why it does not, or what is less exact.
+    /// Why it does not run, or what is less exact.
     pub reason: Option<String>,
-    /// Readings that failed.
+    /// Number of failed readings.
     pub errors: u64,
 }
 
 /// A container runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RuntimeStatus {
-    /// Its name.
+    /// Name of the runtime.
     pub name: String,
-    /// Its socket, where the metric tells it.
+    /// Path of its socket, if known.
     pub socket: Option<String>,
-    /// Whether it answers.
+    /// Whether the runtime answers.
     pub up: bool,
 }
 
 /// Cgroups by state.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Cgroups {
-    /// Those that are there.
+    /// Cgroups that exist.
     pub live: usize,
-    /// Those that are gone and still told of.
+    /// Cgroups that were removed and are still reported.
     pub dead: usize,
 }
 
 /// Slots by state.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct SlotStates {
-    /// Those of cgroups.
+    /// Slots of live cgroups.
     pub used: usize,
-    /// Those that are free.
+    /// Free slots.
     pub free: usize,
-    /// Those of cgroups that are gone.
+    /// Slots of removed cgroups.
     pub quarantined: usize,
 }
 
@@ -95,12 +95,12 @@ fn kind(kind: Kind) -> CgroupKind {
     }
 }
 
-/// What is exported of a tree, parents before children.
+/// The exported cgroups of a tree, parents before children.
 pub(super) fn subjects(nodes: &Nodes) -> Vec<Subject> {
     let mut places = vec![None; nodes.capacity()];
     let mut subjects = Vec::new();
     for (number, node) in nodes.exported() {
-        // The next of those above that is exported.
+        // The nearest exported ancestor.
         let mut above = node.parent;
         while let Some(parent) = above.filter(|&parent| places[parent].is_none()) {
             above = nodes.node(parent).and_then(|node| node.parent);
@@ -121,11 +121,12 @@ pub(super) fn subjects(nodes: &Nodes) -> Vec<Subject> {
 }
 
 impl Agent {
-    /// What there is to say of the agent, of the last frame.
+    /// Returns the state of the agent as of the latest frame.
     ///
     /// # Errors
     ///
-    /// When the kernel's release can't be read, or a first frame can't be taken.
+    /// When the kernel's release can't be read, or when no frame exists yet and the first one can't
+    /// be taken.
     pub fn status(&self) -> anyhow::Result<Status> {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let latest = lock(&self.latest).clone();

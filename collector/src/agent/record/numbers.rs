@@ -1,8 +1,8 @@
-//! One cgroup's numbers, taken from the families that are served.
+//! Numbers of one cgroup, taken from the families that are served.
 //!
-//! Invariant: a number comes from one family, by its name, from the same call that writes the text:
-//! a record can't say what `/metrics` doesn't. Series of a family that differ by device, interface or
-//! the like are added up.
+//! Invariant: a number comes from one family, found by its name, from the same call that encodes
+//! the text. A record can't contain anything that `/metrics` doesn't. Series of a family that
+//! differ by device, interface or the like are summed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ use collector_common::histogram::BUCKETS;
 
 use crate::exposition::{Distribution, Encoder, Histogram, Labels, Metadata, Value};
 
-/// A number of which there is one a cgroup.
+/// A number. A cgroup has one of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Field {
@@ -55,7 +55,7 @@ pub enum Field {
 
 const FIELDS: usize = Field::Started as usize + 1;
 
-/// What of its events a cgroup has a histogram.
+/// A quantity with a histogram for each cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Quantity {
@@ -66,19 +66,19 @@ pub enum Quantity {
 
 const QUANTITIES: usize = Quantity::TcpRtt as usize + 1;
 
-/// Where a family's samples go.
+/// What becomes of a family's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Take {
     Field(Field),
-    /// A counter whose series begin with their first event: without one it is 0.
+    /// A counter whose series appears with its first event: without a series it is 0.
     Events(Field),
     Histogram(Quantity),
-    /// Labels that say whose the cgroup is.
+    /// Labels that identify the cgroup.
     Identity,
     Custom,
 }
 
-/// Each family that a record is made of.
+/// The families that a record is made from.
 const FAMILIES: &[(&str, Take)] = &[
     ("container_last_seen", Take::Identity),
     ("container_info", Take::Identity),
@@ -212,14 +212,14 @@ const FAMILIES: &[(&str, Take)] = &[
     ("container_start_time_seconds", Take::Field(Field::Started)),
 ];
 
-/// The numbers of a cgroup. What is not served of it is `None`.
+/// Numbers of a cgroup. `None` stands for what is not served.
 #[derive(Clone, Debug)]
 pub struct Numbers {
     values: [Option<Value>; FIELDS],
     histograms: [Option<Box<[u64; BUCKETS]>>; QUANTITIES],
-    /// Labels beside `id` of what says whose it is.
+    /// Labels that identify the cgroup, without `id`.
     pub identity: BTreeMap<String, String>,
-    /// By `metric_name`, and by further labels where it has some.
+    /// Custom values by `metric_name`, and by further labels if there are any.
     pub custom: BTreeMap<String, f64>,
 }
 
@@ -253,27 +253,27 @@ impl Numbers {
         });
     }
 
-    /// A number in its unit: seconds, or pieces.
+    /// Returns a number in its unit: seconds, bytes or events.
     pub fn float(&self, field: Field) -> Option<f64> {
         self.values[field as usize].map(number)
     }
 
-    /// A whole number.
+    /// Returns a whole number.
     pub fn count(&self, field: Field) -> Option<u64> {
         match self.values[field as usize]? {
             Value::Count(count) => Some(count),
-            // No field that is asked for so is measured in seconds.
+            // No field that is read as a whole number is measured in seconds.
             Value::Nanos(_) => None,
             Value::Float(float) => Some(float as u64),
         }
     }
 
-    /// Events by bucket.
+    /// Returns the events by bucket.
     pub fn histogram(&self, quantity: Quantity) -> Option<&[u64; BUCKETS]> {
         self.histograms[quantity as usize].as_deref()
     }
 
-    /// What has been added since `earlier`. A series that was not there then had nothing.
+    /// Returns the growth since `earlier`. A series that did not exist then counts from 0.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut change = Self::default();
         for (field, now) in self.values.iter().enumerate() {
@@ -303,19 +303,19 @@ impl Numbers {
     }
 }
 
-/// Takes the numbers of all cgroups.
+/// An encoder that takes the numbers of all cgroups.
 #[derive(Debug)]
 pub struct Capture {
     takes: HashMap<&'static str, Take>,
     take: Option<Take>,
-    /// Fields that are 0 where they aren't served, because their source runs.
+    /// Fields that are 0 where they are not served, because their source runs.
     events: Vec<Field>,
     by_id: HashMap<String, usize>,
     numbers: Vec<Numbers>,
 }
 
 impl Capture {
-    /// For cgroups by label `id`.
+    /// Prepares for the cgroups with these values of the label `id`.
     pub fn new<'a>(ids: impl Iterator<Item = &'a str>) -> Self {
         let by_id: HashMap<String, usize> = ids.map(str::to_owned).zip(0..).collect();
         Self {
@@ -327,7 +327,7 @@ impl Capture {
         }
     }
 
-    /// The numbers, in the order of the ids.
+    /// Returns the numbers, in the order of the ids.
     pub fn finish(mut self) -> (HashMap<String, usize>, Vec<Numbers>) {
         for numbers in &mut self.numbers {
             for &field in &self.events {
@@ -386,12 +386,12 @@ impl Encoder for Capture {
         }
     }
 
-    /// No record has a field for one.
+    /// No field of a record is a distribution.
     fn distribution(&mut self, _: Labels<'_>, _: &Distribution) {}
 }
 
-/// What a custom value is called: its `metric_name`, followed by `{a="b"}` if the application gave
-/// it labels of its own.
+/// Key of a custom value: its `metric_name`, followed by `{a="b"}` if the application gave it
+/// labels of its own.
 fn custom_key(labels: Labels<'_>, identity: &BTreeMap<String, String>) -> String {
     let mut key = labels.get("metric_name").unwrap_or_default().into_owned();
     let shared = |name: &str| {
@@ -427,7 +427,7 @@ mod tests {
             .map(|family| family.name)
             .collect();
         for (name, take) in FAMILIES {
-            // Those two come from sources that may not be there.
+            // These two come from sources that may be off.
             let optional = ["container_info", "container_custom_metric"].contains(name);
             assert!(optional || served.contains(name), "{name}: {take:?}");
         }
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn series_are_added_up_and_events_begin_at_0() {
+    fn series_are_summed_and_events_begin_at_0() {
         let mut capture = Capture::new(["/", "/a"].into_iter());
         let out: &mut dyn Encoder = &mut capture;
         out.family(&family("container_fs_reads_bytes_total"));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_what_came_since() {
+    fn a_change_is_the_growth_since() {
         let numbers = |read: u64, events: Option<[u64; BUCKETS]>| {
             let mut numbers = Numbers::default();
             numbers.add(Field::DiskRead, Value::Count(read));

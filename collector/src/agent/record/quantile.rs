@@ -1,17 +1,17 @@
 //! Quantiles of log2 histograms.
 //!
-//! Interpolated as Prometheus's `histogram_quantile()` does, so that both say the same of the same
-//! buckets: events lie evenly between their bucket's bounds, the first bucket begins at 0, and of the
-//! unbounded one its lower bound is told.
+//! They are interpolated as Prometheus's `histogram_quantile()` does, so that both give the same
+//! result for the same buckets: events are spread evenly within their bucket, the first bucket
+//! begins at 0, and a quantile in the unbounded bucket is that bucket's lower bound.
 
 use collector_common::histogram::{BUCKETS, MIN_EXPONENT};
 
-/// Upper bound of a bucket, seconds; of the last: its lower one.
+/// Upper bound of a bucket in seconds; for the last bucket, its lower bound.
 fn bound(bucket: usize) -> f64 {
     2f64.powi(MIN_EXPONENT + bucket.min(BUCKETS - 2) as i32)
 }
 
-/// A quantile between 0 and 1, in seconds; `None` without events.
+/// Returns a quantile (0 to 1) in seconds; `None` without events.
 pub fn quantile(events: &[u64; BUCKETS], quantile: f64) -> Option<f64> {
     let total: u64 = events.iter().sum();
     if total == 0 {
@@ -42,16 +42,16 @@ mod tests {
     fn as_histogram_quantile() {
         let mut events = [0; BUCKETS];
         assert_eq!(quantile(&events, 0.5), None);
-        // ≤ 2^-20 s.
+        // In the first bucket, up to 2^-20 s.
         events[0] = 4;
         assert_eq!(quantile(&events, 0.5), Some(2f64.powi(-21)));
-        // Up to 1 s and up to 2 s.
+        // In the buckets up to 1 s and up to 2 s.
         events = [0; BUCKETS];
         events[20] = 1;
         events[21] = 1;
         assert_eq!(quantile(&events, 0.5), Some(1.0));
         assert_eq!(quantile(&events, 0.75), Some(1.5));
-        // Beyond the last bound: the last bound.
+        // In the unbounded bucket: the last bound.
         events = [0; BUCKETS];
         events[BUCKETS - 1] = 3;
         assert_eq!(quantile(&events, 0.99), Some(4.0));
