@@ -1,4 +1,4 @@
-//! Requests and their answers.
+//! Answers HTTP requests.
 
 use std::sync::{
     Arc,
@@ -22,14 +22,14 @@ use crate::exposition::{Body, Format};
 
 type Answer = Response<Chunks>;
 
-/// Answers requests.
+/// Answers the requests of all connections.
 pub(super) struct Handler {
     served: Served,
     options: Options,
     counters: Counters,
     scrapes: Arc<Semaphore>,
     landing: Bytes,
-    /// Whether a task waits to free what was encoded.
+    /// Whether a task is waiting to free encoded bodies.
     releasing: Arc<AtomicBool>,
 }
 
@@ -74,7 +74,7 @@ impl Handler {
                 "metrics" => self.scrape(&request).await,
                 "index" => content("text/html; charset=utf-8", self.landing.clone()),
                 _ if path.starts_with(api::PREFIX) => self.call(&request).await,
-                // The server listens only once the agent has its first snapshot.
+                // The server listens only after the agent's first frame, so the agent is ready.
                 _ => content("text/plain; charset=utf-8", Bytes::from_static(b"OK\n")),
             }
         };
@@ -93,7 +93,8 @@ impl Handler {
         answer
     }
 
-    /// Frees what was encoded once no further scrape gets it. One task at a time waits for that.
+    /// Frees encoded bodies once no further scrape can get them. Only one task waits for that at a
+    /// time.
     fn release_later(&self) {
         if self.releasing.swap(true, Ordering::AcqRel) {
             return;
@@ -105,7 +106,7 @@ impl Handler {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(metrics.shared_for()).await;
-                // A scrape that comes from here on has a task of its own.
+                // A scrape that arrives after this starts a task of its own.
                 releasing.store(false, Ordering::Release);
                 if metrics.release() || releasing.swap(true, Ordering::AcqRel) {
                     return;
@@ -114,10 +115,10 @@ impl Handler {
         });
     }
 
-    /// A request of the JSON API.
+    /// Answers a request to the JSON API.
     async fn call(&self, request: &Request<Incoming>) -> Answer {
         if !api::json_is_welcome(accepted(request)) {
-            let message = "answers are application/json, which Accept leaves out";
+            let message = "answers are application/json, but the Accept header does not allow that";
             return error(StatusCode::NOT_ACCEPTABLE, message);
         }
         let uri = request.uri();
@@ -132,10 +133,13 @@ impl Handler {
         self.blocking(work).await
     }
 
-    /// Has work done that blocks, if there isn't too much of it under way.
+    /// Runs blocking work, unless the limit of concurrent requests is reached.
     async fn blocking(&self, work: impl FnOnce(&Served) -> Answer + Send + 'static) -> Answer {
         let Ok(_permit) = self.scrapes.try_acquire() else {
-            let message = format!("{} scrapes are under way", self.options.max_requests);
+            let message = format!(
+                "{} requests are already in progress",
+                self.options.max_requests
+            );
             let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, &message);
             answer
                 .headers_mut()
@@ -147,13 +151,13 @@ impl Handler {
         done.unwrap_or_else(|_| {
             error(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the request failed; the log says how",
+                "the request failed; see the log of the agent",
             )
         })
     }
 }
 
-/// The page at a path that no setting changes, outside of the API.
+/// Name of the page at a path that is not configurable, outside the API.
 fn fixed_route(path: &str) -> Option<&'static str> {
     match path {
         "/" => Some("index"),
@@ -163,12 +167,12 @@ fn fixed_route(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether the metrics' page at this path would hide another page.
+/// Whether the metrics page at this path would hide another page.
 pub fn is_reserved(path: &str) -> bool {
     path.starts_with(api::PREFIX) || fixed_route(path).is_some()
 }
 
-/// The header `Accept`.
+/// The `Accept` header.
 fn accepted(request: &Request<Incoming>) -> Option<&str> {
     let value = request.headers().get(ACCEPT)?;
     value.to_str().ok()
@@ -196,7 +200,7 @@ fn json(code: StatusCode, body: Bytes) -> Answer {
     answer
 }
 
-/// Text within HTML.
+/// Escapes text for HTML.
 fn html(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")

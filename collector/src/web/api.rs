@@ -1,9 +1,9 @@
 //! The JSON API: `/api/v1/…`.
 //!
-//! Invariant: routes, their parameters and the OpenAPI document are one table, [`ROUTES`]; a request
-//! that the document doesn't allow is refused with what was wrong. Numbers are the agent's records,
-//! of the snapshot that `/metrics` serves. Checked by unit tests over sockets, which compare answers
-//! with the document, and by schemathesis against a live agent (tests/live/api.rs).
+//! Invariant: routes, their parameters and the OpenAPI document come from one table, [`ROUTES`]. A
+//! request that the document does not allow gets an error that says what is wrong. Numbers are the
+//! agent's records, of the frame that `/metrics` serves. Checked by unit tests over sockets, which
+//! compare answers with the document, and by schemathesis against a live agent (tests/live/api.rs).
 
 mod accept;
 mod cgroups;
@@ -23,22 +23,22 @@ use parameters::{Kind, Parameter, Query};
 use super::Served;
 use crate::agent::Status;
 
-/// Where the API is.
+/// Path prefix of the API.
 pub(super) const PREFIX: &str = "/api/v1/";
-/// Bytes of a query.
+/// Longest query, bytes.
 const MAX_QUERY: usize = 4096;
 
 /// One route.
 struct Route {
-    /// Below [`PREFIX`].
+    /// Path below [`PREFIX`].
     path: &'static str,
-    /// The rest of the path, where it goes on.
+    /// Parameter that takes the rest of the path, if the route has one.
     rest: Option<Parameter>,
-    /// How requests are counted, and `operationId`.
+    /// Name in the request counters, and `operationId`.
     name: &'static str,
     summary: &'static str,
     parameters: &'static [Parameter],
-    /// What else may come of it than success and a request that is refused.
+    /// Whether the answer may be 404.
     may_miss: bool,
     /// Schema of the answer.
     schema: fn(&mut SchemaGenerator) -> Schema,
@@ -51,7 +51,7 @@ const ROUTES: &[Route] = &[
         path: "containers",
         rest: None,
         name: "containers",
-        summary: "Containers, or all cgroups, with their numbers",
+        summary: "List containers, or all cgroups, with their numbers",
         parameters: containers::PARAMETERS,
         may_miss: false,
         schema: SchemaGenerator::subschema_for::<containers::Page>,
@@ -61,12 +61,12 @@ const ROUTES: &[Route] = &[
         path: "containers/",
         rest: Some(Parameter {
             name: "key",
-            about: "Full id of a container, its name, the beginning of its id (4 characters at least, if no \
-                    other has the same), or the percent-encoded path of any cgroup",
+            about: "Full id of a container, its name, a unique prefix of its id (at least 4 characters), \
+                    or the percent-encoded path of any cgroup",
             kind: Kind::Text,
         }),
         name: "container",
-        summary: "One container, or cgroup, with its numbers",
+        summary: "Show one container or cgroup with its numbers",
         parameters: &[],
         may_miss: true,
         schema: SchemaGenerator::subschema_for::<crate::agent::Record>,
@@ -76,7 +76,7 @@ const ROUTES: &[Route] = &[
         path: "cgroups",
         rest: None,
         name: "cgroups",
-        summary: "Cgroups as a tree",
+        summary: "Show cgroups as a tree",
         parameters: cgroups::PARAMETERS,
         may_miss: true,
         schema: SchemaGenerator::subschema_for::<cgroups::Forest>,
@@ -86,7 +86,7 @@ const ROUTES: &[Route] = &[
         path: "status",
         rest: None,
         name: "status",
-        summary: "The agent: version, sources, runtimes, how it fares",
+        summary: "Show the state of the agent: version, sources, runtimes, slots",
         parameters: &[],
         may_miss: false,
         schema: SchemaGenerator::subschema_for::<ServerStatus>,
@@ -96,7 +96,7 @@ const ROUTES: &[Route] = &[
         path: "openapi.json",
         rest: None,
         name: "openapi",
-        summary: "This document",
+        summary: "Get this document",
         parameters: &[],
         may_miss: false,
         schema: |_| schemars::json_schema!({ "type": "object" }),
@@ -104,10 +104,10 @@ const ROUTES: &[Route] = &[
     },
 ];
 
-/// The agent and its server.
+/// State of the agent and its server.
 #[derive(Debug, Serialize, JsonSchema)]
 struct ServerStatus {
-    /// Addresses that it listens on.
+    /// Addresses that the server listens on.
     listen: Vec<String>,
     #[serde(flatten)]
     agent: Status,
@@ -120,14 +120,14 @@ fn status(served: &Served) -> Result<ServerStatus, Refusal> {
     })
 }
 
-/// Why a request gets no answer.
+/// An error answer.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Refusal {
     #[serde(skip)]
     pub(super) code: StatusCode,
     /// What is wrong.
     error: String,
-    /// What was meant perhaps: ids of containers that begin so, or names of parameters.
+    /// Suggestions: ids of containers with that prefix, or names of parameters.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     matches: Vec<String>,
 }
@@ -149,25 +149,27 @@ impl Refusal {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error)
     }
 
-    /// Adds what was meant perhaps, as far as it is worth reading.
+    /// Adds suggestions, up to a limit.
     fn with(mut self, matches: impl IntoIterator<Item = String>) -> Self {
         self.matches = matches.into_iter().take(20).collect();
         self
     }
 
-    /// The body of the answer.
+    /// Returns the body of the answer.
     pub(super) fn body(&self) -> Bytes {
-        reply(self).unwrap_or_else(|_| Bytes::from_static(b"{\"error\":\"no words for it\"}\n"))
+        reply(self).unwrap_or_else(|_| {
+            Bytes::from_static(b"{\"error\":\"the error could not be encoded\"}\n")
+        })
     }
 }
 
-/// A request that leads to a route.
+/// A valid request for a route.
 pub(super) struct Call {
     route: &'static Route,
     query: Query,
 }
 
-/// Route of a path, and its name among the routes that are counted.
+/// Name of a path's route, as used by the request counters.
 pub(super) fn is_there(path: &str) -> Option<&'static str> {
     find(path).map(|(route, _)| route.name)
 }
@@ -184,15 +186,15 @@ fn find(path: &str) -> Option<(&'static Route, &str)> {
 }
 
 impl Call {
-    /// Understands a request for a path that is there.
+    /// Parses a request for a path with a route.
     pub(super) fn new(path: &str, query: Option<&str>) -> Result<Self, Refusal> {
         let (route, rest) = find(path)
-            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))?;
+            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is no such path"))?;
         let query = query.unwrap_or_default();
         if query.len() > MAX_QUERY || rest.len() > MAX_QUERY {
             return Err(Refusal::new(
                 StatusCode::URI_TOO_LONG,
-                format!("more than {MAX_QUERY} bytes"),
+                format!("the query or path is longer than {MAX_QUERY} bytes"),
             ));
         }
         let mut query = Query::parse(query, route.parameters)?;
@@ -205,13 +207,13 @@ impl Call {
         Ok(Self { route, query })
     }
 
-    /// Answers. Blocks for milliseconds.
+    /// Makes the answer. Blocks for milliseconds.
     pub(super) fn answer(&self, served: &Served) -> Result<Bytes, Refusal> {
         (self.route.answer)(served, &self.query)
     }
 }
 
-/// A value as the body of an answer.
+/// Encodes a value as the body of an answer.
 fn reply(value: &impl Serialize) -> Result<Bytes, Refusal> {
     let mut body =
         serde_json::to_vec(value).map_err(|error| Refusal::failure(error.to_string()))?;

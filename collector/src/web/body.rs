@@ -1,4 +1,4 @@
-//! Bodies of answers: the chunks of an encoded exposition, one after the other.
+//! Bodies of answers: an encoded exposition, sent chunk by chunk.
 
 use std::{
     convert::Infallible,
@@ -11,7 +11,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::exposition::Body;
 
-/// The chunks that are still to be sent. The length is known, so that the answer has a
+/// The chunks that are not sent yet. The total length is known, so the answer has a
 /// `Content-Length`.
 #[derive(Debug)]
 pub(super) struct Chunks {

@@ -1,4 +1,4 @@
-//! Requests, counted.
+//! Counters of requests.
 
 use hyper::StatusCode;
 use prometheus::{IntCounterVec, Opts, Registry};
@@ -10,11 +10,11 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counters in a registry.
+    /// Registers the counters in a registry.
     ///
     /// # Errors
     ///
-    /// When they are registered twice.
+    /// When they are already registered there.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let requests = IntCounterVec::new(
             Opts::new(
@@ -27,7 +27,7 @@ impl Counters {
         Ok(Self { requests })
     }
 
-    /// Counts an answer. `path` is one of the routes, so that clients can't make series.
+    /// Counts an answer. `path` is the name of a route, so that clients can't create series.
     pub fn count(&self, path: &'static str, code: StatusCode) {
         self.requests
             .with_label_values(&[path, code.as_str()])

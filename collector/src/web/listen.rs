@@ -5,27 +5,27 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
-/// An address that can't be listened on.
+/// The server can't listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {}{}", .error, hint(.error))]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
-    /// Why.
+    /// The error of the system call.
     pub error: io::Error,
 }
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another process has it (ss -ltnp shows which); choose a free one with \
+            "; another process uses this address (ss -ltnp shows which); choose a free one with \
              --web.listen-address"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "; this host has no such address; choose another with --web.listen-address"
+            "; this host does not have this address; choose another one with --web.listen-address"
         }
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE; choose another with --web.listen-address"
+            "; ports below 1024 need CAP_NET_BIND_SERVICE; choose another port with --web.listen-address"
         }
         _ => "",
     }
@@ -35,7 +35,7 @@ fn hint(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 ///
-/// At the first that can't be.
+/// When the agent can't listen on one of them; the error names the first such address.
 pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
     addresses
         .iter()

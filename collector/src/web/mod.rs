@@ -1,9 +1,9 @@
 //! The HTTP server.
 //!
-//! Invariant: this module knows expositions as bytes, not what is in them, and cgroups as the
-//! agent's records. It never reads a
-//! request's body, never blocks the async threads on a scrape, and bounds what one client, or all
-//! of them, can cost: connections, header size and time, scrapes at a time, time to take an answer.
+//! Invariant: this module handles expositions as bytes without knowing their content, and cgroups
+//! as the agent's records. It never reads a request's body and never blocks the async threads on a
+//! scrape. It bounds what one client, or all clients together, can cost: connections, header size
+//! and time, concurrent scrapes, time to read an answer.
 
 mod answer;
 mod api;
@@ -35,27 +35,28 @@ use crate::{
 
 /// What the server serves.
 pub trait Metrics: Send + Sync + 'static {
-    /// One exposition. Blocks for milliseconds.
+    /// Returns one exposition. Blocks for milliseconds.
     ///
     /// # Errors
     ///
-    /// What is told to the client.
+    /// The message for the client.
     fn scrape(&self, format: Format) -> Result<Body, String>;
-    /// Frees what was encoded for scrapes, if none gets it any more. Whether nothing is left to free.
+    /// Frees encoded bodies that no further scrape can get. Returns whether nothing is left to
+    /// free.
     fn release(&self) -> bool;
-    /// How long scrapes get what was encoded before.
+    /// How long scrapes share one encoded body.
     fn shared_for(&self) -> Duration;
-    /// The cgroups of the same snapshot. Blocks as well.
+    /// Returns the cgroups of the same frame. Blocks as well.
     ///
     /// # Errors
     ///
-    /// What is told to the client.
+    /// The message for the client.
     fn inventory(&self) -> Result<Arc<Inventory>, String>;
-    /// The state of the agent.
+    /// Returns the state of the agent.
     ///
     /// # Errors
     ///
-    /// What is told to the client.
+    /// The message for the client.
     fn status(&self) -> Result<Status, String>;
 }
 
@@ -81,15 +82,15 @@ impl Metrics for Agent {
     }
 }
 
-/// Whose answers they are.
+/// What requests are answered from.
 #[derive(Clone)]
 struct Served {
     metrics: Arc<dyn Metrics>,
-    /// Where the server listens.
+    /// Addresses that the server listens on.
     addresses: Vec<SocketAddr>,
 }
 
-/// How to serve.
+/// Settings of the server.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// `--web.telemetry-path`
@@ -98,19 +99,19 @@ pub struct Options {
     pub max_requests: usize,
 }
 
-/// Connections at a time; more wait in the kernel's backlog.
+/// Concurrent connections. Further ones wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 512;
-/// Time for a client to send its request's head.
+/// Time limit for a client to send the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for one connection in all, keep-alive included: a client that never reads ends here, and a
-/// well-behaved one connects again.
+/// Time limit for a whole connection, keep-alive included. It ends clients that never read; a
+/// well-behaved client connects again.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
-/// Bytes of a request's head.
+/// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// Time for requests under way when the agent is told to stop.
+/// Time for requests in progress to finish when the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves until `shutdown`, then lets requests under way finish.
+/// Serves until `shutdown` completes, then lets requests in progress finish.
 ///
 /// # Errors
 ///
@@ -149,7 +150,7 @@ pub async fn serve(
     // Every connection holds a permit until it has ended.
     let ended = connections.acquire_many(MAX_CONNECTIONS as u32);
     if tokio::time::timeout(GRACE, ended).await.is_err() {
-        tracing::warn!("requests still under way were cut off");
+        tracing::warn!("requests still in progress were cut off");
     }
     Ok(())
 }
@@ -171,7 +172,7 @@ async fn accept(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // EMFILE and the like don't go away at once: no spinning.
+                // EMFILE and similar errors last for a while: wait instead of retrying at once.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -198,7 +199,7 @@ async fn accept(
             let ended = match ended {
                 Some(result) => Ok(result),
                 None => {
-                    // The request under way is answered, if the client takes the answer.
+                    // The request in progress is answered, if the client reads the answer.
                     connection.as_mut().graceful_shutdown();
                     tokio::time::timeout(GRACE, connection).await
                 }
@@ -211,7 +212,7 @@ async fn accept(
 }
 
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone: the server has ended.
+    // An error means that the sender is gone, so the server has ended.
     let _ = stopped.wait_for(|&stop| stop).await;
 }
 

@@ -1,4 +1,4 @@
-//! The server against clients good and bad, over real sockets.
+//! The server with well-behaved and misbehaving clients, over real sockets.
 
 use std::{
     io::{Read, Write},
@@ -113,7 +113,7 @@ impl Server {
         let mut stream = self.connect();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // A reset after an early answer is the server's right.
+        // The server may reset the connection after an early answer.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()
     }
@@ -179,7 +179,7 @@ fn openmetrics_is_negotiated() {
 }
 
 #[test]
-fn too_many_scrapes_are_told_to_come_back() {
+fn too_many_scrapes_get_503_with_retry_after() {
     let server = Server::start(Duration::from_secs(2), 1);
     let mut slow = server.connect();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -192,7 +192,7 @@ fn too_many_scrapes_are_told_to_come_back() {
     assert!(answer.contains("retry-after: 1"), "{answer}");
     assert!(
         server.get("/-/healthy").starts_with("HTTP/1.1 200"),
-        "others go on"
+        "other requests are answered"
     );
     let mut text = String::new();
     slow.read_to_string(&mut text).unwrap();
@@ -200,7 +200,7 @@ fn too_many_scrapes_are_told_to_come_back() {
 }
 
 #[test]
-fn hostile_heads_are_refused_and_others_served() {
+fn malformed_heads_are_refused_and_other_requests_are_answered() {
     let server = Server::start(Duration::ZERO, 4);
     let huge = format!(
         "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
@@ -212,7 +212,7 @@ fn hostile_heads_are_refused_and_others_served() {
             .ask("\0\u{1}\u{2} nonsense\r\n\r\n")
             .starts_with("HTTP/1.1 200")
     );
-    // A client that never finishes its head is cut off in the end, and holds up nobody meanwhile.
+    // A client that never finishes its head is cut off in the end, and delays nobody meanwhile.
     let mut slow = server.connect();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
     assert!(server.get("/metrics").ends_with("text 1\n"));
@@ -246,7 +246,7 @@ fn a_request_under_way_is_finished_at_shutdown() {
     server.ended.recv_timeout(Duration::from_secs(10)).unwrap();
     assert!(
         TcpStream::connect(server.address).is_err(),
-        "nobody listens any more"
+        "the port is still open"
     );
 }
 
@@ -255,5 +255,8 @@ fn a_port_in_use_is_named() {
     let server = Server::start(Duration::ZERO, 1);
     let error = bind(&[server.address]).unwrap_err().to_string();
     assert!(error.contains(&server.address.to_string()), "{error}");
-    assert!(error.contains("another process has it"), "{error}");
+    assert!(
+        error.contains("another process uses this address"),
+        "{error}"
+    );
 }

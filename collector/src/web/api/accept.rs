@@ -1,7 +1,7 @@
-//! Whether a client takes JSON.
+//! Whether a client accepts JSON.
 
-/// Whether an `Accept` header admits `application/json`: of the ranges that name it, the most
-/// specific one decides. Without a header everything is welcome.
+/// Whether an `Accept` header allows `application/json`. The most specific range that matches it
+/// decides. Without a header everything is allowed.
 pub(in crate::web) fn json_is_welcome(accept: Option<&str>) -> bool {
     let Some(accept) = accept.filter(|accept| !accept.trim().is_empty()) else {
         return true;
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_takes_json() {
+    fn accept_headers_that_allow_json() {
         for (accept, welcome) in [
             (None, true),
             (Some(""), true),

@@ -16,12 +16,12 @@ use crate::agent::{CgroupKind, Inventory, Life, rfc3339};
 pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "root",
-        about: "Path of the cgroup to begin with; without it: of all",
+        about: "Path of the cgroup at the root of the tree. Default: all cgroups",
         kind: Kind::Text,
     },
     Parameter {
         name: "depth",
-        about: "How many levels below that to show",
+        about: "Number of levels to show below the root",
         kind: Kind::Number {
             min: 0,
             max: 32,
@@ -30,7 +30,7 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     },
     Parameter {
         name: "limit",
-        about: "Cgroups in the answer: those nearest to the root come first",
+        about: "Maximum number of cgroups in the answer; those nearest to the root come first",
         kind: Kind::Number {
             min: 1,
             max: 10_000,
@@ -39,46 +39,46 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     },
 ];
 
-/// Trees of cgroups: one, or several if the root of all is not exported.
+/// Trees of cgroups: one, or several if the host's root cgroup is not exported.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Forest {
     /// When the snapshot was taken.
     #[schemars(extend("format" = "date-time"))]
     timestamp: String,
-    /// Cgroups in the answer.
+    /// Number of cgroups in the answer.
     shown: usize,
-    /// Cgroups that are left out because of depth or limit.
+    /// Number of cgroups left out because of depth or limit.
     left_out: usize,
     /// The trees.
     roots: Vec<Branch>,
 }
 
-/// A cgroup and those below it. Its numbers include theirs.
+/// A cgroup and its descendants. Its numbers include theirs.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Branch {
-    /// Its path: the label id of its series.
+    /// Path of the cgroup: the label id of its series.
     cgroup: String,
-    /// What it is.
+    /// Kind of cgroup.
     kind: CgroupKind,
-    /// Whether it is there.
+    /// Whether the cgroup still exists.
     state: Life,
-    /// Full id of the container.
+    /// Full id of the container, if it is one.
     id: Option<String>,
     /// Name of the container, or of the systemd unit.
     name: Option<String>,
-    /// Percent of one CPU, within the interval.
+    /// CPU time used in the interval, in percent of one CPU.
     cpu_usage: Option<f64>,
     /// Memory in use, bytes.
     memory_usage: Option<u64>,
     /// Processes.
     process_count: Option<u64>,
-    /// Those below it that are left out, all levels.
+    /// Number of descendants that are left out.
     left_out: usize,
-    /// Those below it.
+    /// Cgroups directly below it.
     children: Vec<Branch>,
 }
 
-/// Where the inventory's cgroups are.
+/// The tree of the inventory's cgroups.
 struct Shape<'a> {
     inventory: &'a Inventory,
     children: Vec<Vec<usize>>,
@@ -86,7 +86,7 @@ struct Shape<'a> {
 }
 
 impl Shape<'_> {
-    /// Cgroups of the tree below one, itself included.
+    /// Number of cgroups in the tree below one, itself included.
     fn size(&self, at: usize) -> usize {
         let mut size = 0;
         let mut left = vec![at];
@@ -97,7 +97,7 @@ impl Shape<'_> {
         size
     }
 
-    /// No deeper than the parameter allows.
+    /// Makes the branch of a cgroup. The parameter bounds the depth.
     fn branch(&self, at: usize) -> Branch {
         let entry = &self.inventory.entries[at];
         let record = self.inventory.record(entry);
@@ -138,7 +138,7 @@ pub(super) fn tree(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
         let missing = || {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                format!("no cgroup's path is {root:?}"),
+                format!("there is no cgroup with the path {root:?}"),
             )
         };
         roots = vec![found.ok_or_else(missing)?];
@@ -149,7 +149,7 @@ pub(super) fn tree(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
         children,
     };
     let all: usize = roots.iter().map(|&root| shape.size(root)).sum();
-    // Level by level, so that a limit cuts off what is deepest.
+    // Goes level by level, so that a limit cuts off the deepest cgroups.
     let (depth, limit) = (query.number("depth"), query.number("limit"));
     let mut shown = 0;
     let mut level = roots.clone();

@@ -1,4 +1,4 @@
-//! `/api/v1/containers`: lists of records, and one.
+//! `/api/v1/containers`: lists of records, and single records.
 
 use std::cmp::Ordering;
 
@@ -24,37 +24,37 @@ const fn text(name: &'static str, about: &'static str) -> Parameter {
 
 /// Parameters of a list.
 pub(super) const PARAMETERS: &[Parameter] = &[
-    text("name", "Only those of this name; * stands for any text"),
-    text("image", "Only those of this image; * stands for any text"),
+    text("name", "Filter by name; * matches any text"),
+    text("image", "Filter by image; * matches any text"),
     text(
         "namespace",
-        "Only those of this Kubernetes namespace; * stands for any text",
+        "Filter by Kubernetes namespace; * matches any text",
     ),
-    text("pod", "Only those of this pod; * stands for any text"),
-    text("runtime", "Only those of this container runtime"),
+    text("pod", "Filter by pod; * matches any text"),
+    text("runtime", "Filter by container runtime"),
     text(
         "id",
-        "Only those whose cgroup's path begins so, or, without a slash, whose container's id does",
+        "Filter by prefix: of the cgroup's path if it begins with a slash, else of the container's id",
     ),
     Parameter {
         name: "state",
-        about: "Only those that are there, or have ended",
+        about: "Filter by state: running, or ended",
         kind: Kind::OneOf(&["running", "ended"]),
     },
     Parameter {
         name: "all",
-        about: "Every cgroup, rather than containers alone",
+        about: "List every cgroup, not only containers",
         kind: Kind::Flag,
     },
     Parameter {
         name: "sort",
-        about: "Order of the list: rising, or with a minus sign before it falling; what has no value \
-                comes last. Without it: by path",
+        about: "Sort key; ascending, or descending with a minus sign before it. Records without a value \
+                come last. Default: by path",
         kind: Kind::OneOf(SORTS),
     },
     Parameter {
         name: "limit",
-        about: "Records in the answer",
+        about: "Maximum number of records in the answer",
         kind: Kind::Number {
             min: 1,
             max: 10_000,
@@ -63,7 +63,7 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     },
     Parameter {
         name: "offset",
-        about: "Records to leave out before the first",
+        about: "Number of records to skip",
         kind: Kind::Number {
             min: 0,
             max: 1_000_000,
@@ -78,19 +78,19 @@ pub(super) struct Page {
     /// When the snapshot was taken.
     #[schemars(extend("format" = "date-time"))]
     timestamp: String,
-    /// Seconds from the snapshot before to this one, which rates are of.
+    /// Interval of the rates in seconds: from the previous snapshot to this one.
     interval_seconds: Option<f64>,
-    /// How many there are, in the answer or not.
+    /// Number of records that match, in the answer or not.
     total: usize,
-    /// The parameter.
+    /// The parameter offset.
     offset: usize,
-    /// The parameter.
+    /// The parameter limit.
     limit: usize,
     /// The records.
     containers: Vec<Record>,
 }
 
-/// What to sort by.
+/// A value to sort by.
 enum Key {
     Text(Option<String>),
     Number(Option<f64>),
@@ -147,7 +147,7 @@ const SORTS: &[&str] = &[
     "-file_descriptors",
 ];
 
-/// Compares by a key, what has none last.
+/// Compares two keys. Missing values come last in either order.
 fn compare(one: &Key, other: &Key, falling: bool) -> Ordering {
     let turn = |order: Ordering| if falling { order.reverse() } else { order };
     let (missing, order) = match (one, other) {
@@ -164,7 +164,7 @@ fn compare(one: &Key, other: &Key, falling: bool) -> Ordering {
     }
 }
 
-/// Whether a text is what a pattern says, in which `*` stands for any text.
+/// Whether a text matches a pattern in which `*` stands for any text.
 fn like(text: &str, pattern: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else {
         return text == pattern;
@@ -182,7 +182,7 @@ fn like(text: &str, pattern: &str) -> bool {
     text.ends_with(last)
 }
 
-/// Whether a list is to have an entry.
+/// Whether an entry passes the filters of the query.
 fn is_wanted(entry: &Entry, query: &Query) -> bool {
     let subject = &entry.subject;
     let labels = ["name", "image", "namespace", "pod"];
@@ -216,7 +216,7 @@ pub(super) fn list(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
         None => (sort, false),
     };
     let key = SORT_KEYS.iter().find(|(found, _)| *found == name);
-    let (_, key) = key.ok_or_else(|| Refusal::bad(format!("nothing is sorted by {name}")))?;
+    let (_, key) = key.ok_or_else(|| Refusal::bad(format!("unknown sort key {name}")))?;
     let mut records: Vec<(Key, Record)> = wanted
         .map(|entry| inventory.record(entry))
         .map(|record| (key(&record), record))
@@ -248,15 +248,18 @@ pub(super) fn one(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     match inventory.find(key) {
         Found::One(at) => reply(&inventory.record(&inventory.entries[at])),
         Found::Several(matches) => {
-            let error = format!("{key:?} means {} containers: say more of it", matches.len());
+            let error = format!(
+                "{key:?} matches {} containers; use a longer prefix or a full id",
+                matches.len()
+            );
             Err(Refusal::bad(error).with(matches))
         }
         Found::Nothing if key.len() < SHORTEST_PREFIX => missing(format!(
-            "no container is called {key:?}; the beginning of an id is {SHORTEST_PREFIX} characters at \
-             least"
+            "no container has the name {key:?}; the prefix of an id needs at least {SHORTEST_PREFIX} \
+             characters"
         )),
         Found::Nothing => missing(format!(
-            "no container's id or name is {key:?}, and no cgroup's path"
+            "no container has the id or name {key:?}, and no cgroup has this path"
         )),
     }
 }
@@ -266,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_stand_for_any_text() {
+    fn stars_match_any_text() {
         for (text, pattern, matches) in [
             ("web-1", "web-1", true),
             ("web-1", "web", false),
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_comes_last_either_way() {
+    fn missing_values_come_last_in_either_order() {
         let (none, one, two) = (
             Key::Number(None),
             Key::Number(Some(1.0)),

@@ -1,11 +1,11 @@
-//! The OpenAPI document, from the table of routes and the types of the answers.
+//! The OpenAPI document, made from the table of routes and the types of the answers.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::{PREFIX, ROUTES, Refusal, Route, parameters::Parameter};
 
-/// The document, OpenAPI 3.1.
+/// Returns the document, OpenAPI 3.1.
 pub(super) fn document() -> Value {
     // OpenAPI 3.1's schemas are JSON Schema 2020-12.
     let mut settings = SchemaSettings::draft2020_12().for_serialize();
@@ -53,14 +53,14 @@ pub(super) fn document() -> Value {
             "title": "cgmeter",
             "version": crate::VERSION,
             "summary": "Every cgroup of this host, metered from inside the kernel",
-            "description": "Numbers are those of /metrics, of the same snapshot. HEAD is answered as well.",
+            "description": "The numbers are those of /metrics, from the same snapshot. HEAD is supported as well.",
         },
         "paths": paths,
         "components": { "schemas": generator.take_definitions(true) },
     })
 }
 
-/// The path as the document has it.
+/// Path of a route as the document writes it.
 pub(super) fn template(route: &Route) -> String {
     let rest = route
         .rest
@@ -77,21 +77,21 @@ fn described(parameter: &Parameter, place: &str) -> Value {
         "schema": parameter.kind.schema(),
     });
     if place == "path" {
-        // The one cgroup that is there on every host.
+        // The one cgroup that exists on every host.
         told["example"] = json!("/");
     }
     told
 }
 
 fn refusals(route: &Route) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let missing = route.may_miss.then_some(("404", "There is no such cgroup"));
+    let missing = route.may_miss.then_some(("404", "No such cgroup"));
     [
-        ("400", "The request can't be understood: error says why"),
+        ("400", "Invalid request: error says why"),
         ("405", "Neither GET nor HEAD"),
-        ("406", "The client does not take JSON"),
+        ("406", "The Accept header does not allow JSON"),
         ("414", "The query or path is too long"),
-        ("500", "The snapshot failed"),
-        ("503", "Too many requests at a time"),
+        ("500", "The snapshot could not be taken"),
+        ("503", "Too many concurrent requests"),
     ]
     .into_iter()
     .chain(missing)

@@ -1,6 +1,6 @@
-//! Parameters of requests: what there may be, and what was sent.
+//! Parameters of requests: which exist, and their values in a request.
 //!
-//! Nothing is guessed: a parameter that is unknown, sent twice or out of range is an error that names
+//! Nothing is guessed: a parameter that is unknown, repeated or out of range is an error that names
 //! it.
 
 use std::borrow::Cow;
@@ -17,14 +17,14 @@ pub(super) struct Parameter {
     pub(super) kind: Kind,
 }
 
-/// What a parameter may be.
+/// Type of a parameter.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// Any text.
     Text,
-    /// `true` or `false`, which it is if it isn't sent.
+    /// `true` or `false`. The default is `false`.
     Flag,
-    /// One of these.
+    /// One of these words.
     OneOf(&'static [&'static str]),
     /// A whole number in a range, with a default.
     Number { min: u64, max: u64, default: u64 },
@@ -50,7 +50,7 @@ impl Kind {
         Err(Refusal::bad(format!("{name}={value}: expected {expected}")))
     }
 
-    /// As JSON Schema has it.
+    /// Returns its JSON Schema.
     pub(super) fn schema(self) -> Value {
         match self {
             Self::Text => json!({ "type": "string", "minLength": 1 }),
@@ -63,7 +63,7 @@ impl Kind {
     }
 }
 
-/// What was sent.
+/// The parameters of one request.
 #[derive(Debug)]
 pub(super) struct Query {
     known: &'static [Parameter],
@@ -71,7 +71,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Understands a query string.
+    /// Parses a query string.
     pub(super) fn parse(text: &str, known: &'static [Parameter]) -> Result<Self, Refusal> {
         check_encoding(text)?;
         let mut query = Self {
@@ -81,16 +81,16 @@ impl Query {
         for (name, value) in form_urlencoded::parse(text.as_bytes()) {
             let Some(parameter) = known.iter().find(|parameter| parameter.name == name) else {
                 let names = known.iter().map(|parameter| parameter.name.to_owned());
-                return Err(
-                    Refusal::bad(format!("there is no parameter {name:?} here")).with(names)
-                );
+                return Err(Refusal::bad(format!("there is no parameter {name:?}")).with(names));
             };
             if query.text(parameter.name).is_some() {
-                return Err(Refusal::bad(format!("{name} is there twice")));
+                return Err(Refusal::bad(format!("{name} is given twice")));
             }
-            // What isn't UTF-8 has become a replacement character.
+            // Bytes that are not UTF-8 have become replacement characters.
             if value.is_empty() || value.contains(char::REPLACEMENT_CHARACTER) {
-                return Err(Refusal::bad(format!("{name}: expected a text in UTF-8")));
+                return Err(Refusal::bad(format!(
+                    "{name}: expected a non-empty text in UTF-8"
+                )));
             }
             parameter.kind.check(parameter.name, &value)?;
             query.set(parameter.name, Cow::into_owned(value));
@@ -102,18 +102,18 @@ impl Query {
         self.values.push((name, value));
     }
 
-    /// A parameter's value.
+    /// Returns a parameter's value.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         let found = self.values.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    /// A flag.
+    /// Returns the value of a flag.
     pub(super) fn flag(&self, name: &str) -> bool {
         self.text(name) == Some("true")
     }
 
-    /// A number, or its default.
+    /// Returns a number, or its default.
     pub(super) fn number(&self, name: &str) -> usize {
         let sent = self.text(name).and_then(|text| text.parse().ok());
         let default = || {
@@ -138,7 +138,7 @@ pub(super) fn check_encoding(text: &str) -> Result<(), Refusal> {
             let end = text[at..].char_indices().nth(3);
             let end = end.map_or(text.len(), |(end, _)| at + end);
             return Err(Refusal::bad(format!(
-                "{:?} is no percent-encoded byte; a percent sign itself is %25",
+                "{:?} is not a percent-encoded byte; write a percent sign as %25",
                 &text[at..end]
             )));
         }

@@ -1,4 +1,4 @@
-//! The JSON API over real sockets: what is asked, what comes, and that the document says so.
+//! The JSON API over real sockets: requests, their answers, and that the document describes them.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ const WEB: &str = "aaaa1111222233334444555566667777888899990000aaaabbbbccccdddde
 const TWIN: &str = "aaaa9911222233334444555566667777888899990000aaaabbbbccccddddeeee";
 const OLD: &str = "bbbb1111222233334444555566667777888899990000aaaabbbbccccddddeeee";
 
-/// Path, container, name, and where it is below.
+/// Path, container, name, and index of the parent.
 const CGROUPS: [(&str, Option<&str>, &str, Option<usize>); 7] = [
     ("/", None, "", None),
     ("/docker", None, "", Some(0)),
@@ -94,7 +94,7 @@ fn encode(out: &mut dyn Encoder, round: u64) {
     out.sample(Labels::new(&sets[2], &[("metric_name", "broken")]), nan);
 }
 
-/// Of two snapshots that are two seconds apart.
+/// An inventory with rates: the second of two frames that are two seconds apart.
 pub(super) fn inventory() -> Inventory {
     let subjects = || {
         let subjects = CGROUPS.iter().map(|(path, id, _, parent)| Subject {
@@ -263,12 +263,12 @@ fn a_record_has_the_numbers_of_the_families() {
         assert_eq!(&record[name], value, "{name}");
     }
     assert_eq!(record["cpu"]["usage_seconds"], 3.0);
-    // Ten events between 1 and 2 s within the interval, of twenty in all.
+    // Within the interval there are ten events between 1 and 2 s, of twenty in total.
     let expected = json!({ "count": 10, "p50": 1.5, "p90": 1.9, "p99": 1.99 });
     assert_eq!(record["latency"]["runqueue"], expected);
     assert_eq!(record["latency"]["tcp_rtt"], Value::Null);
     let (_, root) = get(&server, "/api/v1/containers/%2F");
-    assert_eq!(root["memory_limit"], Value::Null, "0 is no limit");
+    assert_eq!(root["memory_limit"], Value::Null, "0 means no limit");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn trees() {
 }
 
 #[test]
-fn requests_that_mean_nothing_are_told_why() {
+fn invalid_requests_get_an_error_that_says_why() {
     let server = server();
     for (path, code, part) in [
         ("containers?colour=red", 400, "no parameter \"colour\""),
@@ -304,7 +304,7 @@ fn requests_that_mean_nothing_are_told_why() {
         ),
         ("containers?limit=-1", 400, "limit=-1"),
         ("containers?limit=+1", 400, "limit= 1"),
-        ("containers?limit=1&limit=2", 400, "limit is there twice"),
+        ("containers?limit=1&limit=2", 400, "limit is given twice"),
         ("containers?all=yes", 400, "expected true or false"),
         (
             "containers?state=paused",
@@ -312,14 +312,18 @@ fn requests_that_mean_nothing_are_told_why() {
             "expected one of running, ended",
         ),
         ("containers?sort=colour", 400, "expected one of cgroup"),
-        ("containers?name=", 400, "name: expected a text"),
-        ("containers?name=%ff", 400, "name: expected a text in UTF-8"),
+        ("containers?name=", 400, "name: expected a non-empty text"),
+        (
+            "containers?name=%ff",
+            400,
+            "name: expected a non-empty text in UTF-8",
+        ),
         (
             "containers?name=%zz",
             400,
-            "\"%zz\" is no percent-encoded byte",
+            "\"%zz\" is not a percent-encoded byte",
         ),
-        ("containers/%4", 400, "\"%4\" is no percent-encoded byte"),
+        ("containers/%4", 400, "\"%4\" is not a percent-encoded byte"),
         ("containers/%ff", 400, "not UTF-8"),
         ("cgroups?depth=33", 400, "from 0 to 32"),
         ("containers/", 404, "there is nothing at"),
@@ -367,7 +371,7 @@ fn methods_and_media() {
 }
 
 #[test]
-fn too_many_requests_are_told_to_come_back() {
+fn too_many_requests_get_503_with_retry_after() {
     let server = Server::start(Duration::from_secs(2), 1);
     let mut slow = server.connect();
     slow.write_all(b"GET /api/v1/cgroups HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -382,7 +386,7 @@ fn too_many_requests_are_told_to_come_back() {
     assert_eq!(parsed(&text).0, 200);
 }
 
-/// Checks a value against a schema, in the words that the document uses; others are an error.
+/// Checks a value against a schema. Fails for schema keywords that it does not know.
 fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     let Some(schema) = schema.as_object() else {
         assert_eq!(schema, &json!(true), "{at}");
@@ -484,8 +488,8 @@ fn the_document_describes_the_answers() {
         let code = if path.contains('{') { 400 } else { code };
         check(&document, &schema(path, &code.to_string()), &refusal, path);
     }
-    assert!(paths.is_empty(), "{paths:?} are not asked for here");
-    // That the check can fail.
+    assert!(paths.is_empty(), "no request above covers {paths:?}");
+    // Makes sure that the check can fail.
     let wrong = json!({ "error": 1 });
     let fails = std::panic::catch_unwind(|| {
         check(&document, &schema("/api/v1/status", "400"), &wrong, "");
