@@ -1,13 +1,13 @@
-//! Custom metrics: what applications say of themselves, for the container that they run in.
+//! Custom metrics: an application's own metrics, served with the labels of its container.
 //!
-//! Two ways in: an application's own Prometheus endpoint, asked inside its network namespace
-//! ([`Worker`]), and text files in a directory (`textfile`). Both are threads of their own with
-//! limits of time and size; both leave what they learn in the [`Store`]. [`Index`] puts the
-//! families of all containers together for an exposition.
+//! They come from two places: an application's own Prometheus endpoint, requested from inside its
+//! network namespace ([`Worker`]), and text files in a directory (`textfile`). Each has its own
+//! thread with limits of time and size, and puts its results into the [`Store`]. [`Index`] merges
+//! the families of all containers for an exposition.
 //!
-//! Invariants: whoever reads the store never waits for an application or a file; what an
-//! application says is bounded, parsed and renamed before it gets here; only ports of the
-//! container's own network namespace are asked, the host's if `--custom.host-network` allows it.
+//! Invariants: a reader of the store never waits for an application or a file. What an application
+//! exports is bounded, parsed and renamed before it gets here. Only ports in the container's own
+//! network namespace are requested; those of the host's only if `--custom.host-network` allows it.
 //! Checked by tests/live/custom.rs.
 
 mod endpoint;
@@ -43,7 +43,8 @@ pub struct Options {
     pub max_body: usize,
     /// `--custom.max-samples`
     pub max_samples: usize,
-    /// `--custom.max-age`; `None`: as long as [`Options::file_age`] and [`Options::endpoint_age`] say.
+    /// `--custom.max-age`; `None` selects the defaults of [`Options::file_age`] and
+    /// [`Options::endpoint_age`].
     pub max_age: Option<Duration>,
     /// `--custom.host-network`
     pub host_network: bool,
@@ -70,12 +71,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// How old a file may be.
+    /// Maximum age of a text file.
     pub fn file_age(&self) -> Duration {
         self.max_age.unwrap_or(Duration::from_secs(300))
     }
 
-    /// How old an endpoint's last good answer may be.
+    /// Maximum age of an endpoint's last valid answer.
     pub fn endpoint_age(&self, interval: Duration) -> Duration {
         self.max_age.unwrap_or(interval * 3)
     }

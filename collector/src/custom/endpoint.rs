@@ -1,4 +1,4 @@
-//! Which endpoints there are: by a container's labels and annotations, and by rules.
+//! Finds endpoints: by a container's labels and annotations, and by rules.
 
 use std::time::Duration;
 
@@ -6,35 +6,35 @@ use regex::Regex;
 
 use crate::cgroup::{Container, Names};
 
-/// Where an application's metrics are, in its network namespace.
+/// Where an application serves its metrics, in its network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// TCP port.
     pub port: u16,
-    /// Path of the request, begins with a slash.
+    /// Path of the request; begins with a slash.
     pub path: String,
-    /// How often it is asked.
+    /// Interval between requests.
     pub interval: Duration,
 }
 
-/// A rule of the configuration: the endpoint of every cgroup that fits.
+/// A rule of the configuration: the endpoint of every cgroup that matches.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Fits the cgroup's path.
+    /// Matches the cgroup's path.
     pub id: Option<Regex>,
-    /// Fits the container's name.
+    /// Matches the container's name.
     pub name: Option<Regex>,
-    /// Fits its image.
+    /// Matches the container's image.
     pub image: Option<Regex>,
-    /// Fits its Kubernetes namespace.
+    /// Matches the container's Kubernetes namespace.
     pub namespace: Option<Regex>,
     /// The endpoint.
     pub endpoint: Endpoint,
 }
 
 impl Rule {
-    /// Whether a cgroup, by its path and what it is called, is meant. A pod's name is its
-    /// containers' within it; its sandbox has no application.
+    /// Whether the rule matches a cgroup with this path and these names. In a pod the name is that
+    /// of the container within the pod. The sandbox matches no name, as it runs no application.
     pub fn fits(&self, path: &str, names: &Names<'_>) -> bool {
         let fits = |regex: &Option<Regex>, text: &str| {
             regex
@@ -53,12 +53,13 @@ impl Rule {
     }
 }
 
-/// The endpoint that a container's annotations or labels tell of, as is usual under Kubernetes:
-/// `prometheus.io/scrape`, `port`, `path`, `scheme`; and whether it is its pod's: annotations are.
+/// Finds the endpoint in a container's annotations or labels, as is usual under Kubernetes:
+/// `prometheus.io/scrape`, `port`, `path`, `scheme`. Also returns whether the endpoint is the
+/// pod's, as it is with annotations.
 ///
 /// # Errors
 ///
-/// When they ask to be scraped and can't be followed: what is wrong and what would be right.
+/// When they ask for scrapes but are invalid. The message says what is wrong and what is expected.
 pub fn by_labels(
     container: &Container,
     interval: Duration,
@@ -80,18 +81,19 @@ pub fn by_labels(
         && scheme != "http"
     {
         return Err(format!(
-            "prometheus.io/scheme: {scheme:?} is not http, which is all that can be asked inside a \
-             container: leave it out, or have Prometheus scrape the application itself"
+            "prometheus.io/scheme: {scheme:?} is not supported, only http is, inside a \
+             container: remove it, or let Prometheus scrape the application directly"
         ));
     }
-    let port = value("port").ok_or("prometheus.io/port is missing: set it to the metrics' port")?;
+    let port =
+        value("port").ok_or("prometheus.io/port is missing: set it to the port of the metrics")?;
     let port = port
         .parse()
         .ok()
         .filter(|&port| port != 0)
         .ok_or_else(|| format!("prometheus.io/port: {port:?} is not a port from 1 to 65535"))?;
     let path = path_of(value("path").unwrap_or("/metrics"))
-        .ok_or("prometheus.io/path is not the path of a request, such as /metrics")?;
+        .ok_or("prometheus.io/path is not a valid path, such as /metrics")?;
     let endpoint = Endpoint {
         port,
         path,
@@ -100,7 +102,7 @@ pub fn by_labels(
     Ok(Some((endpoint, pod)))
 }
 
-/// A request's path; one that lacks its slash gets it.
+/// Returns the path of a request. Adds the leading slash if it is missing.
 pub fn path_of(text: &str) -> Option<String> {
     let legal = text.len() <= 1024 && text.chars().all(|c| c.is_ascii_graphic() && c != '#');
     let slash = if text.starts_with('/') { "" } else { "/" };
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_counts_before_a_label() {
+    fn annotations_take_precedence_over_labels() {
         let mut container = container(&[SCRAPE, PORT]);
         let annotation = ("prometheus.io/port".to_owned(), "9".to_owned());
         container.annotations.extend([annotation]);
@@ -165,7 +167,7 @@ mod tests {
             found.map(|(endpoint, pod)| (endpoint.port, pod))
         };
         assert_eq!(found(&container), Some((9, false)));
-        // An annotation is the pod's, a label the container's, unless that is the sandbox.
+        // Annotations belong to the pod. Labels belong to the container, except the sandbox's.
         container.pod = Some(Pod::default());
         assert_eq!(found(&container), Some((9, false)));
         let annotation = ("prometheus.io/scrape".to_owned(), "true".to_owned());
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_followed_is_told() {
+    fn invalid_labels_are_an_error() {
         for (labels, told) in [
             (vec![SCRAPE], "prometheus.io/port is missing"),
             (vec![SCRAPE, ("prometheus.io/port", "0")], "1 to 65535"),
@@ -182,7 +184,7 @@ mod tests {
             (vec![SCRAPE, ("prometheus.io/port", "a\nb")], "\"a\\nb\""),
             (
                 vec![SCRAPE, PORT, ("prometheus.io/scheme", "https")],
-                "not http",
+                "only http",
             ),
             (
                 vec![SCRAPE, PORT, ("prometheus.io/path", "/a b")],

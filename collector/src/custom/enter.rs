@@ -1,8 +1,8 @@
-//! Into a container's network namespace: whose it is, and a connection from within.
+//! Enters a container's network namespace and connects from within.
 //!
-//! Invariants: the process by which a namespace is found was in the cgroup after the namespace had
-//! been opened, so that a pid that is another's by now is never followed; the host's own namespace
-//! and the agent's are not entered unless that is allowed.
+//! Invariants: the process that leads to a namespace is still in the cgroup after the namespace was
+//! opened, so a reused pid is never followed. The host's network namespace and the agent's own are
+//! entered only if that is allowed.
 
 use std::{
     fs::{self, File},
@@ -19,18 +19,19 @@ use tokio::sync::oneshot;
 use super::{Failure, Reason};
 use crate::kernel::netns;
 
-/// How long a connection may take to come about.
+/// Time limit for a connection.
 const CONNECT: Duration = Duration::from_secs(1);
-/// How many cgroups below one are searched for a process.
+/// Maximum number of cgroups that are searched for a process.
 const SEARCH: usize = 256;
 
-/// The first process of a cgroup, or of those below it.
+/// Returns a process of a cgroup, or of its descendants if it has none itself. It is `preferred` if
+/// that one is in the same cgroup.
 fn process(directory: &Path, preferred: Option<u32>) -> io::Result<Option<u32>> {
     let mut left = vec![directory.to_owned()];
     let mut looked = 0;
     while let Some(directory) = left.pop() {
         let text = fs::read_to_string(directory.join("cgroup.procs"))?;
-        // 0 is a process that this PID namespace doesn't show.
+        // 0 stands for a process outside this PID namespace.
         let mut pids = text.lines().filter_map(|pid| pid.parse().ok());
         let first = pids.clone().find(|&pid| pid != 0);
         if let Some(pid) = preferred
@@ -53,37 +54,32 @@ fn process(directory: &Path, preferred: Option<u32>) -> io::Result<Option<u32>> 
     Ok(None)
 }
 
-/// Whether two files are the same namespace.
+/// Whether two files refer to the same namespace.
 fn same(left: &fs::Metadata, right: &fs::Metadata) -> bool {
     (left.dev(), left.ino()) == (right.dev(), right.ino())
 }
 
-/// The network namespace of a cgroup's processes.
+/// Opens the network namespace of a cgroup's processes.
 fn namespace(directory: &Path, preferred: Option<u32>, host: bool) -> Result<File, Failure> {
     let failed = |error: io::Error| {
         Failure::new(
             Reason::Namespace,
-            format!("its network namespace can't be found: {error}"),
+            format!("the network namespace of the cgroup can't be opened: {error}"),
         )
     };
-    let none = || {
-        Failure::new(
-            Reason::Namespace,
-            "it has no process that the agent can see",
-        )
-    };
+    let none = || Failure::new(Reason::Namespace, "the agent sees no process in the cgroup");
     let pid = process(directory, preferred)
         .map_err(failed)?
         .ok_or_else(none)?;
     let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(failed)?;
-    // The pid may be another process's by now, unless it is still in there.
+    // The pid may have been reused, unless it is still in the cgroup.
     if process(directory, Some(pid)).map_err(failed)? != Some(pid) {
         return Err(none());
     }
     if !host && is_host(&namespace.metadata().map_err(failed)?).map_err(failed)? {
         return Err(Failure::new(
             Reason::HostNetwork,
-            "it shares the host's network namespace, where any port could be meant; \
+            "the container shares the host's network namespace, where a port may belong to any program; \
              --custom.host-network allows that",
         ));
     }
@@ -95,15 +91,15 @@ fn is_host(found: &fs::Metadata) -> io::Result<bool> {
     if same(&fs::metadata("/proc/thread-self/ns/net")?, found) {
         return Ok(true);
     }
-    // pid 1 is the host's where the agent can see the host's processes at all.
+    // If the agent can see the host's processes, pid 1 is the host's.
     match fs::metadata("/proc/1/ns/net") {
         Ok(first) => Ok(same(&first, found)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             static TOLD: Once = Once::new();
             TOLD.call_once(|| {
                 tracing::warn!(
-                    "custom metrics: the network namespace of process 1 can't be read, which takes \
-                     CAP_SYS_PTRACE; the agent's own is taken for the host's"
+                    "custom metrics: the network namespace of process 1 can't be read without \
+                     CAP_SYS_PTRACE; the agent assumes that the host's is its own"
                 );
             });
             Ok(false)
@@ -116,7 +112,7 @@ fn is_host(found: &fs::Metadata) -> io::Result<bool> {
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why the connection failed.
 pub async fn connect(
     directory: &Path,
     preferred: Option<u32>,
@@ -126,13 +122,21 @@ pub async fn connect(
     let namespace = namespace(directory, preferred, host)?;
     let (done, connected) = oneshot::channel();
     netns::connect_in(namespace, port, CONNECT, move |result| {
-        // Whoever asked may have given up.
+        // The caller may have given up.
         let _ = done.send(result);
     })
-    .map_err(|error| Failure::new(Reason::Namespace, format!("no thread: {error}")))?;
-    let result = connected
-        .await
-        .map_err(|_| Failure::new(Reason::Namespace, "the thread that enters namespaces ended"))?;
+    .map_err(|error| {
+        Failure::new(
+            Reason::Namespace,
+            format!("no thread could be started: {error}"),
+        )
+    })?;
+    let result = connected.await.map_err(|_| {
+        Failure::new(
+            Reason::Namespace,
+            "the thread that enters namespaces has ended",
+        )
+    })?;
     result.map_err(|error| {
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => Reason::Timeout,

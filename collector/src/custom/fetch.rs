@@ -1,7 +1,7 @@
-//! One request to an application's endpoint.
+//! Sends one request to an application's endpoint.
 //!
-//! Invariants: no more than the limits of bytes is ever held, whatever the application sends or
-//! keeps sending; no redirect is followed. Time is the caller's business.
+//! Invariants: memory use stays within the byte limits, whatever the application sends. No redirect
+//! is followed. The caller limits the time.
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Empty};
@@ -15,21 +15,21 @@ use tokio::net::TcpStream;
 
 use super::{Failure, Reason};
 
-/// Largest head of an answer.
+/// Largest head of an answer, bytes.
 const HEAD: usize = 16 << 10;
 const ACCEPTED: &str =
     "text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1";
 
 fn protocol(error: &hyper::Error) -> Failure {
-    // hyper's words are of its own, not of the peer's.
+    // The text of a hyper error contains nothing that the peer sent.
     Failure::new(Reason::Protocol, format!("not an HTTP answer: {error}"))
 }
 
-/// Asks for `path`.
+/// Requests `path`.
 ///
 /// # Errors
 ///
-/// What was wrong with the answer.
+/// What is wrong with the answer.
 pub async fn fetch(
     stream: std::net::TcpStream,
     port: u16,
@@ -50,7 +50,7 @@ pub async fn fetch(
         .header(ACCEPT, ACCEPTED)
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| Failure::new(Reason::Protocol, format!("not a request: {error}")))?;
+        .map_err(|error| Failure::new(Reason::Protocol, format!("invalid request: {error}")))?;
     let talk = async {
         let answer = sender
             .send_request(request)
@@ -75,7 +75,7 @@ pub async fn fetch(
         }
         Ok(text.freeze())
     };
-    // The connection is driven as long as there is talk, and ends with it.
+    // The connection is driven until the exchange is over.
     tokio::pin!(driver);
     tokio::pin!(talk);
     let mut driven = false;

@@ -1,9 +1,9 @@
-//! The families of all containers, put together for an exposition.
+//! Merges the families of all containers for an exposition.
 //!
-//! Invariants: a family is there once, with one type and one help, whoever has it; no name of a
-//! sample belongs to two families, nor to one of the agent's; no series is there twice; no cgroup
-//! has more than `--custom.max-samples`. What loses is told. The type that a name has had stays as
-//! long as somebody offers it.
+//! Invariants: a family appears once, with one type and one help text, however many containers have
+//! it. A sample's name belongs to one family, and never to one of the agent's. No series appears
+//! twice. No cgroup has more than `--custom.max-samples`. What is left out is reported. The type of
+//! a name stays as long as a container offers it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -16,33 +16,33 @@ use crate::{
     exposition::{Kind, LabelSet},
 };
 
-/// What an endpoint or a file says of a cgroup.
+/// Families from an endpoint or a file, for one cgroup.
 #[derive(Clone, Debug)]
 pub struct Input {
     /// The cgroup's node.
     pub node: NodeId,
-    /// Its id.
+    /// Id of the cgroup.
     pub cgroup: u64,
     /// The cgroup's path, for the log.
     pub path: String,
-    /// What is said.
+    /// The families.
     pub families: Arc<Vec<Family>>,
 }
 
 /// A family of an exposition.
 #[derive(Debug)]
 pub struct Group {
-    /// Its name with the prefix.
+    /// Name with the prefix.
     pub full: String,
-    /// Its name without.
+    /// Name without the prefix.
     pub name: String,
-    /// Help of the first that has some.
+    /// The first help text that is not empty.
     pub help: String,
-    /// Kind.
+    /// Type.
     pub kind: Kind,
-    /// Whether no other family is called as this counter is without its `_total`.
+    /// Whether no other family has the name that this counter has without `_total`.
     pub alone: bool,
-    /// Whose it is.
+    /// The cgroups that have it.
     pub members: Vec<Member>,
 }
 
@@ -51,16 +51,16 @@ pub struct Group {
 pub struct Member {
     /// The cgroup's node.
     pub node: NodeId,
-    /// Its id.
+    /// Id of the cgroup.
     pub cgroup: u64,
     families: Arc<Vec<Family>>,
     at: usize,
-    /// Series that another member of the same cgroup has.
+    /// Series that another member of the same cgroup already has.
     twice: HashSet<LabelSet>,
 }
 
 impl Member {
-    /// Its series.
+    /// Returns its series.
     pub fn series(&self) -> impl Iterator<Item = &super::Series> {
         let all = self.families.get(self.at).map(|family| &family.series);
         all.into_iter()
@@ -72,9 +72,9 @@ impl Member {
 /// All families.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// In the order of their names.
+    /// Families ordered by name.
     pub groups: Vec<Group>,
-    /// What had to be left out, in words, and how many samples or families that are.
+    /// What was left out: a message, its reason, and the number of samples or families.
     pub losses: BTreeMap<String, (Reason, usize)>,
 }
 
@@ -82,14 +82,14 @@ struct Making<'a> {
     prefix: &'a str,
     taken: &'a dyn Fn(&str) -> bool,
     groups: BTreeMap<String, Group>,
-    /// Names of samples, and of the groups that have them.
+    /// Names of samples, and the groups that they belong to.
     claims: HashMap<String, String>,
     losses: BTreeMap<String, (Reason, usize)>,
 }
 
 impl Index {
-    /// Puts together what there is. `taken` says whether a name is one of the agent's own;
-    /// `before` is what was there last time.
+    /// Merges the inputs. `taken` says whether a name belongs to the agent; `before` is the
+    /// previous index.
     pub fn new(
         mut inputs: Vec<Input>,
         prefix: &str,
@@ -149,7 +149,7 @@ impl Making<'_> {
             && group.kind != family.kind
         {
             let told = format!(
-                "{path}: {full} is a {}, elsewhere a {}",
+                "{path}: {full} is a {} here, but a {} elsewhere",
                 family.kind.name(),
                 group.kind.name()
             );
@@ -162,11 +162,11 @@ impl Making<'_> {
                 let other = match self.claims.get(name) {
                     Some(other) => other.as_str(),
                     None if (self.taken)(name) => {
-                        "a metric of the agent's own, see --custom.prefix"
+                        "a metric of the agent itself, see --custom.prefix"
                     }
                     None => continue,
                 };
-                let told = format!("{path}: {full} has the name {name}, which belongs to {other}");
+                let told = format!("{path}: {full} uses the name {name}, which belongs to {other}");
                 return self.lose(told, Reason::Conflict, 1);
             }
             self.claims
@@ -212,7 +212,7 @@ impl Making<'_> {
             twice: twice.clone(),
         });
         if !twice.is_empty() {
-            let told = format!("{path}: {full} has series that are told twice");
+            let told = format!("{path}: {full} has duplicate series");
             self.lose(told, Reason::Conflict, twice.len());
         }
     }
@@ -225,7 +225,7 @@ impl Making<'_> {
             taken,
             ..
         } = self;
-        // In OpenMetrics a counter also has its name without `_total`, and one for when it was made.
+        // In OpenMetrics a counter also has the names without `_total` and with `_created`.
         let bases: BTreeSet<String> = groups
             .values()
             .filter(|group| group.kind == Kind::Counter)
@@ -299,20 +299,23 @@ mod tests {
     }
 
     #[test]
-    fn the_first_type_wins_and_stays() {
+    fn the_first_type_is_used_and_stays() {
         let gauge = input(2, "/a", "# TYPE x gauge\nx 1\n");
         let counter = input(3, "/b", "# TYPE x counter\nx 1\n");
         let first = index(vec![counter.clone()], &Index::default());
         let both = index(vec![gauge.clone(), counter], &first);
         assert_eq!(shown(&both), [("c_x", Kind::Counter, 1)]);
-        assert_eq!(told(&both), ["/a: c_x is a gauge, elsewhere a counter"]);
+        assert_eq!(
+            told(&both),
+            ["/a: c_x is a gauge here, but a counter elsewhere"]
+        );
         let left = index(vec![gauge], &both);
         assert_eq!(shown(&left), [("c_x", Kind::Gauge, 1)]);
         assert!(left.losses.is_empty());
     }
 
     #[test]
-    fn names_of_samples_belong_to_one() {
+    fn a_sample_s_name_belongs_to_one_family() {
         let histogram = "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n";
         let inputs = vec![
             input(2, "/a", histogram),
@@ -337,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn no_series_twice() {
+    fn duplicate_series_are_left_out() {
         let inputs = vec![
             input(2, "/a", "x{k=\"1\"} 1\nx{k=\"2\"} 2\n"),
             input(2, "/a", "x{k=\"2\"} 3\nx{k=\"3\"} 3\n"),

@@ -1,35 +1,35 @@
-//! Reading Prometheus's text format 0.0.4 and OpenMetrics 1.0, as applications write them.
+//! Parses Prometheus text 0.0.4 and OpenMetrics 1.0, as applications write them.
 //!
-//! Invariants: total and bounded: any bytes give a result, its size is limited by
-//! [`Limits::samples`]; a bad line costs itself alone. What is wrong is told by line number and in
-//! fixed words: what an application says never gets into the log. Timestamps, exemplars, units and
-//! creation times are not taken over. Checked by the table and the properties in [`tests`].
+//! Invariants: any bytes give a result, and its size is bounded by [`Limits::samples`]. A bad line
+//! affects nothing else. Errors consist of a line number and a fixed text, so nothing that an
+//! application sends reaches the log. Timestamps, exemplars, units and creation times are ignored.
+//! Checked by the table and the properties in [`tests`].
 
 use std::collections::HashMap;
 
 use super::series::{Draft, Family, Labels, owner_of};
 use crate::exposition::Kind;
 
-/// Longest line that is read.
+/// Longest line that is parsed, bytes.
 const LINE: usize = 16 << 10;
-/// Most labels of a sample.
+/// Maximum number of labels of a sample.
 const LABELS: usize = 64;
 
-/// How much is taken, and from whom.
+/// Limits of a text.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most samples, and most families.
+    /// Maximum number of samples, and of families.
     pub samples: usize,
-    /// Whether labels may say whose a sample is.
+    /// Whether labels may name the owner of a sample.
     pub owners: bool,
 }
 
-/// Bad lines.
+/// Lines that could not be parsed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bad {
-    /// How many.
+    /// Number of bad lines.
     pub count: usize,
-    /// The first ones: number, from 1, and what is wrong.
+    /// The first bad lines: line number, from 1, and what is wrong.
     pub first: Vec<(usize, &'static str)>,
 }
 
@@ -42,14 +42,14 @@ impl Bad {
     }
 }
 
-/// What a text says.
+/// Contents of a text.
 #[derive(Debug, Default)]
 pub struct Parsed {
-    /// Families in the order of their first lines, those without samples left out.
+    /// Families in the order of their first lines, without those that have no samples.
     pub families: Vec<Family>,
-    /// Samples in them.
+    /// Number of samples in them.
     pub samples: usize,
-    /// Samples beyond the limit, left out.
+    /// Number of samples left out because of the limit.
     pub excess: usize,
     /// Lines left out.
     pub bad: Bad,
@@ -57,7 +57,7 @@ pub struct Parsed {
     pub timestamp: Option<usize>,
 }
 
-/// One sample's line, taken apart.
+/// The parts of a sample's line.
 #[derive(Debug, PartialEq)]
 struct Sample<'a> {
     name: &'a str,
@@ -71,13 +71,14 @@ fn is_name(text: &str, colons: bool) -> bool {
     text.chars().all(legal) && text.starts_with(|c: char| !c.is_ascii_digit())
 }
 
-/// Splits at the first blank.
+/// Splits a text at the first blank.
 fn word(text: &str) -> (&str, &str) {
     let text = text.trim_start_matches([' ', '\t']);
     text.split_once([' ', '\t']).unwrap_or((text, ""))
 }
 
-/// Undoes escapes up to a quote, or to the end where nothing is quoted; returns what follows.
+/// Undoes escapes up to the closing quote, or up to the end of an unquoted text. Returns the value
+/// and the rest.
 fn unescaped(text: &str, quoted: bool) -> Result<(String, &str), &'static str> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -94,12 +95,12 @@ fn unescaped(text: &str, quoted: bool) -> Result<(String, &str), &'static str> {
         }
     }
     if quoted {
-        return Err("a quote is not closed");
+        return Err("missing closing quote");
     }
     Ok((value, ""))
 }
 
-/// Labels and what follows their closing brace.
+/// Parses labels. Returns them and the text after their closing brace.
 fn labels(mut rest: &str) -> Result<(Labels, &str), &'static str> {
     let mut labels = Labels::new();
     loop {
@@ -107,37 +108,37 @@ fn labels(mut rest: &str) -> Result<(Labels, &str), &'static str> {
         if let Some(rest) = rest.strip_prefix('}') {
             return Ok((labels, rest));
         }
-        let (name, value) = rest.split_once('=').ok_or("no = after a label's name")?;
+        let (name, value) = rest.split_once('=').ok_or("missing = after a label name")?;
         let name = name.trim_matches([' ', '\t']);
         if !is_name(name, false) || name.starts_with("__") {
-            return Err("not a label's name");
+            return Err("invalid label name");
         }
         let value = value.trim_start_matches([' ', '\t']);
         let value = value
             .strip_prefix('"')
-            .ok_or("a label's value is not quoted")?;
+            .ok_or("a label value is not quoted")?;
         let (value, after) = unescaped(value, true)?;
         if labels.len() == LABELS {
             return Err("more than 64 labels");
         }
         if labels.iter().any(|(found, _)| found == name) {
-            return Err("a label twice");
+            return Err("duplicate label");
         }
         labels.push((name.to_owned(), value));
         let after = after.trim_start_matches([' ', '\t']);
         rest = match after.strip_prefix(',') {
             Some(rest) => rest,
             None if after.starts_with('}') => after,
-            None => return Err("neither a comma nor a brace after a label"),
+            None => return Err("expected a comma or a closing brace after a label"),
         };
     }
 }
 
 fn sample(line: &str) -> Result<Sample<'_>, &'static str> {
-    let end = line.find(['{', ' ', '\t']).ok_or("no value")?;
+    let end = line.find(['{', ' ', '\t']).ok_or("missing value")?;
     let (name, rest) = line.split_at(end);
     if name.is_empty() || !is_name(name, true) {
-        return Err("not a metric's name");
+        return Err("invalid metric name");
     }
     let rest = rest.trim_start_matches([' ', '\t']);
     let (labels, rest) = match rest.strip_prefix('{') {
@@ -145,8 +146,9 @@ fn sample(line: &str) -> Result<Sample<'_>, &'static str> {
         None => (Vec::new(), rest),
     };
     let (value, rest) = word(rest);
-    // Rust's floats are a superset of the format's, hexadecimal ones excepted, which nobody writes.
-    let value = value.parse().map_err(|_| "not a number")?;
+    // Rust's floats are a superset of the format's, except hexadecimal ones, which are not used in
+    // practice.
+    let value = value.parse().map_err(|_| "the value is not a number")?;
     let rest = rest.trim_matches([' ', '\t']);
     let (timestamp, rest) = if rest.starts_with('#') {
         ("", rest)
@@ -154,11 +156,11 @@ fn sample(line: &str) -> Result<Sample<'_>, &'static str> {
         word(rest)
     };
     if !timestamp.is_empty() && timestamp.parse::<f64>().is_err() {
-        return Err("not a timestamp");
+        return Err("invalid timestamp");
     }
     let rest = rest.trim_start_matches([' ', '\t']);
     if !rest.is_empty() && !rest.starts_with("# {") {
-        return Err("something after the value");
+        return Err("unexpected text after the value");
     }
     Ok(Sample {
         name,
@@ -168,7 +170,7 @@ fn sample(line: &str) -> Result<Sample<'_>, &'static str> {
     })
 }
 
-/// The families that a text has told of so far.
+/// The families found so far.
 struct Families {
     limits: Limits,
     drafts: Vec<Draft>,
@@ -193,7 +195,7 @@ impl Families {
         self.drafts.get(*self.by_name.get(name)?)?.kind
     }
 
-    /// `# TYPE` and `# HELP`.
+    /// Parses `# TYPE` and `# HELP`.
     fn comment(&mut self, line: &str) -> Result<(), &'static str> {
         let (keyword, rest) = word(&line[1..]);
         if !matches!(keyword, "TYPE" | "HELP") {
@@ -201,7 +203,7 @@ impl Families {
         }
         let (name, rest) = word(rest);
         if name.is_empty() || !is_name(name, true) {
-            return Err("not a metric's name");
+            return Err("invalid metric name");
         }
         let Some(draft) = self.entry(name) else {
             return Ok(());
@@ -213,7 +215,7 @@ impl Families {
             return Ok(());
         }
         if draft.kind.is_some() {
-            return Err("the type is told twice, or after the first sample");
+            return Err("repeated type, or type after the first sample");
         }
         draft.kind = Some(match rest.trim() {
             "counter" => Kind::Counter,
@@ -221,12 +223,12 @@ impl Families {
             "histogram" => Kind::Histogram,
             "summary" => Kind::Summary,
             "untyped" | "unknown" | "gaugehistogram" => Kind::Untyped,
-            _ => return Err("not a type"),
+            _ => return Err("unknown type"),
         });
         Ok(())
     }
 
-    /// Whether a sample is the time at which a counter, histogram or summary was made.
+    /// Whether a sample is the creation time of a counter, histogram or summary.
     fn is_creation_time(&self, name: &str) -> bool {
         let Some(base) = name.strip_suffix("_created") else {
             return false;
@@ -255,7 +257,7 @@ impl Families {
                 return draft.part(number, suffix, sample.labels, owner, sample.value);
             }
         }
-        // OpenMetrics names a counter without its suffix.
+        // OpenMetrics declares a counter without its suffix.
         let mut declared = None;
         if let Some(base) = sample.name.strip_suffix("_total")
             && self.kind(sample.name).is_none()
@@ -271,14 +273,14 @@ impl Families {
             draft.help = help;
         }
         match *draft.kind.get_or_insert(Kind::Untyped) {
-            Kind::Histogram => Err("a histogram's sample without _bucket, _sum or _count"),
+            Kind::Histogram => Err("a sample of a histogram without _bucket, _sum or _count"),
             Kind::Summary => draft.part(number, "", sample.labels, owner, sample.value),
             _ => draft.single(number, sample.labels, owner, sample.value),
         }
     }
 }
 
-/// Reads a text.
+/// Parses a text.
 pub fn parse(text: &[u8], limits: Limits) -> Parsed {
     let mut parsed = Parsed::default();
     let mut families = Families {

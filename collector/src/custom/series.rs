@@ -1,11 +1,11 @@
-//! Families as they are put together from lines, and what becomes of their labels.
+//! Builds families from lines, and renames their labels.
 
 use std::collections::HashMap;
 
 use super::parse::Bad;
 use crate::exposition::{Distribution, Kind, LabelSet, Points};
 
-/// Labels of the cgroup's own: an application's label of that name is renamed as Prometheus would.
+/// Labels of the cgroup. An application's label with such a name is renamed as Prometheus does.
 const RESERVED: &[&str] = &[
     "id",
     "name",
@@ -16,15 +16,15 @@ const RESERVED: &[&str] = &[
     "metric_name",
 ];
 
-/// What the names of a container's allowed labels begin with.
+/// Prefix of the names of a container's allowed labels.
 const ALLOWED: &str = "container_label_";
 
-/// Whose a sample of a text file is.
+/// Owner of a sample in a text file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Owner {
     /// A cgroup, by its path.
     Path(String),
-    /// A container, by its id or the beginning of it.
+    /// A container, by its id or a prefix of it.
     ContainerId(String),
     /// A container, by its name.
     Container(String),
@@ -32,14 +32,14 @@ pub enum Owner {
 
 type Make = fn(String) -> Owner;
 
-/// Labels by which a text file says whose a sample is, in the order in which they count.
+/// Labels by which a text file names the owner of a sample, in order of precedence.
 const OWNERS: [(&str, Make); 3] = [
     ("id", Owner::Path),
     ("container_id", Owner::ContainerId),
     ("container", Owner::Container),
 ];
 
-/// Whose a sample is, by its labels.
+/// Finds the owner of a sample in its labels.
 pub fn owner_of(labels: &[(String, String)]) -> Option<Owner> {
     OWNERS.iter().find_map(|(name, owner)| {
         let (_, value) = labels
@@ -49,21 +49,21 @@ pub fn owner_of(labels: &[(String, String)]) -> Option<Owner> {
     })
 }
 
-/// A family that an application defines.
+/// A family of an application.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Family {
-    /// Name of its samples; of a histogram or summary without their suffixes.
+    /// Name of its samples; for a histogram or summary without their suffixes.
     pub name: String,
-    /// Help as told, may be empty.
+    /// Help text as given; may be empty.
     pub help: String,
-    /// Kind.
+    /// Type.
     pub kind: Kind,
     /// Series.
     pub series: Vec<Series>,
 }
 
 impl Family {
-    /// Samples in it.
+    /// Returns the number of its samples.
     pub fn samples(&self) -> usize {
         self.series
             .iter()
@@ -75,15 +75,15 @@ impl Family {
 /// One series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Whose it is, if a text file says so.
+    /// Owner, if a text file names one.
     pub owner: Option<Owner>,
-    /// The application's labels, those of the cgroup's names renamed.
+    /// Labels of the application; those with names of the cgroup's labels are renamed.
     pub labels: LabelSet,
     /// Values.
     pub points: Points,
 }
 
-/// Names and values.
+/// Names and values of labels.
 pub type Labels = Vec<(String, String)>;
 
 /// A series under construction.
@@ -103,13 +103,13 @@ pub struct Draft {
     pub name: String,
     /// See [`Family`].
     pub help: String,
-    /// `None` until it is told, or a sample came first.
+    /// `None` until the type is declared or the first sample is found.
     pub kind: Option<Kind>,
     parts: Vec<Part>,
     index: HashMap<(Option<Owner>, Labels), usize>,
 }
 
-/// Takes out what tells the owner, leaves out what is empty, renames what is reserved, and sorts.
+/// Removes the owner's labels and empty ones, renames reserved names, and sorts.
 fn settle(labels: Labels, owned: bool) -> Labels {
     let mut kept: Labels = labels
         .into_iter()
@@ -134,7 +134,7 @@ fn settle(labels: Labels, owned: bool) -> Labels {
 }
 
 impl Draft {
-    /// One without samples.
+    /// Makes a family without samples.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -164,7 +164,7 @@ impl Draft {
         &mut self.parts[at]
     }
 
-    /// A plain sample.
+    /// Adds a plain sample.
     ///
     /// # Errors
     ///
@@ -177,17 +177,17 @@ impl Draft {
         value: f64,
     ) -> Result<(), &'static str> {
         if self.kind == Some(Kind::Counter) && (value.is_nan() || value < 0.0) {
-            return Err("a counter below 0, or not a number");
+            return Err("the value of a counter is negative or not a number");
         }
         let part = self.series(line, labels, owner);
         if part.single.is_some() {
-            return Err("a series twice");
+            return Err("duplicate series");
         }
         part.single = Some(value);
         Ok(())
     }
 
-    /// A part of a histogram or summary, by the suffix of its sample's name.
+    /// Adds a sample of a histogram or summary, by the suffix of its name.
     ///
     /// # Errors
     ///
@@ -210,14 +210,14 @@ impl Draft {
                 let at = labels
                     .iter()
                     .position(|(name, _)| name == label)
-                    .ok_or("no label le, or quantile")?;
+                    .ok_or("missing label le or quantile")?;
                 let bound: f64 = labels
                     .swap_remove(at)
                     .1
                     .parse()
-                    .map_err(|_| "le, or quantile, is not a number")?;
+                    .map_err(|_| "the label le or quantile is not a number")?;
                 if bound.is_nan() || (label == "quantile" && !(0.0..=1.0).contains(&bound)) {
-                    return Err("le, or quantile, is out of range");
+                    return Err("the label le or quantile is out of range");
                 }
                 Some(bound)
             }
@@ -234,12 +234,12 @@ impl Draft {
             &mut distribution.count
         };
         if place.replace(value).is_some() {
-            return Err("a series twice");
+            return Err("duplicate series");
         }
         Ok(())
     }
 
-    /// The family, its series checked.
+    /// Returns the family with the series that are valid; the others count as bad lines.
     pub fn finish(self, bad: &mut Bad) -> Family {
         let kind = self.kind.unwrap_or(Kind::Untyped);
         let mut series = Vec::with_capacity(self.parts.len());
@@ -272,7 +272,7 @@ impl Draft {
     }
 }
 
-/// A count of events: whole, and not negative.
+/// Whether a value is a whole number that is not negative.
 fn is_count(value: f64) -> bool {
     value >= 0.0 && value.is_finite() && value.fract() == 0.0
 }
@@ -284,26 +284,24 @@ fn checked(mut of: Distribution, histogram: bool) -> Result<Distribution, &'stat
     }
     of.steps.sort_by(|left, right| left.0.total_cmp(&right.0));
     if of.steps.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        return Err("a bucket, or quantile, twice");
+        return Err("duplicate bucket or quantile");
     }
     if !histogram {
         return Ok(of);
     }
     if of.steps.last().is_none_or(|last| last.0 != f64::INFINITY) {
-        let count = of
-            .count
-            .ok_or("a histogram without its last bucket, +Inf")?;
+        let count = of.count.ok_or("a histogram without the bucket +Inf")?;
         of.steps.push((f64::INFINITY, count));
     }
     if of.steps.iter().any(|step| !is_count(step.1)) {
-        return Err("a bucket's value is not a count");
+        return Err("the value of a bucket is not a count");
     }
     if of.steps.windows(2).any(|pair| pair[0].1 > pair[1].1) {
         return Err("a histogram's buckets are not cumulative");
     }
     let total = of.steps.last().map(|last| last.1);
     if of.count.is_some() && of.count != total {
-        return Err("_count is not the last bucket's");
+        return Err("_count differs from the last bucket");
     }
     of.count = total;
     Ok(of)

@@ -1,4 +1,4 @@
-//! What was last learnt, and what went wrong.
+//! Results of the threads that read endpoints and files, and their errors.
 
 use std::{
     collections::BTreeMap,
@@ -8,41 +8,41 @@ use std::{
 
 use super::{Family, Owner};
 
-/// What can go wrong.
+/// Kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// Labels that can't be followed.
+    /// A container's labels or annotations are invalid.
     Discovery,
-    /// No process, or its namespace can't be entered.
+    /// The cgroup has no process, or its namespace can't be entered.
     Namespace,
-    /// The namespace is the host's.
+    /// The network namespace is the host's.
     HostNetwork,
-    /// Nobody listens there.
+    /// The connection was refused or failed.
     Connect,
-    /// Too slow.
+    /// The answer took too long.
     Timeout,
-    /// Not an answer of HTTP.
+    /// The answer is not valid HTTP.
     Protocol,
-    /// Not status 200.
+    /// The status of the answer is not 200.
     Status,
-    /// Too long.
+    /// The answer is too large.
     Size,
-    /// A line that can't be read.
+    /// A line can't be parsed.
     Parse,
-    /// A text file that can't be read, or isn't one.
+    /// A text file can't be read, or is not a regular file.
     File,
-    /// Text files with timestamps.
+    /// A text file contains timestamps.
     Timestamp,
-    /// More samples than allowed.
+    /// There are more samples than allowed.
     Samples,
-    /// A name or type that another family has, or a series that is there already.
+    /// Another family has the name or another type, or the series already exists.
     Conflict,
-    /// Samples of a text file for a cgroup or container that isn't there.
+    /// Samples of a text file belong to a cgroup or container that does not exist.
     Owner,
 }
 
 impl Reason {
-    /// As label `reason` has it.
+    /// Returns the value of the label `reason`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Discovery => "discovery",
@@ -63,18 +63,18 @@ impl Reason {
     }
 }
 
-/// Why an endpoint could not be read.
+/// Why an endpoint or a file could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
-    /// Kind.
+    /// Kind of the error.
     pub reason: Reason,
-    /// In words.
+    /// Message.
     pub text: String,
 }
 
 impl Failure {
-    /// One.
+    /// Makes a failure of kind `reason`.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self {
             reason,
@@ -86,7 +86,7 @@ impl Failure {
 /// An endpoint of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// The cgroup's id.
+    /// Id of the cgroup.
     pub cgroup: u64,
     /// Port.
     pub port: u16,
@@ -94,38 +94,38 @@ pub struct Key {
     pub path: String,
 }
 
-/// What came of asking an endpoint.
+/// Result of requesting an endpoint.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Whether the last request was answered.
     pub up: bool,
-    /// How long it took.
+    /// Duration of the last request.
     pub took: Duration,
-    /// Its last good answer, and when.
+    /// The last valid answer, and when it was requested.
     pub good: Option<(Instant, Arc<Vec<Family>>)>,
-    /// Samples in that.
+    /// Number of samples in the last answer; 0 if the request failed.
     pub samples: usize,
-    /// How long a good answer counts.
+    /// How long a valid answer is served.
     pub age: Duration,
 }
 
-/// What came of reading a text file.
+/// Contents of a text file.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// When it was written.
+    /// Modification time.
     pub modified: SystemTime,
     /// Its families by owner.
     pub families: Vec<(Option<Owner>, Arc<Vec<Family>>)>,
 }
 
-/// Errors by reason, and requests by outcome.
+/// Errors by reason, and requests by result.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Errors.
+    /// Errors by reason.
     pub errors: BTreeMap<Reason, u64>,
-    /// Requests that were answered.
+    /// Requests that succeeded.
     pub good: u64,
-    /// Requests that were not.
+    /// Requests that failed.
     pub failed: u64,
 }
 
@@ -141,22 +141,22 @@ impl Counters {
 /// Everything behind the store's lock.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Endpoints that have been asked.
+    /// Results of the endpoints that were requested.
     pub outcomes: BTreeMap<Key, Outcome>,
     /// Text files, by name.
     pub files: BTreeMap<String, File>,
     /// Counters.
     pub counters: Counters,
-    /// A number that grows when outcomes or files change.
+    /// Incremented when outcomes or files change.
     pub changes: u64,
 }
 
-/// What the threads leave, and the source reads.
+/// Shared results: the threads write them, the source reads them.
 #[derive(Clone, Debug, Default)]
 pub struct Store(Arc<Mutex<Contents>>);
 
 impl Store {
-    /// The contents; whoever has them does nothing that waits.
+    /// Locks the contents. Never wait for anything while the lock is held.
     pub fn lock(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,9 +1,9 @@
-//! Text files in a directory, as node_exporter's textfile collector reads them.
+//! Reads text files in a directory, as node_exporter's textfile collector does.
 //!
-//! Invariants: a thread of its own reads, so that a file system that hangs holds up nobody; only
-//! regular files are read, no link is followed, no FIFO or device is waited for; a file is read
-//! again only if it has changed. One that can't be used keeps what it said before until that is
-//! too old. A file whose last line has no end is being written.
+//! Invariants: a separate thread reads, so that a file system that hangs delays nobody. Only
+//! regular files are read: no link is followed, and the thread never waits for a FIFO or a device.
+//! A file is read again only if it has changed. If a file becomes unusable, its last contents are
+//! served until they are too old. A file whose last line has no newline counts as incomplete.
 
 use std::{
     collections::BTreeMap,
@@ -20,35 +20,35 @@ use std::{
 
 use super::{Failure, Family, File, Limits, Options, Owner, Reason, Series, Store, parse};
 
-/// Most files that are read.
+/// Maximum number of files that are read.
 const FILES: usize = 256;
-/// Most samples of a file, which may be of many containers.
+/// Maximum number of samples in a file, which may belong to many containers.
 const SAMPLES: usize = 50_000;
 /// How long the start waits for the first reading.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What tells that a file is as it was.
+/// Metadata by which a change of a file is detected.
 type Stamp = (u64, u64, i64, i64, i64, i64);
 
-/// What was told of a file, or of the directory, when it last changed.
+/// State of a file, or of the directory, as of its last change.
 #[derive(Debug, Default)]
 struct Seen {
     stamp: Option<Stamp>,
     told: Option<String>,
 }
 
-/// The thread that reads; it ends when this is dropped.
+/// The thread that reads. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Reader {
     _stop: mpsc::Sender<()>,
 }
 
 impl Reader {
-    /// Starts it, and gives it some time for a first reading.
+    /// Starts the thread, and waits a limited time for its first reading.
     ///
     /// # Errors
     ///
-    /// When there can't be a thread.
+    /// When the thread can't be created.
     pub fn start(directory: PathBuf, options: &Options, store: Store) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let (first, read) = mpsc::sync_channel::<()>(1);
@@ -83,12 +83,12 @@ struct Folder {
 }
 
 impl Folder {
-    /// Reads what has changed.
+    /// Reads the files that have changed.
     fn read(&mut self) {
         let names = match names(&self.directory) {
             Ok((names, excess)) => {
                 let told = (excess > 0)
-                    .then(|| format!(": {excess} files more than the {FILES} that are read"));
+                    .then(|| format!(": {excess} files are left out, as at most {FILES} are read"));
                 self.tell("", told.map(|told| (Reason::File, 1, told)));
                 names
             }
@@ -118,7 +118,7 @@ impl Folder {
         contents.changes += u64::from(contents.files.len() != before);
     }
 
-    /// Counts what is wrong with a file, and says so once.
+    /// Counts the errors of a file, and logs them when they change.
     fn tell(&mut self, name: &str, told: Option<(Reason, usize, String)>) {
         let seen = self.seen.entry(name.to_owned()).or_default();
         let text = told.as_ref().map(|(_, _, text)| text.clone());
@@ -137,7 +137,7 @@ impl Folder {
         seen.told = text;
     }
 
-    /// Takes a file's text in.
+    /// Parses and stores the text of a file.
     fn take(
         &self,
         name: &str,
@@ -145,7 +145,7 @@ impl Folder {
         text: &[u8],
     ) -> Result<(), (Reason, usize, String)> {
         if !text.is_empty() && !text.ends_with(b"\n") {
-            let told = ": its last line has no end; it should be written elsewhere and moved here";
+            let told = ": its last line has no end; write the file elsewhere and rename it into this directory";
             return Err((Reason::File, 1, told.to_owned()));
         }
         let limits = Limits {
@@ -154,8 +154,9 @@ impl Folder {
         };
         let parsed = parse(text, limits);
         if let Some(line) = parsed.timestamp {
-            let told =
-                format!(":{line}: a timestamp, which files must not have; the file is left out");
+            let told = format!(
+                ":{line}: a timestamp; files must not have timestamps; the file is left out"
+            );
             return Err((Reason::Timestamp, 1, told));
         }
         let file = File {
@@ -180,7 +181,7 @@ impl Folder {
     }
 }
 
-/// Names of the files to be read, and how many more there are.
+/// Returns the names of the files to read, and how many are left out.
 fn names(directory: &Path) -> io::Result<(Vec<String>, usize)> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -199,13 +200,13 @@ fn names(directory: &Path) -> io::Result<(Vec<String>, usize)> {
 
 type Text = (Stamp, SystemTime, Vec<u8>);
 
-/// A file's text; `None` if the file is as it was.
+/// Reads a file. Returns `None` if it has not changed.
 fn open(path: &Path, max: usize, known: Option<Stamp>) -> Result<Option<Text>, Failure> {
     let failed = |error: io::Error| match error.raw_os_error() {
         Some(libc::ELOOP) => Failure::new(Reason::File, ": links are not followed"),
         _ => Failure::new(Reason::File, format!(": {error}")),
     };
-    // Neither a FIFO nor a device is waited for; a terminal doesn't become the agent's.
+    // Opening must not wait for a FIFO or a device, and must not acquire a controlling terminal.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
@@ -237,7 +238,7 @@ fn open(path: &Path, max: usize, known: Option<Stamp>) -> Result<Option<Text>, F
     Ok(Some((stamp, modified, text)))
 }
 
-/// A file's families, apart by whose they are.
+/// Splits the families of a file by owner.
 fn by_owner(families: Vec<Family>) -> Vec<(Option<Owner>, Arc<Vec<Family>>)> {
     let mut apart: BTreeMap<Option<Owner>, Vec<Family>> = BTreeMap::new();
     for family in families {

@@ -1,8 +1,8 @@
-//! Asking endpoints: in one thread, which is there from the first target on.
+//! Requests endpoints, in one thread that is started with the first target.
 //!
-//! Invariants: an endpoint is asked once at a time, and given up after `--custom.timeout`; no more
-//! than [`CONCURRENT`] are asked at once, so that a host full of hanging applications costs that
-//! many sockets and bodies. What is learnt of a target that has gone is dropped.
+//! Invariants: an endpoint has one request at a time, which ends after `--custom.timeout`. At most
+//! [`CONCURRENT`] requests run at once, so a host full of hanging applications costs no more
+//! sockets and bodies than that. Results of removed targets are dropped.
 
 use std::{
     collections::HashMap,
@@ -19,21 +19,21 @@ use tokio::{
 
 use super::{Endpoint, Failure, Key, Limits, Options, Outcome, Reason, Store, enter, fetch, parse};
 
-/// Requests under way at a time.
+/// Maximum number of concurrent requests.
 const CONCURRENT: usize = 8;
-/// First requests come within this time of the target.
+/// The first request to a new target is sent within this time.
 const SOON: Duration = Duration::from_secs(1);
 
-/// An endpoint to be asked.
+/// An endpoint to request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Id of the cgroup whose application it is.
+    /// Id of the application's cgroup.
     pub cgroup: u64,
     /// The cgroup's path, for the log.
     pub path: String,
     /// The cgroup's directory.
     pub directory: PathBuf,
-    /// Its first process, if a runtime told.
+    /// First process of the container, if a runtime reported it.
     pub pid: Option<u32>,
     /// The endpoint.
     pub endpoint: Endpoint,
@@ -49,7 +49,7 @@ impl Target {
     }
 }
 
-/// The thread that asks.
+/// The thread that requests endpoints.
 #[derive(Debug)]
 pub struct Worker {
     options: Options,
@@ -58,7 +58,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// No thread yet.
+    /// Makes a worker without a thread.
     pub fn new(options: Options, store: Store) -> Self {
         Self {
             options,
@@ -67,11 +67,11 @@ impl Worker {
         }
     }
 
-    /// Says which endpoints there are now.
+    /// Sets the endpoints to request.
     ///
     /// # Errors
     ///
-    /// When there can't be a thread.
+    /// When the thread can't be created.
     pub fn set_targets(&mut self, targets: Vec<Target>) -> std::io::Result<()> {
         if self.targets.is_none() && targets.is_empty() {
             return Ok(());
@@ -85,7 +85,7 @@ impl Worker {
         };
         sender
             .send(targets)
-            .map_err(|_| std::io::Error::other("the thread that asks endpoints has ended"))
+            .map_err(|_| std::io::Error::other("the thread that requests endpoints has ended"))
     }
 }
 
@@ -144,18 +144,18 @@ struct Context {
 }
 
 impl Context {
-    /// Some part of a duration, another each time.
+    /// Returns a random part of a duration.
     fn part(&self, of: Duration) -> Duration {
         of.mul_f64((self.random.hash_one(Instant::now()) >> 11) as f64 / (1_u64 << 53) as f64)
     }
 }
 
-/// Asks one endpoint again and again.
+/// Requests one endpoint at its interval.
 async fn follow(context: Arc<Context>, target: Target) {
     let key = target.key();
     let interval = target.endpoint.interval;
     tokio::time::sleep(context.part(SOON.min(interval))).await;
-    // Kinds are compared, not words: an application could change those each time.
+    // Only the reason is compared: an application could change the text each time.
     let mut last = None;
     loop {
         let failure = once(&context, &target, &key).await;
@@ -168,7 +168,7 @@ async fn follow(context: Arc<Context>, target: Target) {
                     port,
                     path,
                     error = failure.text,
-                    "custom metrics: an endpoint can't be read as it should be"
+                    "custom metrics: an endpoint can't be read, or not completely"
                 ),
                 None => tracing::info!(
                     cgroup = target.path,
@@ -179,12 +179,12 @@ async fn follow(context: Arc<Context>, target: Target) {
             }
             last = reason;
         }
-        // Nine to eleven tenths: endpoints that came together part.
+        // Waits 0.9 to 1.1 intervals, so that endpoints that started together drift apart.
         tokio::time::sleep(interval.mul_f64(0.9) + context.part(interval / 5)).await;
     }
 }
 
-/// Asks once; returns what was wrong, if anything.
+/// Sends one request. Returns the failure, if any.
 async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> {
     let options = &context.options;
     let permit = context.permits.acquire().await;

@@ -11,7 +11,7 @@ fn read(text: &str) -> Parsed {
     )
 }
 
-/// One bad line, and what it is said to be; nothing else is lost.
+/// Parses one bad line between two good ones. Returns its error; nothing else may be lost.
 fn bad(line: &str) -> &'static str {
     let parsed = read(&format!("before 1\n{line}\nafter 2\n"));
     let names: Vec<&str> = parsed
@@ -77,7 +77,7 @@ fn escapes_and_names_of_labels() {
         labels("m{a=\"\\\\ \\\" \\n \\x }, \u{e4}\"} 1\n"),
         "x{a=\"\\\\ \\\" \\n \\\\x }, \u{e4}\"} 1"
     );
-    // The cgroup's names are the cgroup's; empty labels are none; order doesn't matter.
+    // Labels with the cgroup's names are renamed, empty ones are left out, and they are sorted.
     assert_eq!(
         labels("m{z=\"1\",name=\"n\",empty=\"\",id=\"i\",exported_id=\"e\"} 1\n"),
         "x{exported_exported_id=\"i\",exported_id=\"e\",exported_name=\"n\",z=\"1\"} 1"
@@ -125,7 +125,7 @@ fn histograms_and_summaries() {
     };
     assert_eq!(with.steps, [(1.0, 2.0), (f64::INFINITY, 3.0)]);
     assert_eq!((with.sum, with.count), (Some(4.0), Some(3.0)));
-    // What is missing of a histogram follows from its count.
+    // Missing parts of a histogram follow from its count.
     let Points::Distribution(without) = &h.series[1].points else {
         panic!("{h:?}");
     };
@@ -140,31 +140,31 @@ fn histograms_and_summaries() {
 #[test]
 fn bad_lines() {
     for (line, what) in [
-        ("x", "no value"),
-        ("x ", "no value"),
-        ("x y", "not a number"),
-        ("1x 1", "not a metric's name"),
-        ("{a=\"b\"} 1", "not a metric's name"),
-        ("{\"x\"} 1", "not a metric's name"),
-        ("x{a} 1", "no = after a label's name"),
-        ("x{a=b} 1", "a label's value is not quoted"),
-        ("x{a=\"b} 1", "a quote is not closed"),
+        ("x", "missing value"),
+        ("x ", "missing value"),
+        ("x y", "the value is not a number"),
+        ("1x 1", "invalid metric name"),
+        ("{a=\"b\"} 1", "invalid metric name"),
+        ("{\"x\"} 1", "invalid metric name"),
+        ("x{a} 1", "missing = after a label name"),
+        ("x{a=b} 1", "a label value is not quoted"),
+        ("x{a=\"b} 1", "missing closing quote"),
         ("x{a=\"b\\", "a backslash at the end"),
         (
             "x{a=\"b\" c=\"d\"} 1",
-            "neither a comma nor a brace after a label",
+            "expected a comma or a closing brace after a label",
         ),
-        ("x{a=\"b\",a=\"c\"} 1", "a label twice"),
-        ("x{__name__=\"b\"} 1", "not a label's name"),
-        ("x{a:b=\"b\"} 1", "not a label's name"),
-        ("x 1 soon", "not a timestamp"),
-        ("x 1 2 3", "something after the value"),
-        ("# TYPE x number", "not a type"),
+        ("x{a=\"b\",a=\"c\"} 1", "duplicate label"),
+        ("x{__name__=\"b\"} 1", "invalid label name"),
+        ("x{a:b=\"b\"} 1", "invalid label name"),
+        ("x 1 soon", "invalid timestamp"),
+        ("x 1 2 3", "unexpected text after the value"),
+        ("# TYPE x number", "unknown type"),
         (
             "# TYPE before gauge",
-            "the type is told twice, or after the first sample",
+            "repeated type, or type after the first sample",
         ),
-        ("before 1", "a series twice"),
+        ("before 1", "duplicate series"),
     ] {
         assert_eq!(bad(line), what, "{line}");
     }
@@ -185,35 +185,35 @@ fn bad_values() {
     for (text, what) in [
         (
             "# TYPE x counter\nx -1\n",
-            "a counter below 0, or not a number",
+            "the value of a counter is negative or not a number",
         ),
         (
             "# TYPE x counter\nx NaN\n",
-            "a counter below 0, or not a number",
+            "the value of a counter is negative or not a number",
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"1\"} 1\n",
-            "a histogram without its last bucket, +Inf",
+            "a histogram without the bucket +Inf",
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"y\"} 1\n",
-            "le, or quantile, is not a number",
+            "the label le or quantile is not a number",
         ),
         (
             "# TYPE x histogram\nx_bucket 1\n",
-            "no label le, or quantile",
+            "missing label le or quantile",
         ),
         (
             "# TYPE x histogram\nx 1\n",
-            "a histogram's sample without _bucket, _sum or _count",
+            "a sample of a histogram without _bucket, _sum or _count",
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"+Inf\"} 1.5\n",
-            "a bucket's value is not a count",
+            "the value of a bucket is not a count",
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"+Inf\"} 1\nx_count 2\n",
-            "_count is not the last bucket's",
+            "_count differs from the last bucket",
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"1\"} 2\nx_bucket{le=\"+Inf\"} 1\n",
@@ -221,11 +221,11 @@ fn bad_values() {
         ),
         (
             "# TYPE x histogram\nx_bucket{le=\"1\"} 1\nx_bucket{le=\"1.0\"} 1\nx_count 1\n",
-            "a bucket, or quantile, twice",
+            "duplicate bucket or quantile",
         ),
         (
             "# TYPE x summary\nx{quantile=\"2\"} 1\n",
-            "le, or quantile, is out of range",
+            "the label le or quantile is out of range",
         ),
         ("# TYPE x summary\nx_count -1\n", "_count is not a count"),
     ] {
@@ -268,11 +268,11 @@ fn owners() {
             None
         ]
     );
-    // The last is the first again: what tells the owner is no label.
-    assert_eq!(parsed.bad.first, [(5, "a series twice")]);
+    // The last line repeats the first: the owner's label is not a label of the series.
+    assert_eq!(parsed.bad.first, [(5, "duplicate series")]);
 }
 
-/// A generator that needs no seed of the machine's (xorshift64*).
+/// A random generator with a fixed seed (xorshift64*).
 struct Random(u64);
 
 impl Random {
@@ -284,10 +284,10 @@ impl Random {
     }
 }
 
-/// Pieces that are near to being a text, put together anyhow, with bytes changed: there is always
-/// a result, within its limits, and everything that was read is told apart.
+/// Fragments that are nearly valid, joined at random, with bytes changed: there is always a result,
+/// it stays within the limits, and no series is there twice.
 #[test]
-fn any_text_has_a_result() {
+fn any_text_gives_a_bounded_result() {
     const PIECES: &[&str] = &[
         "# TYPE ",
         "# HELP ",
@@ -349,7 +349,7 @@ fn any_text_has_a_result() {
         };
         let parsed = parse(&text, limits);
         let lines = text.split(|&byte| byte == b'\n').count();
-        // A histogram's last bucket, and its count, may be added.
+        // The last bucket of a histogram, and its count, may be added.
         assert!(parsed.samples <= 3 * limits.samples, "{text:?}");
         assert!(parsed.bad.count + parsed.excess <= 2 * lines, "{text:?}");
         assert!(
