@@ -1,10 +1,10 @@
-//! An encoded exposition: bytes in chunks.
+//! An encoded exposition, as bytes in chunks.
 
 use bytes::{Bytes, BytesMut};
 
-/// Bytes of a chunk, about: a chunk ends with the line that reaches it.
+/// Approximate size of a chunk in bytes. A chunk ends with the line that reaches it.
 const CHUNK: usize = 64 << 10;
-/// Room for that line. The buffer grows where a line is longer.
+/// Spare room for that line. The buffer grows if a line is longer.
 const SLACK: usize = 4 << 10;
 
 /// An encoded exposition. A clone shares the bytes.
@@ -15,27 +15,27 @@ pub struct Body {
 }
 
 impl Body {
-    /// Bytes in all.
+    /// Total length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the exposition is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The chunks in order.
+    /// Returns the chunks in order.
     pub fn chunks(&self) -> &[Bytes] {
         &self.chunks
     }
 
-    /// The chunks in order, without a copy.
+    /// Returns the chunks in order, without a copy.
     pub fn into_chunks(self) -> Vec<Bytes> {
         self.chunks
     }
 
-    /// The bytes in one piece.
+    /// Returns the bytes in one piece.
     pub fn to_vec(&self) -> Vec<u8> {
         self.chunks.concat()
     }
@@ -50,7 +50,7 @@ impl From<Bytes> for Body {
     }
 }
 
-/// Where an encoder writes.
+/// The buffer that an encoder writes to.
 #[derive(Debug)]
 pub(super) struct Chunks {
     pub(super) buffer: BytesMut,
@@ -65,7 +65,7 @@ impl Chunks {
         }
     }
 
-    /// Ends a line: the place where a chunk may end.
+    /// Ends a line. A chunk may end here.
     #[inline]
     pub(super) fn end_line(&mut self) {
         if self.buffer.len() >= CHUNK {
@@ -86,7 +86,7 @@ impl Chunks {
 
     pub(super) fn finish(mut self) -> Body {
         if !self.buffer.is_empty() {
-            // The last chunk is as long as what is in it.
+            // The last chunk is copied, so that it is no larger than its contents.
             let last = Bytes::copy_from_slice(&self.buffer);
             self.push(last);
         }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_end_at_lines_and_lose_nothing() {
+    fn chunks_end_at_lines_and_keep_every_byte() {
         let mut chunks = Chunks::new();
         let mut expected = Vec::new();
         for number in 0..50_000 {

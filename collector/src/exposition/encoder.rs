@@ -1,12 +1,12 @@
-//! What a source hands its families to.
+//! The encoder trait, which receives the families of all sources.
 
 use super::{Distribution, Family, Histogram, Labels, Metadata, Value};
 
-/// Takes families and their samples, in the order of the families.
+/// Receives families and their samples, in the order of the families.
 ///
-/// The implementation is chosen once, before the first family: a text format, the records of the
-/// JSON API. Whoever encodes says everything about a family before its first sample; a family
-/// without a sample is absent.
+/// The implementation is chosen once, before the first family: a text format, or the records of the
+/// JSON API. The caller describes a family before its first sample. A family without samples is
+/// left out.
 pub trait Encoder {
     /// Begins a family.
     fn begin(&mut self, metadata: &Metadata<'_>);
@@ -16,12 +16,13 @@ pub trait Encoder {
         self.begin(&family.metadata());
     }
 
-    /// One sample of the family last begun.
+    /// Adds a sample to the family last begun.
     fn sample(&mut self, labels: Labels<'_>, value: Value);
 
-    /// One histogram of the family last begun.
+    /// Adds a histogram to the family last begun.
     fn histogram(&mut self, labels: Labels<'_>, histogram: Histogram<'_>);
 
-    /// One histogram or summary with bounds of its own, as the type of the family last begun says.
+    /// Adds a histogram or summary with its own bounds, according to the type of the family last
+    /// begun.
     fn distribution(&mut self, labels: Labels<'_>, distribution: &Distribution);
 }

@@ -1,22 +1,22 @@
-//! What a metric family is called, means and is measured in.
+//! Metric families: name, help, type and unit.
 
 /// Type of a family, as the exposition formats name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// Only rises; its name ends in `_total`.
+    /// Only increases; its name ends in `_total`.
     Counter,
-    /// Goes up and down.
+    /// Can go up and down.
     Gauge,
     /// Buckets, sum and count.
     Histogram,
-    /// Quantiles, sum and count. Applications have them, the agent does not.
+    /// Quantiles, sum and count. Only applications have them.
     Summary,
-    /// An application's family whose type it does not say.
+    /// A family of an application that declares no type.
     Untyped,
 }
 
 impl Kind {
-    /// The type's name in the text format.
+    /// Returns the type's name in the text format.
     pub fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -27,7 +27,7 @@ impl Kind {
         }
     }
 
-    /// What may follow the family's name in the names of its samples.
+    /// Returns the suffixes that names of its samples may have after the family's name.
     pub fn suffixes(self) -> &'static [&'static str] {
         match self {
             Self::Counter | Self::Gauge | Self::Untyped => &[""],
@@ -36,7 +36,7 @@ impl Kind {
         }
     }
 
-    /// Whether a series of the family is one sample.
+    /// Whether a series of the family is a single sample.
     pub fn is_plain(self) -> bool {
         matches!(self, Self::Counter | Self::Gauge | Self::Untyped)
     }
@@ -54,7 +54,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The unit as names of metrics end in it; `None` for a plain number.
+    /// Returns the unit as it appears in metric names; `None` for a plain number.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::None => None,
@@ -63,7 +63,7 @@ impl Unit {
         }
     }
 
-    /// The unit that a metric's name ends in.
+    /// Returns the unit that a metric's name ends in.
     pub fn of_name(name: &str) -> Self {
         let base = name.strip_suffix("_total").unwrap_or(name);
         [Self::Seconds, Self::Bytes]
@@ -76,11 +76,11 @@ impl Unit {
     }
 }
 
-/// One metric family of the agent. Its description is written once, here, and read by the encoders,
-/// by `cgmeter metrics`, by the generated reference and by the tests.
+/// One metric family of the agent. This is its only description: the encoders, `cgmeter metrics`,
+/// the generated reference and the tests all read it.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
-    /// Name as it is served in the text format, `_total` included.
+    /// Name in the text format, with `_total`.
     pub name: &'static str,
     /// One sentence for `# HELP`.
     pub help: &'static str,
@@ -88,16 +88,16 @@ pub struct Family {
     pub kind: Kind,
     /// Unit.
     pub unit: Unit,
-    /// Names of the labels that its series have beside those of the cgroup.
+    /// Names of the labels that its series have in addition to the cgroup's.
     pub labels: &'static [&'static str],
-    /// Where the number comes from: program and kernel field.
+    /// Origin of the number: program and kernel field.
     pub origin: &'static str,
-    /// The independent source that a test compares it with.
+    /// Independent source that a test compares it with.
     pub oracle: &'static str,
 }
 
 impl Family {
-    /// What an encoder needs of the family.
+    /// Returns what an encoder needs to know about the family.
     pub fn metadata(&self) -> Metadata<'_> {
         Metadata {
             name: self.name,
@@ -109,10 +109,10 @@ impl Family {
     }
 }
 
-/// What an encoder needs of a family, the agent's own or an application's.
+/// What an encoder needs to know about a family, the agent's own or an application's.
 #[derive(Clone, Copy, Debug)]
 pub struct Metadata<'a> {
-    /// Name as it is served in the text format, `_total` included.
+    /// Name in the text format, with `_total`.
     pub name: &'a str,
     /// Text for `# HELP`.
     pub help: &'a str,

@@ -1,12 +1,12 @@
-//! The formats, and which one a client gets.
+//! Exposition formats, and their negotiation.
 
 use super::{Body, Encoder, openmetrics::OpenMetrics, text::Text};
 
 /// An encoder of one exposition.
 pub trait Exposition: Encoder {
-    /// Samples encoded so far.
+    /// Number of samples encoded so far.
     fn series(&self) -> u64;
-    /// Ends the exposition.
+    /// Ends the exposition and returns it.
     fn finish(self: Box<Self>) -> Body;
 }
 
@@ -23,7 +23,7 @@ impl Format {
     /// Every format.
     pub const ALL: [Self; 2] = [Self::Text, Self::OpenMetrics];
 
-    /// An encoder for one exposition.
+    /// Returns an encoder for one exposition.
     pub fn encoder(self) -> Box<dyn Exposition> {
         match self {
             Self::Text => Box::new(Text::new()),
@@ -31,7 +31,7 @@ impl Format {
         }
     }
 
-    /// Name, as the agent's own metrics have it.
+    /// Returns the name, as used in the agent's own metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -39,7 +39,7 @@ impl Format {
         }
     }
 
-    /// Value of `Content-Type`.
+    /// Returns the value of `Content-Type`.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -47,8 +47,8 @@ impl Format {
         }
     }
 
-    /// The format that an `Accept` header prefers among those offered; text when it names none of
-    /// them: a scraper that can't say what it wants can read text.
+    /// Returns the supported format that an `Accept` header prefers. It is the text format if the
+    /// header names none of them.
     pub fn negotiate(accept: Option<&str>) -> Self {
         let mut best = (Self::Text, 0.0);
         for range in accept.unwrap_or_default().split(',') {

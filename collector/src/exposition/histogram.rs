@@ -1,4 +1,4 @@
-//! Histograms and summaries: what an encoder gets of one series.
+//! Histograms and summaries, as an encoder receives them.
 
 use std::sync::OnceLock;
 
@@ -6,21 +6,21 @@ use collector_common::histogram::{BUCKETS, LONG_SHIFT, MIN_EXPONENT};
 
 use super::Value;
 
-/// How the buckets of a log2 histogram are laid out. The text formats' bounds are made once.
+/// Layout of the buckets of a log2 histogram. The text of the bounds is made once.
 #[derive(Debug)]
 pub struct Layout {
-    /// Bucket `i` ends at `2^(first_exponent + i)` seconds; the last one has no end.
+    /// Bucket `i` ends at `2^(first_exponent + i)` seconds; the last one is unbounded.
     pub first_exponent: i32,
     bounds: OnceLock<Vec<f64>>,
     texts: OnceLock<Vec<BoundText>>,
 }
 
-/// A bucket's bound as `le` has it.
+/// A bucket's bound as text for the label `le`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BoundText {
-    /// As Go prints it.
+    /// As Go formats it.
     pub(super) text: String,
-    /// OpenMetrics': with a point.
+    /// For OpenMetrics: always with a decimal point.
     pub(super) openmetrics: String,
 }
 
@@ -37,9 +37,9 @@ impl BoundText {
     }
 }
 
-/// Latencies from 1 µs on, see `collector_common::histogram`.
+/// Latencies from 1 µs; see `collector_common::histogram`.
 pub static LOG2: Layout = Layout::new(MIN_EXPONENT);
-/// Durations from 1 ms on: a long histogram there.
+/// Durations from 1 ms; a long histogram there.
 pub static LOG2_LONG: Layout = Layout::new(MIN_EXPONENT + LONG_SHIFT as i32);
 
 impl Layout {
@@ -51,7 +51,7 @@ impl Layout {
         }
     }
 
-    /// Upper bounds of the buckets, seconds; the last is infinity.
+    /// Returns the upper bounds of the buckets in seconds; the last is infinity.
     pub fn bounds(&self) -> &[f64] {
         self.bounds.get_or_init(|| {
             let finite = (0..BUCKETS as i32 - 1).map(|at| 2f64.powi(self.first_exponent + at));
@@ -68,7 +68,7 @@ impl Layout {
 /// A log2 histogram of the agent.
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram<'a> {
-    /// How its buckets are laid out.
+    /// Layout of its buckets.
     pub layout: &'static Layout,
     /// Events by bucket, not cumulative.
     pub buckets: &'a [u64; BUCKETS],
@@ -76,13 +76,13 @@ pub struct Histogram<'a> {
     pub sum: Value,
 }
 
-/// A histogram or summary with bounds of its own: an application's, or the `prometheus` crate's.
+/// A histogram or summary with its own bounds, from an application or the `prometheus` crate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Distribution {
-    /// Of a histogram: upper bounds, rising up to infinity, and cumulative counts. Of a summary:
-    /// quantiles and their values.
+    /// For a histogram: upper bounds, ascending up to infinity, and cumulative counts. For a
+    /// summary: quantiles and their values.
     pub steps: Vec<(f64, f64)>,
-    /// Sum of what was observed.
+    /// Sum of the observed values.
     pub sum: Option<f64>,
     /// Number of observations.
     pub count: Option<f64>,
@@ -98,7 +98,7 @@ pub enum Points {
 }
 
 impl Points {
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn samples(&self) -> usize {
         match self {
             Self::Single(_) => 1,
@@ -111,8 +111,8 @@ impl Points {
     }
 }
 
-/// A bound or quantile as Go's client library prints it (strconv's shortest `%g`), which is what
-/// others compare it with.
+/// Formats a bound or quantile as Go's client library does (strconv's shortest `%g`), because other
+/// programs compare it with such text.
 pub fn bound_text(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -120,7 +120,7 @@ pub fn bound_text(value: f64) -> String {
     if value.is_infinite() {
         return if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
     }
-    // The shortest digits that read back, d.ddde±x.
+    // The shortest digits that parse to the same value, as d.ddde±x.
     let text = format!("{value:e}");
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Labels of a series: structured for those who read them, escaped once for those who print them.
+//! Labels of a series: structured for readers, and escaped once for the text formats.
 
 use std::{
     borrow::Cow,
@@ -16,18 +16,18 @@ pub struct LabelSet(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// `id="/a",name="b"`: as the text formats have it.
+    /// As in the text formats: `id="/a",name="b"`.
     text: String,
     labels: Vec<Span>,
 }
 
-/// Where a label is in the text.
+/// Position of a label in the text.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     name: u32,
-    /// First byte after the opening quote.
+    /// Index of the first byte after the opening quote.
     value: u32,
-    /// The closing quote.
+    /// Index of the closing quote.
     end: u32,
 }
 
@@ -42,12 +42,12 @@ impl Span {
 }
 
 impl LabelSet {
-    /// Labels with the values given; empty values are left out, as Prometheus would.
+    /// Makes a set of labels. Empty values are left out, as Prometheus does.
     pub fn new(pairs: &[(&str, &str)]) -> Self {
         Self::empty().with(pairs.iter().copied())
     }
 
-    /// These labels and some more; empty values are left out.
+    /// Returns these labels and some more. Empty values are left out.
     pub fn with<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut text = self.0.text.clone().into_bytes();
         let mut labels = self.0.labels.clone();
@@ -70,24 +70,24 @@ impl LabelSet {
         text.shrink_to_fit();
         labels.shrink_to_fit();
         Self(Arc::new(Inner {
-            // Names and values are text, and escaping inserts ASCII alone.
+            // Names and values are UTF-8, and escaping adds only ASCII.
             text: String::from_utf8(text).unwrap_or_default(),
             labels,
         }))
     }
 
-    /// No labels.
+    /// Returns the empty set.
     pub fn empty() -> Self {
         static EMPTY: LazyLock<LabelSet> = LazyLock::new(|| LabelSet(Arc::default()));
         EMPTY.clone()
     }
 
-    /// The labels as they stand between the braces of a sample.
+    /// Returns the text between the braces of a sample.
     pub(super) fn text(&self) -> &[u8] {
         self.0.text.as_bytes()
     }
 
-    /// Names and values.
+    /// Returns names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let text = &self.0.text;
         self.0.labels.iter().map(|span| {
@@ -123,14 +123,14 @@ impl Hash for LabelSet {
     }
 }
 
-/// A length as a span has it. No label set comes near 4 GiB: what is in one is bounded where it
-/// comes from.
+/// Converts a length for a span. No label set comes near 4 GiB: its contents are bounded at their
+/// source.
 fn offset(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
 
-/// The labels of one sample: a set that is kept, perhaps an application's own, and some that are
-/// made for the sample.
+/// The labels of one sample: a shared set, perhaps an application's own set, and labels made for
+/// this sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
     pub(super) set: &'a LabelSet,
@@ -139,7 +139,7 @@ pub struct Labels<'a> {
 }
 
 impl<'a> Labels<'a> {
-    /// A set and labels of the sample.
+    /// Combines a set with labels of the sample.
     pub fn new(set: &'a LabelSet, extra: &'a [(&'a str, &'a str)]) -> Self {
         Self {
             set,
@@ -148,7 +148,7 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// A cgroup's set and an application's.
+    /// Combines a cgroup's set with an application's.
     pub fn with_own(set: &'a LabelSet, own: &'a LabelSet) -> Self {
         Self {
             set,
@@ -157,7 +157,7 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// Names and values.
+    /// Returns names and values.
     pub fn iter(self) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
         let kept = self
             .set
@@ -167,13 +167,13 @@ impl<'a> Labels<'a> {
         kept.chain(extra.map(|&(name, value)| (name, Cow::Borrowed(value))))
     }
 
-    /// The value of a label.
+    /// Returns the value of a label.
     pub fn get(self, name: &str) -> Option<Cow<'a, str>> {
         self.iter()
             .find_map(|(found, value)| (found == name).then_some(value))
     }
 
-    /// Appends the labels as they stand between the braces of a sample.
+    /// Appends the text between the braces of a sample.
     pub(super) fn write(self, to: &mut impl BufMut) {
         let mut first = true;
         let own = self.own.map_or(&[][..], LabelSet::text);
@@ -198,23 +198,23 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no labels.
     pub(super) fn is_empty(self) -> bool {
         self.extra.is_empty()
             && self.set.text().is_empty()
             && self.own.is_none_or(|own| own.text().is_empty())
     }
 
-    /// Bytes that they take at least.
+    /// Returns the minimum length of their text.
     pub(super) fn size(self) -> usize {
         self.set.text().len() + self.own.map_or(0, |own| own.text().len())
     }
 }
 
-/// Escapes a label value: backslash, quote and newline, in all text formats alike.
+/// Escapes a label value: backslash, quote and newline, the same in all text formats.
 pub(super) fn escape(value: &str, to: &mut impl BufMut) {
     let mut rest = value.as_bytes();
-    // Nearly always there is none, and the value is copied whole.
+    // Most values need no escape and are copied at once.
     while let Some(at) = rest
         .iter()
         .position(|byte| matches!(byte, b'\\' | b'"' | b'\n'))
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn values_come_back_as_they_were_given() {
+    fn escaped_values_are_read_back_unchanged() {
         let hostile = [
             "/plain",
             "\\",

@@ -1,4 +1,4 @@
-//! Text formats made of lines: what text 0.0.4 and OpenMetrics share.
+//! Text formats made of lines: the common part of text 0.0.4 and OpenMetrics.
 
 use bytes::{BufMut, BytesMut};
 use collector_common::histogram::BUCKETS;
@@ -8,21 +8,21 @@ use super::{
     body::Chunks, histogram::BoundText,
 };
 
-/// Where the text formats differ. The differences are settled when the encoder is compiled.
+/// Differences between the text formats. They are resolved at compile time.
 pub(super) trait Dialect {
-    /// Appends the family's HELP, TYPE and the like.
+    /// Appends HELP, TYPE and other metadata of a family.
     fn heading(metadata: &Metadata<'_>, to: &mut BytesMut);
-    /// A bound or a quantile.
+    /// Returns the text of a bound or quantile.
     fn bound(bound: &BoundText) -> &str;
-    /// Whether the format has this value of a summary.
+    /// Whether the format allows this quantile's value in a summary.
     fn has_quantile(value: f64) -> bool;
-    /// Whether the format has the sum of this distribution, and whether it has its count then.
+    /// Whether the format allows the sum of this distribution, and its count.
     fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool);
-    /// What ends the exposition.
+    /// End of the exposition.
     const END: &'static [u8];
 }
 
-/// Writes one exposition.
+/// Encodes one exposition.
 pub(super) struct Lines<D> {
     out: Chunks,
     /// Metadata of the family last begun, until its first sample.
@@ -30,7 +30,7 @@ pub(super) struct Lines<D> {
     name: String,
     kind: Kind,
     series: u64,
-    /// What the lines of one histogram begin with. Reused.
+    /// Common start of the lines of one histogram. Reused.
     prefix: Vec<u8>,
     dialect: std::marker::PhantomData<D>,
 }
@@ -48,7 +48,7 @@ impl<D: Dialect> Lines<D> {
         }
     }
 
-    /// Before a family's first sample: its metadata.
+    /// Writes the metadata of a family before its first sample.
     #[inline]
     fn flush_heading(&mut self) {
         if !self.heading.is_empty() {
@@ -76,7 +76,7 @@ impl<D: Dialect> Lines<D> {
         self.out.end_line();
     }
 
-    /// Starts the lines of a series that differ in one label: all up to its value.
+    /// Prepares the lines of a series that differ in one label: everything up to the label's value.
     fn begin_steps(&mut self, suffix: &str, labels: Labels<'_>, label: &str) {
         let prefix = &mut self.prefix;
         prefix.clear();
@@ -165,7 +165,7 @@ impl<D: Dialect> Exposition for Lines<D> {
     }
 }
 
-/// Appends `# HELP` and `# TYPE`, `escaped` bytes of the help escaped.
+/// Appends `# HELP` and `# TYPE`. Escapes quotes in the help text if `escape_quotes` is set.
 pub(super) fn help_and_type(
     to: &mut BytesMut,
     (name, help, kind): (&str, &str, &str),

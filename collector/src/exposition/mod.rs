@@ -1,10 +1,11 @@
 //! Metric families and their encoding.
 //!
-//! Invariant: this module knows nothing of kernels, cgroups or HTTP servers. Sources describe their
-//! families as [`Family`] constants and hand samples to an [`Encoder`] in family order; an encoder
-//! alone knows its format, and is chosen once, by [`Format`]. No allocation is made for a sample.
+//! Invariant: this module knows nothing about kernels, cgroups or HTTP servers. Sources describe
+//! their families as [`Family`] constants and pass samples to an [`Encoder`] in family order. Only
+//! an encoder knows its format; it is chosen once, by [`Format`]. Encoding a sample allocates no
+//! memory.
 //!
-//! A new format is a file with its encoder, and its line in `format.rs`.
+//! A new format is one file with its encoder, and one line in `format.rs`.
 
 mod body;
 mod encoder;

@@ -1,10 +1,10 @@
-//! Values as text.
+//! Values and their text.
 
 use std::fmt::Write as _;
 
 use bytes::{BufMut, BytesMut};
 
-/// A sample's value. Durations are exact: they are written as decimal seconds, not rounded to a
+/// A sample's value. Durations are exact: they are written as decimal seconds and not rounded to a
 /// binary fraction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
@@ -47,7 +47,7 @@ fn nanos(ns: u64, to: &mut BytesMut) {
     to.put_slice(&digits[..end]);
 }
 
-/// The shortest text that reads back as the same number.
+/// Writes the shortest text that parses to the same number.
 fn write_float(float: f64, to: &mut BytesMut) {
     if float.is_nan() {
         to.put_slice(b"NaN");
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_read_back() {
+    fn floats_are_read_back_unchanged() {
         for float in [0.0, 1.0, 0.1, 1e300, -2.5, 1_700_000_000.25] {
             assert_eq!(text(Value::Float(float)).parse::<f64>().unwrap(), float);
         }

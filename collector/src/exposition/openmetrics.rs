@@ -1,5 +1,5 @@
-//! OpenMetrics 1.0, which is stricter than the text format: what it has no word for is left out, or
-//! its type is unknown.
+//! OpenMetrics 1.0. It is stricter than the text format: what it does not allow is left out, or its
+//! type is `unknown`.
 
 use bytes::{BufMut, BytesMut};
 
@@ -17,8 +17,8 @@ pub(super) enum OpenMetricsDialect {}
 impl Dialect for OpenMetricsDialect {
     fn heading(metadata: &Metadata<'_>, to: &mut BytesMut) {
         let (name, kind) = match metadata.kind {
-            // A counter's samples end in `_total`, its family does not. cAdvisor's failcnt is no
-            // counter here.
+            // A counter's samples end in `_total`, its family does not. cAdvisor's `failcnt` lacks
+            // the suffix and is not a counter here.
             Kind::Counter => match metadata.name.strip_suffix("_total") {
                 Some(base) if metadata.base_is_free && !base.is_empty() => (base, "counter"),
                 _ => (metadata.name, "unknown"),
@@ -43,13 +43,13 @@ impl Dialect for OpenMetricsDialect {
     }
 
     fn has_quantile(value: f64) -> bool {
-        // NaN is one: of no observation.
+        // NaN is allowed: it is the quantile of no observations.
         !(value < 0.0)
     }
 
     fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool) {
         let histogram = kind == Kind::Histogram;
-        // There is no sum of negative observations, and in a histogram no count without a sum.
+        // A histogram with negative observations has no sum, and without a sum no count.
         let negative = distribution.sum.is_some_and(|sum| sum < 0.0)
             || (histogram && distribution.steps.first().is_some_and(|step| step.0 < 0.0));
         let has_sum = !negative;

@@ -1,4 +1,4 @@
-//! Both text formats, by what they print.
+//! Output of both text formats.
 
 use collector_common::histogram::BUCKETS;
 
@@ -34,7 +34,7 @@ fn counter(out: &mut dyn Encoder) {
         Value::Nanos(1_500_000_000),
     );
     out.sample(Labels::new(&LabelSet::empty(), &[]), Value::Count(7));
-    // No samples: not there.
+    // A family without samples is left out.
     out.family(&Family {
         name: "absent",
         ..COUNTER
@@ -173,7 +173,7 @@ fn counters_of_applications() {
 }
 
 #[test]
-fn a_negative_sum_is_no_openmetrics() {
+fn openmetrics_leaves_out_a_negative_sum() {
     let points = Points::Distribution(Distribution {
         steps: vec![(-1.0, 1.0), (f64::INFINITY, 2.0)],
         sum: Some(-3.0),
@@ -192,7 +192,7 @@ fn a_negative_sum_is_no_openmetrics() {
 }
 
 #[test]
-fn a_summary_keeps_what_the_format_has_a_word_for() {
+fn a_summary_keeps_what_the_format_allows() {
     let points = Points::Distribution(Distribution {
         steps: vec![(0.5, -1.0), (0.9, f64::NAN)],
         sum: None,
