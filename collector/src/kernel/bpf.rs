@@ -30,14 +30,14 @@ const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
 ///
 /// # Safety
 ///
-/// Every address in `attributes` is valid for what the command reads or writes there: as many bytes
-/// as the attributes say, or as the map's keys and values have.
+/// Every address in `attributes` must be valid for what the command reads or writes there: as many
+/// bytes as the attributes say, or the sizes of the map's keys and values.
 pub(super) unsafe fn call<T: IntoBytes>(
     command: Command,
     attributes: &mut T,
 ) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads the attributes, and changes some, within their size; the caller
-    // vouches for the addresses in them.
+    // SAFETY: the kernel reads the attributes, and changes some, within their size. The caller
+    // guarantees that the addresses in them are valid.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -55,16 +55,16 @@ pub(super) unsafe fn call<T: IntoBytes>(
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Types for an array whose values are structures of `words` 64-bit words: a key, a word, an array
-/// of words, the structure.
+/// BTF for an array map whose values are structures of `words` 64-bit words. It describes the key,
+/// a word, an array of words and the structure.
 ///
-/// Kernels before 6.2 compare what BTF said of timers in an inner map with what it said of the
-/// template (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`), which has BTF: "no timer" and "no BTF"
-/// are not the same to them.
+/// The template map has BTF, so inner maps need it too. Kernels before 6.2 compare the timer fields
+/// of an inner map with those of the template (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`), and
+/// to them "no timer" and "no BTF" differ.
 fn load_types(words: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(IntoBytes)]
@@ -128,11 +128,11 @@ fn load_types(words: u32) -> io::Result<OwnedFd> {
     owned(unsafe { call(BTF_LOAD, &mut attributes) }?)
 }
 
-/// Makes an mmapable array of structures of 64-bit words, to be put into an array of maps.
+/// Creates an mmapable array of structures of 64-bit words, to be put into an array of maps.
 ///
 /// # Errors
 ///
-/// The kernel's (EPERM without CAP_BPF, ENOMEM).
+/// Errors of bpf(2): EPERM without CAP_BPF, ENOMEM.
 pub fn create_mmapable_array(name: &str, value_size: usize, entries: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default, IntoBytes)]
@@ -164,7 +164,7 @@ pub fn create_mmapable_array(name: &str, value_size: usize, entries: u32) -> io:
         btf_value_type_id: 4,
         ..Default::default()
     };
-    // BPF_OBJ_NAME_LEN with the terminating 0.
+    // BPF_OBJ_NAME_LEN, which includes the terminating 0.
     for (to, from) in attributes.map_name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
     }
@@ -218,12 +218,12 @@ impl MapInfo {
     }
 }
 
-/// What kind of map a descriptor is of.
+/// The kind of map that a descriptor refers to.
 pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     object_info(map)
 }
 
-/// What the kernel knows of a map or a program, as far as a `T` has room.
+/// The kernel's information about a map or a program, cut to the size of `T`.
 fn object_info<T: FromBytes + IntoBytes>(object: BorrowedFd<'_>) -> io::Result<T> {
     #[repr(C)]
     #[derive(IntoBytes)]
@@ -232,15 +232,15 @@ fn object_info<T: FromBytes + IntoBytes>(object: BorrowedFd<'_>) -> io::Result<T
         length: u32,
         info: u64,
     }
-    // All zero asks for numbers alone; the kernel fills in what it knows.
+    // All zeros request plain numbers only. The kernel fills in what it knows.
     let mut info = T::new_zeroed();
     let mut attributes = Attributes {
         fd: object.as_raw_fd() as u32,
         length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
         info: (&raw mut info) as u64,
     };
-    // SAFETY: the kernel writes at most `length` bytes to `info`, of which every bit pattern is a
-    // value.
+    // SAFETY: the kernel writes at most `length` bytes to `info`, and every bit pattern is a valid
+    // `T`.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info)
 }
@@ -249,21 +249,22 @@ fn object_info<T: FromBytes + IntoBytes>(object: BorrowedFd<'_>) -> io::Result<T
 ///
 /// # Errors
 ///
-/// The kernel's.
+/// Errors of bpf(2).
 pub fn link_task_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     link_iterator(program, &[])
 }
 
-/// Attaches a loaded `iter/cgroup` program to a cgroup directory, pre-order over its descendants.
+/// Attaches a loaded `iter/cgroup` program to a cgroup directory. It visits the descendants in
+/// pre-order.
 ///
 /// # Errors
 ///
-/// The kernel's (EINVAL before 6.1, where there is no cgroup iterator).
+/// Errors of bpf(2): EINVAL before 6.1, which has no cgroup iterator.
 pub fn link_cgroup_iterator(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
-    // union bpf_iter_link_info, its cgroup member: order, cgroup_fd, cgroup_id (64 bits).
+    // The cgroup member of union bpf_iter_link_info: order, cgroup_fd, cgroup_id (64 bits).
     let fd = cgroup.as_raw_fd() as u32;
     link_iterator(program, &[CGROUP_ITER_DESCENDANTS_PRE, fd, 0, 0])
 }
@@ -285,7 +286,7 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
         target_fd: 0,
         attach_type: TRACE_ITER,
         flags: 0,
-        // No information is no address, not an empty one.
+        // Without information the address must be null, not that of an empty buffer.
         iter_info: if info.is_empty() {
             0
         } else {
@@ -302,7 +303,7 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 ///
-/// The kernel's.
+/// Errors of bpf(2).
 pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     #[derive(IntoBytes)]
@@ -318,15 +319,15 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
     let file = owned(unsafe { call(ITER_CREATE, &mut attributes) }?)?;
     let mut buffer = [0u8; 64];
     loop {
-        // SAFETY: the buffer is as long as said.
+        // SAFETY: the buffer has the length that is passed.
         let n = unsafe { libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         match n {
             0 => return Ok(()),
             n if n > 0 => {}
             _ => {
                 let error = io::Error::last_os_error();
-                // EAGAIN: the program wants to see the object again, or a million objects have
-                // been passed (kernel/bpf/bpf_iter.c, `bpf_iter_run_prog`, MAX_ITER_OBJECTS).
+                // EAGAIN: the program asks for the same object again, or a million objects have
+                // been visited (kernel/bpf/bpf_iter.c, `bpf_iter_run_prog`, MAX_ITER_OBJECTS).
                 if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
                     return Err(error);
                 }
@@ -335,22 +336,22 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// What the kernel has counted of a program's runs.
+/// The kernel's statistics of a program's runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Runs {
-    /// Runs; only while `kernel.bpf_stats_enabled` is 1.
+    /// Number of runs. Counted only while `kernel.bpf_stats_enabled` is 1.
     pub count: u64,
-    /// Their time, ns; likewise.
+    /// Run time, ns. Counted only while `kernel.bpf_stats_enabled` is 1.
     pub ns: u64,
-    /// Times that it was not run because it was running on that CPU already.
+    /// Runs skipped because the program was already running on that CPU.
     pub misses: u64,
 }
 
-/// A program's runs.
+/// Reads the statistics of a program's runs.
 ///
 /// # Errors
 ///
-/// The kernel's.
+/// Errors of bpf(2).
 pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
     // The start of `struct bpf_prog_info` (include/uapi/linux/bpf.h) up to `recursion_misses` (since
     // 5.12), as words.
@@ -365,7 +366,7 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
     })
 }
 
-/// Kernel memory of a map in bytes, as `/proc/self/fdinfo` tells it (exact since 6.4, a lower
+/// Kernel memory of a map in bytes, as `/proc/self/fdinfo` reports it (exact since 6.4, a lower
 /// bound before).
 ///
 /// # Errors

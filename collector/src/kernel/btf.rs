@@ -1,11 +1,11 @@
-//! BTF: the kernel's description of its types (Documentation/bpf/btf.rst, include/uapi/linux/btf.h).
+//! Reads BTF, the kernel's description of its types (Documentation/bpf/btf.rst,
+//! include/uapi/linux/btf.h).
 //!
-//! The bytes are read in place. One scan notes where each type begins and hashes the names of those
-//! types that are looked up by name; members, elements and enumerators are read when they are asked
-//! for.
+//! The bytes are read in place. One scan records where each type begins and hashes the names of
+//! types that are looked up by name. Members, elements and enumerators are read on demand.
 //!
 //! Invariant: the input is not trusted. Every access is checked, chains of types are followed for
-//! `MAX_DEPTH` steps, and whatever does not fit is an error.
+//! at most `MAX_DEPTH` steps, and invalid input is an error.
 
 use std::{ffi::CStr, ops::Range};
 
@@ -17,17 +17,18 @@ pub use view::Wanted;
 #[cfg(test)]
 mod tests;
 
-/// Longest chain of qualifiers, and deepest nesting of anonymous structures or arrays.
+/// Maximum length of a chain of qualifiers, and maximum depth of nested anonymous structures or
+/// arrays.
 const MAX_DEPTH: u32 = 64;
 
-/// Most members that are looked at to find one: far more than any structure has, so that structures
-/// which contain themselves end.
+/// Maximum number of members searched to find one. No real structure has so many; the limit ends
+/// the search in structures that contain themselves.
 const MAX_MEMBERS: u32 = 1 << 16;
 
-/// First bytes of BTF of this machine's byte order.
+/// The magic number in this machine's byte order.
 const MAGIC: u16 = 0xeb9f;
 
-/// What a type is: `BTF_KIND_*`.
+/// The kind of a type: `BTF_KIND_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of the format")]
 pub enum Kind {
@@ -54,7 +55,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// By the number of the format.
+    /// The kind with this number in the file format.
     const ALL: [Self; 20] = [
         Self::Void,
         Self::Int,
@@ -98,18 +99,18 @@ impl Kind {
     }
 }
 
-/// `struct btf_type`: name, info, and a size or another type.
+/// `struct btf_type`: name, info, and a size or the number of another type.
 const COMMON: usize = 12;
 
 /// The kernel's types.
 #[derive(Debug)]
 pub struct Btf {
     bytes: Vec<u8>,
-    /// The section of strings, which begins and ends with a 0.
+    /// The string section, which begins and ends with a 0.
     strings: Range<usize>,
     /// Where each type begins in `bytes`; types are numbered from 1.
     types: Vec<u32>,
-    /// Hashes of names, with the number of the type, sorted.
+    /// Hashes of names with the number of their type, sorted.
     names: Vec<(u32, u32)>,
 }
 
@@ -117,17 +118,17 @@ pub struct Btf {
 #[derive(Clone, Copy, Debug)]
 pub struct Type<'a> {
     btf: &'a Btf,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
-    /// Offset of the name in the section of strings.
+    /// Offset of the name in the string section.
     name: u32,
-    /// Members, enumerators or parameters.
+    /// Number of members, enumerators or parameters.
     count: usize,
-    /// Whether members say how many bits they have.
+    /// Whether members carry a bit-field size.
     bit_fields: bool,
     /// The size in bytes, or the number of another type.
     size_or_type: u32,
-    /// Where in `bytes` the rest is.
+    /// Where the rest of the type begins in `bytes`.
     rest: usize,
 }
 
@@ -137,14 +138,14 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
-/// FNV-1a: enough to tell most names apart; they are compared after it.
+/// FNV-1a. Names with equal hashes are compared as strings afterwards.
 fn hash(name: &[u8]) -> u32 {
     name.iter().fold(0x811c_9dc5, |hash, &byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
 }
 
-/// `offset..offset + length` after the header, if it is within the file.
+/// The range `offset..offset + length` after the header, if it lies within the file.
 fn section(bytes: &[u8], header: usize, offset: u32, length: u32) -> Result<Range<usize>> {
     let start = header.checked_add(offset as usize);
     let end = start.and_then(|start| start.checked_add(length as usize));
@@ -155,19 +156,19 @@ fn section(bytes: &[u8], header: usize, offset: u32, length: u32) -> Result<Rang
 }
 
 impl Btf {
-    /// Takes the contents of a file like /sys/kernel/btf/vmlinux.
+    /// Parses the contents of a file such as /sys/kernel/btf/vmlinux.
     ///
     /// # Errors
     ///
-    /// When it isn't BTF of this machine's byte order, or is damaged.
+    /// If the bytes are not BTF in this machine's byte order, or are damaged.
     pub fn parse(bytes: Vec<u8>) -> Result<Self> {
         let magic = bytes.get(..2).context("no header")?;
         ensure!(
             u16::from_ne_bytes([magic[0], magic[1]]) == MAGIC,
             "not BTF of this machine"
         );
-        // struct btf_header: magic, version, flags, then words: hdr_len, type_off, type_len, str_off,
-        // str_len.
+        // struct btf_header: magic, version and flags, then the words hdr_len, type_off, type_len,
+        // str_off and str_len.
         let mut words = [0; 5];
         for (at, field) in words.iter_mut().enumerate() {
             *field = word(&bytes, 4 + 4 * at).context("the header is cut off")?;
@@ -256,13 +257,13 @@ impl Btf {
             .with_context(|| format!("no type {number}"))
     }
 
-    /// Every type, in the order of their numbers.
+    /// All types, in the order of their numbers.
     pub fn types(&self) -> impl Iterator<Item = Type<'_>> {
         let places = self.types.iter().skip(1);
         places.filter_map(|&at| self.read(at as usize).map(|(ty, _)| ty))
     }
 
-    /// Structures, unions, enumerations and typedefs of that name.
+    /// Structures, unions, enumerations and typedefs with this name.
     pub fn named(&self, name: &str) -> impl Iterator<Item = Type<'_>> {
         let wanted = hash(name.as_bytes());
         let start = self.names.partition_point(|&(hash, _)| hash < wanted);
@@ -273,7 +274,7 @@ impl Btf {
             .filter(move |ty| ty.name() == name.as_bytes())
     }
 
-    /// The string at an offset, without its 0; empty for an offset beyond the section.
+    /// The string at an offset, without its terminating 0. Empty for an offset beyond the section.
     fn string(&self, offset: u32) -> &[u8] {
         let strings = &self.bytes[self.strings.clone()];
         let rest = strings.get(offset as usize..).unwrap_or_default();
@@ -282,12 +283,12 @@ impl Btf {
 }
 
 impl<'a> Type<'a> {
-    /// Its name, empty if it has none.
+    /// The name, empty if the type has none.
     pub fn name(&self) -> &'a [u8] {
         self.btf.string(self.name)
     }
 
-    /// A word of what follows the common part.
+    /// A word after the common part of the type.
     fn word(&self, at: usize) -> Result<u32> {
         word(&self.btf.bytes, self.rest + 4 * at).context("a type is cut off")
     }
@@ -296,11 +297,11 @@ impl<'a> Type<'a> {
         matches!(self.kind, Kind::Struct | Kind::Union)
     }
 
-    /// What a pointer points to, or a typedef or a qualifier is of.
+    /// The type that a pointer, a typedef or a qualifier refers to.
     ///
     /// # Errors
     ///
-    /// When it is none of these.
+    /// If the type is none of these.
     pub fn target(&self) -> Result<Self> {
         match self.kind {
             Kind::Pointer
@@ -313,11 +314,11 @@ impl<'a> Type<'a> {
         }
     }
 
-    /// The type without typedefs and qualifiers.
+    /// The type with typedefs and qualifiers removed.
     ///
     /// # Errors
     ///
-    /// When there is no end of them.
+    /// If the chain of typedefs and qualifiers is longer than `MAX_DEPTH`.
     pub fn unqualified(self) -> Result<Self> {
         let mut ty = self;
         for _ in 0..MAX_DEPTH {
@@ -331,12 +332,12 @@ impl<'a> Type<'a> {
         bail!("typedefs without an end")
     }
 
-    /// Offset in bits and type of a member, those of anonymous members included. `None` if there is
-    /// none of that name.
+    /// Offset in bits and type of a member. Members of anonymous members are found too. `None` if
+    /// no member has this name.
     ///
     /// # Errors
     ///
-    /// When the type has no members, or is damaged.
+    /// If the type has no members, or is damaged.
     pub fn member(&self, name: &str) -> Result<Option<(u32, Self)>> {
         ensure!(self.is_structure(), "{name}: not a structure");
         let mut left = MAX_MEMBERS;
@@ -381,7 +382,7 @@ impl<'a> Type<'a> {
     ///
     /// # Errors
     ///
-    /// When it is no array.
+    /// If the type is not an array.
     pub fn elements(&self) -> Result<(u32, Self)> {
         ensure!(self.kind == Kind::Array, "not an array");
         // struct btf_array: type, index_type, nelems.
@@ -393,7 +394,7 @@ impl<'a> Type<'a> {
     ///
     /// # Errors
     ///
-    /// When it has none, or one that overflows.
+    /// If the type has no size, or the size overflows.
     pub fn size(&self) -> Result<u32> {
         let mut ty = *self;
         let mut factor = 1u32;
@@ -423,13 +424,13 @@ impl<'a> Type<'a> {
     ///
     /// # Errors
     ///
-    /// When it is no prototype.
+    /// If the type is not a function prototype.
     pub fn parameters(&self) -> Result<usize> {
         ensure!(self.kind == Kind::Prototype, "not a function");
         Ok(self.count)
     }
 
-    /// Names and values of the enumerators of a 32-bit enumeration; none of any other type.
+    /// Names and values of the enumerators of a 32-bit enumeration. Empty for any other type.
     pub fn enumerators(&self) -> impl Iterator<Item = (&'a [u8], u32)> + 'a {
         let ty = *self;
         let count = if ty.kind == Kind::Enum { ty.count } else { 0 };

@@ -1,4 +1,5 @@
-//! Cells of one source: chunks made as slots need them, read through memory.
+//! The cells of a source. They lie in chunks, which are created as slots need them and read through
+//! memory.
 
 use std::{io, ops::AddAssign, os::fd::BorrowedFd};
 
@@ -17,19 +18,21 @@ use super::{
 /// How many cells, or shards, a slot has in a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shards {
-    /// One a CPU: for the hottest sources, plain adds.
+    /// One shard per CPU, for the hottest sources: plain adds.
     PerCpu,
-    /// One for several CPUs, at most [`MAX_SHARDS`]: warm sources, atomic adds.
+    /// One shard for several CPUs, at most [`MAX_SHARDS`], for sources with fewer events: atomic
+    /// adds.
     Few,
-    /// One: rare events, atomic adds.
+    /// One shard, for rare events: atomic adds.
     One,
 }
 
-/// Most shards of a source that does not have one for each CPU.
+/// Maximum number of shards of a source that does not have one for each CPU.
 pub const MAX_SHARDS: u32 = 16;
 
 impl Shards {
-    /// Their number on a host with so many CPUs. Of [`Few`](Self::Few) it is a power of two.
+    /// The number of shards on a host with so many CPUs. For [`Few`](Self::Few) it is a power of
+    /// two.
     pub fn count(self, cpus: u32) -> u32 {
         match self {
             Self::PerCpu => cpus,
@@ -43,12 +46,12 @@ impl Shards {
 pub trait Cell: FromBytes + Copy + Send {
     /// Name of the array of maps in the kernel object.
     const MAP: &'static str;
-    /// Cells a slot.
+    /// Number of cells per slot.
     const SHARDS: Shards;
-    /// The owner's cgroup id; 0 before anything is counted, and after the slot was taken from it.
+    /// The owner's cgroup id. It is 0 before anything is counted and after the slot was revoked.
     const OWNER: Word<Self>;
-    /// A field that is not 0 once anything has been counted, where there are several shards: most
-    /// of them are never written, and are not read then.
+    /// With several shards, a field that is not 0 once anything has been counted. Most shards are
+    /// never written, and the reader skips those.
     const COUNTED: Option<Word<Self>>;
 }
 
@@ -83,21 +86,22 @@ pub struct Cells<T> {
     shards: u32,
 }
 
-/// What the slot pool and the reaper need of a source's cells, whatever their type.
+/// What the slot pool and the reaper need from a source's cells, for any type of cell.
 pub trait SlotMemory: Send {
-    /// Whether `slots` slots need no new chunk.
+    /// Whether the existing chunks have room for `slots` slots.
     fn has_room(&self, slots: u32) -> bool;
-    /// Makes the chunks that `slots` slots need, those of 0 to `slots - 1`.
+    /// Creates the chunks for slots 0 to `slots - 1`.
     ///
     /// # Errors
     ///
-    /// The kernel's, ENOMEM mostly.
+    /// Errors of bpf(2), usually ENOMEM.
     fn provide(&mut self, slots: u32) -> io::Result<()>;
-    /// Takes a slot's cells from their owner: whoever writes next resolves the slot again.
+    /// Revokes a slot's cells: the next kernel program that would write to them looks up the slot
+    /// again.
     fn disown(&self, slot: u32);
     /// Zeroes a slot's cells.
     fn clear(&self, slot: u32);
-    /// Kernel memory of the chunks, bytes.
+    /// Kernel memory used by the chunks, bytes.
     fn bytes(&self) -> u64;
 }
 
@@ -106,7 +110,7 @@ impl<T: Cell> Cells<T> {
     ///
     /// # Errors
     ///
-    /// When `outer` is no array of maps, or its descriptor can't be duplicated.
+    /// If `outer` is not an array of maps, or its descriptor can't be duplicated.
     pub fn new(outer: BorrowedFd<'_>, shards: u32) -> Result<Self, OpenError> {
         Ok(Self {
             chunks: Chunks::new(T::MAP, outer, CELLS_PER_CHUNK)?,
@@ -114,16 +118,17 @@ impl<T: Cell> Cells<T> {
         })
     }
 
-    /// The places of a slot's cells, as far as there are chunks.
+    /// The positions of a slot's cells in existing chunks.
     fn places(&self, slot: u32) -> impl Iterator<Item = (&Mapping<T>, usize)> {
         (0..self.shards).filter_map(move |shard| self.chunks.place(slot * self.shards + shard))
     }
 
-    /// Adds a slot's shards to `sum`. Shards that nobody has written cost two loads each.
+    /// Adds a slot's shards to `sum`. A shard that was never written costs two loads.
     pub fn add_to<S: for<'a> AddAssign<&'a T>>(&self, slot: u32, sum: &mut S) {
         for (chunk, entry) in self.places(slot) {
             let untouched = T::COUNTED.is_some_and(|counted| {
-                // A cell that was taken from its owner still counts: owner 0, and counters above.
+                // The counters of a revoked cell are still added: its owner is 0, its counters are
+                // not.
                 chunk.load(entry, T::OWNER) == 0 && chunk.load(entry, counted) == 0
             });
             if !untouched {
@@ -132,8 +137,8 @@ impl<T: Cell> Cells<T> {
         }
     }
 
-    /// Every cell of which `word` is `value`, whoever's it is: for what an iterator has just
-    /// written, cells of slots that it has taken included.
+    /// All cells whose `word` is `value`, of any owner. It reads what an iterator has just written,
+    /// also into slots that the iterator itself has taken.
     pub fn with(&self, word: Word<T>, value: u64) -> impl Iterator<Item = T> + '_ {
         self.chunks
             .places()
@@ -141,7 +146,7 @@ impl<T: Cell> Cells<T> {
             .map(|(chunk, entry)| chunk.read(entry))
     }
 
-    /// Chunks that so many slots need.
+    /// Number of chunks for so many slots.
     fn chunks_for(&self, slots: u32) -> usize {
         self.chunks
             .needed(u64::from(slots) * u64::from(self.shards))

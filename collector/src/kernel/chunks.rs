@@ -1,4 +1,4 @@
-//! Arrays in an array of maps, made as they are needed and read through memory.
+//! Arrays in an array of maps, created as needed and read through memory.
 
 use std::{
     io,
@@ -13,8 +13,8 @@ use super::{
     mapping::Mapping,
 };
 
-/// Chunks of `T`s: each is an mmapable array of the same length in an array of maps. A value's number
-/// is `chunk * per_chunk + entry`.
+/// Chunks of `T`. Each is an mmapable array of the same length, in an array of maps. The number of
+/// a value is `chunk * per_chunk + entry`.
 #[derive(Debug)]
 pub struct Chunks<T> {
     name: &'static str,
@@ -25,11 +25,11 @@ pub struct Chunks<T> {
 }
 
 impl<T: FromBytes> Chunks<T> {
-    /// No chunks yet, in the array of maps `outer`; `name` is what each chunk's map is called.
+    /// An empty list of chunks for the array of maps `outer`. Each chunk's map is called `name`.
     ///
     /// # Errors
     ///
-    /// When `outer` is no array of maps, or its descriptor can't be duplicated.
+    /// If `outer` is not an array of maps, or its descriptor can't be duplicated.
     pub fn new(
         name: &'static str,
         outer: BorrowedFd<'_>,
@@ -43,7 +43,7 @@ impl<T: FromBytes> Chunks<T> {
         })
     }
 
-    /// Chunks that so many values need.
+    /// Number of chunks for so many values.
     pub fn needed(&self, values: u64) -> usize {
         usize::try_from(values.div_ceil(u64::from(self.per_chunk))).unwrap_or(usize::MAX)
     }
@@ -53,13 +53,13 @@ impl<T: FromBytes> Chunks<T> {
         self.chunks.len()
     }
 
-    /// Makes chunks until there are so many. Where a kernel program may still use the old map of an
-    /// index, the kernel waits for it (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
+    /// Creates chunks until there are so many. The kernel waits for programs that may still use the
+    /// old map of an index (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
     ///
     /// # Errors
     ///
-    /// The kernel's: ENOMEM, E2BIG beyond the array's end, EINVAL when the object's programs expect
-    /// chunks of another shape (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`).
+    /// Errors of bpf(2): ENOMEM, E2BIG beyond the end of the array, EINVAL if the object's programs
+    /// expect chunks of another shape (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`).
     pub fn grow_to(&mut self, chunks: usize) -> io::Result<()> {
         while self.chunks.len() < chunks {
             let inner = bpf::create_mmapable_array(self.name, size_of::<T>(), self.per_chunk)?;
@@ -71,20 +71,20 @@ impl<T: FromBytes> Chunks<T> {
         Ok(())
     }
 
-    /// Where a value is: its chunk and its entry there. `None` if there is no such chunk yet.
+    /// The chunk of a value and its entry there. `None` if the chunk does not exist yet.
     pub fn place(&self, number: u32) -> Option<(&Mapping<T>, usize)> {
         let chunk = self.chunks.get((number / self.per_chunk) as usize)?;
         Some((chunk, (number % self.per_chunk) as usize))
     }
 
-    /// Every value's place.
+    /// The positions of all values.
     pub fn places(&self) -> impl Iterator<Item = (&Mapping<T>, usize)> {
         self.chunks
             .iter()
             .flat_map(|chunk| (0..chunk.entries()).map(move |entry| (chunk, entry)))
     }
 
-    /// Kernel memory of the chunks, bytes.
+    /// Kernel memory used by the chunks, bytes.
     pub fn bytes(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.bytes() as u64).sum()
     }

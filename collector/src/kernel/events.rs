@@ -1,15 +1,15 @@
-//! Events of the kernel side: waiting for them and reading them.
+//! Waits for events from the kernel programs and reads them.
 
 use std::{os::fd::RawFd, time::Duration};
 
 use zerocopy::FromBytes;
 
-/// A value at the start of `bytes`, `None` if they are too few.
+/// The value at the start of `bytes`. `None` if there are too few bytes.
 pub fn read_value<T: FromBytes>(bytes: &[u8]) -> Option<T> {
     T::read_from_prefix(bytes).ok().map(|(value, _)| value)
 }
 
-/// Sleeps until one of the descriptors is readable or the time is over.
+/// Sleeps until one of the descriptors is readable or the timeout has passed.
 pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
     let mut polled: Vec<libc::pollfd> = descriptors
         .iter()

@@ -1,8 +1,9 @@
 //! Kernel fields: offsets from the running kernel's BTF, written into the object's instructions.
 //!
-//! See `collector_common::field` for the scheme. Invariant: no placeholder is left in an object
-//! that is loaded; a field which this kernel lacks makes the programs that need it unusable, and
-//! [`Patched::missing`] says which and why. A field that a program asks for first is optional to it.
+//! See `collector_common::field` for the scheme. Invariant: an object that is loaded has no
+//! placeholders left. If this kernel lacks a field, the programs that need it can't be used, and
+//! [`Patched::missing`] lists them with the field. A field is optional to a program that first
+//! checks whether it exists.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,11 +23,12 @@ use super::btf::{Btf, Kind, Type};
 pub struct Patched {
     /// The object, ready to be loaded.
     pub bytes: Vec<u8>,
-    /// Program to the fields that it needs and this kernel lacks.
+    /// For each program, the fields that it needs and this kernel lacks.
     pub missing: HashMap<String, Vec<&'static str>>,
 }
 
-/// A function of the object: where it is, what it reads, whom it calls.
+/// A function of the object: its position, the fields that it reads and the functions that it
+/// calls.
 #[derive(Debug)]
 struct Function {
     name: String,
@@ -39,11 +41,11 @@ struct Function {
     calls: BTreeSet<usize>,
 }
 
-/// Replaces the placeholders of `object` by the offsets of this kernel.
+/// Replaces the placeholders in `object` with the offsets of this kernel.
 ///
 /// # Errors
 ///
-/// When the object can't be parsed, or a placeholder stands in an instruction that can't have one.
+/// If the object can't be parsed, or a placeholder is in an instruction that can't hold one.
 pub fn patch(object: &[u8], btf: &Btf) -> Result<Patched> {
     let offsets: Vec<Option<u32>> = PATHS.iter().map(|path| offset_of(btf, path).ok()).collect();
     let mut bytes = object.to_vec();
@@ -135,7 +137,7 @@ fn calls(
         let Some(section) = symbol.section_index() else {
             continue;
         };
-        // A call counts instructions from the next one, an address counts bytes.
+        // A call's immediate counts instructions from the next one; an address is in bytes.
         let is_call = code.get(offset as usize) == Some(&CALL);
         let addend = word(offset).unwrap_or(0);
         let address = match (symbol.kind(), is_call) {
@@ -160,7 +162,7 @@ fn calls(
     Ok(found)
 }
 
-/// What a function and those it calls need and this kernel lacks.
+/// The fields that a function, or one that it calls, needs and this kernel lacks.
 fn missing(functions: &[Function], start: usize, offsets: &[Option<u32>]) -> Vec<&'static str> {
     let mut seen = BTreeSet::from([start]);
     let mut waiting = vec![start];
@@ -189,7 +191,7 @@ fn missing(functions: &[Function], start: usize, offsets: &[Option<u32>]) -> Vec
 
 /// BPF instruction: opcode, registers, 16-bit offset, 32-bit immediate.
 const INSTRUCTION: usize = 8;
-/// BPF_LDX | BPF_MEM, whatever the size.
+/// BPF_LDX | BPF_MEM, of any size.
 const LOAD: u8 = 0x61;
 const LOAD_MASK: u8 = 0xe7;
 /// BPF_LD | BPF_IMM | BPF_DW: two instructions wide.
@@ -254,7 +256,7 @@ fn number(value: i32, first: i32) -> Option<usize> {
 ///
 /// # Errors
 ///
-/// When no alternative of the path exists on this kernel.
+/// If this kernel has none of the path's alternatives.
 pub fn offset_of(btf: &Btf, path: &str) -> Result<u32> {
     let mut last = anyhow::anyhow!("empty path");
     for alternative in path.split('|') {
@@ -276,7 +278,8 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
     walk(btf, path).map(|(bits, _)| bits / 8)
 }
 
-/// Offset in a `tp_btf` program's context of the tracepoint's argument `number`, the first being 1.
+/// Offset of the tracepoint's argument `number`, counted from 1, in the context of a `tp_btf`
+/// program.
 ///
 /// The kernel describes a tracepoint by `typedef void (*btf_trace_NAME)(void *, ...)`, the
 /// arguments after the first (include/trace/bpf_probe.h).
@@ -293,16 +296,16 @@ fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
     bail!("no {tracepoint} with {number} arguments")
 }
 
-/// The bit that a bit field is, in the byte at [`offset_of`] its path.
+/// The bit number of a bit field within the byte at [`offset_of`] its path.
 ///
 /// # Errors
 ///
-/// As [`offset_of`].
+/// See [`offset_of`].
 pub fn bit_of(btf: &Btf, path: &str) -> Result<u32> {
     walk(btf, path).map(|(bits, _)| bits % 8)
 }
 
-/// Offset in bits and type of what a path leads to.
+/// Offset in bits and type of the field at the end of a path.
 fn walk<'a>(btf: &'a Btf, path: &str) -> Result<(u32, Type<'a>)> {
     let mut parts = path.split('.');
     let root = parts.next().unwrap_or_default();
@@ -346,7 +349,7 @@ fn walk<'a>(btf: &'a Btf, path: &str) -> Result<(u32, Type<'a>)> {
 ///
 /// # Errors
 ///
-/// When this kernel has no such array.
+/// If this kernel has no such array.
 pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
     let (_, ty) = walk(btf, path)?;
     Ok(ty.elements()?.0)
@@ -356,7 +359,7 @@ pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
 ///
 /// # Errors
 ///
-/// When this kernel doesn't have the enumeration.
+/// If this kernel doesn't have the enumeration.
 pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
     let list = btf.named(of).find(|ty| ty.kind == Kind::Enum);
     let list = list.with_context(|| format!("no enum {of}"))?;
@@ -370,7 +373,7 @@ pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
 ///
 /// # Errors
 ///
-/// When this kernel doesn't have it.
+/// If this kernel doesn't have it.
 pub fn enumerator_value(btf: &Btf, of: &str, name: &str) -> Result<u32> {
     btf.named(of)
         .find_map(|list| value_in(&list, name))
@@ -388,8 +391,9 @@ pub fn has_tracepoint(btf: &Btf, name: &str) -> bool {
         .any(|ty| ty.kind == Kind::Typedef)
 }
 
-/// `RQF_FLUSH_SEQ`: a bit numbered by an enumerator since 6.11 (include/linux/blk-mq.h, `__RQF_FLUSH_SEQ`,
-/// at first of an enumeration without a name); before that a macro, and always this bit.
+/// `RQF_FLUSH_SEQ`. Since 6.11 an enumerator gives the number of the bit (include/linux/blk-mq.h,
+/// `__RQF_FLUSH_SEQ`, in an enumeration without a name at first). Before that it was a macro,
+/// always with this bit.
 pub fn flush_sequence_flag(btf: &Btf) -> u32 {
     const NAME: &str = "__RQF_FLUSH_SEQ";
     let bit = enumerator_value(btf, "rqf_flags", NAME).ok().or_else(|| {

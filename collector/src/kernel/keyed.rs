@@ -1,9 +1,9 @@
-//! Values by cgroup and something else: a device, a reason.
+//! Values keyed by cgroup and a second key, such as a device or a reason.
 //!
-//! For what a cgroup has few of and not always the same. The kernel side makes an entry at the
-//! first event (collector-ebpf/src/keyed.rs); the agent reads all of them in batches and takes out
-//! those of removed cgroups. A source may have rows for some of them beside (`rows`). Keys are
-//! cgroup ids, not slots: ids are never used again.
+//! They are used where a cgroup has few second keys, and not always the same ones. The kernel
+//! program creates an entry at the first event (collector-ebpf/src/keyed.rs). The agent reads all
+//! entries in batches and removes those of removed cgroups. A source may also keep some entries in
+//! rows (`rows`). The keys hold cgroup ids, not slots, because ids are never used again.
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -17,7 +17,7 @@ use super::map::Map;
 pub trait KeyedValue: FromBytes + IntoBytes + Immutable + Copy + Send {
     /// Name of the hash in the kernel object.
     const MAP: &'static str;
-    /// Name of the array of rows, if the source has any.
+    /// Name of the array of rows, if the source has one.
     const ROWS: Option<&'static str>;
 }
 
@@ -29,9 +29,10 @@ macro_rules! keyed {
                 const ROWS: Option<&'static str> = $rows;
             }
         )*
-        /// Every such hash of the object; they have as many entries as there may be slots.
+        /// Every such hash of the object. Their maximum number of entries is the maximum number of
+        /// slots.
         pub const KEYED_MAPS: &[&str] = &[$($map,)*];
-        /// Every array of rows, where there is one.
+        /// Every array of rows.
         pub const ROW_MAPS: &[Option<&str>] = &[$($rows,)*];
     };
 }
@@ -51,11 +52,11 @@ pub struct Keyed<T> {
 }
 
 impl<T: KeyedValue> Keyed<T> {
-    /// Over the hash `map`; makes the entry of those that find no room.
+    /// Opens the values in the hash `map` and creates the overflow entry.
     ///
     /// # Errors
     ///
-    /// When the map is of other keys or values, and when the entry can't be made.
+    /// If the map has other keys or values, or the entry can't be created.
     pub fn new(map: BorrowedFd<'_>) -> anyhow::Result<Self> {
         let map = Map::hash(map)?;
         map.insert(&CgroupKey::OVERFLOW, &T::new_zeroed())
@@ -67,27 +68,27 @@ impl<T: KeyedValue> Keyed<T> {
         })
     }
 
-    /// Reads every entry; that of those that found no room once there is something in it.
+    /// Reads every entry. The overflow entry is included once something has been counted in it.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn read(&mut self) -> io::Result<impl Iterator<Item = (CgroupKey, &T)>> {
         self.map.read_all(&mut self.keys, &mut self.values)?;
         let entries = self.keys.iter().copied().zip(&self.values);
         Ok(entries.filter(|(key, value)| *key != CgroupKey::OVERFLOW || !is_zero(*value)))
     }
 
-    /// Takes an entry out and returns its last value, `None` if it is gone already.
+    /// Removes an entry and returns its final value. `None` if it no longer exists.
     pub fn take(&self, key: CgroupKey) -> Option<T> {
         self.map.take(&key).ok()
     }
 }
 
 impl<T> Keyed<T> {
-    /// Kernel memory of the entries that were there at the last reading, bytes: a value with its
-    /// key, 48 bytes of the hash's own (`struct htab_elem`) and 8 of the allocator's, as slab caches
-    /// round it up.
+    /// Kernel memory used by the entries found in the last read, bytes. Each takes its key and
+    /// value, 48 bytes for the hash (`struct htab_elem`) and 8 for the allocator, rounded up to the
+    /// size of a slab cache.
     pub fn bytes(&self) -> u64 {
         let entry = 48 + size_of::<CgroupKey>() + size_of::<T>() + 8;
         self.keys.len() as u64 * entry.next_power_of_two() as u64

@@ -1,4 +1,4 @@
-//! Loading and attaching.
+//! Loads and attaches the kernel programs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,34 +34,34 @@ use super::{
     slots::SlotPool,
 };
 
-/// Where the running kernel describes its types.
+/// Path of the running kernel's BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the loader needs to know.
+/// Options of the loader.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Names of the programs to load.
     pub programs: Vec<&'static str>,
-    /// Most slots (`--cgroup.max`).
+    /// Maximum number of slots (`--cgroup.max`).
     pub max_slots: u32,
-    /// Possible CPUs.
+    /// Number of possible CPUs.
     pub lanes: u32,
-    /// Kernel-side log level, as aya-log counts them; 0 is off.
+    /// Log level of the kernel programs, as a number of aya-log; 0 is off.
     pub log_level: u8,
 }
 
 /// The loaded object.
 pub struct Kernel {
     ebpf: Ebpf,
-    /// The running kernel's types, while sources are being made.
+    /// The running kernel's types. Present while sources are being created.
     types: Option<btf::Btf>,
     lanes: u32,
     max_slots: u32,
-    /// Why a program is not there; absent means loaded.
+    /// Why a program is not loaded. A program without an entry is loaded.
     failures: HashMap<&'static str, String>,
     wanted: Vec<&'static str>,
     attached: HashSet<&'static str>,
-    /// Kernel memory of the object's own maps, which are of fixed size, bytes.
+    /// Kernel memory used by the object's own maps, which have a fixed size, bytes.
     map_memory: u64,
 }
 
@@ -75,14 +75,15 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs asked for. One that this kernel can't have is left out and remembered.
+    /// Loads the programs asked for. A program that this kernel can't load is left out, and the
+    /// reason is recorded.
     ///
     /// # Errors
     ///
-    /// Without the privilege or without BTF, and when maps can't be made.
+    /// If privileges or BTF are missing, or maps can't be created.
     pub fn load(options: &Options) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        // The loader has parsed all of the kernel's BTF, which nobody needs.
+        // Free the loader's copy of the kernel's BTF, which is not needed.
         loader.btf(None);
         let types = btf::Btf::parse(read_btf()?)
             .with_context(|| format!("{BTF_PATH} can't be understood"))?;
@@ -116,9 +117,9 @@ impl Kernel {
             .override_global(aya_log::LEVEL, &options.log_level, false)
             .map_max_entries("SLOTS", options.max_slots)
             .map_max_entries("FREE_SLOTS", slots)
-            // Requests under way; a part of them is set aside by each CPU.
+            // Requests in flight. Each CPU reserves a part of the entries.
             .map_max_entries("SUBMITTERS", 4096 + 256 * options.lanes)
-            // More cgroups than slots are possible; 4 million is beyond any host.
+            // There can be more cgroups than slots. No host has 4 million.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
             .load(&patched.bytes)
@@ -186,14 +187,15 @@ impl Kernel {
             .with_context(|| format!("the object has no program {name}"))
     }
 
-    /// Attaches those of `names` that are loaded and not yet attached, in the order of [`PROGRAMS`]. The baseline is
-    /// run instead of attached; programs for packets attach to `root`, a directory of cgroup2.
+    /// Attaches those of `names` that are loaded and not yet attached, in the order of
+    /// [`PROGRAMS`]. The baseline is run instead of attached. Programs for packets attach to
+    /// `root`, a directory of cgroup2.
     pub fn attach(&mut self, names: &[&'static str], root: &File) {
         for program in PROGRAMS
             .iter()
             .filter(|program| names.contains(&program.name))
         {
-            // A second link would count twice, or is refused (EEXIST) by older kernels.
+            // A second link would count everything twice; older kernels refuse it (EEXIST).
             if !self.is_loaded(program.name) || !self.attached.insert(program.name) {
                 continue;
             }
@@ -211,8 +213,8 @@ impl Kernel {
             ) => {
                 loaded.attach().map(drop)?;
             }
-            // `Single` sets no flags. The kernel makes a link, which is multi whatever the flags,
-            // and refuses any (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
+            // `Single` sets no flags. The kernel creates a link, which always allows several
+            // programs, and refuses flags (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
             (Hook::Packets(direction), AyaProgram::CgroupSkb(loaded)) => {
                 loaded
                     .attach(root, direction, CgroupAttachMode::Single)
@@ -229,7 +231,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether a source can run, by the programs it needs.
+    /// Whether a source can run, given the programs that it needs.
     pub fn availability(&self, requirement: &Requirement) -> Availability {
         let failed = |name: &&str| self.failures.get(*name).map(|why| format!("{name}: {why}"));
         let fatal: Vec<String> = requirement.required.iter().filter_map(failed).collect();
@@ -247,11 +249,11 @@ impl Kernel {
         }
     }
 
-    /// Programs that lifecycle tracking needs, or why there can be no agent here.
+    /// The programs for lifecycle tracking, without which the agent can't run.
     ///
     /// # Errors
     ///
-    /// When one of them is missing.
+    /// If one of them is missing.
     pub fn require_lifecycle(&self) -> Result<()> {
         let availability = self.availability(&LIFECYCLE);
         match availability.reason {
@@ -270,7 +272,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When called a second time.
+    /// If called a second time.
     pub fn slots(&mut self) -> Result<SlotPool> {
         let queue = self.take_map("FREE_SLOTS")?.try_into()?;
         let slots = TypedMap::hash(self.map("SLOTS")?)?;
@@ -281,25 +283,25 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When the object lacks the map, or has another one.
+    /// If the object lacks the map, or the map has another type or size.
     pub fn cells<T: Cell>(&mut self) -> Result<Cells<T>> {
         Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.lanes))?)
     }
 
-    /// Values by cgroup and something else.
+    /// Values keyed by cgroup and a second key.
     ///
     /// # Errors
     ///
-    /// When the object lacks the map, or has another one.
+    /// If the object lacks the map, or the map has another type or size.
     pub fn keyed<T: KeyedValue>(&mut self) -> Result<Keyed<T>> {
         Keyed::new(self.map(T::MAP)?)
     }
 
-    /// Rows of values by cgroup and something else, where a source has any.
+    /// Rows of values keyed by cgroup and a second key, if the source has them.
     ///
     /// # Errors
     ///
-    /// When the object lacks the map, or it can't be mapped.
+    /// If the object lacks the map, or it can't be mapped.
     pub fn rows<T: KeyedValue>(&self) -> Result<Option<Rows<T>>> {
         let Some(name) = T::ROWS else {
             return Ok(None);
@@ -311,7 +313,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When there is no such iterator, or it can't be attached.
+    /// If there is no such iterator, or it can't be attached.
     pub fn task_iterator(&mut self, name: &str) -> Result<OwnedFd> {
         let AyaProgram::Iter(program) = self.program_mut(name)? else {
             bail!("{name} is not an iterator");
@@ -323,7 +325,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// After that.
+    /// If the types have been freed.
     pub fn types(&self) -> Result<&btf::Btf> {
         self.types
             .as_ref()
@@ -335,11 +337,11 @@ impl Kernel {
         self.types = None;
     }
 
-    /// A map of the object, for a source with a layout of its own.
+    /// A map of the object, for a source with its own layout.
     ///
     /// # Errors
     ///
-    /// When the object lacks it.
+    /// If the object lacks it.
     pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let map = self
             .ebpf
@@ -352,7 +354,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When its maps can't be mapped.
+    /// If its maps can't be mapped.
     pub fn pass(&mut self) -> Result<Pass> {
         let AyaProgram::Iter(program) = self.program_mut("pass")? else {
             bail!("pass is not an iterator");
@@ -370,35 +372,36 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When called a second time.
+    /// If called a second time.
     pub fn events(&mut self) -> Result<RingBuf<MapData>> {
         Ok(self.take_map("CGROUP_EVENTS")?.try_into()?)
     }
 
-    /// Kernel-side log records, to be handed to the agent's own log.
+    /// Log records of the kernel programs, to be written to the agent's log.
     ///
     /// # Errors
     ///
-    /// When the object was built without any.
+    /// If the object was built without logging.
     pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
-    /// Notes why a loaded program can't be used.
+    /// Records why a loaded program can't be used.
     pub fn set_failed(&mut self, name: &'static str, why: String) {
         self.failures.insert(name, why);
     }
 
-    /// Whether a program was asked for and could be loaded.
+    /// Whether a program was requested and has been loaded.
     pub fn is_loaded(&self, name: &str) -> bool {
         self.wanted.contains(&name) && !self.failures.contains_key(name)
     }
 
-    /// Has every CPU account its running task up to now, if the program for that is loaded.
+    /// Makes every CPU account the time of its running task up to now, if the program for that is
+    /// loaded.
     ///
     /// # Errors
     ///
-    /// When the list of online CPUs can't be read.
+    /// If the list of online CPUs can't be read.
     pub fn take_in_flight(&self) -> Result<()> {
         if !self.is_loaded("in_flight") {
             return Ok(());
@@ -414,11 +417,11 @@ impl Kernel {
         Ok(())
     }
 
-    /// What the kernel side counted of its own work.
+    /// Statistics that the kernel programs keep about themselves.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn stats(&self) -> Result<KernelStats> {
         let map = self.ebpf.map("STATS_MAP").context("STATS_MAP")?;
         let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
@@ -429,7 +432,7 @@ impl Kernel {
         Ok(KernelStats(values))
     }
 
-    /// Runs of each loaded program.
+    /// Run statistics of each loaded program.
     pub fn runs(&self) -> Vec<(&str, bpf::Runs)> {
         self.ebpf
             .programs()
@@ -440,8 +443,8 @@ impl Kernel {
             .collect()
     }
 
-    /// Kernel memory of the maps that belong to the object, bytes; chunks, and the storage that each
-    /// task has, excluded.
+    /// Kernel memory used by the object's own maps, bytes. Chunks and task storage are not
+    /// included.
     pub fn map_memory(&self) -> u64 {
         self.map_memory
     }
@@ -454,11 +457,11 @@ fn run_on(program: &RawTracePoint, cpu: u32) {
     };
     // The CPU may have gone offline; then it has no running task.
     if let Err(error) = program.test_run(options) {
-        tracing::debug!(cpu, %error, "running task not taken in");
+        tracing::debug!(cpu, %error, "running task not accounted");
     }
 }
 
-/// What the kernel side counted of its own work.
+/// Statistics that the kernel programs keep about themselves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelStats([u64; STATS as usize]);
 
@@ -484,7 +487,7 @@ fn map_data(map: &Map) -> Result<&MapData> {
     }
 }
 
-/// Every type that the programs are attached by.
+/// All types that are looked up to attach the programs.
 fn wanted() -> Vec<Wanted> {
     let of = |program: &Program| match program.hook {
         Hook::Tracepoint(name) | Hook::Newer(name) | Hook::Substitute(name, _) => {
@@ -507,7 +510,7 @@ fn read_btf() -> Result<Vec<u8>> {
     })
 }
 
-/// The loader's error as one line that says what to do.
+/// The loader's error on one line, with a remedy.
 fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -530,8 +533,8 @@ fn not_loaded(error: &aya::EbpfError) -> anyhow::Error {
     )
 }
 
-/// The start and the end of a long message: the verifier's first line names the error, its last ones
-/// the reason.
+/// The start and the end of a long message. The first line of the verifier's log names the error,
+/// the last lines give the reason.
 fn shortened(text: &str) -> String {
     let text: Vec<char> = text.chars().collect();
     if text.len() <= 800 {

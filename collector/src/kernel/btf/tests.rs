@@ -1,9 +1,9 @@
-//! The reader against BTF that is written out here, and against damaged BTF. The running kernel's own
-//! is compared with bpftool by the live tests.
+//! Tests of the reader with BTF written out here and with damaged BTF. The live tests compare the
+//! BTF of the running kernel with bpftool's output.
 
 use super::*;
 
-/// BTF being written: types are numbered from 1.
+/// A writer of BTF. Types are numbered from 1.
 #[derive(Clone, Default)]
 struct Writer {
     types: Vec<u32>,
@@ -82,7 +82,7 @@ impl Writer {
     }
 }
 
-/// Something of each kind that programs' fields lead through.
+/// One type of each kind that occurs in the field paths of programs.
 fn example() -> Writer {
     let mut file = Writer::default();
     let int = file.int("int", 4);
@@ -112,7 +112,7 @@ fn example() -> Writer {
             ("table", of_structures, 256),
         ],
     );
-    // Members of a structure with bit fields say how many bits they have in the upper 8.
+    // In a structure with bit fields, the upper 8 bits of a member's offset are its size in bits.
     let flags = [(0, int, 0), (1, int, 1 << 24 | 32), (2, int, 3 << 24 | 33)];
     let mut rest = Vec::new();
     for (at, ty, offset) in flags {
@@ -247,7 +247,7 @@ fn sizes_that_overflow_are_refused() {
     assert!(offset_of(&btf, "larger.array[1]").is_err());
 }
 
-/// Asks everything that can be asked; what is answered doesn't matter, that it ends does.
+/// Calls every method. The results don't matter; each call must return.
 fn ask_everything(btf: &Btf) {
     for ty in btf.types() {
         let _ = ty.name();
@@ -295,7 +295,8 @@ fn other_files_are_refused() {
 #[test]
 fn no_change_of_a_word_makes_it_panic() {
     let whole = example().bytes();
-    // Every word, header included, by values that offsets, counts, kinds and type numbers may not have.
+    // Replace every word, the header included, by values that are invalid as offsets, counts, kinds
+    // or type numbers.
     for at in (0..whole.len() - 4).step_by(4) {
         let word = u32::from_ne_bytes(whole[at..at + 4].try_into().unwrap());
         let kinds = (0..32u32).step_by(3);
@@ -322,7 +323,7 @@ fn no_change_of_a_word_makes_it_panic() {
 #[test]
 fn no_random_change_makes_it_panic() {
     let whole = example().bytes();
-    // A generator of its own (xorshift), so that a failure can be repeated.
+    // A fixed random generator (xorshift), so that a failure can be reproduced.
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
     let mut random = move |below: usize| {
         state ^= state << 13;

@@ -1,4 +1,4 @@
-//! The few types that the loader looks up, as BTF of its own.
+//! Reduced BTF that holds only the types that the loader looks up.
 
 use aya::Endianness;
 
@@ -30,13 +30,13 @@ impl Wanted {
 }
 
 impl Btf {
-    /// What the loader needs to know of these types. It looks them up by name and tells the kernel
-    /// their numbers; so they have the numbers that they have here, and the types between them are
-    /// all replaced by the shortest there is, `const void`.
+    /// The BTF that the loader needs for these types. The loader looks them up by name and passes
+    /// their numbers to the kernel. They therefore keep their original numbers, and every type
+    /// between them is replaced by the shortest one, `const void`.
     ///
     /// # Errors
     ///
-    /// When the loader can't read it.
+    /// If the loader can't read it.
     pub fn view(&self, wanted: &[Wanted]) -> anyhow::Result<aya::Btf> {
         let bytes = self.view_bytes(wanted);
         Ok(aya::Btf::parse(&bytes, Endianness::default())?)
@@ -49,7 +49,7 @@ impl Btf {
             .collect();
         let mut types = Vec::new();
         let mut strings = vec![0u8];
-        // So far as something was wanted: what comes after the last is left out.
+        // Types after the last wanted one are left out.
         let mut used = 0;
         for ty in self.types() {
             let is_it =
@@ -59,7 +59,7 @@ impl Btf {
                 _ => None,
             };
             let name = match found {
-                // The first of a name is the one.
+                // The first type with a name is used.
                 Some(at) => {
                     let (_, name) = waiting.swap_remove(at);
                     let offset = strings.len() as u32;
