@@ -1,8 +1,8 @@
 //! Maps with typed keys and values.
 //!
-//! Invariant: the kernel copies as many bytes as *it* takes a key or a value to have. A map is
-//! compared with the types of its handle once, when the handle is made; there is no other way to
-//! make one, so that every read and write fits.
+//! The kernel copies as many bytes as the map's own key and value sizes. Invariant: the sizes of
+//! `K` and `V` equal those of the map. They are compared when the handle is created, and there is
+//! no other way to create one.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::bpf::{self, MapInfo};
 
-/// Types of maps that the agent opens (include/uapi/linux/bpf.h, `enum bpf_map_type`).
+/// Map types that the agent opens (include/uapi/linux/bpf.h, `enum bpf_map_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MapType {
@@ -29,27 +29,27 @@ pub enum MapType {
 /// The flag of a map that can be mapped into the agent's memory (BPF_F_MMAPABLE).
 pub const MMAPABLE: u32 = 1 << 10;
 
-/// Why a map can't be opened.
+/// The reason why a map can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The kernel refuses, or does not say what kind of map it is.
+    /// The kernel refused the call, or did not report the kind of map.
     #[error(transparent)]
     Kernel(#[from] io::Error),
-    /// The map is of another shape.
+    /// The map differs from what the agent expects.
     #[error("the map {name} has a {what} of {found}, where the agent expects {expected}")]
     Shape {
-        /// The map's name, as far as the kernel keeps it (15 characters).
+        /// The map's name, which the kernel cuts to 15 characters.
         name: String,
         /// What differs: type, key size, value size (bytes) or flags.
         what: &'static str,
-        /// As the kernel has it.
+        /// The kernel's value.
         found: u32,
-        /// As the agent's types have it.
+        /// The value that the agent's types require.
         expected: u32,
     },
 }
 
-/// Compares a map with what is expected of it.
+/// Compares a map with what the agent expects.
 pub(super) fn check(
     map: BorrowedFd<'_>,
     kind: MapType,
@@ -69,7 +69,7 @@ fn compare(
     value_size: usize,
     flags: u32,
 ) -> Result<(), OpenError> {
-    // No size of a type that a map can have is that large.
+    // No key or value of a map is larger than `u32::MAX`.
     let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
     for (what, found, expected) in [
         ("type", info.map_type, kind as u32),
@@ -106,12 +106,13 @@ where
     ///
     /// # Errors
     ///
-    /// When it is none, or one of other keys or values, and when the descriptor can't be duplicated.
+    /// If the map is not a hash map, has other keys or values, or its descriptor can't be
+    /// duplicated.
     pub fn hash(map: BorrowedFd<'_>) -> Result<Self, OpenError> {
         Self::open(map, MapType::Hash)
     }
 
-    /// Opens a map of the type given.
+    /// Opens a map of the given type.
     pub(super) fn open(map: BorrowedFd<'_>, kind: MapType) -> Result<Self, OpenError> {
         let info = check(map, kind, size_of::<K>(), size_of::<V>(), 0)?;
         Ok(Self {
@@ -121,7 +122,7 @@ where
         })
     }
 
-    /// Most entries that the map may have.
+    /// Maximum number of entries.
     pub fn max_entries(&self) -> u32 {
         self.max_entries
     }
@@ -141,7 +142,7 @@ where
     ///
     /// # Errors
     ///
-    /// The kernel's (E2BIG where there is no room).
+    /// Errors of bpf(2): E2BIG if the map is full.
     pub fn insert(&self, key: &K, value: &V) -> io::Result<()>
     where
         V: IntoBytes + Immutable,
@@ -156,7 +157,7 @@ where
     ///
     /// # Errors
     ///
-    /// The kernel's (ENOENT where there is none).
+    /// Errors of bpf(2): ENOENT if there is no such entry.
     pub fn remove(&self, key: &K) -> io::Result<()> {
         let mut entry = self.entry(key, 0);
         // SAFETY: the kernel reads a key, whose size `open` has checked.
@@ -167,22 +168,22 @@ where
     ///
     /// # Errors
     ///
-    /// The kernel's (ENOENT where there is none).
+    /// Errors of bpf(2): ENOENT if there is no such entry.
     pub fn take(&self, key: &K) -> io::Result<V> {
         let mut value = V::new_zeroed();
         let mut entry = self.entry(key, (&raw mut value) as u64);
         // SAFETY: the kernel reads a key and writes a value; `open` has checked their sizes, and
-        // every bit pattern is a `V` (`FromBytes`).
+        // every bit pattern is a valid `V` (`FromBytes`).
         unsafe { bpf::call(bpf::MAP_LOOKUP_AND_DELETE_ELEM, &mut entry) }?;
         Ok(value)
     }
 
-    /// Reads the whole of a hash map in as few calls as its size allows. Entries that come or go
-    /// meanwhile may be missed; none is returned twice. After an error both lists are empty.
+    /// Reads a whole hash map in batches. Entries that are added or removed meanwhile may be
+    /// missed. No entry is returned twice. After an error both lists are empty.
     ///
     /// # Errors
     ///
-    /// The kernel's (EINVAL before 5.6, where hash maps can't be read in batches).
+    /// Errors of bpf(2): EINVAL before 5.6, which can't read hash maps in batches.
     pub fn read_all(&self, keys: &mut Vec<K>, values: &mut Vec<V>) -> io::Result<()> {
         keys.clear();
         values.clear();
@@ -195,9 +196,9 @@ where
     }
 
     fn append_all(&self, keys: &mut Vec<K>, values: &mut Vec<V>) -> io::Result<()> {
-        // The cursor is a bucket number for hash maps (kernel/bpf/hashtab.c).
+        // For hash maps the cursor is a bucket number (kernel/bpf/hashtab.c).
         let mut cursor = None;
-        // So much at a time, whatever the size of an entry: room is made before it is known to be needed.
+        // A batch has a fixed size in bytes, because its memory is allocated before the call.
         const BYTES: usize = 128 << 10;
         let mut room = (BYTES / (size_of::<K>() + size_of::<V>())).clamp(16, 1024);
         loop {
@@ -216,17 +217,18 @@ where
                 flags: 0,
             };
             // SAFETY: the kernel writes at most `count` keys and values, for which there is room:
-            // `open` has checked their sizes. Every bit pattern is a `K` or a `V` (`FromBytes`).
+            // `open` has checked their sizes. Every bit pattern is a valid `K` or `V`
+            // (`FromBytes`).
             let result = unsafe { bpf::call(bpf::MAP_LOOKUP_BATCH, &mut batch) };
             let error = result.err();
-            // ENOSPC: one bucket holds more than there is room for.
+            // ENOSPC: one bucket holds more entries than fit into the batch.
             let too_small = error.as_ref().and_then(io::Error::raw_os_error) == Some(libc::ENOSPC);
             let got = if too_small { 0 } else { batch.count as usize };
             keys.truncate(have + got);
             values.truncate(have + got);
             match error {
                 None => cursor = Some(next),
-                // The end; what was read last is valid.
+                // The end of the map. The entries of this last read are valid.
                 Some(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
                 Some(_) if too_small && room < self.max_entries as usize => room *= 2,
                 Some(error) => return Err(error),

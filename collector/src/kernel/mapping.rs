@@ -1,4 +1,4 @@
-//! A BPF array in the agent's memory.
+//! A BPF array mapped into the agent's memory.
 
 use std::{
     io,
@@ -18,8 +18,8 @@ use super::{
 
 /// Entries of an mmapable array, read and written without a system call.
 ///
-/// Kernel programs write the same memory at any time, so every access is an atomic access to one
-/// 64-bit word. Words of one entry may be of different moments.
+/// Kernel programs may write the same memory at any time, so every access is an atomic access to
+/// one 64-bit word. The words of an entry may have been written at different times.
 #[derive(Debug)]
 pub struct Mapping<T> {
     base: NonNull<u64>,
@@ -28,15 +28,16 @@ pub struct Mapping<T> {
     kind: PhantomData<T>,
 }
 
-// SAFETY: nothing in a `Mapping` belongs to a thread; the memory is accessed by atomics alone.
+// SAFETY: nothing in a `Mapping` is bound to a thread, and the memory is accessed only with
+// atomics.
 unsafe impl<T> Send for Mapping<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Mapping<T> {}
 
-/// A field of a `T` that is a 64-bit word. Made by `word!`.
+/// A field of `T` that is a 64-bit word. Created by `word!`.
 #[derive(Debug)]
 pub struct Word<T> {
-    /// Offset in words.
+    /// Offset, in words.
     at: usize,
     kind: PhantomData<fn(T)>,
 }
@@ -56,11 +57,12 @@ impl<T> PartialEq for Word<T> {
 }
 
 impl<T> Word<T> {
-    /// The field that is `offset` bytes from the start. `field` has it be a `u64`.
+    /// The field at `offset` bytes from the start. The type of `field` makes sure that it is a
+    /// `u64`.
     ///
     /// # Panics
     ///
-    /// When there is no whole word at that offset; at compile time, in a constant.
+    /// If there is no whole word at that offset. In a constant this is an error at compile time.
     pub const fn new(offset: usize, field: fn(&T) -> &u64) -> Self {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
         let _ = field;
@@ -92,7 +94,7 @@ impl<T: FromBytes> Mapping<T> {
     ///
     /// # Errors
     ///
-    /// When the map is no mmapable array of values of the size of `T`, and mmap(2)'s.
+    /// If the map is not an mmapable array with values of the size of `T`, or mmap(2) fails.
     pub fn open(map: BorrowedFd<'_>) -> Result<Self, OpenError> {
         let info = map::check(
             map,
@@ -104,7 +106,7 @@ impl<T: FromBytes> Mapping<T> {
         let entries = info.max_entries as usize;
         let page = usize::try_from(page_size()).unwrap_or(4096);
         let bytes = (entries * size_of::<T>()).next_multiple_of(page);
-        // SAFETY: a new mapping, at an address of the kernel's choice.
+        // SAFETY: this creates a new mapping at an address that the kernel chooses.
         let address = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -136,19 +138,19 @@ impl<T: FromBytes> Mapping<T> {
     fn words(&self, entry: usize) -> &[AtomicU64] {
         assert!(entry < self.entries, "entry {entry} of {}", self.entries);
         // SAFETY: the mapping has `entries` values of `WORDS` words, the kernel stores them without
-        // gaps (kernel/bpf/arraymap.c, `elem_size`: the value size rounded up to 8), and it lives as
-        // long as `self`. Both sides access it by atomic or single-word accesses.
+        // gaps (kernel/bpf/arraymap.c, `elem_size`: the value size rounded up to 8), and it lives
+        // as long as `self`. Both sides use only atomic or single-word accesses.
         unsafe {
             let start = self.base.as_ptr().add(entry * Self::WORDS);
             std::slice::from_raw_parts(start.cast(), Self::WORDS)
         }
     }
 
-    /// One word of an entry, for accesses in an order of the caller's choice.
+    /// One word of an entry, for accesses with a memory order that the caller chooses.
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn atomic(&self, entry: usize, word: Word<T>) -> &AtomicU64 {
         &self.words(entry)[word.at]
     }
@@ -157,7 +159,7 @@ impl<T: FromBytes> Mapping<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn load(&self, entry: usize, word: Word<T>) -> u64 {
         self.atomic(entry, word).load(Relaxed)
     }
@@ -166,7 +168,7 @@ impl<T: FromBytes> Mapping<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn store(&self, entry: usize, word: Word<T>, value: u64) {
         self.atomic(entry, word).store(value, Relaxed);
     }
@@ -175,7 +177,7 @@ impl<T: FromBytes> Mapping<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn read(&self, entry: usize) -> T {
         let mut value = MaybeUninit::<T>::uninit();
         let to = value.as_mut_ptr().cast::<u64>();
@@ -183,7 +185,7 @@ impl<T: FromBytes> Mapping<T> {
             // SAFETY: `value` has room for `WORDS` words.
             unsafe { to.add(at).write_unaligned(word.load(Relaxed)) };
         }
-        // SAFETY: every byte is written, and every bit pattern is a `T` (`FromBytes`).
+        // SAFETY: every byte is written, and every bit pattern is a valid `T` (`FromBytes`).
         unsafe { value.assume_init() }
     }
 
@@ -191,18 +193,18 @@ impl<T: FromBytes> Mapping<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn clear(&self, entry: usize) {
         for word in self.words(entry) {
             word.store(0, Relaxed);
         }
     }
 
-    /// Zeroes an entry but for one word.
+    /// Zeroes an entry except for one word.
     ///
     /// # Panics
     ///
-    /// When there is no such entry.
+    /// If there is no such entry.
     pub fn clear_except(&self, entry: usize, kept: Word<T>) {
         for (at, word) in self.words(entry).iter().enumerate() {
             if at != kept.at {
@@ -211,7 +213,7 @@ impl<T: FromBytes> Mapping<T> {
         }
     }
 
-    /// Bytes mapped.
+    /// Size of the mapping, bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -219,7 +221,7 @@ impl<T: FromBytes> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: our own mapping; every reference into it borrows `self`.
+        // SAFETY: the mapping belongs to `self`, and every reference into it borrows `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }

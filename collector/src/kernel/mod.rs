@@ -1,7 +1,7 @@
-//! The kernel side as the agent sees it: loading, attaching, reading maps.
+//! The agent's interface to the kernel programs: loading, attaching, reading maps.
 //!
-//! Invariant: this module knows programs, maps and cells; it knows nothing of paths, containers,
-//! metric names or HTTP. All `unsafe` of the agent is in here, behind safe types.
+//! Invariant: this module knows about programs, maps and cells. It knows nothing about paths,
+//! containers, metric names or HTTP. All `unsafe` code of the agent is here, behind safe types.
 
 pub mod bpf;
 pub mod btf;
@@ -23,28 +23,28 @@ pub mod slots;
 pub mod system;
 pub mod tasks;
 
-/// Kernel object, built by build.rs; aligned, because it is parsed in place.
+/// The kernel object, built by build.rs. It is aligned because it is parsed in place.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgmeter.bpf.o"));
 
-/// CPUs that this host may ever have: the shards of a per-CPU source.
+/// Number of possible CPUs of this host, which is the number of shards of a per-CPU source.
 ///
 /// # Errors
 ///
-/// When /sys/devices/system/cpu/possible can't be read.
+/// If /sys/devices/system/cpu/possible can't be read.
 pub fn possible_cpus() -> anyhow::Result<u32> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(path, error)| anyhow::anyhow!("cannot read {path}: {error}"))?;
     Ok(u32::try_from(cpus)?)
 }
 
-/// The type of the file system that a path is on (`f_type` of statfs(2)).
+/// The type of the file system at a path (`f_type` of statfs(2)).
 ///
 /// # Errors
 ///
-/// statfs(2)'s.
+/// Errors of statfs(2).
 pub fn filesystem_type(path: &std::ffi::CStr) -> std::io::Result<i64> {
     let mut info = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the path is terminated, `info` writable.
+    // SAFETY: the path is NUL-terminated and `info` is writable.
     if unsafe { libc::statfs(path.as_ptr(), info.as_mut_ptr()) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
@@ -52,14 +52,14 @@ pub fn filesystem_type(path: &std::ffi::CStr) -> std::io::Result<i64> {
     Ok(unsafe { info.assume_init() }.f_type)
 }
 
-/// Bytes of a page.
+/// Size of a page, bytes.
 pub fn page_size() -> u64 {
     // SAFETY: always allowed.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Gives memory that was freed back to the kernel.
+/// Returns freed memory to the kernel.
 pub fn release_free_memory() {
     // SAFETY: always allowed; glibc's malloc_trim(3) only looks at free memory.
     #[cfg(target_env = "gnu")]
@@ -68,11 +68,11 @@ pub fn release_free_memory() {
     };
 }
 
-/// Raises the limit of open files as far as the process may.
+/// Raises the soft limit of open files to the hard limit.
 ///
 /// # Errors
 ///
-/// The kernel's.
+/// Errors of getrlimit(2) and setrlimit(2).
 pub fn raise_open_files() -> std::io::Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -1,8 +1,9 @@
-//! Type names that the kernel's BTF parser takes.
+//! Rewrites type names so that the kernel's BTF parser accepts them.
 //!
 //! The kernel wants C identifiers as type names (kernel/bpf/btf.c, `btf_name_valid_identifier`).
-//! bpf-linker rewrites those of structures; generic *unions* keep theirs, and aya's `Global<T>`
-//! (aya-log's level is one) contains `MaybeUninit<T>`, so that the whole object would be refused.
+//! bpf-linker rewrites the names of structures, but not those of generic *unions*. aya's
+//! `Global<T>`, which aya-log uses for its level, contains `MaybeUninit<T>`, and the kernel would
+//! refuse the whole object.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 ///
 /// # Errors
 ///
-/// When the section's header doesn't fit it.
+/// If the section's header is invalid.
 pub fn make_valid(btf: &mut [u8]) -> Result<()> {
     let strings = strings(btf).context("the object's .BTF section is damaged")?;
     for name in btf[strings].split_mut(|&byte| byte == 0) {
@@ -27,7 +28,7 @@ pub fn make_valid(btf: &mut [u8]) -> Result<()> {
 }
 
 /// struct btf_header (include/uapi/linux/btf.h): magic, version, flags, hdr_len, type_off,
-/// type_len, str_off, str_len; offsets count from the header's end.
+/// type_len, str_off, str_len; offsets are relative to the end of the header.
 fn strings(btf: &[u8]) -> Option<Range<usize>> {
     let word = |at: usize| -> Option<usize> {
         let bytes = btf.get(at..at + 4)?.try_into().ok()?;

@@ -1,8 +1,8 @@
 //! rtnetlink: names and counters of the interfaces in one network namespace.
 //!
-//! A socket belongs to the namespace in which it was opened and goes on answering for it from
-//! outside. Invariant: what comes from anyone but the kernel is ignored, what is malformed is an
-//! error, and no call waits for longer than `PATIENCE`.
+//! A socket belongs to the namespace in which it was opened and can be used from outside.
+//! Invariant: messages that are not from the kernel are ignored, malformed messages are errors, and
+//! no call waits for longer than `PATIENCE`.
 
 mod message;
 
@@ -20,7 +20,7 @@ pub type Counters = [u64; COUNTERS];
 /// Number of [`Counter`]s.
 pub const COUNTERS: usize = 8;
 
-/// What an interface counts; the values are indexes into [`Counters`].
+/// A counter of an interface. The values are indexes into [`Counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// Bytes received.
@@ -29,7 +29,8 @@ pub enum Counter {
     ReceivePackets,
     /// Errors on receive.
     ReceiveErrors,
-    /// Packets dropped on receive, those that the device missed included, as in /proc/net/dev.
+    /// Packets dropped on receive. As in /proc/net/dev, packets that the device missed are
+    /// included.
     ReceiveDropped,
     /// Bytes transmitted.
     TransmitBytes,
@@ -41,21 +42,21 @@ pub enum Counter {
     TransmitDropped,
 }
 
-/// Longest wait for an answer.
+/// Maximum wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Room for a datagram: a part of a dump has at most 32 KiB (net/netlink/af_netlink.c,
-/// `netlink_recvmsg`).
+/// Size of the buffer for a datagram. A part of a dump has at most 32 KiB
+/// (net/netlink/af_netlink.c, `netlink_recvmsg`).
 const BUFFER: usize = 64 << 10;
-/// Queue of the socket: a part of a dump, and notices of changes until they are too many.
+/// Receive queue of the socket. It holds a part of a dump and notices of changes.
 const QUEUE: libc::c_int = 32 << 10;
-/// Dumps that are begun again because something changed meanwhile.
+/// How often a dump is restarted because something changed meanwhile.
 const ATTEMPTS: usize = 4;
 
 const RTNLGRP_LINK: libc::c_int = 1;
 /// `SO_NETNS_COOKIE` (5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// Room to receive into, shared by sockets that are read one after the other.
+/// A receive buffer, shared by sockets that are read one after the other.
 pub struct Buffer(Box<[u8]>);
 
 impl Default for Buffer {
@@ -75,16 +76,16 @@ impl std::fmt::Debug for Buffer {
 pub struct Rtnetlink {
     socket: OwnedFd,
     sequence: u32,
-    /// Whether interfaces may have come, gone or been renamed since their names were read.
+    /// Whether interfaces may have been added, removed or renamed since their names were read.
     changed: bool,
 }
 
 impl Rtnetlink {
-    /// A socket in the calling thread's namespace.
+    /// Opens a socket in the calling thread's namespace.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of the socket calls.
     pub fn open() -> io::Result<Self> {
         // SAFETY: no memory is passed.
         let fd = unsafe {
@@ -97,7 +98,7 @@ impl Rtnetlink {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made this descriptor for us.
+        // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let rtnetlink = Self {
             socket,
@@ -137,7 +138,7 @@ impl Rtnetlink {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of the socket calls.
     pub fn cookie(&self) -> io::Result<u64> {
         let mut cookie = 0u64;
         let mut length = size_of::<u64>() as libc::socklen_t;
@@ -158,8 +159,8 @@ impl Rtnetlink {
         }
     }
 
-    /// Whether names may be others than those last read, as of the last answer: notices of changes
-    /// wait in the same queue, before it.
+    /// Whether names may have changed since they were last read, as of the last answer. Notices of
+    /// changes are in the same queue, before the answer.
     pub fn changed(&self) -> bool {
         self.changed
     }
@@ -168,7 +169,7 @@ impl Rtnetlink {
     ///
     /// # Errors
     ///
-    /// The kernel's, and for malformed answers.
+    /// Errors of the socket calls, and malformed answers.
     pub fn names(&mut self, buffer: &mut Buffer, names: &mut Vec<(u32, String)>) -> io::Result<()> {
         let request = message::link_request();
         self.changed = false;
@@ -183,7 +184,7 @@ impl Rtnetlink {
     ///
     /// # Errors
     ///
-    /// As [`names`](Self::names).
+    /// See [`names`](Self::names).
     pub fn counters(
         &mut self,
         buffer: &mut Buffer,
@@ -195,7 +196,7 @@ impl Rtnetlink {
         })
     }
 
-    /// Asks for all of something and collects what `read` makes of each answer.
+    /// Requests a dump and collects what `read` returns for each answer.
     fn dump<T>(
         &mut self,
         kind: Kind,
@@ -215,7 +216,7 @@ impl Rtnetlink {
         ))
     }
 
-    /// Whether nothing changed meanwhile.
+    /// Requests a dump once. Returns whether it is consistent, that is, nothing changed meanwhile.
     fn dump_once<T>(
         &mut self,
         kind: Kind,
@@ -233,7 +234,7 @@ impl Rtnetlink {
             for message in message::messages(buffer.0.get(..length).unwrap_or_default()) {
                 let (header, payload) = message?;
                 if !header.answers(self.sequence) {
-                    // A notice, or an answer to what was given up.
+                    // A notice, or an answer to an abandoned request.
                     self.changed = true;
                     continue;
                 }
@@ -266,9 +267,10 @@ impl Rtnetlink {
         }
     }
 
-    /// Bytes of the next datagram, 0 for one that is ignored: not from the kernel, or lost.
+    /// Receives a datagram and returns its length. 0 if there is none to read: it was not from the
+    /// kernel, was lost, or a signal interrupted the call.
     fn receive(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
-        // SAFETY: `sockaddr_nl` is made of integers, and all zero is a value.
+        // SAFETY: `sockaddr_nl` consists of integers, so all zeros are valid.
         let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
         // SAFETY: buffer and address have the lengths that are passed.
@@ -285,7 +287,7 @@ impl Rtnetlink {
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
-                // Notices were lost; dumps are not.
+                // Notices were lost. Dumps are never lost this way.
                 Some(libc::ENOBUFS) => {
                     self.changed = true;
                     Ok(0)
@@ -294,7 +296,8 @@ impl Rtnetlink {
                 _ => Err(error),
             };
         };
-        // Others with rights in the namespace can send here as well; the kernel's port is 0.
+        // Privileged processes in the namespace can send to this socket too. The kernel's port is
+        // 0.
         if from.nl_pid != 0 {
             return Ok(0);
         }

@@ -1,4 +1,4 @@
-//! Network namespaces: the iterator that finds them, and sockets opened inside.
+//! Finds network namespaces with an iterator, and opens sockets inside them.
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ use super::{
     netlink::Rtnetlink,
 };
 
-/// The iterator over tasks that finds the namespaces (collector-ebpf/src/netns.rs).
+/// The task iterator that finds the namespaces (collector-ebpf/src/netns.rs).
 #[derive(Debug)]
 pub struct Namespaces {
     link: OwnedFd,
@@ -35,11 +35,11 @@ const HOST: Word<NamespacePass> = word!(NamespacePass, host);
 const MISSED: Word<NamespacePass> = word!(NamespacePass, missed);
 
 impl Namespaces {
-    /// The iterator of a loaded object.
+    /// Attaches the iterator of a loaded object.
     ///
     /// # Errors
     ///
-    /// When it can't be attached, or its maps can't be opened.
+    /// If it can't be attached, or its maps can't be opened.
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let link = kernel
             .task_iterator("namespaces")
@@ -55,11 +55,11 @@ impl Namespaces {
         })
     }
 
-    /// Finds the namespaces that processes are in, the host's excepted: cookies, and whose.
+    /// Finds the namespaces of all processes, except the host's. Returns their cookies and owners.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn find(&mut self) -> io::Result<Vec<(u64, Namespace)>> {
         self.generation += 1;
         self.control.store(0, GENERATION, self.generation);
@@ -70,7 +70,7 @@ impl Namespaces {
             if namespace.generation == self.generation {
                 found.push((cookie, namespace));
             } else {
-                // Nobody is in it any more.
+                // No process is in it any more.
                 self.map.remove(&cookie)?;
             }
         }
@@ -82,22 +82,22 @@ impl Namespaces {
         self.generation
     }
 
-    /// Cookie of the host's namespace, once the iterator has met a kernel thread.
+    /// Cookie of the host's namespace, once the iterator has seen a kernel thread.
     pub fn host(&self) -> Option<u64> {
         let cookie = self.control.load(0, HOST);
         (cookie != 0).then_some(cookie)
     }
 
-    /// Times that there was no room for a namespace.
+    /// How often there was no room for a namespace.
     pub fn missed(&self) -> u64 {
         self.control.load(0, MISSED)
     }
 
-    /// Notes to which cgroup a namespace has been given.
+    /// Records the cgroup that a namespace is attributed to.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn set_owner(&self, cookie: u64, namespace: &Namespace, owner: u64) -> io::Result<()> {
         let namespace = Namespace {
             owner,
@@ -108,15 +108,15 @@ impl Namespaces {
     }
 }
 
-/// Opens a socket in the network namespace of each of some tasks.
+/// Opens a socket in the network namespace of each task.
 ///
-/// A thread of its own enters the namespaces, one after the other, and ends: no other thread of
-/// the agent is ever elsewhere.
+/// A separate thread enters the namespaces one after the other and ends. All other threads of the
+/// agent stay in their namespace.
 ///
 /// # Errors
 ///
-/// When there can't be a thread; of each task: when it has gone (ENOENT, ESRCH), or its namespace
-/// must not be entered (EPERM, EACCES: CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed).
+/// If the thread can't be created. For each task: if it no longer exists (ENOENT, ESRCH), or its
+/// namespace can't be entered (EPERM, EACCES; CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed).
 pub fn open_in(tasks: Vec<u64>) -> io::Result<Vec<io::Result<Rtnetlink>>> {
     let thread = std::thread::Builder::new()
         .name("cgmeter-netns".to_owned())
@@ -131,14 +131,14 @@ fn open(task: u64) -> io::Result<Rtnetlink> {
     Rtnetlink::open()
 }
 
-/// Connects to a port of the loopback addresses, IPv4's first, inside a network namespace, and
-/// hands over what came of it.
+/// Connects to a port of the loopback addresses inside a network namespace, IPv4 first, and passes
+/// the result to `done`.
 ///
-/// As in [`open_in`], a thread of its own enters the namespace and ends there.
+/// As in [`open_in`], a separate thread enters the namespace and ends afterwards.
 ///
 /// # Errors
 ///
-/// When there can't be a thread; else `done` is told.
+/// If the thread can't be created. All other errors are passed to `done`.
 pub fn connect_in(
     namespace: File,
     port: u16,
@@ -150,7 +150,7 @@ pub fn connect_in(
         let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
         TcpStream::connect_timeout(&v4, limit).or_else(|error| {
-            // What IPv6 says is of interest only if it works.
+            // If both fail, the error of IPv4 is returned.
             TcpStream::connect_timeout(&v6, limit).map_err(|_| error)
         })
     };
@@ -160,10 +160,10 @@ pub fn connect_in(
         .map(drop)
 }
 
-/// Has this thread enter a network namespace.
+/// Moves this thread into a network namespace.
 fn enter(namespace: &File) -> io::Result<()> {
-    // SAFETY: a descriptor that is open. The thread shares no file system or user state that the
-    // kernel would refuse this for, and whoever else is in the process is not affected.
+    // SAFETY: the descriptor is open. setns(2) with CLONE_NEWNET passes no memory and affects only
+    // the calling thread.
     if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(io::Error::last_os_error());
     }

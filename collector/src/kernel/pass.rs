@@ -1,4 +1,4 @@
-//! Running the cgroup iterator over a hierarchy and reading its records.
+//! Runs the cgroup iterator over a hierarchy and reads its records.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use super::{
     mapping::{Mapping, Word, word},
 };
 
-/// The iterator with its buffers.
+/// The cgroup iterator with its buffers.
 #[derive(Debug)]
 pub struct Pass {
     program: OwnedFd,
@@ -50,11 +50,11 @@ const ID: Word<CgroupRecord> = word!(CgroupRecord, id);
 const FLAGS: Word<CgroupRecord> = word!(CgroupRecord, flags);
 
 impl Pass {
-    /// The iterator over the object's maps.
+    /// Opens the iterator with the object's maps.
     ///
     /// # Errors
     ///
-    /// When a map is of another shape, or the first chunks can't be made.
+    /// If a map has another type or size, or the first chunks can't be created.
     pub fn new(program: BorrowedFd<'_>, maps: &Maps<'_>) -> Result<Self> {
         let mut records = Chunks::new("RECORDS", maps.records, RECORDS_PER_CHUNK)?;
         let mut devices = Chunks::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)?;
@@ -74,22 +74,22 @@ impl Pass {
     ///
     /// # Errors
     ///
-    /// The kernel's: EINVAL before 6.1, which has no cgroup iterator.
+    /// Errors of bpf(2): EINVAL before 6.1, which has no cgroup iterator.
     pub fn link(&self, directory: &File) -> io::Result<PassLink> {
         bpf::link_cgroup_iterator(self.program.as_fd(), directory.as_fd()).map(PassLink)
     }
 
-    /// Forgets all records.
+    /// Discards all records.
     pub fn clear(&mut self) {
         self.control.store(0, NEXT, 0);
         self.control.store(0, IO_NEXT, 0);
     }
 
-    /// Visits every cgroup of a hierarchy and adds its records to those there are.
+    /// Visits every cgroup of a hierarchy and appends its records.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn run(&mut self, link: &PassLink) -> io::Result<()> {
         let before = [NEXT, IO_NEXT].map(|word| self.control.load(0, word));
         loop {
@@ -119,7 +119,7 @@ impl Pass {
         self.len() == 0
     }
 
-    /// Cgroup id and flags of a record; 0 where there is none.
+    /// Cgroup id and flags of a record. Both are 0 if there is no such record.
     pub fn head(&self, number: usize) -> (u64, u64) {
         let place = self.records.place(number as u32);
         place.map_or((0, 0), |(chunk, entry)| {
@@ -141,7 +141,7 @@ impl Pass {
         })
     }
 
-    /// Kernel memory of the buffers, bytes.
+    /// Kernel memory used by the buffers, bytes.
     pub fn bytes(&self) -> u64 {
         self.records.bytes() + self.devices.bytes()
     }

@@ -1,29 +1,30 @@
-//! Which programs there are, what they attach to, and which source needs them.
+//! The list of programs, their hooks, and the sources that need them.
 //!
-//! A program that this kernel can't have turns off the sources that require it and nothing else;
-//! [`Availability`] says so in one sentence, for the log, `cgmeter check` and
-//! `cgmeter_source_up` alike.
+//! A program that this kernel can't run turns off the sources that require it, and nothing else.
+//! [`Availability`] gives the reason in one sentence. The log, `cgmeter check` and
+//! `cgmeter_source_up` all use it.
 
 use aya::programs::CgroupSkbAttachType;
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug)]
 pub enum Hook {
-    /// BTF tracepoint of that name.
+    /// BTF tracepoint with this name.
     Tracepoint(&'static str),
-    /// BTF tracepoint of that name where the kernel has it; where it has not, its substitutes do.
+    /// BTF tracepoint with this name, if the kernel has it. Otherwise its substitutes are used.
     Newer(&'static str),
-    /// BTF tracepoint of the first name, a substitute for the newer one of the second.
+    /// BTF tracepoint with the first name, used if the kernel lacks the newer one with the second
+    /// name.
     Substitute(&'static str, &'static str),
-    /// At the root of cgroup2, for packets that tasks below it receive or send.
+    /// Attached to the root of cgroup2, for packets that tasks below it receive or send.
     Packets(CgroupSkbAttachType),
-    /// Iterator over tasks, run once when it would be attached.
+    /// Task iterator, run once at the time of attaching.
     Baseline,
-    /// Iterator over tasks, run by its source.
+    /// Task iterator, run by its source.
     TaskIterator,
-    /// Iterator over cgroups, run by the agent.
+    /// Cgroup iterator, run by the agent.
     CgroupIterator,
-    /// Not attached: run by the agent on a CPU of its choice.
+    /// Not attached. The agent runs it on the CPUs that it chooses.
     OnDemand,
 }
 
@@ -32,7 +33,7 @@ pub enum Hook {
 pub struct Program {
     /// Name of the function in the object.
     pub name: &'static str,
-    /// Where it runs.
+    /// The hook that it attaches to.
     pub hook: Hook,
 }
 
@@ -44,9 +45,10 @@ const fn tracepoint(name: &'static str) -> Program {
     program(name, Hook::Tracepoint(name))
 }
 
-/// Every program. Attached in this order: lifecycle first, so that no cgroup is missed between the
-/// walk of the hierarchy and the first event; births before the baseline, and the baseline before
-/// `sched_switch`, so that every task has its task state when it is first switched out.
+/// All programs, in the order of attaching. Lifecycle comes first, so that no cgroup is missed
+/// between the walk of the hierarchy and the first event. Task creation comes before the baseline,
+/// and the baseline before `sched_switch`, so that every task has its task state when it is first
+/// switched out.
 pub const PROGRAMS: &[Program] = &[
     tracepoint("cgroup_mkdir"),
     tracepoint("cgroup_rmdir"),
@@ -88,31 +90,31 @@ pub const PROGRAMS: &[Program] = &[
     program("tasks", Hook::TaskIterator),
 ];
 
-/// What a source needs of the kernel.
+/// What a source needs from the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Requirement {
     /// The source's name, as in `--collector.NAME`.
     pub source: &'static str,
-    /// Programs without which it is off.
+    /// Programs that the source can't run without.
     pub required: &'static [&'static str],
-    /// Programs without which it is less exact, and what then happens.
+    /// Programs without which the source is less exact, and what is less exact then.
     pub optional: &'static [(&'static str, &'static str)],
 }
 
-/// The cgroup tree itself; without it there is no agent.
+/// The cgroup tree itself, which the agent can't run without.
 pub const LIFECYCLE: Requirement = Requirement {
     source: "cgroups",
     required: &["cgroup_mkdir", "cgroup_rmdir"],
     optional: &[("cgroup_rename", "a renamed v1 cgroup keeps its old path")],
 };
 
-/// Whether a source can run here, and if not, why not.
+/// Whether a source can run on this kernel, and if not, why.
 #[derive(Clone, Debug)]
 pub struct Availability {
     /// The source's name.
     pub source: &'static str,
     /// Whether it runs.
     pub up: bool,
-    /// Why it is off, or what is less exact.
+    /// Why the source is off, or what is less exact.
     pub reason: Option<String>,
 }

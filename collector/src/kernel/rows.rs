@@ -1,9 +1,10 @@
-//! Values by cgroup and something else that lie in rows of an array, where the kernel side needs no
-//! hash to find them.
+//! Values keyed by cgroup and a second key, in the rows of an array. The kernel programs find them
+//! without a hash lookup.
 //!
-//! Kernel programs claim free rows (collector-ebpf/src/keyed.rs). A row comes back in two steps, as
-//! slots do: [`Rows::disown`] takes it from its removed owner, so that a straggler counts elsewhere, and
-//! [`Rows::free`], at least a grace period later, once its last numbers have been read.
+//! Kernel programs claim free rows (collector-ebpf/src/keyed.rs). Like a slot, a row is returned in
+//! two steps. [`Rows::disown`] revokes it from its removed owner, so that late events are counted
+//! elsewhere. [`Rows::free`] makes it free at least a grace period later, once its final numbers
+//! have been read.
 
 use std::{
     os::fd::BorrowedFd,
@@ -18,8 +19,8 @@ use super::{
     mapping::{Mapping, Word, word},
 };
 
-/// Rows of a source on a host with at most so many slots: a power of two, and not fewer than one key
-/// may have.
+/// Number of rows of a source on a host with at most so many slots. It is a power of two, and at
+/// least the number of rows that one key can be in.
 pub fn rows(max_slots: u32) -> u32 {
     let mut rows = WAYS;
     while rows < MAX_ROWS && rows * 2 <= max_slots {
@@ -38,18 +39,18 @@ impl<T: KeyedValue> Rows<T> {
     const OWNER: Word<Row<T>> = word!(Row<T>, cgroup);
     const WHAT: Word<Row<T>> = word!(Row<T>, what);
 
-    /// Over an mmapable array of rows.
+    /// Opens an mmapable array of rows.
     ///
     /// # Errors
     ///
-    /// When `map` is no such array, and mmap(2)'s.
+    /// If `map` is not such an array, or mmap(2) fails.
     pub fn new(map: BorrowedFd<'_>) -> Result<Self, OpenError> {
         Ok(Self {
             mapping: Mapping::open(map)?,
         })
     }
 
-    /// Rows that are somebody's, with the key.
+    /// All rows that have an owner, with their keys.
     pub fn owned(&self) -> impl Iterator<Item = (usize, CgroupKey)> + '_ {
         (0..self.mapping.entries()).filter_map(|row| {
             // The owner is written last, after the rest of the key.
@@ -67,12 +68,12 @@ impl<T: KeyedValue> Rows<T> {
         self.mapping.read(row).value
     }
 
-    /// Takes a row from its owner. Its numbers stay until [`free`](Self::free).
+    /// Revokes a row from its owner. Its numbers stay until [`free`](Self::free).
     pub fn disown(&self, row: usize) {
         self.mapping.store(row, Self::OWNER, ROW_TAKEN);
     }
 
-    /// Makes a row that was taken from its owner, and whose numbers have been read, free.
+    /// Makes a row free that was revoked from its owner and whose numbers have been read.
     pub fn free(&self, row: usize) {
         self.mapping.clear_except(row, Self::OWNER);
         self.mapping.atomic(row, Self::OWNER).store(0, Release);

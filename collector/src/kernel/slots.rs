@@ -1,9 +1,9 @@
-//! The slot pool: who owns which slot, and which slots are free or being recycled.
+//! The slot pool: which cgroup owns which slot, and which slots are free or being recycled.
 //!
-//! Kernel programs take slots from a queue that the pool keeps filled. A slot comes back in two
-//! steps: [`SlotPool::disown`] takes it from its removed owner, so that a straggler resolves a new one,
-//! and [`SlotPool::recycle`], at least a grace period later, makes it free once its last numbers
-//! have been read.
+//! Kernel programs take slots from a queue that the pool keeps filled. A slot is returned in two
+//! steps. [`SlotPool::disown`] revokes it from its removed owner, so that a late event looks up a
+//! new slot. [`SlotPool::recycle`] makes it free at least a grace period later, once its final
+//! numbers have been read.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -22,7 +22,7 @@ pub struct SlotPool {
     slots: Map<u64, u32>,
     queue: Queue<MapData, u32>,
     max: u32,
-    /// Slots that exist: 0 to made - 1, the overflow slot included.
+    /// Number of slots that exist: 0 to made - 1, the overflow slot included.
     made: u32,
     spare: BTreeSet<u32>,
     queued: HashSet<u32>,
@@ -32,19 +32,19 @@ pub struct SlotPool {
     values: Vec<u32>,
 }
 
-/// Makes the chunks that `slots` slots need in every source, at the same time: for each, the kernel
-/// waits until no program uses the chunk's predecessor (kernel/bpf/syscall.c,
-/// `maybe_wait_bpf_programs`), whether there was one or not.
+/// Creates the chunks that `slots` slots need, for all sources at the same time. For each chunk the
+/// kernel waits until no program uses the previous map at that index (kernel/bpf/syscall.c,
+/// `maybe_wait_bpf_programs`), even if there was none.
 ///
 /// # Errors
 ///
-/// The kernel's, ENOMEM mostly.
+/// Errors of bpf(2), usually ENOMEM.
 pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()> {
     let mut without: Vec<_> = memory
         .iter_mut()
         .filter(|source| !source.has_room(slots))
         .collect();
-    // A chunk has room for many slots: mostly, there is nothing to do.
+    // A chunk has room for many slots, so there is usually nothing to do.
     if without.is_empty() {
         return Ok(());
     }
@@ -62,7 +62,7 @@ pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()>
 }
 
 impl SlotPool {
-    /// A pool of at most `max` slots over the object's maps.
+    /// Creates a pool of at most `max` slots with the object's maps.
     pub fn new(slots: Map<u64, u32>, queue: Queue<MapData, u32>, max: u32) -> Self {
         Self {
             slots,
@@ -78,11 +78,11 @@ impl SlotPool {
         }
     }
 
-    /// Learns which cgroups have taken slots: one batched read of the whole map.
+    /// Reads which cgroups have taken slots, with one batched read of the whole map.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn refresh(&mut self) -> io::Result<()> {
         self.slots.read_all(&mut self.keys, &mut self.values)?;
         self.used.clear();
@@ -103,12 +103,12 @@ impl SlotPool {
         self.used.contains_key(&id)
     }
 
-    /// Puts slots into the queue until `free` are there or the maximum is reached, making their
-    /// memory first.
+    /// Puts slots into the queue until it has `free` of them or the maximum is reached. Their
+    /// memory is created first.
     ///
     /// # Errors
     ///
-    /// When a chunk can't be made (ENOMEM): fewer slots are free than wanted.
+    /// If a chunk can't be created (ENOMEM). Fewer slots are then free than wanted.
     pub fn top_up(&mut self, free: usize, memory: &mut [&mut dyn SlotMemory]) -> Result<()> {
         while self.queued.len() < free {
             let slot = match self.spare.pop_first() {
@@ -128,12 +128,12 @@ impl SlotPool {
         Ok(())
     }
 
-    /// Takes a removed cgroup's slot from it. Its numbers stay until [`recycle`](Self::recycle).
+    /// Revokes the slot of a removed cgroup. Its numbers stay until [`recycle`](Self::recycle).
     pub fn disown(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
         let slot = self.used.remove(&id)?;
-        // ENOENT would mean that somebody else edits the map.
+        // ENOENT would mean that another process changes the map.
         if let Err(error) = self.slots.remove(&id) {
-            tracing::warn!(cgroup_id = id, %error, "a slot could not be taken from a removed cgroup");
+            tracing::warn!(cgroup_id = id, %error, "slot of a removed cgroup not revoked");
             return None;
         }
         for source in memory {
@@ -143,7 +143,7 @@ impl SlotPool {
         Some(slot)
     }
 
-    /// Makes a slot that was taken from its owner, and whose numbers have been read, free.
+    /// Makes a slot free that was revoked from its owner and whose numbers have been read.
     pub fn recycle(&mut self, slot: u32, memory: &mut [&mut dyn SlotMemory]) {
         for source in memory {
             source.clear(slot);
@@ -152,7 +152,7 @@ impl SlotPool {
         self.spare.insert(slot);
     }
 
-    /// Numbers of slots (used, free, quarantined) as of the last refresh, of those that exist.
+    /// How many of the existing slots are used, free and quarantined, as of the last refresh.
     pub fn states(&self) -> (usize, usize, usize) {
         (
             self.used.len(),

@@ -1,30 +1,30 @@
-//! System calls that neither std nor aya has, beside bpf(2).
+//! System calls other than bpf(2) that neither std nor aya provides.
 
 use std::{ffi::CStr, fs::File, io, mem, os::fd::AsRawFd, time::Duration};
 
-/// What statvfs(3) says of a file system.
+/// Size and free space of a file system, from statvfs(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystem {
     /// Size of a block, bytes (`f_frsize`).
     pub block_size: u64,
-    /// Blocks.
+    /// Number of blocks.
     pub blocks: u64,
-    /// Blocks free, those reserved for root included (`f_bfree`).
+    /// Free blocks, including those reserved for root (`f_bfree`).
     pub free: u64,
-    /// Inodes; 0 where they are made as needed.
+    /// Number of inodes. 0 if the file system creates them as needed.
     pub inodes: u64,
-    /// Inodes free.
+    /// Free inodes.
     pub inodes_free: u64,
 }
 
-/// What the file system that a path is on has, and how much of it is free. May hang with its device.
+/// Size and free space of the file system at a path. The call may hang if the device hangs.
 ///
 /// # Errors
 ///
-/// statvfs(3)'s.
+/// Errors of statvfs(3).
 pub fn file_system(path: &CStr) -> io::Result<FileSystem> {
     let mut info = mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path is terminated, `info` writable.
+    // SAFETY: the path is NUL-terminated and `info` is writable.
     if unsafe { libc::statvfs(path.as_ptr(), info.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -42,7 +42,7 @@ pub fn file_system(path: &CStr) -> io::Result<FileSystem> {
 /// Memory of the host, bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct HostMemory {
-    /// All of it: MemTotal of /proc/meminfo.
+    /// Total memory: MemTotal of /proc/meminfo.
     pub total: u64,
     /// Unused.
     pub free: u64,
@@ -56,7 +56,7 @@ pub struct HostMemory {
 ///
 /// # Errors
 ///
-/// sysinfo(2)'s.
+/// Errors of sysinfo(2).
 pub fn memory() -> io::Result<HostMemory> {
     let mut info = mem::MaybeUninit::<libc::sysinfo>::uninit();
     // SAFETY: `info` is writable.
@@ -74,15 +74,15 @@ pub fn memory() -> io::Result<HostMemory> {
     })
 }
 
-/// Whether mounts have come or gone since an open `/proc/PID/mountinfo` was last asked (fs/proc_namespace.c,
-/// `mounts_poll`).
+/// Whether mounts were added or removed since an open `/proc/PID/mountinfo` was last polled
+/// (fs/proc_namespace.c, `mounts_poll`).
 pub fn mounts_changed(mountinfo: &File) -> bool {
     let mut polled = libc::pollfd {
         fd: mountinfo.as_raw_fd(),
         events: libc::POLLPRI,
         revents: 0,
     };
-    // SAFETY: one entry; a timeout of 0 does not wait.
+    // SAFETY: the array has one entry; a timeout of 0 does not wait.
     let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
     // An error counts as a change.
     ready != 0
@@ -93,8 +93,8 @@ pub fn thread_cpu_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Wall-clock time of the boot: what CLOCK_BOOTTIME counts from. It is the same at each call until
-/// somebody sets the clock, but for the time between two readings.
+/// Wall-clock time of the boot, which CLOCK_BOOTTIME counts from. It is the same at each call until
+/// the clock is set, except for the time between the two clock readings.
 pub fn boot_time() -> Duration {
     let sample = || {
         let before = clock(libc::CLOCK_BOOTTIME);
@@ -102,7 +102,7 @@ pub fn boot_time() -> Duration {
         let width = clock(libc::CLOCK_BOOTTIME) - before;
         (width, wall.saturating_sub(before + width / 2))
     };
-    // The sample that was least interrupted.
+    // Use the sample with the shortest time between its readings.
     let samples = [sample(), sample(), sample()];
     samples
         .iter()

@@ -1,4 +1,4 @@
-//! Running the iterator over all tasks.
+//! Runs the iterator over all tasks.
 
 use std::{
     io,
@@ -25,7 +25,7 @@ const SAMPLE_SOCKET: Word<TasksControl> = word!(TasksControl, sample_socket);
 const SOCKET_OPS: Word<TasksControl> = word!(TasksControl, socket_ops);
 const WITH_SOCKETS: Word<TasksControl> = word!(TasksControl, with_sockets);
 
-/// The iterator.
+/// The task iterator.
 #[derive(Debug)]
 pub struct TasksPass {
     link: OwnedFd,
@@ -34,12 +34,12 @@ pub struct TasksPass {
 }
 
 impl TasksPass {
-    /// Attaches the program and has it learn what it can't know: which bit `in_iowait` is, and what
-    /// files of sockets look like.
+    /// Attaches the program. A first run finds what BTF can't tell it: which bit `in_iowait` is,
+    /// and which file operations sockets have.
     ///
     /// # Errors
     ///
-    /// When the program can't be run, or has not learnt it.
+    /// If the program can't be run, or did not find them.
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let bit = fields::bit_of(kernel.types()?, "task_struct.in_iowait")?;
         let link = kernel.task_iterator("tasks")?;
@@ -54,7 +54,8 @@ impl TasksPass {
         let socket = UnixDatagram::unbound().context("making a socket")?;
         let descriptor = u64::try_from(socket.as_raw_fd())?;
         iterator.control.store(0, SAMPLE_SOCKET, descriptor);
-        // Generation 0 learns and counts nothing: there are no slots yet.
+        // The run with generation 0 only finds these and counts nothing, because there are no slots
+        // yet.
         bpf::run_iterator(iterator.link.as_fd()).context("running the iterator over tasks")?;
         anyhow::ensure!(
             iterator.control.load(0, SOCKET_OPS) != 0,
@@ -63,11 +64,11 @@ impl TasksPass {
         Ok(iterator)
     }
 
-    /// Visits every task, looking for sockets or not, and says how much CPU time that took.
+    /// Visits every task, with or without its sockets. Returns the CPU time that this took.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// Errors of bpf(2).
     pub fn run(&mut self, with_sockets: bool) -> io::Result<Duration> {
         self.generation += 1;
         self.control.store(0, WITH_SOCKETS, u64::from(with_sockets));
@@ -77,7 +78,7 @@ impl TasksPass {
         Ok(system::thread_cpu_time() - begin)
     }
 
-    /// Number of the last run, which marks the cells that it wrote.
+    /// Number of the last run. The cells that it wrote carry this number.
     pub fn generation(&self) -> u64 {
         self.generation
     }

@@ -1,5 +1,5 @@
-//! Messages of rtnetlink: building requests, parsing answers (include/uapi/linux/netlink.h,
-//! rtnetlink.h, if_link.h). Every access is checked against the length.
+//! Builds requests and parses answers of rtnetlink (include/uapi/linux/netlink.h, rtnetlink.h,
+//! if_link.h). Every access is checked against the length.
 
 use std::io;
 
@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind of its answers: RTM_NEWLINK, RTM_NEWSTATS.
+    /// The type of its answers: RTM_NEWLINK, RTM_NEWSTATS.
     pub fn answer(self) -> u16 {
         self as u16 - 2
     }
@@ -30,14 +30,14 @@ pub const DONE: u16 = 3;
 const REQUEST_DUMP: u16 = 0x301;
 /// NLM_F_MULTI: one of several answers.
 const MULTI: u16 = 0x2;
-/// NLM_F_DUMP_INTR: what is dumped changed meanwhile.
+/// NLM_F_DUMP_INTR: the dumped objects changed during the dump.
 const INTERRUPTED: u16 = 0x10;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_EXT_MASK: u16 = 29;
 /// RTEXT_FILTER_SKIP_STATS: names without counters.
 const SKIP_STATISTICS: u32 = 1 << 3;
-/// IFLA_STATS_LINK_64; its bit is the filter that asks for it.
+/// IFLA_STATS_LINK_64. Its bit in the filter requests it.
 const IFLA_STATS_LINK_64: u16 = 1;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER
 const ATTRIBUTE_FLAGS: u16 = 0xc000;
@@ -48,7 +48,7 @@ const LINK_HEADER: usize = 16;
 /// struct if_stats_msg
 const STATISTICS_HEADER: usize = 12;
 
-/// struct nlmsghdr, as far as it matters.
+/// The fields of struct nlmsghdr that are used.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
     pub kind: u16,
@@ -58,8 +58,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// Whether the message answers the dump with this number. A notice may have any number, that of
-    /// the request which made the change (since 6.2), but is never one of several.
+    /// Whether the message answers the dump with this sequence number. A notice may have any number
+    /// (since 6.2 that of the request that made the change), but it never has NLM_F_MULTI.
     pub fn answers(self, sequence: u32) -> bool {
         self.sequence == sequence && (self.multi || self.kind == ERROR)
     }
@@ -77,7 +77,7 @@ pub fn dump(kind: Kind, sequence: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What follows the header of a request for links.
+/// The part after the header in a request for links.
 pub fn link_request() -> [u8; LINK_HEADER + 8] {
     let mut body = [0; LINK_HEADER + 8];
     body[16..18].copy_from_slice(&8u16.to_ne_bytes());
@@ -86,7 +86,7 @@ pub fn link_request() -> [u8; LINK_HEADER + 8] {
     body
 }
 
-/// What follows the header of a request for statistics.
+/// The part after the header in a request for statistics.
 pub fn statistics_request() -> [u8; STATISTICS_HEADER] {
     let mut body = [0; STATISTICS_HEADER];
     let filter = 1u32 << (IFLA_STATS_LINK_64 - 1);
@@ -113,7 +113,7 @@ fn malformed(what: &str) -> io::Error {
     )
 }
 
-/// The messages of a datagram. Nothing comes after an error.
+/// Iterates over the messages of a datagram. It ends after an error.
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<(Header, &[u8])>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -168,14 +168,14 @@ pub fn link(payload: &[u8]) -> io::Result<(u32, String)> {
     Ok((index, String::from_utf8_lossy(name).into_owned()))
 }
 
-/// Index and counters of a link; `None` for one that has none.
+/// Index and counters of a link. `None` if the link has no counters.
 pub fn statistics(payload: &[u8]) -> io::Result<Option<(u32, Counters)>> {
     let index = u32_at(payload, 4).ok_or_else(|| malformed("no interface"))?;
     let attributes = payload.get(STATISTICS_HEADER..).unwrap_or_default();
     let Some(found) = attribute(attributes, IFLA_STATS_LINK_64) else {
         return Ok(None);
     };
-    // struct rtnl_link_stats64: words, of which later kernels have more.
+    // struct rtnl_link_stats64 consists of words. Later kernels append more.
     let word = |at: usize| u64_at(found, 8 * at).ok_or_else(|| malformed("too few counters"));
     const RX_MISSED: usize = 15;
     let mut counters = [0; COUNTERS];
@@ -197,7 +197,7 @@ pub fn statistics(payload: &[u8]) -> io::Result<Option<(u32, Counters)>> {
     Ok(Some((index, counters)))
 }
 
-/// What an error message says.
+/// The error in an NLMSG_ERROR message.
 pub fn error(payload: &[u8]) -> io::Error {
     match u32_at(payload, 0) {
         Some(negative) if negative != 0 => {
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn requests_are_as_the_kernel_reads_them() {
-        // What `ip -s -s link` style tools send, by the headers: length, kind, flags, sequence.
+        // A request as `ip -s -s link` sends it: length, type, flags, sequence.
         let request = dump(Kind::GetStatistics, 7, &statistics_request());
         let mut expected = Vec::new();
         expected.extend(28u32.to_ne_bytes());
@@ -291,7 +291,8 @@ mod tests {
         let payload = with_index(STATISTICS_HEADER, 9, &attributes);
         let (index, counters) = statistics(&payload).unwrap().unwrap();
         assert_eq!(index, 9);
-        // Receive: bytes, packets, errors, drops and misses; transmit likewise.
+        // Receive: bytes, packets, errors, drops and missed packets. Transmit: the same without
+        // missed packets.
         assert_eq!(counters, [102, 100, 104, 106 + 115, 103, 101, 105, 107]);
         let none = with_index(STATISTICS_HEADER, 9, &attributes[..1]);
         assert!(statistics(&none).unwrap().is_none());
@@ -311,7 +312,7 @@ mod tests {
         for length in 1..whole.len() {
             assert!(messages(&whole[..length]).all(|found| found.is_err()));
         }
-        // Lengths that lie: shorter than a header, longer than what is there.
+        // Wrong lengths: shorter than a header, longer than the datagram.
         for length in [0u32, 4, 15, u32::MAX] {
             let mut lying = whole.clone();
             lying[..4].copy_from_slice(&length.to_ne_bytes());
