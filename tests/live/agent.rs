@@ -1,4 +1,4 @@
-//! An agent of the test's own, driven as a user would: by its command line and over HTTP.
+//! Runs an agent for a test. It is driven as a user would: by its command line and over HTTP.
 
 use std::{
     ffi::OsString,
@@ -20,25 +20,25 @@ pub fn binary() -> OsString {
     std::env::var_os("CGMETER_BIN").unwrap_or_default()
 }
 
-/// A port that nobody listens on.
+/// A port that no process listens on.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Runs the agent to its end.
+/// Runs the agent until it exits.
 pub fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(binary()).args(arguments).output()?)
 }
 
-/// How long any answer may take: an emulated CPU needs its time.
+/// Maximum time for an answer. Emulated CPUs are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The answer to a GET request on a port of loopback.
+/// Sends a GET request to a port on loopback and returns the answer.
 pub fn get(port: u16, path: &str) -> Result<Response> {
     get_from(("127.0.0.1", port), path)
 }
 
-/// The answer to a GET request.
+/// Sends a GET request and returns the answer.
 pub fn get_from(address: impl ToSocketAddrs, path: &str) -> Result<Response> {
     Ok(Request::get(path).timeout(PATIENCE).send(address)?)
 }
@@ -46,14 +46,14 @@ pub fn get_from(address: impl ToSocketAddrs, path: &str) -> Result<Response> {
 /// A running agent.
 pub struct Agent {
     child: Child,
-    /// Where it listens.
+    /// The address that it listens on.
     pub port: u16,
     log: PathBuf,
 }
 
 impl Agent {
-    /// Starts an agent that takes a new snapshot at every scrape, unless it is told otherwise, and
-    /// waits until it serves.
+    /// Starts an agent and waits until it serves. It takes a new snapshot at every scrape, unless
+    /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let log =
@@ -65,12 +65,12 @@ impl Agent {
             .args(every)
             .args(arguments)
             .stderr(File::create(&log)?)
-            // A session of its own: a terminal's Ctrl-C is the test's business.
+            // Run it in a new session, so that Ctrl-C in a terminal reaches only the test.
             .process_group(0)
             .spawn()
             .context("starting the agent")?;
         let mut agent = Self { child, port, log };
-        // An emulated CPU takes its time to verify the programs.
+        // Verifying the programs takes long on an emulated CPU.
         let patience = if needs::emulated() { 180 } else { 20 };
         let deadline = Instant::now() + Duration::from_secs(patience);
         while !agent
@@ -93,12 +93,12 @@ impl Agent {
         self.child.id()
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The answer to a GET request with some lines of headers.
+    /// Sends a GET request with these header lines and returns the answer.
     pub fn get(&self, path: &str, headers: &str) -> Result<Response> {
         let mut request = Request::get(path).timeout(PATIENCE);
         for line in headers.lines() {
@@ -108,7 +108,7 @@ impl Agent {
         Ok(request.send(("127.0.0.1", self.port))?)
     }
 
-    /// The body of an answer whose status is 200.
+    /// Returns the body of the answer, whose status must be 200.
     pub fn body(&self, path: &str, headers: &str) -> Result<String> {
         let answer = self.get(path, headers)?;
         Ok(answer
@@ -117,18 +117,18 @@ impl Agent {
             .to_owned())
     }
 
-    /// A scrape.
+    /// Scrapes the agent.
     pub fn scrape(&self) -> Result<Metrics> {
         Metrics::parse(&self.body("/metrics", "")?)
     }
 
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: our own child, not yet waited for.
+        // SAFETY: the process is our child and has not been waited for.
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits until the agent exits.
     pub fn stop(mut self, signal: libc::c_int) -> Result<ExitStatus> {
         self.signal(signal);
         Ok(self.child.wait()?)

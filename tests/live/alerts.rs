@@ -1,6 +1,6 @@
-//! From a cgroup in trouble to a message: the shipped rules and routes, in real Prometheus and
-//! Alertmanager, by a webhook of the test's own. Oracle: the trouble is real, and the kernel's files
-//! say so.
+//! Alerts from a cgroup in trouble to the message: the shipped rules and routes in a real
+//! Prometheus and Alertmanager, with a webhook that the test runs. Oracle: the trouble is real, and
+//! the kernel's files show it.
 
 mod receiver;
 mod stack;
@@ -38,10 +38,10 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// The alerts that a container at its quota may raise: where both do, one holds back the other.
+/// The alerts that a container at its quota may raise. If both fire, one inhibits the other.
 const QUOTA: &[&str] = &["CpuThrottled", "RunQueueLatencyOwnQuota"];
 
-/// Whether labels are those of one of some alerts, on a cgroup.
+/// Matches the labels of an alert with one of these names, for this cgroup.
 fn of<'a>(names: &'a [&str], id: &'a str) -> impl Fn(&Value) -> bool + 'a {
     move |labels| {
         let name = labels["alertname"].as_str().unwrap_or_default();
@@ -56,7 +56,7 @@ fn limit_memory(twin: &Twin, bytes: u64) -> Result<()> {
         ("memory.max", "memory.swap.max")
     };
     twin.write(limit, &bytes.to_string())?;
-    // With swap it would only get slow.
+    // With swap the process would only become slow.
     twin.write(swap, "0")
 }
 
@@ -88,21 +88,22 @@ fn trouble() -> Result<()> {
     let neighbour = Worker::start(&quiet)?;
 
     let stack = Stack::start(agent.port, receiver.port)?;
-    // Long enough for what is new to be told from what was only not yet scraped.
+    // Wait until a counter that starts now can be distinguished from one that was not scraped
+    // before.
     let known = format!("up{{job=\"cgmeter\"}} offset {WINDOW}s == 1");
-    stack.wait("a first look at the agent", || stack.holds(&known))?;
+    stack.wait("the first scrapes of the agent", || stack.holds(&known))?;
     ensure!(
         receiver
             .posts()
             .iter()
             .all(|post| !mentions(&post.body, &busy.id)),
-        "told too early"
+        "notified too early"
     );
 
     limit_cpu(&cpu)?;
     burner.order("forever")?;
     limit_memory(&memory, 16 << 20)?;
-    ensure!(eater.run("anon 64").is_err(), "64 MiB fit into 16");
+    ensure!(eater.run("anon 64").is_err(), "64 MiB fit into 16 MiB");
     let killed = memory.stat(
         if memory.v1 {
             "memory.oom_control"
@@ -111,7 +112,7 @@ fn trouble() -> Result<()> {
         },
         "oom_kill",
     )?;
-    ensure!(killed == 1.0, "the kernel says {killed} kills");
+    ensure!(killed == 1.0, "the kernel counted {killed} kills");
     victim.remove_tasks()?;
     drop(doomed);
     victim.remove()?;
@@ -127,8 +128,8 @@ fn trouble() -> Result<()> {
         })?;
     }
     let throttled = cpu.stat("cpu.stat", "nr_throttled")?;
-    ensure!(throttled > 0.0, "the kernel has throttled nothing");
-    // The critical one is also PagerDuty's and Slack's, with the secrets from their files.
+    ensure!(throttled > 0.0, "the kernel has not throttled the cgroup");
+    // The critical alert also goes to PagerDuty and Slack, with the secrets from their files.
     for path in ["/pagerduty", "/slack"] {
         stack.wait(&format!("a message at {path}"), || {
             let posts = receiver.posts();
@@ -173,13 +174,13 @@ fn trouble() -> Result<()> {
     Ok(())
 }
 
-/// Whether a message has a word in it.
+/// Whether a message contains a word.
 fn mentions(body: &Value, word: &str) -> bool {
     body.to_string().contains(&format!("\"{word}\""))
         || body.to_string().contains(&format!("{word} "))
 }
 
-/// Tells Alertmanager of an alert on a container of an instance.
+/// Sends Alertmanager an alert on a container of an instance.
 fn add_alert(stack: &Stack, name: &str, instance: &str) -> Result<()> {
     let output = Command::new("amtool")
         .arg(format!(
@@ -218,7 +219,7 @@ fn down() -> Result<()> {
     };
     ensure!(
         !receiver.told("firing", of_agent),
-        "told of an agent that is up"
+        "notified about an agent that is up"
     );
     agent.stop(libc::SIGKILL)?;
     stack.wait("CgmeterDown firing", || {
@@ -227,10 +228,10 @@ fn down() -> Result<()> {
 
     add_alert(&stack, "OfItsContainer", &instance)?;
     add_alert(&stack, "OfAnother", "127.0.0.1:1")?;
-    stack.wait("what is on the same instance held back", || {
+    stack.wait("the alert of the same instance is inhibited", || {
         Ok(stack.states("alertname", "OfItsContainer")? == ["suppressed"])
     })?;
-    stack.wait("what is on another instance told", || {
+    stack.wait("the alert of another instance is sent", || {
         Ok(receiver.told("firing", |labels| labels["alertname"] == "OfAnother"))
     })?;
     let held = |labels: &Value| labels["alertname"] == "OfItsContainer";

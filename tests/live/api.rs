@@ -1,5 +1,5 @@
-//! The JSON API. Oracles: the exposition of the same snapshot, the cgroups' files, and schemathesis,
-//! which sends requests that the OpenAPI document allows and some that it does not.
+//! The JSON API. Oracles: the exposition of the same snapshot, the cgroups' files, and
+//! schemathesis, which sends both valid and invalid requests according to the OpenAPI document.
 
 use std::{
     fs,
@@ -49,8 +49,8 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Field of a record and the family with its value. `true`: the family has no series before the first
-/// event, where the field is 0.
+/// A field of a record and the family with the same value. `true`: the family has no series before
+/// the first event, while the field is 0.
 const FIELDS: &[(&str, &str, bool)] = &[
     (
         "/cpu/usage_seconds",
@@ -112,7 +112,7 @@ const FIELDS: &[(&str, &str, bool)] = &[
 ];
 
 const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
-/// It has the same first twelve digits as [`ID`].
+/// An id with the same first twelve digits as [`ID`].
 const TWIN: &str = "c0ffee0d9e2b0000607182930405b6c7d8e9f00112233445566778899aabbccd";
 
 pub fn json(agent: &Agent, path: &str) -> Result<Value> {
@@ -152,7 +152,7 @@ fn compare(record: &Value, metrics: &Metrics) -> Result<()> {
             (true, Some(value)) => agree(&what, value, metrics.sum(family, &labels), 1e-12, 0.0)?,
             (false, Some(value)) if *events => same(&what, value, 0.0)?,
             (false, None) => {}
-            (served, value) => anyhow::bail!("{what}: {value:?}, but served: {served}"),
+            (served, value) => anyhow::bail!("{what}: {value:?}, but the exposition has {served}"),
         }
     }
     Ok(())
@@ -163,7 +163,7 @@ fn record() -> Result<()> {
     let cgroup = top.child(&format!("docker-{ID}.scope"))?;
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 300")?;
-    // All answers come from one snapshot.
+    // All answers are from the same snapshot.
     let agent = Agent::start(&["--web.min-interval", "1h"])?;
     let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
     let metrics = agent.scrape()?;
@@ -184,7 +184,7 @@ fn record() -> Result<()> {
         ids.sort_unstable();
     }
     ensure!(listed == served, "{listed:?} instead of {served:?}");
-    ensure!(records.contains(&record), "one and the list differ");
+    ensure!(records.contains(&record), "the record and the list differ");
     let usage = number(&record, "/cpu/usage_seconds")?;
     agree("CPU time", usage, cgroup.cpu_seconds()?, 0.01, 0.002)?;
     let lines = |file: &str| -> Result<f64> {
@@ -204,7 +204,7 @@ fn record() -> Result<()> {
     )?;
     same("descriptors", number(&record, "/file_descriptors")?, open)?;
     ensure!(record["kind"] == "container" && record["state"] == "running");
-    // The tree has the same numbers, and each cgroup once.
+    // The tree has the same numbers, and contains each cgroup once.
     let tree = json(
         &agent,
         &format!("/api/v1/cgroups?root={}", encoded(&top.id)),
@@ -290,7 +290,7 @@ fn found() -> Result<()> {
     );
     ensure!(
         record["memory_usage"].is_null(),
-        "a gauge ends with its cgroup"
+        "a gauge is removed with its cgroup"
     );
     agree(
         "CPU time",
@@ -299,7 +299,7 @@ fn found() -> Result<()> {
         0.01,
         0.002,
     )?;
-    // One of the two with that prefix has ended.
+    // One of the two containers with that prefix has ended.
     ensure!(container(&agent, &ID[..12])?["id"] == TWIN);
     ensure!(ids(json(&agent, &format!("{prefix}&state=ended"))?) == [ID]);
     drop(twin);
@@ -348,7 +348,7 @@ fn custom() -> Result<()> {
     let expected = serde_json::json!({
         "jobs": 5.5, "queue{of=\"mail\"}": 2.0, "queue{of=\"sms\"}": null,
     });
-    // Text files are read at intervals, not by a scrape.
+    // Text files are read at intervals, not at scrapes.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let record = container(&agent, id)?;
@@ -361,7 +361,7 @@ fn custom() -> Result<()> {
     }
 }
 
-/// A folder of the test's own.
+/// A folder for this test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -411,7 +411,7 @@ fn schemathesis() -> Result<()> {
         let number = before.rsplit(char::is_whitespace).next()?;
         number.parse::<u64>().ok()
     });
-    let generated = generated.with_context(|| format!("how many cases? {told}"))?;
+    let generated = generated.with_context(|| format!("no number of cases in: {told}"))?;
     ensure!(generated > 100, "only {generated} cases: {told}");
     println!("schemathesis: {generated} requests");
     let log = agent.log();

@@ -69,7 +69,7 @@ const USAGE: &str = "container_blkio_device_usage_total";
 const KIB: f64 = 1024.0;
 const SECTOR: f64 = 512.0;
 
-/// A cgroup's numbers on a disk, 0 where there is no series yet, in the units of /proc/diskstats.
+/// A cgroup's values for a disk, in the units of /proc/diskstats. 0 if there is no series yet.
 fn of(metrics: &Metrics, id: &str, disk: &Disk) -> Stats {
     let device = [("id", id), ("device", disk.0.as_str())];
     let sum = |name: &str| metrics.sum(name, &device);
@@ -90,7 +90,7 @@ fn of(metrics: &Metrics, id: &str, disk: &Disk) -> Stats {
     }
 }
 
-/// What a disk and the agent say has been done since.
+/// The increase of a disk's and the agent's counters since a moment.
 struct Since<'a> {
     agent: &'a Agent,
     disk: &'a Disk,
@@ -110,9 +110,9 @@ impl<'a> Since<'a> {
         })
     }
 
-    /// Fails unless all cgroups together have what the disk's books have, but for the number of
-    /// requests that were nothing but a flush: to the books those are writes as well. Returns the
-    /// scrape and the disk's gain.
+    /// Fails unless the sum over all cgroups equals the kernel's statistics of the disk. Requests
+    /// that are only a flush are excepted, because the kernel counts them as writes. Returns the
+    /// scrape and the increase of the disk's statistics.
     fn check(&self, empty_flushes: Option<f64>) -> Result<(Metrics, Stats)> {
         let (metrics, theirs) = self.at_rest()?;
         let ours = of(&metrics, "/", self.disk) - self.ours;
@@ -128,7 +128,7 @@ impl<'a> Since<'a> {
         same("flushes", ours.flushes, theirs.flushes)?;
         match empty_flushes {
             Some(empty) => same("writes", ours.writes + empty, theirs.writes)?,
-            // Each of them waits for a flush, and some share one.
+            // Each of these writes waits for a flush, and some share one.
             None => ensure!(
                 ours.writes <= theirs.writes,
                 "{} writes instead of at most {}",
@@ -141,7 +141,8 @@ impl<'a> Since<'a> {
 }
 
 impl Since<'_> {
-    /// A scrape before and after which the disk's books say the same: its gain.
+    /// Returns a scrape during which the kernel's statistics of the disk did not change, and their
+    /// increase.
     fn at_rest(&self) -> Result<(Metrics, Stats)> {
         for _ in 0..100 {
             let before = self.disk.stats()?;
@@ -150,7 +151,7 @@ impl Since<'_> {
                 return Ok((metrics, before - self.theirs));
             }
         }
-        anyhow::bail!("{} does not come to rest", self.disk.0)
+        anyhow::bail!("{} does not become idle", self.disk.0)
     }
 }
 
@@ -194,7 +195,7 @@ fn direct_on(agent: &Agent, disk: &Disk, discards: bool) -> Result<()> {
     check_labels(&metrics, &reader, disk, read)?;
     let host = of(&metrics, "/", disk) - since.ours;
     same_time("read", host.read_ms, theirs.read_ms)?;
-    // An empty flush is a write to the books, and so is its time.
+    // The kernel counts an empty flush as a write, and its time too.
     ensure!(
         host.write_ms <= theirs.write_ms * 1.001 + 1.0 && host.write_ms > 0.0,
         "write: {} ms instead of at most {} ms",
@@ -218,15 +219,15 @@ fn has_io() -> bool {
     matches!(cgroup::controller("io"), Some(Hierarchy::V2(_)))
 }
 
-/// Whether the kernel tells of the submission of a request that is nothing but a flush: since 6.5,
-/// by the tracepoint block_io_start.
+/// Whether the kernel reports the submission of a request that is only a flush. It does so since
+/// 6.5, with the tracepoint block_io_start.
 fn tells_of_flushes() -> Result<bool> {
     Ok(fs::read_to_string("/proc/kallsyms")?.contains("__traceiter_block_io_start"))
 }
 
-/// The disk's books stop their clock after the agent's, a request's bios having been ended in between:
-/// nanoseconds, or as long as whoever interrupts that takes; and they drop what is less than a
-/// millisecond.
+/// The kernel's statistics take the end of a request later than the agent, after the request's bios
+/// were completed. The difference is nanoseconds, or longer if that was interrupted. The kernel
+/// also drops fractions of a millisecond.
 fn same_time(what: &str, found: f64, books: f64) -> Result<()> {
     ensure!(
         found <= books * 1.001 + 1.0 && found * 2.0 >= books,
@@ -235,7 +236,7 @@ fn same_time(what: &str, found: f64, books: f64) -> Result<()> {
     Ok(())
 }
 
-/// The same numbers by cAdvisor's other names.
+/// The same values in cAdvisor's other families.
 fn check_labels(metrics: &Metrics, reader: &Cgroup, disk: &Disk, read: f64) -> Result<()> {
     let number = disk.number()?;
     let (major, minor) = number.split_once(':').context("no device number")?;
@@ -310,7 +311,7 @@ fn written_back() -> Result<()> {
     write_back_on(&agent, &disk.disk)
 }
 
-/// Pages made dirty by a cgroup, written by the kernel when somebody else asks for it.
+/// A cgroup dirties pages, and the kernel writes them back when another cgroup requests it.
 fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
     const BYTES: f64 = 8.0 * KIB * KIB;
     let charged = cgroup::enable(&["io", "memory"])?;
@@ -322,7 +323,7 @@ fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
     let before = of(&agent.scrape()?, &cgroup.id, disk);
     ensure!(
         before.write_sectors * SECTOR < BYTES,
-        "it was written before anybody asked for it"
+        "the pages were written before the request"
     );
     mounted.sync()?;
     let (metrics, _) = since.check(None)?;
@@ -331,7 +332,7 @@ fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
         let written = own.write_sectors * SECTOR;
         ensure!(
             written >= BYTES,
-            "{written} bytes are charged to who dirtied {BYTES}"
+            "{written} bytes are charged to the cgroup that dirtied {BYTES}"
         );
         let number = disk.number()?;
         same(
@@ -342,7 +343,7 @@ fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
         let read = own.read_sectors * SECTOR;
         same("bytes read", read, io_stat(&cgroup, &number, "rbytes")?)?;
     } else {
-        // The kernel does not know whose pages they are: they are the root's.
+        // The kernel does not know the owner of the pages, so the root is charged.
         same("own", own.write_sectors, before.write_sectors)?;
         let host = of(&metrics, "/", disk) - since.ours;
         ensure!(host.write_sectors * SECTOR >= BYTES, "{host:?}");
@@ -350,7 +351,7 @@ fn write_back_on(agent: &Agent, disk: &Disk) -> Result<()> {
     Ok(())
 }
 
-/// A number of a disk in a cgroup's io.stat, 0 where the disk is not mentioned.
+/// A value for a disk in a cgroup's io.stat. 0 if the disk is not listed.
 fn io_stat(cgroup: &Cgroup, number: &str, key: &str) -> Result<f64> {
     let text = fs::read_to_string(cgroup.directory.join("io.stat"))?;
     let line = text
@@ -365,7 +366,7 @@ fn io_stat(cgroup: &Cgroup, number: &str, key: &str) -> Result<f64> {
     value.with_context(|| format!("no {key} in io.stat"))
 }
 
-/// The kernel charges the nearest cgroup above that has the controller; the submitter is known.
+/// The kernel charges the nearest ancestor that has the controller. The agent knows the submitter.
 fn without_controller() -> Result<()> {
     ensure!(
         cgroup::enable(&["io"])?,
@@ -410,7 +411,7 @@ fn without_controller() -> Result<()> {
 
 fn failed() -> Result<()> {
     let agent = Agent::start(&[])?;
-    // The file behind the disk has no room for what is written.
+    // The file behind the disk is too small for the data written.
     let small = Mounted::tmpfs(64 << 10)?;
     let disk = Loop::over(small.path().join("disk"), 8 << 20)?;
     ensure!(fs::write(small.path().join("filler"), vec![0; 128 << 10]).is_err());
@@ -418,7 +419,11 @@ fn failed() -> Result<()> {
     let since = Since::now(&agent, &disk.disk)?;
     worker_in(&cgroup, &format!("fail {} 131072 23", disk.disk.0))?;
     let (metrics, theirs) = since.check(Some(0.0))?;
-    same("failed writes in the disk's books", theirs.writes, 23.0)?;
+    same(
+        "failed writes in the kernel's statistics",
+        theirs.writes,
+        23.0,
+    )?;
     let labels = |operation| {
         [
             ("id", cgroup.id.as_str()),
@@ -437,7 +442,7 @@ fn zram() -> Result<()> {
     without_requests(&agent, &disk.disk)
 }
 
-/// A disk whose driver makes no requests has bytes and operations, and no latency.
+/// A disk whose driver does not use requests has bytes and operations, but no latency.
 fn without_requests(agent: &Agent, disk: &Disk) -> Result<()> {
     let cgroup = Cgroup::new()?;
     let since = Since::now(agent, disk)?;
@@ -461,7 +466,7 @@ fn mapped() -> Result<()> {
     let linear = Mapped::new(&format!("0 32768 linear {} 0", below.disk.0))?;
     let lower = Since::now(&agent, &below.disk)?;
     without_requests(&agent, &linear.disk)?;
-    // What was done on the mapped disk has been done on the one below as well: once each.
+    // The I/O on the mapped disk was also done on the disk below it, once each.
     let (_, theirs) = lower.check(Some(0.0))?;
     same("writes below", theirs.writes, 40.0)?;
     let broken = Mapped::new("0 32768 error")?;
@@ -491,11 +496,14 @@ fn ended() -> Result<()> {
     }
     let before = of(&agent.scrape()?, &parent.id, &disk.disk);
     same("reads", before.reads, 300.0)?;
-    // Longer than the time to linger and the quarantine together.
+    // Longer than the linger and the quarantine together.
     std::thread::sleep(Duration::from_secs(4));
     let (metrics, _) = since.check(Some(0.0))?;
     let child = format!("{}/c0", parent.id);
-    ensure!(!metrics.has(READS, &[("id", &child)]), "it is still there");
+    ensure!(
+        !metrics.has(READS, &[("id", &child)]),
+        "the cgroup is still reported"
+    );
     same("kept", of(&metrics, &parent.id, &disk.disk).reads, 300.0)
 }
 
@@ -512,7 +520,7 @@ fn overflow() -> Result<()> {
     let metrics = agent.scrape()?;
     let (own, excess) = (reads(&metrics, &parent.id), reads(&metrics, "(overflow)"));
     ensure!(own >= 20.0 && excess >= 20.0, "{own} and {excess} reads");
-    // Others on this host may have found no room either.
+    // Other cgroups on this host may be in the overflow too.
     ensure!(own + excess >= 240.0, "{own} and {excess} reads");
     let host = reads(&metrics, "/");
     ensure!(host >= 240.0, "the host has {host} reads");

@@ -1,4 +1,4 @@
-//! Cgroups of the test's own, and what the kernel says of them.
+//! Cgroups for the tests, and the kernel's files about them.
 
 use std::{
     ffi::OsStr,
@@ -32,7 +32,7 @@ pub fn root() -> Result<PathBuf> {
     mount("cgroup2", None).context("no cgroup2 is mounted")
 }
 
-/// Where a controller is.
+/// The hierarchy of a controller.
 #[derive(Clone, Debug)]
 pub enum Hierarchy {
     /// A v1 mount.
@@ -41,7 +41,7 @@ pub enum Hierarchy {
     V2(PathBuf),
 }
 
-/// Where a controller is, `None` if it is nowhere.
+/// The hierarchy of a controller. `None` if the kernel has no such controller.
 pub fn controller(name: &str) -> Option<Hierarchy> {
     if let Some(path) = mount("cgroup", Some(name)) {
         return Some(Hierarchy::V1(path));
@@ -54,7 +54,8 @@ pub fn controller(name: &str) -> Option<Hierarchy> {
         .then_some(Hierarchy::V2(root))
 }
 
-/// Enables controllers for the cgroups below the root of cgroup2. False where it doesn't have them.
+/// Enables controllers for the cgroups below the root of cgroup2. Returns false if the root doesn't
+/// have them.
 pub fn enable(controllers: &[&str]) -> Result<bool> {
     let unified = |name: &&str| matches!(controller(name), Some(Hierarchy::V2(_)));
     if !controllers.iter().all(unified) {
@@ -65,35 +66,35 @@ pub fn enable(controllers: &[&str]) -> Result<bool> {
     Ok(true)
 }
 
-/// A cgroup, removed with all that is in it when the test ends.
+/// A cgroup. It is removed with everything in it when the test ends.
 #[derive(Debug)]
 pub struct Cgroup {
     /// Its directory.
     pub directory: PathBuf,
-    /// Its path below the root: label `id`.
+    /// Its path relative to the root, which is the label `id`.
     pub id: String,
 }
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl Cgroup {
-    /// A new cgroup below the root.
+    /// Creates a cgroup below the root.
     pub fn new() -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Self::named(&format!("cgmeter-test-{}-{number}", std::process::id()))
     }
 
-    /// A cgroup of that name below the root.
+    /// Creates a cgroup with this name below the root.
     pub fn named(name: &str) -> Result<Self> {
         Self::at(&root()?, "", name.as_bytes())
     }
 
-    /// A cgroup whose name is any bytes; its `id` is for the caller to know.
+    /// Creates a cgroup whose name may be any bytes. The caller has to know its `id`.
     pub fn raw(name: &[u8]) -> Result<Self> {
         Self::at(&root()?, "", name)
     }
 
-    /// A child.
+    /// Creates a child.
     pub fn child(&self, name: &str) -> Result<Self> {
         Self::at(&self.directory, &self.id, name.as_bytes())
     }
@@ -105,22 +106,22 @@ impl Cgroup {
         Ok(Self { directory, id })
     }
 
-    /// The file that tasks are moved in by.
+    /// The file that moves tasks into the cgroup.
     pub fn procs(&self) -> PathBuf {
         self.directory.join("cgroup.procs")
     }
 
-    /// Moves a process in.
+    /// Moves a process into the cgroup.
     pub fn admit(&self, pid: u32) -> Result<()> {
         Ok(fs::write(self.procs(), pid.to_string())?)
     }
 
-    /// CPU time by cpu.stat, in seconds.
+    /// CPU time in cpu.stat, seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
         self.cpu_stat("usage_usec")
     }
 
-    /// A time of cpu.stat, in seconds.
+    /// A time in cpu.stat, seconds.
     pub fn cpu_stat(&self, key: &str) -> Result<f64> {
         let text = fs::read_to_string(self.directory.join("cpu.stat"))?;
         let usec = text
@@ -130,7 +131,7 @@ impl Cgroup {
         Ok(usec / 1e6)
     }
 
-    /// Ends every process in it, and waits until they are gone.
+    /// Kills every process in the cgroup and waits until they are gone.
     pub fn remove_tasks(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -144,7 +145,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes it now; it has to be empty, or to become so.
+    /// Removes the cgroup now. It must be empty, or become empty soon.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -152,22 +153,22 @@ impl Cgroup {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
-                // EBUSY while its last tasks are on their way out.
+                // EBUSY while its last tasks are exiting.
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }
     }
 }
 
-/// Ends the processes that a cgroup's list of them has. A process that is being reaped has lost its
-/// number and is listed as 0 (kernel/cgroup/cgroup.c, `__cgroup_procs_show`), which to kill(2) would
-/// be the tests and all that started them.
+/// Kills the processes in a cgroup's list. A process that is being reaped has no process id any
+/// more and is listed as 0 (kernel/cgroup/cgroup.c, `__cgroup_procs_show`). For kill(2), 0 would
+/// mean the tests and their whole process group.
 pub fn end(pids: &str) {
     let pids = pids
         .lines()
         .filter_map(|pid| pid.parse::<libc::pid_t>().ok());
     for pid in pids.filter(|&pid| pid > 0) {
-        // SAFETY: a process that this test has put there.
+        // SAFETY: the process was put there by this test.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
 }

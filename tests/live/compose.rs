@@ -1,5 +1,6 @@
-//! The compose stack, as far as its images can be made here: agent, shop and customers, from the file that is
-//! shipped, by docker-compose and a Docker daemon of the test's own. Oracle: Docker's own health states, /proc.
+//! The shipped compose file, run by docker-compose with a Docker daemon that the test starts. Only
+//! the services whose images can be built here are run: agent, shop and customers. Oracle: Docker's
+//! health states, /proc.
 
 use std::{
     fs,
@@ -24,10 +25,7 @@ pub const TESTS: &[Test] = &[(
     "compose::what_can_run_is_healthy_and_scraped",
     &[
         Need::Agent,
-        Need::Variable(
-            FOLDER,
-            "the folder with what `cargo xtask image` builds from",
-        ),
+        Need::Variable(FOLDER, "the folder that `cargo xtask image` builds from"),
         Need::Program("dockerd"),
         Need::Program("docker"),
         Need::Program("docker-compose"),
@@ -35,18 +33,19 @@ pub const TESTS: &[Test] = &[(
     stack,
 )];
 
-/// Where binaries and recipes are.
+/// The folder with the binaries and the Dockerfiles.
 const FOLDER: &str = "CGMETER_IMAGE";
-/// The file, and where what it mounts is.
+/// The folder with the compose file and the files that it mounts.
 const FILE: &str = include_str!("../../deploy/compose/compose.yaml");
 const BESIDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/compose");
-/// The services whose images can be made here.
+/// The services whose images can be built here.
 const SERVICES: [&str; 3] = ["cgmeter", "shop", "customers"];
 /// The agent's address in the stack's network.
 const INSIDE: &str = "172.30.95.1:10295";
 
-/// The file, for docker-compose 1.29 (which does not know `cgroup`), with the ports that others may have on
-/// this machine replaced, and a limit that needs no raising.
+/// The compose file, changed for docker-compose 1.29, which does not know `cgroup`. Ports that may
+/// be in use on this machine are replaced, and the limit of open files is lowered so that no
+/// privilege is needed.
 fn file(docker: &Docker) -> Result<String> {
     let mut text = FILE.to_owned();
     let socket = docker.socket();
@@ -62,14 +61,15 @@ fn file(docker: &Docker) -> Result<String> {
     ] {
         ensure!(
             text.matches(from).count() == 1,
-            "{from:?} is not there once"
+            "{from:?} does not occur exactly once"
         );
         text = text.replace(from, to);
     }
     Ok(text)
 }
 
-/// The stack. What it makes is gone with it: the bridges of its networks would outlive the daemon.
+/// The running stack. On drop it removes its networks, because their bridges would outlive the
+/// daemon.
 struct Stack {
     docker: Docker,
     file: String,
@@ -83,7 +83,7 @@ impl Stack {
         Ok(Self { docker, file })
     }
 
-    /// docker-compose with every variable of the stack set.
+    /// docker-compose, with all variables of the stack set.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.docker.client("docker-compose");
         command
@@ -99,7 +99,7 @@ impl Stack {
         command
     }
 
-    /// What it says; it has to succeed.
+    /// Its output. It must succeed.
     fn compose(&self, words: &[&str]) -> Result<String> {
         output(&mut self.command(words))
     }
@@ -107,7 +107,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // A daemon that is stopped answers nobody, and one that has died leaves the bridges to the next.
+        // A stopped daemon does not answer, and one that has died leaves the bridges behind.
         self.docker.daemon.signal(libc::SIGCONT);
         if !self.docker.daemon.lives() {
             let _ = self.docker.again();
@@ -118,7 +118,7 @@ impl Drop for Stack {
     }
 }
 
-/// Runs a program that may fail, and not for ever.
+/// Runs a program that may fail, with a timeout.
 fn patiently(command: &mut Command) {
     let command = command.stdin(Stdio::null()).stdout(Stdio::null());
     let Ok(mut child) = command.stderr(Stdio::null()).spawn() else {
@@ -141,7 +141,7 @@ fn stack() -> Result<()> {
     }
     let stack = Stack::new(docker)?;
     let docker = &stack.docker;
-    // What they depend on has no image here.
+    // Their dependencies have no image here.
     for service in ["shop", "customers", "cgmeter"] {
         stack.compose(&["up", "--detach", "--no-build", "--no-deps", service])?;
     }
@@ -159,9 +159,9 @@ fn stack() -> Result<()> {
             sleep(Duration::from_millis(500));
         }
     }
-    // The agent, by the way that Prometheus has to it: another container in the stack's network.
+    // The agent, reached as Prometheus would: from another container in the stack's network.
     let asked = docker.run(&["exec", &id("shop")?, "/shop", "check", "--address", INSIDE]);
-    // It has no /healthz: 404 is an answer, a refused connection is none.
+    // It has no /healthz: a status of 404 is an answer, a refused connection is not.
     let told = asked.err().map(|error| format!("{error:#}"));
     ensure!(
         told.as_ref().is_some_and(|told| told.contains("404")),
@@ -172,7 +172,7 @@ fn stack() -> Result<()> {
     let cgroup = format!("{}/{}", docker.parent(), id("shop")?);
     let used = metrics.of(&cgroup, "container_cpu_usage_seconds_total")?;
     ensure!(used > 0.0, "the shop has used no CPU");
-    // Its port is published on loopback alone.
+    // Its port is published only on loopback.
     let port = stack.compose(&["port", "shop", "8080"])?;
     let number = port
         .strip_prefix("127.0.0.1:")

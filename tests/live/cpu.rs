@@ -42,10 +42,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
-/// One tick of the slowest usual clock: running tasks' books are that old at most.
+/// One tick at the lowest usual HZ. The kernel's statistics of a running task are at most that old.
 const TICK: f64 = 0.010;
 
-/// The agent's CPU seconds of a cgroup against those of cpu.stat, read around the scrape.
+/// Compares the agent's CPU time of a cgroup with cpu.stat, read before and after the scrape.
 fn check(agent: &Agent, cgroup: &Cgroup, fraction: f64, slack: f64) -> Result<Metrics> {
     let before = cgroup.cpu_seconds()?;
     let metrics = agent.scrape()?;
@@ -56,11 +56,11 @@ fn check(agent: &Agent, cgroup: &Cgroup, fraction: f64, slack: f64) -> Result<Me
     Ok(metrics)
 }
 
-/// The same of two cgroups between which tasks were moved: of both together, and of each.
+/// The same for two cgroups between which tasks were moved: for their sum, and for each.
 ///
-/// What a running task has used since the last tick, the kernel counts to where it is moved, if
-/// cgroup2 has the cpu controller, and the agent to where it was. An emulated CPU may have no tick
-/// for as long as a real one is busy with something else, so that only the sum is certain there.
+/// If cgroup2 has the cpu controller, the kernel adds the time that a running task has used since
+/// the last tick to the cgroup that it is moved to. The agent adds it to the cgroup that it leaves.
+/// An emulated CPU may have no tick while the real CPU is busy, so only the sum is certain there.
 fn check_both(agent: &Agent, both: [&Cgroup; 2], slack: f64) -> Result<()> {
     let books = || -> Result<f64> { Ok(both[0].cpu_seconds()? + both[1].cpu_seconds()?) };
     let before = books()?;
@@ -108,14 +108,14 @@ fn moving() -> Result<()> {
     let (first, second) = (Cgroup::new()?, Cgroup::new()?);
     let mut worker = Worker::start(&first)?;
     worker.order("forever")?;
-    // Not a multiple of anything: neither switches nor scrapes help.
+    // Irregular intervals, which match neither switches nor scrapes.
     for wait in [310, 170, 230, 410, 130] {
         sleep(Duration::from_millis(wait));
         second.admit(worker.pid())?;
         sleep(Duration::from_millis(wait / 2));
         first.admit(worker.pid())?;
     }
-    // Twice in a row, faster than it is ever switched out.
+    // Two moves in a row, too fast for a switch between them.
     for _ in 0..20 {
         second.admit(worker.pid())?;
         first.admit(worker.pid())?;
@@ -136,7 +136,7 @@ fn moving_threads() -> Result<()> {
         first.admit(worker.pid())?;
     }
     sleep(Duration::from_millis(50));
-    // Each of six moves may be noticed some milliseconds late on a busy machine.
+    // Each of the six moves may be noticed some milliseconds late on a busy machine.
     check_both(&agent, [&first, &second], 6.0 * TICK)
 }
 
@@ -146,7 +146,7 @@ fn policies() -> Result<()> {
         let cgroup = Cgroup::new()?;
         let mut worker = Worker::start(&cgroup)?;
         worker.run(&format!("policy {policy}"))?;
-        // Short bursts: the kernel holds real-time tasks back after 0.95 s.
+        // Short bursts, because the kernel throttles real-time tasks after 0.95 s.
         for _ in 0..5 {
             worker.run("spin 100")?;
         }
@@ -167,7 +167,7 @@ fn user_and_system() -> Result<()> {
         ("container_cpu_user_seconds_total", "user_usec"),
         ("container_cpu_system_seconds_total", "system_usec"),
     ] {
-        // The microsecond is cpu.stat's resolution.
+        // cpu.stat has a resolution of a microsecond.
         agree(
             family,
             metrics.of(&cgroup.id, family)?,
@@ -179,7 +179,8 @@ fn user_and_system() -> Result<()> {
     Ok(())
 }
 
-/// A cgroup that was never scraped while it lived: nobody had the kernel fold its CPUs' counts.
+/// A cgroup that was never scraped while it existed, so the kernel was never asked to sum up its
+/// per-CPU counts.
 fn short_life() -> Result<()> {
     let agent = Agent::start(&[])?;
     let cgroup = Cgroup::new()?;
@@ -191,11 +192,8 @@ fn short_life() -> Result<()> {
     let usage = metrics.of(&cgroup.id, USAGE)?;
     let user = metrics.of(&cgroup.id, "container_cpu_user_seconds_total")?;
     let system = metrics.of(&cgroup.id, "container_cpu_system_seconds_total")?;
-    ensure!(
-        user >= 0.25,
-        "it spun for 300 ms, in user mode for {user} s"
-    );
-    // The two add up to what the kernel says of the cgroup; the usage is the agent's own sum.
+    ensure!(user >= 0.25, "it ran for 300 ms, but {user} s in user mode");
+    // Their sum is the kernel's time of the cgroup. The usage is the agent's own count.
     agree("user and system", user + system, usage, 0.01, 0.001)
 }
 
@@ -209,11 +207,11 @@ fn before_the_agent() -> Result<()> {
     let since = metrics.of(&cgroup.id, "container_cpu_schedstat_run_seconds_total")?;
     ensure!(
         since < 0.1,
-        "{since} s are said to have been used since the agent came"
+        "{since} s are reported since the agent's start"
     );
     worker.run("spin 200")?;
     check(&agent, &cgroup, 0.01, 0.001)?;
-    // The counter goes on over a restart of the agent.
+    // The counter continues after a restart of the agent.
     drop(agent);
     worker.run("spin 200")?;
     let agent = Agent::start(&[])?;
@@ -222,9 +220,9 @@ fn before_the_agent() -> Result<()> {
     Ok(())
 }
 
-/// Seconds that all CPUs have spent on tasks: by /proc/schedstat, which is exact up to the last
-/// switch, or, on kernels without SCHEDSTATS, by /proc/stat. That counts ticks, some of which are
-/// lost where an emulated CPU has to wait for a real one.
+/// Seconds that all CPUs have spent on tasks. They are from /proc/schedstat, which is exact up to
+/// the last switch, or from /proc/stat on kernels without SCHEDSTATS. /proc/stat counts ticks, and
+/// some are lost while an emulated CPU waits for a real one.
 fn host_seconds() -> Result<f64> {
     if let Ok(text) = std::fs::read_to_string("/proc/schedstat") {
         // cpuN, then six counts of calls, then the nanoseconds that tasks have run.
@@ -253,7 +251,7 @@ fn conservation() -> Result<()> {
     let cgroups = [outer.child("a")?, outer.child("b")?, Cgroup::new()?];
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let mut workers = Vec::new();
-    // Every CPU is busy with tasks all the time: what the tick sees is what the tasks have run.
+    // Every CPU is always busy with tasks, so the ticks equal the time of the tasks.
     for (n, cgroup) in cgroups.iter().cycle().take(cpus * 2).enumerate() {
         let mut worker = Worker::start(cgroup)?;
         worker.run(&format!("pin {}", n % cpus))?;
@@ -263,7 +261,7 @@ fn conservation() -> Result<()> {
         worker.order("forever")?;
     }
     sleep(Duration::from_millis(200));
-    // The CPUs go on during a scrape, which takes long on a busy machine.
+    // The CPUs keep running during a scrape, which takes long on a busy machine.
     let scrape = || -> Result<(f64, Metrics, f64)> {
         let before = host_seconds()?;
         let metrics = agent.scrape()?;
@@ -279,7 +277,7 @@ fn conservation() -> Result<()> {
         least - slack <= counted && counted <= most + slack,
         "the host: {counted}, not between {least} and {most} (slack {slack})"
     );
-    // The parts make up the whole: nothing is counted twice, nothing in no cgroup.
+    // The sum of the parts is the total: no time is counted twice, and none is missing.
     let parts = end.of(&outer.id, RUN)? + end.of(&cgroups[2].id, RUN)?
         - metrics.of(&outer.id, RUN)?
         - metrics.of(&cgroups[2].id, RUN)?;

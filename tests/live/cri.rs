@@ -1,6 +1,6 @@
-//! Pods by name, by a containerd of the test's own and its CRI. Oracle: the pods that the test made,
-//! and the conventions that the kubelet's users know (container="POD" on the sandbox, nothing but the
-//! pod on the pod's own cgroup).
+//! Names of pods, from the CRI of a containerd that the test starts. Oracle: the pods that the test
+//! created, and the usual conventions of Kubernetes (container="POD" on the sandbox, only the pod's
+//! labels on the pod's own cgroup).
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
@@ -16,7 +16,7 @@ use crate::{
     runtimes::{Daemon, Folder, all_labelled, eventually, hierarchies, in_json, output},
 };
 
-/// What containerd and its CRI need.
+/// The needs of containerd and its CRI.
 pub const NEEDS: &[Need] = &[
     Need::Agent,
     Need::Program("containerd"),
@@ -32,13 +32,13 @@ pub const TESTS: &[Test] = &[
     ("cri::containerd_killed_and_started_again", NEEDS, killed),
 ];
 
-/// What the image is called by containerd, and by the agent.
+/// The name of the image, for containerd and the agent.
 pub const IMAGE: &str = "docker.io/library/busybox:local";
 
-/// A namespace of the host's.
+/// The host's network namespace (NamespaceMode NODE of CRI).
 const NODE: u64 = 2;
 
-/// A network plugin: two interfaces that are joined to each other, and nothing else.
+/// A network plugin that creates a pair of interfaces and nothing else.
 const CNI: &str = r#"#!/bin/sh
 version='"cniVersion":"0.4.0"'
 case "$CNI_COMMAND $CNI_IFNAME" in
@@ -54,17 +54,17 @@ ADD*)
 esac
 "#;
 
-/// What has it used.
+/// The configuration that uses the plugin.
 const CNI_CONFIG: &str = r#"{"cniVersion":"0.4.0","name":"alone","plugins":[{"type":"alone"}]}"#;
 
-/// containerd with folders of its own.
+/// A containerd with its own folders.
 pub struct Containerd {
     daemon: Daemon,
     pods: Vec<String>,
     folder: Folder,
 }
 
-/// A pod that runs.
+/// A running pod.
 #[derive(Debug)]
 pub struct Pod {
     /// Its cgroup.
@@ -78,14 +78,14 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The cgroup of one of its containers, or of the sandbox.
+    /// The cgroup of a container or of the sandbox.
     pub fn path(&self, id: &str) -> String {
         format!("{}/{id}", self.cgroup)
     }
 }
 
 impl Containerd {
-    /// Starts it, with the image.
+    /// Starts containerd and imports the image.
     pub fn start() -> Result<Self> {
         let folder = Folder::new("cri")?;
         let daemon = Self::daemon(&folder)?;
@@ -100,7 +100,7 @@ impl Containerd {
             pods: Vec::new(),
             folder,
         };
-        // The CRI learns of images by events.
+        // The CRI learns about images from events.
         eventually(|| {
             let spec = Message::default().message(1, &Message::default().text(1, IMAGE));
             let known = containerd.image("ImageStatus", &spec);
@@ -146,12 +146,12 @@ state = "{state}"
         })
     }
 
-    /// An agent that asks it.
+    /// Starts an agent that queries this containerd.
     pub fn agent(&self) -> Result<Agent> {
         Agent::start(&["--container.runtime", &self.flag()])
     }
 
-    /// What `--container.runtime` takes.
+    /// The value of `--container.runtime`.
     pub fn flag(&self) -> String {
         format!("containerd=unix://{}", self.folder.text("socket"))
     }
@@ -164,20 +164,21 @@ state = "{state}"
     fn image(&self, method: &str, request: &Message) -> Result<()> {
         let method = format!("runtime.v1.ImageService/{method}");
         let answer = call(&self.folder, &self.folder.text("socket"), &method, request);
-        // ImageStatus succeeds for an unknown image too, with an empty answer; else its first field
-        // is a message and longer than a short text.
+        // ImageStatus succeeds for an unknown image too, with an empty answer. Otherwise its first
+        // field is a message, which is longer than a short text.
         match answer {
             Ok(text) if text.is_empty() => anyhow::bail!("{method}: nothing"),
             _ => Ok(()),
         }
     }
 
-    /// Runs a pod on the host's network, as a kubelet would: labels, cgroup by its QoS class and UID.
+    /// Runs a pod in the host's network, with the labels and the cgroup that a kubelet would use
+    /// (QoS class and UID).
     pub fn pod(&mut self, namespace: &str, name: &str) -> Result<Pod> {
         self.pod_on(namespace, name, NODE)
     }
 
-    /// Runs a pod on a network of its own, where it is alone.
+    /// Runs a pod in its own network.
     pub fn networked_pod(&mut self, namespace: &str, name: &str) -> Result<Pod> {
         let folder = self.folder.path("cni");
         fs::create_dir_all(&folder)?;
@@ -227,7 +228,7 @@ state = "{state}"
         })
     }
 
-    /// Starts a container in a pod; its id.
+    /// Starts a container in a pod and returns its id.
     pub fn container(&self, pod: &Pod, name: &str, attempt: u64, words: &[&str]) -> Result<String> {
         let metadata = Message::default().text(1, name).number(2, attempt);
         let mut labels: Vec<(&str, &str)> = vec![("io.kubernetes.container.name", name)];
@@ -257,8 +258,8 @@ state = "{state}"
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // The pods' own cgroups, which a kubelet would remove, when the folder has ended what is in
-        // them: so it is done here first, container by container.
+        // A kubelet would remove the pods' own cgroups after their processes have ended. So the
+        // processes are ended here first.
         self.daemon.signal(libc::SIGCONT);
         self.folder.end_processes();
         for pod in &self.pods {
@@ -270,7 +271,7 @@ impl Drop for Containerd {
     }
 }
 
-/// An archive as `docker save` writes it, of the test's file system; its path.
+/// Writes the test's file system as an archive in the format of `docker save`. Returns its path.
 fn image(folder: &Folder) -> Result<String> {
     let layer = folder.rootfs()?;
     let digest = |path: &std::path::Path| -> Result<String> {
@@ -302,7 +303,7 @@ fn image(folder: &Folder) -> Result<String> {
     Ok(archive)
 }
 
-/// What the series of a container of a pod carry.
+/// Checks the labels of a pod's container.
 fn check(metrics: &Metrics, pod: &Pod, id: &str, container: &str) -> Result<()> {
     let path = pod.path(id);
     let labels = [
@@ -321,7 +322,7 @@ fn check(metrics: &Metrics, pod: &Pod, id: &str, container: &str) -> Result<()> 
     same("container_info", metrics.get("container_info", &info)?, 1.0)
 }
 
-/// What the series of the pod's own cgroup and of its sandbox carry.
+/// Checks the labels of the pod's own cgroup and of its sandbox.
 fn check_pod(metrics: &Metrics, pod: &Pod) -> Result<()> {
     let own = [
         ("namespace", "shop"),
@@ -351,13 +352,13 @@ fn pod() -> Result<()> {
     let metrics = agent.scrape()?;
     check(&metrics, &early, &second, "second").with_context(|| agent.log())?;
     check(&metrics, &early, &first, "first")?;
-    // A pod that comes while it is scraped.
+    // A pod that is created while the agent is scraped.
     let late = containerd.pod("shop", "web-0")?;
     for name in ["one", "other"] {
         let id = containerd.container(&late, name, 0, FOREVER)?;
         check(&agent.scrape()?, &late, &id, name).with_context(|| agent.log())?;
     }
-    // containerd tells of a sandbox only when it runs, when its cgroup has been there for a while.
+    // containerd reports a sandbox only once it runs, some time after its cgroup was created.
     eventually(|| check_pod(&agent.scrape()?, &late)).with_context(|| agent.log())?;
     let record = [("namespace", "shop"), ("pod", "web-0"), ("image", IMAGE)];
     in_json(
@@ -365,14 +366,14 @@ fn pod() -> Result<()> {
         &second,
         &[&record[..], &[("container", "second")]].concat(),
     )?;
-    // The sum over a pod's containers is what its users add up.
+    // Users sum over the containers of a pod.
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "containerd")]);
     same("cgmeter_runtime_up", up, 1.0)?;
     let containers = [("namespace", "shop"), ("pod", "web-0"), ("image", IMAGE)];
     let family = "container_cpu_usage_seconds_total";
     let found = metrics.count(family, &containers);
-    // Users leave the sandboxes out, whose image not every runtime tells.
+    // Users leave out the sandboxes, because not every runtime reports their image.
     let sandboxes = [&containers[..], &[("container", "POD")]].concat();
     let sandboxes = metrics.count(family, &sandboxes);
     same("containers with an image", (found - sandboxes) as f64, 4.0)
@@ -390,10 +391,10 @@ fn lives() -> Result<()> {
         ("container", "brief"),
         ("pod", "web-0"),
     ];
-    // It has ended when its cgroup has.
+    // The container has ended when its cgroup is gone.
     eventually(|| {
         let gone = hierarchies().iter().all(|at| !at.join(&path[1..]).exists());
-        ensure!(gone, "{path} is there");
+        ensure!(gone, "{path} still exists");
         Ok(())
     })?;
     let metrics = agent.scrape()?;
@@ -414,7 +415,7 @@ fn lives() -> Result<()> {
         )
     })
     .with_context(|| agent.log())?;
-    // As a kubelet starts it again: another id, the next attempt.
+    // Restarted as a kubelet does it: with another id and the next attempt.
     let again = containerd.container(&pod, "brief", 1, FOREVER)?;
     let metrics = agent.scrape()?;
     check(&metrics, &pod, &again, "brief").with_context(|| agent.log())?;

@@ -1,4 +1,4 @@
-//! An HTTP server that keeps what is posted to it: the webhook, Slack and PagerDuty of the test.
+//! An HTTP server that records POST requests. It stands in for the webhook, Slack and PagerDuty.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -21,15 +21,15 @@ pub struct Post {
     pub body: Value,
 }
 
-/// A server that answers 200; it ends with the process.
+/// A server that answers 200. It ends with the process.
 pub struct Receiver {
-    /// Where it listens, on loopback.
+    /// Its port on loopback.
     pub port: u16,
     posts: Arc<Mutex<Vec<Post>>>,
 }
 
 impl Receiver {
-    /// Starts it.
+    /// Starts the server.
     pub fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
@@ -48,7 +48,7 @@ impl Receiver {
         Ok(Self { port, posts })
     }
 
-    /// What has come so far.
+    /// The requests so far.
     pub fn posts(&self) -> Vec<Post> {
         self.posts
             .lock()
@@ -56,7 +56,7 @@ impl Receiver {
             .clone()
     }
 
-    /// Whether the webhook was sent an alert of this state for which `labels` holds.
+    /// Whether the webhook has received an alert in this state whose labels match `labels`.
     pub fn told(&self, status: &str, labels: impl Fn(&Value) -> bool) -> bool {
         self.posts()
             .iter()
@@ -75,7 +75,7 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Post>>) -> Result<()> {
     loop {
         let mut first = String::new();
         match reader.read_line(&mut first) {
-            // Closed, or left alone for as long as a test may take.
+            // Closed by the client, or idle for longer than a test may take.
             Ok(0) | Err(_) => return Ok(()),
             Ok(_) => {}
         }

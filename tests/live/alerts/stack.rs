@@ -1,9 +1,9 @@
-//! Prometheus and Alertmanager with the shipped configurations, in a hurry.
+//! Prometheus and Alertmanager with the shipped configurations and short intervals.
 //!
-//! What is tested is what is shipped, but for an overlay, made here by replacing text, each piece of
-//! which has to be there: addresses and secrets are the test's own, intervals are a second, `for` is
-//! none, windows are seconds instead of minutes. Thresholds, expressions, labels, routes and
-//! inhibition are as shipped.
+//! The configurations are those that are shipped, with some text replaced. A text that is not found
+//! is an error. The test uses its own addresses and secrets, intervals of a second, no `for`, and
+//! windows of seconds instead of minutes. Thresholds, expressions, labels, routes and inhibition
+//! are as shipped.
 
 use std::{
     fs::{self, File},
@@ -16,14 +16,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{agent::free_port, queried::json};
 
-/// Seconds of the windows in which rates and events are looked for.
+/// Length of the windows for rates and events, seconds.
 pub const WINDOW: u64 = 8;
-/// What the webhook wants to see.
+/// The token that the webhook expects.
 pub const TOKEN: &str = "token-of-the-test";
-/// What PagerDuty wants to see.
+/// The key that PagerDuty expects.
 pub const PAGER_KEY: &str = "key-of-the-test";
 
-/// Both, with a folder of their own; gone at the end.
+/// Prometheus and Alertmanager, with a folder. All are removed on drop.
 pub struct Stack {
     prometheus: Child,
     alertmanager: Child,
@@ -34,16 +34,16 @@ pub struct Stack {
     pub alertmanager_port: u16,
 }
 
-/// Replaces text that has to be there.
+/// Replaces text. An error if the text is not found.
 fn replaced(text: &str, old: &str, new: &str) -> Result<String> {
     ensure!(
         text.contains(old),
-        "{old:?} is not in a shipped file: bring the test's overlay up to date"
+        "{old:?} is not in a shipped file: update the test's replacements"
     );
     Ok(text.replace(old, new))
 }
 
-/// Rules as shipped, without patience.
+/// The shipped rules with short times.
 fn hasty_rules(text: &str) -> String {
     let mut hasty = String::new();
     for line in text.lines() {
@@ -85,13 +85,13 @@ fn write_rules(folder: &Path) -> Result<()> {
     }
     ensure!(
         killed == 1,
-        "ContainerKilled has changed: bring the test's overlay up to date"
+        "ContainerKilled has changed: update the test's replacements"
     );
     Ok(())
 }
 
 impl Stack {
-    /// Starts both: scraping an agent, telling a receiver.
+    /// Starts both. Prometheus scrapes the agent, Alertmanager notifies the receiver.
     pub fn start(agent: u16, receiver: u16) -> Result<Self> {
         let (prometheus_port, alertmanager_port) = (free_port()?, free_port()?);
         let folder = std::env::temp_dir().join(format!("cgmeter-test-alerts-{prometheus_port}"));
@@ -122,7 +122,7 @@ impl Stack {
             "https://events.pagerduty.com/v2/enqueue",
             &at("pagerduty"),
         )?;
-        // Nobody listens there; no alert of the test goes by mail.
+        // No process listens there. No alert of the test is sent by mail.
         let text = replaced(&text, "smtp.example.org:587", "127.0.0.1:9")?;
         let text = replaced(&text, "group_wait: 30s", "group_wait: 0s")?;
         let text = replaced(&text, "group_wait: 10s", "group_wait: 0s")?;
@@ -198,7 +198,7 @@ impl Stack {
             self.prometheus_port,
             &format!("/api/v1/query?query={quoted}"),
         ) else {
-            // Not yet up, or gone: the wait tells with its log.
+            // Not yet up, or ended. `wait` fails with its log then.
             return Ok(false);
         };
         ensure!(answer["status"] == "success", "{query}: {answer}");
@@ -206,7 +206,7 @@ impl Stack {
         Ok(result.is_some_and(|result| !result.is_empty()))
     }
 
-    /// Alertmanager's state of the alerts that have such a label: active, suppressed.
+    /// Alertmanager's states of the alerts with this label: active, suppressed.
     pub fn states(&self, label: &str, value: &str) -> Result<Vec<String>> {
         let alerts = json(self.alertmanager_port, "/api/v2/alerts")?;
         let alerts = alerts.as_array().context("no list of alerts")?;
@@ -217,7 +217,7 @@ impl Stack {
         Ok(states.map(str::to_owned).collect())
     }
 
-    /// Waits until something holds.
+    /// Waits until a condition holds.
     pub fn wait(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(60);
         while !holds()? {
