@@ -1,5 +1,5 @@
-//! Custom metrics: endpoints inside network namespaces, and text files. Oracle: what the test's own
-//! server and files say.
+//! Custom metrics: endpoints inside network namespaces, and text files. Oracle: the test's own
+//! server and files.
 
 use std::{
     fs,
@@ -78,8 +78,8 @@ pub const TESTS: &[Test] = &[
     ("custom::bad_text_files", &[Need::Agent], bad_text_files),
 ];
 
-/// The worker's order `http PORT FOLDER`: answers with the folder's files, but never at `/hang`,
-/// and without end at `/endless`.
+/// The worker's order `http PORT FOLDER`: an HTTP server that answers with the folder's files.
+/// `/hang` is never answered, and the answer of `/endless` never ends.
 pub fn serve(port: u16, folder: &str) -> std::io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let folder = PathBuf::from(folder);
@@ -128,10 +128,10 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Port that applications listen on, each in a namespace that nobody else is in.
+/// Port of the applications. Each listens on it in its own network namespace.
 const PORT: u16 = 9100;
 
-/// An application in a cgroup and a network namespace of its own.
+/// An application in its own cgroup and network namespace.
 struct Application {
     worker: Worker,
     cgroup: Cgroup,
@@ -155,14 +155,14 @@ impl Application {
     }
 
     fn says(&self, path: &str, text: &str) -> Result<()> {
-        // Whole at once, as a server's answer is.
+        // Replace the file atomically, so that an answer is never partial.
         let new = self.folder.0.as_path().join("new");
         fs::write(&new, text)?;
         Ok(fs::rename(new, self.folder.0.as_path().join(path))?)
     }
 }
 
-/// A configuration: of each application, the paths that are asked.
+/// Writes a configuration with the paths to read from each application.
 fn config(folder: &Folder, rules: &[(&Cgroup, u16, &[&str])]) -> Result<PathBuf> {
     let mut text = String::new();
     for (cgroup, port, paths) in rules {
@@ -178,7 +178,7 @@ fn config(folder: &Folder, rules: &[(&Cgroup, u16, &[&str])]) -> Result<PathBuf>
     Ok(file)
 }
 
-/// An agent that asks often.
+/// Starts an agent with a short interval.
 fn agent(config: &Path, more: &[&str]) -> Result<Agent> {
     let config = config.display().to_string();
     let mut arguments = vec!["--config.file", &config];
@@ -189,7 +189,7 @@ fn agent(config: &Path, more: &[&str]) -> Result<Agent> {
     Agent::start(&arguments)
 }
 
-/// Scrapes until something is so.
+/// Scrapes until a condition holds. Otherwise fails with `what`.
 fn until(agent: &Agent, what: &str, so: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -209,7 +209,7 @@ fn until(agent: &Agent, what: &str, so: impl Fn(&Metrics) -> bool) -> Result<Met
     }
 }
 
-/// Errors of a kind.
+/// Number of errors of a kind.
 fn errors(metrics: &Metrics, reason: &str) -> f64 {
     metrics.sum("cgmeter_custom_errors_total", &[("reason", reason)])
 }
@@ -265,7 +265,7 @@ fn endpoint() -> Result<()> {
         5.0,
     )?;
     same(
-        "all plain values",
+        "plain values",
         metrics.count(metric, &[("id", id)]) as f64,
         4.0,
     )?;
@@ -312,7 +312,7 @@ fn endpoint() -> Result<()> {
         metrics.sum("cgmeter_custom_scrapes_total", &[("result", "failed")]),
         0.0,
     )?;
-    // The API has plain values as well.
+    // The API has the plain values too.
     let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
     let records = list["containers"].as_array().context("no list")?;
     let record = records.iter().find(|record| record["cgroup"] == id);
@@ -321,7 +321,7 @@ fn endpoint() -> Result<()> {
         let found = custom[name].as_f64();
         ensure!(found == Some(value), "{name} is {found:?}: {custom}");
     }
-    // What it says next is served next.
+    // A later answer is served too.
     application.says("metrics", "plain 2\n")?;
     until(&agent, "no second answer", |metrics| {
         metrics
@@ -329,7 +329,7 @@ fn endpoint() -> Result<()> {
             .is_ok_and(|value| value == 2.0)
             && !metrics.has("custom_size_count", &[("id", id)])
     })?;
-    // An application ends with its cgroup.
+    // An application's metrics end with its cgroup.
     let (id, cgroup) = (id.to_owned(), &application.cgroup);
     cgroup.remove_tasks()?;
     cgroup.remove()?;
@@ -337,13 +337,13 @@ fn endpoint() -> Result<()> {
     for name in [metric, "custom_plain", "container_custom_up"] {
         ensure!(
             !metrics.has(name, &[("id", &id)]),
-            "{name} outlives its cgroup"
+            "{name} is still served after its cgroup"
         );
     }
     Ok(())
 }
 
-/// Judges an exposition by Prometheus's own client, as `formats` does.
+/// Parses an exposition with Prometheus's Python client, as `formats` does.
 const PARSE: &str = "
 import sys
 from prometheus_client.PARSER import text_string_to_metric_families as parse
@@ -360,7 +360,8 @@ for f in families:
 fn formats() -> Result<()> {
     let (one, other) = (Application::start("one")?, Application::start("other")?);
     one.says("metrics", TEXT)?;
-    // Names that only OpenMetrics takes amiss, another type, a part of another family.
+    // Names that are invalid only in OpenMetrics, a conflicting type, and a name that belongs to
+    // another family.
     other.says(
         "metrics",
         &format!(
@@ -379,14 +380,14 @@ fn formats() -> Result<()> {
     let up = |metrics: &Metrics| metrics.sum("container_custom_up", &[]) == 2.0;
     let metrics = until(&agent, "not two answers", up)?;
     same("conflicts", errors(&metrics, "conflict"), 2.0)?;
-    // Once while they last.
+    // A conflict is counted once while it lasts.
     sleep(Duration::from_millis(600));
     same("conflicts", errors(&agent.scrape()?, "conflict"), 2.0)?;
     let text = agent.body("/metrics", "")?;
     let custom: String = text
         .lines()
         .filter(|line| line.contains("custom_"))
-        // promtool would have counters end in _total, and no gauge end in _count.
+        // promtool wants counters to end in _total, and no gauge to end in _count.
         .filter(|line| !line.contains("custom_visits") && !line.contains("custom_temperature"))
         .filter(|line| !line.contains("custom_size_count"))
         .map(|line| format!("{line}\n"))
@@ -398,7 +399,7 @@ fn formats() -> Result<()> {
         .unwrap_or_default();
     let told: Vec<&str> = told
         .lines()
-        // Not every application helps.
+        // Not every application gives help texts.
         .filter(|line| line.contains("custom_") && !line.ends_with("no help text"))
         .collect();
     ensure!(told.is_empty(), "promtool: {told:?}");
@@ -422,7 +423,7 @@ fn formats() -> Result<()> {
     ] {
         let mut text = agent.body("/metrics", accept)?;
         if parser == "parser" {
-            // That client calls the counter as the gauge: it drops `_total`.
+            // The client gives the counter the gauge's name, because it drops `_total`.
             let clash = |line: &&str| {
                 !line.contains("custom_shop_orders ") && !line.contains("custom_shop_orders{")
             };
@@ -451,14 +452,17 @@ fn hostile() -> Result<()> {
     let paths = ["/hang", "/endless", "/metrics"];
     let rules = [(&application.cgroup, PORT, &paths[..])];
     let config = config(&application.folder, &rules)?;
-    // Longer than a scrape of this test may take at all: none can have waited for the endpoint.
+    // This timeout is longer than a scrape of this test may take, so no scrape can have waited for
+    // the endpoint.
     let patient = agent(
         &config,
         &["--custom.timeout", "10m", "--custom.max-body", "100000"],
     )?;
-    let metrics = until(&patient, "no answer beside one that hangs", |metrics| {
-        metrics.has("custom_plain", &[("id", id)]) && errors(metrics, "size") >= 1.0
-    })?;
+    let metrics = until(
+        &patient,
+        "the other endpoint is not served while one hangs",
+        |metrics| metrics.has("custom_plain", &[("id", id)]) && errors(metrics, "size") >= 1.0,
+    )?;
     let path = |path| [("id", id), ("path", path)];
     same(
         "up",
@@ -492,10 +496,10 @@ fn hostile() -> Result<()> {
         metrics.get("container_custom_up", &path("/hang"))?,
         0.0,
     )?;
-    // Once, however often it happens.
+    // It is logged once, however often it happens.
     let log = agent.log();
     let told = log.matches("no whole answer within 0.2 s").count();
-    ensure!((1..=2).contains(&told), "told {told} times: {log}");
+    ensure!((1..=2).contains(&told), "logged {told} times: {log}");
     Ok(())
 }
 
@@ -516,10 +520,10 @@ fn bad() -> Result<()> {
         &config(&application.folder, &rules)?,
         &["--custom.max-samples", "20", "--custom.interval", "10m"],
     )?;
-    let metrics = until(&agent, "not all asked", |metrics| {
+    let metrics = until(&agent, "not all endpoints were read", |metrics| {
         metrics.count("container_custom_up", &[("id", id)]) == 5
     })?;
-    // Each was asked once: what is counted is known.
+    // Each was read once, so the counts are known.
     for (reason, count) in [("parse", 4.0), ("status", 1.0), ("connect", 1.0)] {
         same(reason, errors(&metrics, reason), count)?;
     }
@@ -532,7 +536,7 @@ fn bad() -> Result<()> {
     ] {
         same(path, up(path)?, expected)?;
     }
-    // 10 from the answer, and what is too much for the cgroup: one family.
+    // 10 samples over the limit of one answer, and the families over the limit of the cgroup.
     let left = metrics.count("custom_many", &[("id", id)]);
     let others = metrics.count("custom_good", &[]) + metrics.count("custom_also_good", &[]);
     ensure!(
@@ -551,7 +555,7 @@ fn bad() -> Result<()> {
         "10 samples more than the 20 of --custom.max-samples",
         "connecting to port 9101",
     ] {
-        ensure!(log.contains(told), "not told: {told}: {log}");
+        ensure!(log.contains(told), "not logged: {told}: {log}");
     }
     Ok(())
 }
@@ -568,16 +572,16 @@ fn stale() -> Result<()> {
     until(&agent, "no answer", |metrics| {
         metrics.has("custom_plain", &[("id", &id)])
     })?;
-    // Its answers are errors from now on; the cgroup and its process live on.
+    // From now on its answers are errors. The cgroup and its process still exist.
     fs::remove_file(application.folder.0.as_path().join("metrics"))?;
-    until(&agent, "what is old stays", |metrics| {
+    until(&agent, "the old values are still served", |metrics| {
         !metrics.has("custom_plain", &[("id", &id)])
             && metrics
                 .of(&id, "container_custom_up")
                 .is_ok_and(|up| up == 0.0)
     })?;
     application.says("metrics", "plain 2\n")?;
-    until(&agent, "it doesn't come back", |metrics| {
+    until(&agent, "the values are not served again", |metrics| {
         metrics
             .of(&id, "custom_plain")
             .is_ok_and(|value| value == 2.0)
@@ -600,7 +604,7 @@ fn host_network() -> Result<()> {
     })?;
     ensure!(
         !metrics.has("custom_plain", &[]),
-        "the host's network was asked"
+        "an endpoint in the host's network was read"
     );
     let told = careful.log().matches("--custom.host-network").count();
     same("told", told as f64, 1.0)?;
@@ -612,8 +616,8 @@ fn host_network() -> Result<()> {
     .map(drop)
 }
 
-/// An application in a container of Docker's that says by its labels where its metrics are, and of
-/// which a text file speaks by name.
+/// An application in a Docker container. The container's labels say where its metrics are, and a
+/// text file refers to it by name.
 fn labelled() -> Result<()> {
     let docker = Docker::bare()?;
     let root = docker.path("root");
@@ -670,13 +674,15 @@ fn labelled() -> Result<()> {
     )?;
     same("up", metrics.get("container_custom_up", &labels[..2])?, 1.0)?;
     docker.run(&["rm", "-f", name])?;
-    until(&agent, "it outlives its container", |metrics| {
-        !metrics.has("custom_orders_total", &[]) && !metrics.has("custom_backups", &[])
-    })
+    until(
+        &agent,
+        "it is still served after its container",
+        |metrics| !metrics.has("custom_orders_total", &[]) && !metrics.has("custom_backups", &[]),
+    )
     .map(drop)
 }
 
-/// An agent that reads a directory.
+/// Starts an agent that reads a directory of text files.
 fn reading(folder: &Path, more: &[&str]) -> Result<Agent> {
     let folder = folder.display().to_string();
     let mut arguments = vec!["--custom.textfile-directory", &folder];
@@ -706,7 +712,7 @@ fn text_files() -> Result<()> {
     )?;
     write("other.txt", "not_read 1\n")?;
     let agent = reading(folder.0.as_path(), &[])?;
-    // They are there at once.
+    // They are served at the first scrape.
     let metrics = agent.scrape()?;
     let host = [("id", "/"), ("disk", "a")];
     same(
@@ -735,7 +741,8 @@ fn text_files() -> Result<()> {
     let file = [("file", "host.prom")];
     let found = metrics.get("cgmeter_custom_file_mtime_seconds", &file)?;
     ensure!((found - modified).abs() < 1e-3, "{found} is not {modified}");
-    // A file that changes is read again, one that goes is forgotten, one that is old is dropped.
+    // A changed file is read again. The samples of a removed file and of a too old file are
+    // dropped.
     write("host.prom", "backup_seconds{disk=\"b\"} 6\n")?;
     let old = SystemTime::now() - Duration::from_secs(600);
     fs::File::options()
@@ -807,16 +814,16 @@ fn bad_text_files() -> Result<()> {
     ] {
         ensure!(
             log.matches(told).count() == 1,
-            "not told once: {told}: {log}"
+            "not logged exactly once: {told}: {log}"
         );
     }
-    // Mended, it is read.
+    // Once it is repaired, it is read.
     fs::write(at("new"), "partial 1\n")?;
     fs::rename(at("new"), at("partial.prom"))?;
     until(&agent, "not read", |metrics| {
         metrics.has("custom_partial", &[("id", "/")])
     })?;
-    // Damaged again, it keeps what it said.
+    // If it is damaged again, the last good values are kept.
     fs::write(at("new"), "partial 2\npart")?;
     fs::rename(at("new"), at("partial.prom"))?;
     let before = agent.log().matches("partial.prom: its last line").count();

@@ -32,12 +32,12 @@ pub const TESTS: &[Test] = &[
 
 const XTASK: &str = "CGMETER_XTASK";
 const BINARIES: &str = "CGMETER_BINARIES";
-/// Each part is in a cgroup of this name.
+/// The parts of the demo. Each is in a cgroup with this name.
 const PARTS: [&str; 5] = ["agent", "shop", "customers", "alertmanager", "prometheus"];
-/// Several times what anything here takes.
+/// Several times as long as any step takes.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A running demo and what it has said.
+/// A running demo and its output.
 struct Demo {
     child: Child,
     said: Arc<Mutex<String>>,
@@ -76,7 +76,7 @@ impl Demo {
             .unwrap_or_default()
     }
 
-    /// Waits for a line that has all of some words, and gives it.
+    /// Waits for a line that contains all of the words and returns it.
     fn line(&mut self, words: &[&str]) -> Result<String> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -94,7 +94,7 @@ impl Demo {
         }
     }
 
-    /// The port in the line that begins with a name.
+    /// The port in the line that begins with this name.
     fn port(&mut self, name: &str) -> Result<u16> {
         let line = self.line(&[&format!("{name} "), "http://127.0.0.1:"])?;
         let rest = line.split("127.0.0.1:").nth(1).unwrap_or_default();
@@ -111,7 +111,7 @@ impl Demo {
         Ok(())
     }
 
-    /// Its cgroups, in every hierarchy.
+    /// The demo's cgroups, in every hierarchy.
     fn cgroups(&self) -> Vec<PathBuf> {
         let name = format!("cgmeter-demo-{}", self.child.id());
         hierarchies()
@@ -121,7 +121,7 @@ impl Demo {
             .collect()
     }
 
-    /// Process of a part.
+    /// The process of a part.
     fn pid(&self, part: &str) -> Result<u32> {
         let path = self.cgroups().into_iter().map(|path| path.join(part));
         let text = path
@@ -133,19 +133,23 @@ impl Demo {
         pid.with_context(|| format!("{part} has processes {text:?}"))
     }
 
-    /// Waits for its end; whether it was a good one.
+    /// Waits until the demo exits. Returns whether its status was 0.
     fn end(&mut self) -> Result<bool> {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status.success());
             }
-            ensure!(Instant::now() < until, "it does not end: {}", self.said());
+            ensure!(
+                Instant::now() < until,
+                "the demo does not exit: {}",
+                self.said()
+            );
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// That nothing is left of it.
+    /// Fails unless nothing of the demo is left.
     fn is_gone(&self, pids: &[u32]) -> Result<()> {
         let cgroups = self.cgroups();
         ensure!(cgroups.is_empty(), "left behind: {cgroups:?}");
@@ -159,7 +163,7 @@ impl Demo {
     }
 
     fn signal(&self, pid: u32, signal: libc::c_int) {
-        // SAFETY: the demo, which has not been waited for, or a process of its.
+        // SAFETY: the process is the demo, which has not been waited for, or one of its processes.
         unsafe { libc::kill(pid as libc::pid_t, signal) };
     }
 }
@@ -197,7 +201,7 @@ fn query(port: u16, escaped: &str) -> Result<Vec<Value>> {
 fn listening(pid: u32) -> Result<Vec<String>> {
     let mut inodes = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // Descriptors are closed while this reads.
+        // Descriptors may be closed during the reading.
         let Ok(target) = fs::read_link(entry?.path()) else {
             continue;
         };
@@ -245,7 +249,8 @@ fn alert() -> Result<()> {
     demo.chaos(shop, "reset=true")?;
     demo.line(&["RESOLVED", "LowInventory"])?;
 
-    // Meanwhile there are series of every part's cgroup, the application's, and what rules make of them.
+    // By now there are series of every part's cgroup, of the application, and of the recording
+    // rules.
     let of_demo = format!(
         "container_last_seen%7Bid%3D~%22/cgmeter-demo-{}/.%2B%22%7D",
         demo.child.id()
@@ -280,7 +285,11 @@ fn failure() -> Result<()> {
         .map(|part| demo.pid(part))
         .collect::<Result<Vec<_>>>()?;
     demo.signal(demo.pid("shop")?, libc::SIGKILL);
-    ensure!(!demo.end()?, "it ended well: {}", demo.said());
+    ensure!(
+        !demo.end()?,
+        "the demo exited with status 0: {}",
+        demo.said()
+    );
     let said = demo.said();
     ensure!(said.contains("shop ended (signal: 9"), "{said}");
     demo.is_gone(&pids)

@@ -1,4 +1,4 @@
-//! Disks of the tests' own, what /proc/diskstats says of them, and I/O of known size on them.
+//! Disks for the tests, their statistics in /proc/diskstats, and I/O of known size on them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 /// A disk's line in /proc/diskstats (Documentation/admin-guide/iostats.rst): requests, sectors of
-/// 512 bytes, milliseconds; of flushes no sectors.
+/// 512 bytes, milliseconds. Flushes have no sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     pub reads: f64,
@@ -51,7 +51,7 @@ impl std::ops::Sub for Stats {
 pub struct Disk(pub String);
 
 impl Disk {
-    /// What the kernel's own books say of it.
+    /// The kernel's statistics of the disk.
     pub fn stats(&self) -> Result<Stats> {
         let name = self.0.trim_start_matches("/dev/");
         let text = fs::read_to_string("/proc/diskstats")?;
@@ -108,7 +108,7 @@ fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_ulong) -> io::Re
     Ok(result)
 }
 
-/// A loop device over a file of its own.
+/// A loop device over its own file.
 pub struct Loop {
     /// The device.
     pub disk: Disk,
@@ -117,12 +117,12 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// A new one of so many bytes, over a sparse file.
+    /// Creates a loop device of so many bytes over a sparse file.
     pub fn new(bytes: u64) -> Result<Self> {
         Self::over(std::env::temp_dir().join(unique("disk")), bytes)
     }
 
-    /// A new one over the file given, which is made.
+    /// Creates a loop device over the given file, which is created too.
     pub fn over(file: PathBuf, bytes: u64) -> Result<Self> {
         let backing = OpenOptions::new()
             .read(true)
@@ -156,7 +156,7 @@ fn attach(backing: &File) -> Result<(Disk, File)> {
         let device = OpenOptions::new().read(true).write(true).open(&path)?;
         match ioctl(&device, LOOP_SET_FD, backing.as_raw_fd() as libc::c_ulong) {
             Ok(_) => return Ok((Disk(path), device)),
-            // Somebody else was faster.
+            // Another process was faster.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error).context(path),
         }
@@ -171,18 +171,18 @@ impl Drop for Loop {
     }
 }
 
-/// A compressed memory disk: its driver takes bios and makes no requests.
+/// A compressed memory disk. Its driver handles bios without requests.
 pub struct Zram {
     /// The device.
     pub disk: Disk,
     number: String,
 }
 
-/// Where zram devices are made.
+/// The directory for creating zram devices.
 pub const ZRAM_CONTROL: &str = "/sys/class/zram-control";
 
 impl Zram {
-    /// A new one of so many bytes.
+    /// Creates a zram device of so many bytes.
     pub fn new(bytes: u64) -> Result<Self> {
         let number = fs::read_to_string(format!("{ZRAM_CONTROL}/hot_add"))?;
         let number = number.trim().to_owned();
@@ -203,7 +203,7 @@ impl Drop for Zram {
     }
 }
 
-/// A device-mapper disk, made by dmsetup from a table.
+/// A device-mapper disk, created by dmsetup from a table.
 pub struct Mapped {
     /// The device.
     pub disk: Disk,
@@ -211,7 +211,7 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// A new one.
+    /// Creates a disk from a table.
     pub fn new(table: &str) -> Result<Self> {
         let name = unique("mapped");
         run(Command::new("dmsetup").args(["create", &name, "--table", table]))?;
@@ -232,19 +232,19 @@ impl Drop for Mapped {
     }
 }
 
-/// A file system mounted on a folder of its own.
+/// A file system mounted on its own folder.
 pub struct Mounted(PathBuf);
 
 impl Mounted {
-    /// ext4 on a disk, which is formatted.
+    /// Formats a disk with ext4 and mounts it.
     pub fn ext4(disk: &Disk) -> Result<Self> {
-        // All of it at once: nothing is to be written later, in the background.
+        // Initialise everything now, so that nothing is written later in the background.
         let eager = "lazy_itable_init=0,lazy_journal_init=0";
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", eager, &disk.0]))?;
         Self::new(&disk.0, "ext4", "")
     }
 
-    /// A memory file system of so many bytes.
+    /// Mounts a tmpfs of so many bytes.
     pub fn tmpfs(bytes: u64) -> Result<Self> {
         Self::new("tmpfs", "tmpfs", &format!("size={bytes}"))
     }
@@ -256,7 +256,7 @@ impl Mounted {
         let string = |text: &str| std::ffi::CString::new(text);
         let (source, kind, options) = (string(source)?, string(kind)?, string(options)?);
         let path = std::ffi::CString::new(mounted.0.as_os_str().as_encoded_bytes())?;
-        // SAFETY: all of them are terminated strings.
+        // SAFETY: all of them are NUL-terminated strings.
         let result = unsafe {
             libc::mount(
                 source.as_ptr(),
@@ -272,15 +272,15 @@ impl Mounted {
         Ok(mounted)
     }
 
-    /// Where.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Writes back all that is dirty in it, by syncfs(2).
+    /// Writes back all dirty data of the file system, with syncfs(2).
     pub fn sync(&self) -> Result<()> {
         let folder = File::open(&self.0)?;
-        // SAFETY: a descriptor of the file system.
+        // SAFETY: the descriptor is open.
         if unsafe { libc::syncfs(folder.as_raw_fd()) } != 0 {
             return Err(io::Error::last_os_error()).context("syncfs");
         }
@@ -291,7 +291,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if let Ok(path) = std::ffi::CString::new(self.0.as_os_str().as_encoded_bytes()) {
-            // SAFETY: a terminated string.
+            // SAFETY: the string is NUL-terminated.
             unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
         }
         let _ = fs::remove_dir(&self.0);
@@ -305,7 +305,7 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Block size that direct I/O is aligned to here.
+/// Alignment of direct I/O.
 const BLOCK: usize = 4096;
 
 /// A worker's order: `read|write|fail|dirty PATH SIZE COUNT`, `discard PATH BYTES`, `fsync PATH`,
@@ -359,13 +359,13 @@ fn open_direct(path: &str) -> io::Result<File> {
         .open(path)
 }
 
-/// An aligned part of a buffer.
+/// Returns an aligned part of a buffer.
 fn aligned(buffer: &mut [u8], size: usize) -> &mut [u8] {
     let start = buffer.as_ptr().align_offset(BLOCK);
     &mut buffer[start..start + size]
 }
 
-/// Direct I/O from the start of a disk, one after the other.
+/// Sequential direct I/O from the start of a disk.
 fn direct(
     path: &str,
     size: usize,
@@ -381,9 +381,9 @@ fn direct(
     Ok(())
 }
 
-/// Reads and writes of changing sizes at changing places by four threads, which the kernel merges and
-/// splits as it likes: direct ones in the first half of the disk; cached ones, with a sync now and
-/// then, in the other.
+/// Four threads read and write varying sizes at varying offsets, and the kernel merges and splits
+/// the requests. I/O in the first half of the disk is direct. In the second half it is cached, with
+/// a sync now and then.
 fn mix(path: &str, count: usize, seed: u64) -> Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
@@ -436,7 +436,7 @@ fn mix_one(path: &str, count: usize, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Size of a disk or file, by seeking.
+/// Size of a disk or a file, found by seeking.
 fn file_size(file: &File) -> Result<u64> {
     Ok(io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?)
 }

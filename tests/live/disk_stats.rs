@@ -1,4 +1,4 @@
-//! What the kernel keeps of whole disks. Oracle: /proc/diskstats, read before and after a scrape.
+//! The kernel's statistics of whole disks. Oracle: /proc/diskstats, read before and after a scrape.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::{Test, agent::Agent, needs::Need};
 
 pub const TESTS: &[Test] = &[("disk_stats::equal_to_diskstats", &[Need::Agent], diskstats)];
 
-/// Columns 12, 13, 14, 5 and 9 of the first disk that has done something: its name and these.
+/// The name of the first disk with any I/O, and its columns 12, 13, 14, 5 and 9.
 fn first() -> Result<(String, [f64; 5])> {
     let text = fs::read_to_string("/proc/diskstats")?;
     for line in text.lines() {
@@ -25,7 +25,7 @@ fn first() -> Result<(String, [f64; 5])> {
             return Ok((format!("/dev/{name}"), columns));
         }
     }
-    anyhow::bail!("no disk has done anything")
+    anyhow::bail!("no disk has had any I/O")
 }
 
 fn diskstats() -> Result<()> {
@@ -53,7 +53,7 @@ fn diskstats() -> Result<()> {
     ensure!(metrics.get("container_fs_io_current", &labels)? >= 0.0);
     ensure!(
         metrics.count("container_fs_io_current", &[("device", device.as_str())]) == 1,
-        "it is the host's alone"
+        "only the host has it"
     );
     Ok(())
 }

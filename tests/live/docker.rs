@@ -1,5 +1,5 @@
-//! Docker's containers by name, by a daemon of the test's own. Oracle: the containers that the test
-//! started, `docker inspect`, and what a container reads of itself in /proc.
+//! Names of Docker's containers, from a daemon that the test starts. Oracle: the containers that
+//! the test started, `docker inspect`, and what a container reads about itself in /proc.
 
 use std::{path::PathBuf, process::Command};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What a daemon of the test's own needs.
+/// The needs of a daemon that the test starts.
 pub const NEEDS: &[Need] = &[
     Need::Agent,
     Need::Program("dockerd"),
@@ -46,20 +46,20 @@ pub const TESTS: &[Test] = &[
     ("docker::by_name_and_image", NEEDS, filters),
 ];
 
-/// The cgroup that dockerd puts containers in unless it is told otherwise.
+/// The default parent cgroup of Docker's containers.
 const PARENT: &str = "/docker";
 
-/// A running daemon: no bridge of its own, no firewall rules.
+/// A running daemon, without a bridge and firewall rules.
 #[derive(Debug)]
 pub struct Docker {
-    /// The daemon itself: its containerd and the containers are its descendants.
+    /// The dockerd process. Its containerd and the containers are its descendants.
     pub daemon: Daemon,
     folder: Folder,
     parent: String,
 }
 
 impl Docker {
-    /// Starts it with the image, and with its containers where Docker's are by default.
+    /// Starts the daemon with the image. Containers have Docker's default parent cgroup.
     pub fn start() -> Result<Self> {
         let docker = Self::with_parent(Folder::new("docker")?, PARENT.to_owned())?;
         let archive = docker.folder.rootfs()?.display().to_string();
@@ -67,7 +67,7 @@ impl Docker {
         Ok(docker)
     }
 
-    /// Starts it without any image; the cgroup that its containers are in is its own, too.
+    /// Starts the daemon without an image. Its containers have their own parent cgroup.
     pub fn bare() -> Result<Self> {
         let folder = Folder::new("docker")?;
         let parent = folder.cgroup();
@@ -84,7 +84,7 @@ impl Docker {
     }
 
     fn daemon(folder: &Folder, parent: &str) -> Result<Daemon> {
-        // One that crashed leaves it.
+        // A daemon that crashed leaves this file.
         let _ = std::fs::remove_file(folder.path("pid"));
         let mut command = Command::new("dockerd");
         command
@@ -99,8 +99,8 @@ impl Docker {
         })
     }
 
-    /// Starts it again where one has crashed. Its containerd has gone with it; a new daemon would
-    /// wait for that one as long as its process id is somebody's.
+    /// Starts the daemon again after a crash. Its containerd has ended too. A new daemon would wait
+    /// for it as long as any process has its process id.
     pub fn again(&mut self) -> Result<()> {
         let file = self.folder.path("exec/containerd/containerd.pid");
         let pid = std::fs::read_to_string(&file)?;
@@ -116,54 +116,54 @@ impl Docker {
         Ok(())
     }
 
-    /// What it listens on.
+    /// The path of its socket.
     pub fn socket(&self) -> String {
         self.folder.text("socket")
     }
 
-    /// A path in a folder that ends with it.
+    /// A path in the daemon's folder, which is removed with it.
     pub fn path(&self, part: &str) -> PathBuf {
         self.folder.path(part)
     }
 
-    /// The id of the cgroup that its containers are in.
+    /// The id of its containers' parent cgroup.
     pub fn parent(&self) -> &str {
         &self.parent
     }
 
-    /// What `--container.runtime` takes.
+    /// The value of `--container.runtime`.
     pub fn flag(&self) -> String {
         format!("docker=unix://{}", self.socket())
     }
 
-    /// An agent that asks this daemon.
+    /// Starts an agent that queries this daemon.
     pub fn agent(&self, arguments: &[&str]) -> Result<Agent> {
         let flag = self.flag();
         Agent::start(&[&["--container.runtime", &flag], arguments].concat())
     }
 
-    /// A program that asks this daemon.
+    /// A client program that connects to this daemon.
     pub fn client(&self, program: &str) -> Command {
         client(&self.folder, program)
     }
 
-    /// A docker command that has to succeed.
+    /// Runs a docker command, which must succeed.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         output(self.client("docker").args(arguments))
     }
 
-    /// What a container has said, on both of its outputs.
+    /// A container's standard output and standard error.
     pub fn logs(&self, container: &str) -> Result<String> {
         both(self.client("docker").args(["logs", container]))
     }
 
-    /// Builds an image, with nothing but what is in a folder.
+    /// Builds an image from a folder, without network.
     pub fn build(&self, tag: &str, folder: &str) -> Result<()> {
         self.run(&["build", "--network", "none", "--tag", tag, folder])
             .map(drop)
     }
 
-    /// Starts a container in the background; arguments, then what it runs, of the test's image. Its id.
+    /// Starts a container of the test's image in the background and returns its id.
     pub fn container(&self, arguments: &[&str], command: &[&str]) -> Result<String> {
         self.run(&[&["run", "--detach"], arguments, &[IMAGE], command].concat())
     }
@@ -176,7 +176,7 @@ impl Docker {
 
 fn client(folder: &Folder, program: &str) -> Command {
     let mut command = Command::new(program);
-    // Debian's docker.io does not bring BuildKit's plugin.
+    // Debian's docker.io does not include BuildKit's plugin.
     command
         .env("DOCKER_BUILDKIT", "0")
         .env("DOCKER_HOST", format!("unix://{}", folder.text("socket")))
@@ -184,7 +184,7 @@ fn client(folder: &Folder, program: &str) -> Command {
     command
 }
 
-/// A container's cgroup, which cgroupfs's driver names by its full id.
+/// A container's cgroup. The cgroupfs driver names it by the full id.
 pub fn path(id: &str) -> String {
     format!("{PARENT}/{id}")
 }
@@ -200,7 +200,7 @@ fn check(metrics: &Metrics, id: &str, name: &str) -> Result<()> {
     same("container_info", metrics.get("container_info", &info)?, 1.0)
 }
 
-/// The first answer after a container's start has its name, in the one form or the other.
+/// The first answer after a container's start has its name. The answer is an exposition or JSON.
 fn at_once(docker: &Docker, agent: &Agent, count: usize) -> Result<()> {
     let start = |_, name: &str| docker.container(&["--name", name], FOREVER);
     let check = |number: usize, name: &str, id: &str| {
@@ -242,7 +242,7 @@ fn names() -> Result<()> {
     ];
     all_labelled(&metrics, &path(&early), &labels)?;
     at_once(&docker, &agent, 20)?;
-    // Created, never started: no cgroup, no series.
+    // A container that was created but never started has no cgroup and no series.
     docker.run(&["create", "--name=never", IMAGE, "true"])?;
     let metrics = agent.scrape()?;
     ensure!(metrics.with("name", "never")?.is_empty());
@@ -254,7 +254,7 @@ fn names() -> Result<()> {
     )
 }
 
-/// Reads of itself how long it has run, works, and says how long it has run since.
+/// Reads its own run time, works, and prints the run time of the work.
 const WORK: &str = "read a rest < /proc/$$/schedstat; i=0; \
                     while [ $i -lt 60000 ]; do i=$((i+1)); done; \
                     read b rest < /proc/$$/schedstat; echo $((b-a))";
@@ -266,32 +266,32 @@ fn short_life() -> Result<()> {
     let arguments = ["run", "--rm", "--network=none", "--name=brief", IMAGE];
     let ran = docker.run(&[&arguments[..], &["sh", "-c", WORK]].concat())?;
     let ran = ran.parse::<f64>()? / 1e9;
-    ensure!(ran > 0.01, "it has worked for {ran} s");
+    ensure!(ran > 0.01, "the work took {ran} s");
     ensure!(docker.run(&["ps", "--all", "--quiet"])?.is_empty());
     let metrics = agent.scrape()?;
     let labels = [("name", "brief"), ("image", IMAGE)];
     let record = [&labels[..], &[("state", "ended"), ("runtime", "docker")]].concat();
     in_json(&agent, "brief", &record)?;
     let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
-    // What the shell has measured, its start and the runtime's own work in the container.
+    // The time that the shell measured, plus its start and the runtime's work in the container.
     ensure!(
         used >= ran && used < ran + 0.5,
         "used {used} s, worked {ran} s"
     );
-    // As long as it is reported, and no longer a gauge.
+    // The value stays while the container is reported. Its gauges are gone.
     let again = agent.scrape()?;
     same(
-        "CPU time of the dead",
+        "CPU time of the ended container",
         again.get("container_cpu_usage_seconds_total", &labels)?,
         used,
     )?;
     let seen = |metrics: &Metrics| metrics.get("container_last_seen", &labels);
     same("container_last_seen", seen(&again)?, seen(&metrics)?)?;
     ensure!(!again.has("container_memory_usage_bytes", &labels));
-    // Its parent keeps the sum.
+    // Its parent retains the sum.
     let parent =
         |metrics: &Metrics| metrics.sum("container_cpu_usage_seconds_total", &[("id", "/docker")]);
-    // Less what a sum of binary fractions may be off.
+    // With a tolerance for rounding of the sum.
     ensure!(parent(&again) >= parent(&before) + used - 1e-6);
     again.no_doubles()
 }
@@ -307,21 +307,21 @@ fn rename() -> Result<()> {
     docker.run(&["rename", "old", "new"])?;
     eventually(|| {
         let metrics = agent.scrape()?;
-        // Under the one name or the other, never both, nor some of each.
+        // All series have the old name, or all have the new one.
         metrics.no_doubles()?;
         all_labelled(&metrics, &path, &[("name", "new")])
     })?;
     let metrics = agent.scrape()?;
     ensure!(metrics.with("name", "old")?.is_empty());
     same("a counter after it", metrics.of(&path, counter)?, before)?;
-    // The old name is another's now.
+    // Another container takes the old name.
     let other = docker.container(&["--name=old"], FOREVER)?;
     let metrics = agent.scrape()?;
     all_labelled(&metrics, &super::docker::path(&other), &[("name", "old")])?;
     all_labelled(&metrics, &path, &[("name", "new")])
 }
 
-/// What the agent has to say of how a container ended, by `docker inspect`.
+/// Compares how a container ended with `docker inspect`.
 fn ended(docker: &Docker, agent: &Agent, name: &str) -> Result<()> {
     let field = |field: &str| docker.inspect(name, field);
     let id = path(&field("{{.Id}}")?);
@@ -385,8 +385,11 @@ fn ends() -> Result<()> {
         ended(&docker, &agent, name)?;
     }
     let out_of_memory = docker.inspect("hungry", "{{.State.OOMKilled}}")?;
-    ensure!(out_of_memory == "true", "it was not killed for its memory");
-    // Started again by hand: the same path, the same name, alive.
+    ensure!(
+        out_of_memory == "true",
+        "it was not killed by the OOM killer"
+    );
+    // Restarted by hand: the same path and name, and running.
     docker.run(&["start", "killed"])?;
     let id = path(&docker.inspect("killed", "{{.Id}}")?);
     let metrics = agent.scrape()?;
@@ -414,7 +417,7 @@ fn health_and_layer() -> Result<()> {
         ensure!(size >= 10_485_760.0, "{size}");
         Ok(())
     })?;
-    // What is there at its start: it asks for sizes once a minute only.
+    // Start the agent now, because it reads sizes only at its start and once a minute.
     let agent = docker.agent(&[])?;
     let is = |family: &str, name: &str, value: f64| {
         eventually(|| {

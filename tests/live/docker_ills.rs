@@ -1,5 +1,5 @@
-//! A runtime that is dead, hangs or is hostile while the agent is scraped. The agent goes on with what
-//! it knows. Every scrape is answered, and none waits long for the runtime.
+//! A runtime that is dead, hangs or is hostile while the agent is scraped. The agent continues with
+//! the records that it has. Every scrape is answered, and none waits long for the runtime.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ fn killed() -> Result<()> {
     named(&agent.scrape()?)?;
     wait_up(&agent, 1.0)?;
     docker.daemon.crash()?;
-    // The containers live on, and so do their names.
+    // The containers are still running and still have their names.
     for _ in 0..20 {
         named(&agent.scrape()?)?;
     }
@@ -67,7 +67,7 @@ fn killed() -> Result<()> {
         reported_later <= reported + 1,
         "it logs at each scrape: {later}"
     );
-    // A new daemon: it ends what the crash has left, and runs others.
+    // The new daemon ends the containers left by the crash and starts others.
     docker.again()?;
     wait_up(&agent, 1.0)?;
     let id = path(&docker.container(&["--name=after"], FOREVER)?);
@@ -76,7 +76,7 @@ fn killed() -> Result<()> {
     all_labelled(&metrics, &id, &[("name", "after"), ("image", IMAGE)])
 }
 
-/// How long scrapes take: the median and the longest.
+/// Durations of scrapes: the median and the longest.
 fn timed(agent: &Agent, scrapes: usize) -> Result<[Duration; 2]> {
     let mut times = Vec::new();
     for _ in 0..scrapes {
@@ -89,7 +89,7 @@ fn timed(agent: &Agent, scrapes: usize) -> Result<[Duration; 2]> {
     Ok([median, times.last().copied()].map(Option::unwrap_or_default))
 }
 
-/// A cgroup as a container has it, of which no runtime knows.
+/// A cgroup named like a container's that no runtime knows.
 fn unknown(parent: &Cgroup, number: u64) -> Result<Cgroup> {
     let process = std::process::id();
     parent.child(&format!("{process:032x}{number:032x}"))
@@ -103,7 +103,8 @@ fn hangs() -> Result<()> {
     timed(&agent, 10)?;
     let [alive, _] = timed(&agent, SCRAPES)?;
     docker.daemon.signal(libc::SIGSTOP);
-    // New containers to ask for. The stopped daemon accepts connections and does not answer.
+    // New containers, which make the agent query the runtime. The stopped daemon accepts
+    // connections and does not answer.
     let parent = Cgroup::new()?;
     let mut unknowns = Vec::new();
     let mut medians = Vec::new();
@@ -125,7 +126,7 @@ fn hangs() -> Result<()> {
     println!(
         "a scrape with a runtime: {alive:?}; with a hanging one: {medians:?}, at most {longest:?}"
     );
-    // A wait for a new name ends after 250 ms; one for an answer would take seconds.
+    // The wait for a new name ends after 250 ms. A wait for an answer would take seconds.
     ensure!(
         longest < Duration::from_secs(1),
         "a scrape took {longest:?}"
@@ -239,7 +240,7 @@ fn answer(mut stream: UnixStream, head: &[u8], rest: &[u8], ending: &AtomicBool)
     while !ending.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
 }
 
-/// Memory that a process holds, in bytes.
+/// Peak resident memory of a process, bytes.
 fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -258,11 +259,11 @@ fn hostile() -> Result<()> {
         let server = Hostile::start(&folder.path("socket"), head, rest)?;
         let flag = format!("docker=unix://{}", folder.text("socket"));
         let agent = Agent::start(&["--container.runtime", &flag])?;
-        // It has asked again after a first failure.
+        // The agent has queried it again after the first failure.
         eventually(|| {
             let metrics = agent.scrape()?;
             let asked = server.requests.load(Ordering::Relaxed);
-            ensure!(asked >= 2, "asked {asked} times");
+            ensure!(asked >= 2, "{asked} requests");
             same("cgmeter_runtime_up", up(&metrics), 0.0)
         })
         .with_context(|| format!("{what}: {}", agent.log()))?;
@@ -273,7 +274,7 @@ fn hostile() -> Result<()> {
         );
         let most = resident(agent.pid())?;
         println!(
-            "{what}: {} KiB beyond one without a runtime",
+            "{what}: {} KiB more than without a runtime",
             most.saturating_sub(floor) / 1024
         );
         ensure!(most < floor + MOST, "{what}: {most} bytes, without {floor}");

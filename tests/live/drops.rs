@@ -1,5 +1,5 @@
-//! Dropped packets, in two network namespaces of the test's own. Oracles: /proc/net/snmp and snmp6 of
-//! the receiver's, known numbers of datagrams.
+//! Dropped packets, in two network namespaces of the test. Oracles: /proc/net/snmp and snmp6 of the
+//! receiver's namespace, known numbers of datagrams.
 
 use anyhow::{Result, ensure};
 
@@ -14,7 +14,7 @@ use crate::{
     worker::Worker,
 };
 
-/// Since when the kernel tells by which socket a packet was to be received.
+/// Since this version the kernel reports the receiving socket of a dropped packet.
 const RECEIVER_TOLD: Need = Need::Kernel(6, 11);
 
 pub const TESTS: &[Test] = &[
@@ -69,13 +69,13 @@ impl Scene {
         })
     }
 
-    /// Sends datagrams; how many were refused.
+    /// Sends datagrams and returns how many were refused.
     fn send(&mut self, address: &str, count: usize, size: usize) -> Result<f64> {
         let order = format!("udp send {address} 6000 {count} {size}");
         Ok(self.sender.ask(&order)?[0])
     }
 
-    /// Compares the only reason that a side has, and the other side's none.
+    /// Checks that one side has drops of only this reason, and the other side has none.
     fn only(&self, at: usize, reason: &str, count: f64) -> Result<()> {
         let metrics = self.agent.scrape()?;
         let of = |metrics: &Metrics, at: usize| metrics.sum(DROPS, &[("id", &self.cgroups[at].id)]);
@@ -97,7 +97,7 @@ fn no_room(address: &str) -> Result<()> {
     } else {
         snmp(pid, "Udp", "RcvbufErrors")?
     };
-    ensure!(lost > 100.0, "{lost} datagrams found no room");
+    ensure!(lost > 100.0, "{lost} datagrams did not fit into the buffer");
     scene.only(1, "socket_rcvbuff", lost)
 }
 
@@ -120,7 +120,8 @@ fn not_let_out() -> Result<()> {
     scene.only(0, "bpf_cgroup_egress", 140.0)
 }
 
-/// Connections that open, talk and close: what is left in their queues is not lost on anybody.
+/// Connections that open, transfer data and close. Data left in their queues does not count as
+/// dropped.
 fn closing() -> Result<()> {
     let mut scene = Scene::new()?;
     for (port, address) in (4000..).zip(RIGHT) {

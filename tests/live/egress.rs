@@ -1,4 +1,4 @@
-//! A cgroup whose packets don't get out: a program of two instructions at its egress.
+//! Drops all packets that a cgroup sends, with a program of two instructions at its egress.
 
 use std::{
     fs::File,
@@ -32,7 +32,7 @@ struct Attach {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: `attributes` outlives the call and is as large as said.
+    // SAFETY: `attributes` outlives the call and has the size that is passed.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -41,7 +41,7 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
 }
 
 impl Blocked {
-    /// From now on.
+    /// Attaches the program.
     pub fn new(cgroup: &Cgroup) -> Result<Self> {
         #[repr(C)]
         struct Load {
@@ -76,7 +76,7 @@ impl Blocked {
             expected_attach_type: BPF_CGROUP_INET_EGRESS,
         };
         let program = bpf(BPF_PROG_LOAD, &load).context("loading a program")?;
-        // SAFETY: the kernel has just made this descriptor for us.
+        // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
         let blocked = Self {
             cgroup: File::open(&cgroup.directory)?,

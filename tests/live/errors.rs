@@ -1,4 +1,4 @@
-//! Errors on start are one line and an exit status; signals end the agent.
+//! An error at start is one line and an exit status. Signals end the agent.
 
 use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -120,7 +120,7 @@ fn usage() -> Result<()> {
     Ok(())
 }
 
-/// The agent as user nobody.
+/// Runs the agent as user nobody.
 fn as_nobody(arguments: &[&str]) -> Result<Output> {
     let copy = std::env::temp_dir().join(format!("cgmeter-test-{}-copy", std::process::id()));
     std::fs::copy(binary(), &copy)?;
@@ -219,9 +219,10 @@ fn commands() -> Result<()> {
     Ok(())
 }
 
-/// The output of `check`: every source is on, or is off for a reason that this test finds, too.
+/// Checks the output of `check`: every source is on, or is off for a reason that this test also
+/// finds.
 fn checked(text: &str, success: bool) -> Result<()> {
-    /// Sources that a machine may lack, and what they need.
+    /// Sources that may be off on some machines, and their needs.
     const ABSENT: &[(&str, Need)] = &[
         ("io", Need::Unified("io")),
         ("pressure", Need::Pressure),
@@ -239,7 +240,7 @@ fn checked(text: &str, success: bool) -> Result<()> {
         match state.trim().split_once(": ") {
             None if state.trim() == "on" => on.push(name),
             Some(("off", reason)) if !reason.is_empty() => off.push(name),
-            _ => bail!("neither on nor off for a reason: {line}"),
+            _ => bail!("neither on nor off with a reason: {line}"),
         }
     }
     let expected: Vec<&str> = ABSENT

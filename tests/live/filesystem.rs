@@ -1,4 +1,4 @@
-//! File systems of mounted devices. Oracle: statvfs(3), by the test.
+//! File systems of mounted devices. Oracle: statvfs(3), called by the test.
 
 use std::{
     ffi::CString,
@@ -52,7 +52,7 @@ const FAMILIES: [&str; 4] = [
 ];
 const SIZE: u64 = 64 << 20;
 
-/// A device with an ext4 on it.
+/// A device with an ext4 file system.
 fn formatted() -> Result<Loop> {
     let device = Loop::new(SIZE)?;
     let output = Command::new("mkfs.ext4")
@@ -63,10 +63,10 @@ fn formatted() -> Result<Loop> {
     Ok(device)
 }
 
-/// In the order of [`FAMILIES`].
+/// Calls statvfs(3). The values are in the order of [`FAMILIES`].
 fn statvfs(path: &Path) -> Result<[f64; 4]> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: an all-zero statvfs is one; the path is terminated.
+    // SAFETY: an all-zero statvfs is valid, and the path is NUL-terminated.
     let (result, info) = unsafe {
         let mut info: libc::statvfs = std::mem::zeroed();
         (libc::statvfs(path.as_ptr(), &raw mut info), info)
@@ -153,7 +153,8 @@ fn binds() -> Result<()> {
     mount(Some(&point.join("inside")), &bind, None, libc::MS_BIND, "")?;
     let agent = Agent::start(&[])?;
     check(&agent.scrape()?, &device.disk.0, statvfs(&point)?)?;
-    // Its first mount point shows something else now; the device is still there at the other.
+    // Another file system now hides the first mount point. The device is still visible at the
+    // second.
     mount(Some(&shadow), &point, Some(c"tmpfs"), 0, "")?;
     let metrics = agent.scrape()?;
     check(&metrics, &device.disk.0, statvfs(&bind)?)?;
@@ -163,8 +164,8 @@ fn binds() -> Result<()> {
     unmount(&point)
 }
 
-/// A FUSE file system on a block device whose server, this test, never answers: whoever asks it for
-/// its size waits until the server has gone.
+/// A FUSE file system on a block device. Its server is this test, which never answers, so
+/// statvfs(3) waits until the server ends.
 fn hang() -> Result<()> {
     let folder = Folder::new("hang")?;
     let (good, bad) = (folder.folder("good")?, folder.folder("bad")?);
@@ -201,7 +202,8 @@ fn hang() -> Result<()> {
             1.0,
         )?;
     }
-    // The server ends, and with it the waiting; the file system is an error until it has gone.
+    // The server ends, and so does the wait. The file system reports an error until it is
+    // unmounted.
     drop(server);
     let deadline = Instant::now() + Duration::from_secs(20);
     let wait = |what: &str| -> Result<()> {
@@ -209,7 +211,7 @@ fn hang() -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
         Ok(())
     };
-    // EBUSY until the thread that waited has gone.
+    // EBUSY until the waiting thread has left.
     while unmount(&bad).is_err() {
         wait("the file system stays in use")?;
     }

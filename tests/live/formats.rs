@@ -1,4 +1,4 @@
-//! The exposition formats. Oracles: Prometheus, promtool, Prometheus's Python client.
+//! The exposition formats. Oracles: Prometheus, promtool and Prometheus's Python client.
 
 use std::{
     io::Write,
@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Runs a program with a text as its input.
+/// Runs a program with a text as its standard input.
 pub fn fed(command: &mut Command, text: &str) -> Result<String> {
     let mut child = command
         .stdin(Stdio::piped())
@@ -65,7 +65,7 @@ fn promtool() -> Result<()> {
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 20")?;
     let text = agent.body("/metrics", "")?;
-    // cAdvisor's names, which promtool objects to: a counter without `_total`, a gauge with it.
+    // promtool objects to some of cAdvisor's names: counters without `_total`, and gauges with it.
     const NOT_OURS: [&str; 2] = ["_failcnt", "container_fs_inodes_total"];
     let ours = |line: &&str| !NOT_OURS.iter().any(|name| line.contains(name));
     let text: String = text
@@ -76,7 +76,8 @@ fn promtool() -> Result<()> {
     fed(Command::new("promtool").args(["check", "metrics"]), &text).map(drop)
 }
 
-/// Prints label `id` of every CPU usage series, a JSON list, by the parser for a format.
+/// Prints the label `id` of every CPU usage series as a JSON list, with the parser for the given
+/// format.
 const PARSE: &str = "
 import sys, json
 from prometheus_client.PARSER import text_string_to_metric_families as parse
@@ -102,7 +103,7 @@ fn strange_names() -> Result<()> {
     ensure!(Cgroup::raw(format!("{prefix}-new\nline").as_bytes()).is_err());
     let (early, late) = names.split_at(3);
     let make = |&(name, _): &(&[u8], &str)| Cgroup::raw(&[prefix.as_bytes(), name].concat());
-    // Some are found by the first walk, some by events.
+    // Some cgroups are found by the first walk, some by events.
     let mut cgroups = early.iter().map(make).collect::<Result<Vec<_>>>()?;
     let agent = Agent::start(&[])?;
     cgroups.extend(late.iter().map(make).collect::<Result<Vec<_>>>()?);

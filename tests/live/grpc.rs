@@ -1,5 +1,5 @@
-//! As much of gRPC as drives a container runtime by CRI: messages written by hand, field by field
-//! (numbers as cri-api's runtime.v1 has them), sent by curl, which speaks HTTP/2.
+//! A minimal gRPC client for the CRI of a container runtime. Messages are written field by field,
+//! with the field numbers of cri-api's runtime.v1. curl sends them, because it supports HTTP/2.
 
 use std::{
     fs,
@@ -30,38 +30,38 @@ impl Message {
         self
     }
 
-    /// With a number.
+    /// Adds a number.
     pub fn number(mut self, field: u64, value: u64) -> Self {
         self.varint(field << 3);
         self.varint(value);
         self
     }
 
-    /// With a text.
+    /// Adds a text.
     pub fn text(self, field: u64, text: &str) -> Self {
         self.bytes(field, text.as_bytes())
     }
 
-    /// With a message.
+    /// Adds a message.
     pub fn message(self, field: u64, message: &Self) -> Self {
         self.bytes(field, &message.0)
     }
 
-    /// With a map from text to text.
+    /// Adds a map from text to text.
     pub fn map(self, field: u64, entries: &[(&str, &str)]) -> Self {
         entries.iter().fold(self, |message, (key, value)| {
             message.message(field, &Self::default().text(1, key).text(2, value))
         })
     }
 
-    /// With several texts.
+    /// Adds several texts.
     pub fn texts(self, field: u64, texts: &[&str]) -> Self {
         texts
             .iter()
             .fold(self, |message, text| message.text(field, text))
     }
 
-    /// The first field of an answer, which has to be a text and its first.
+    /// The first field of an answer, which must be field 1 and a text.
     fn first_text(&self) -> Result<String> {
         let [tag, length, rest @ ..] = &self.0[..] else {
             return Ok(String::new());
@@ -72,7 +72,7 @@ impl Message {
     }
 }
 
-/// Calls a method on a socket; the text in the answer's first field.
+/// Calls a method on a socket and returns the text in the answer's first field.
 pub fn call(folder: &Folder, socket: &str, method: &str, request: &Message) -> Result<String> {
     let (body, head, answer) = (
         folder.path("body"),

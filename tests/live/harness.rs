@@ -1,15 +1,15 @@
 //! Chooses the tests of a run and runs them.
 //!
-//! - Skipped: the machine lacks what the test needs. It is ignored by the harness and noted.
-//! - Long tier: left to `cargo xtask test --all`, because the test takes long ([`Need::LongTier`]) or,
-//!   in a virtual machine, because it is not on the list of [`kernels`]. Ignored and noted.
-//! - Run again: a test with [`Need::Rerun`] that fails has a second run, and a line that begins with
-//!   `RERUN` says so. Every other failure counts at once.
+//! - Skipped: the machine lacks something that the test needs. The test is ignored and noted.
+//! - Long tier: the test takes long ([`Need::LongTier`]) or, in a virtual machine, is not on the list
+//!   of [`kernels`]. It is ignored and noted. Only `cargo xtask test --all` runs it.
+//! - Rerun: a test with [`Need::Rerun`] that fails is run a second time, and a line that begins with
+//!   `RERUN` reports it. Any other test has failed after its first failure.
 //!
 //! The environment (set by `cargo xtask test`):
 //!
 //! - `CGMETER_TIER`: `all` for both tiers; otherwise the short one.
-//! - `CGMETER_NOTES`: a file that gets a line a note: `skip NAME: reason`, `long NAME: reason` or
+//! - `CGMETER_NOTES`: a file that gets a line per note: `skip NAME: reason`, `long NAME: reason` or
 //!   `took NAME: SECONDS`.
 //! - `CGMETER_DONE`: a file with the names of tests that ran in another virtual machine, which died.
 
@@ -48,7 +48,7 @@ pub fn run(tests: &[&[Test]]) -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A test for the harness: ignored if it can't run here or is left to the long tier.
+/// A test for the harness. It is ignored if it can't run here or is in the long tier.
 fn trial(arguments: &Arguments, &(name, needs, body): &Test) -> Trial {
     let left_out = match (needs::missing(needs), long_tier(name, needs)) {
         (Some(reason), _) => Some(("skip", reason)),
@@ -64,7 +64,7 @@ fn trial(arguments: &Arguments, &(name, needs, body): &Test) -> Trial {
     Trial::test(name, move || attempt(name, needs, body)).with_ignored_flag(left_out.is_some())
 }
 
-/// Why a test is left to the long tier, if it is.
+/// Why a test is in the long tier, if it is.
 fn long_tier(name: &str, needs: &[Need]) -> Option<&'static str> {
     if env::var_os("CGMETER_TIER").is_some_and(|tier| tier == "all") {
         return None;
@@ -98,7 +98,7 @@ fn attempt(name: &str, needs: &[Need], body: fn() -> anyhow::Result<()>) -> Resu
     result.map_err(|error| format!("{error:?}").into())
 }
 
-/// The tests that another virtual machine has run.
+/// The tests that another virtual machine has already run.
 fn done() -> HashSet<String> {
     let text = env::var_os("CGMETER_DONE").map(fs::read_to_string);
     let text = text.and_then(Result::ok).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The agent's container image, run by a Docker daemon of the test's own as deploy/docker/README.md
-//! says. Oracle: an agent on the host beside it, and counts of a known workload.
+//! The agent's container image, run as in deploy/docker/README.md by a Docker daemon that the test
+//! starts. Oracle: an agent on the host at the same time, and counts of a known workload.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,7 @@ use crate::{
 
 const NEEDS: &[Need] = &[
     Need::Agent,
-    Need::Variable(
-        FOLDER,
-        "the folder with what `cargo xtask image` builds from",
-    ),
+    Need::Variable(FOLDER, "the folder that `cargo xtask image` builds from"),
     Need::Program("dockerd"),
     Need::Program("docker"),
     Need::Program("ip"),
@@ -40,13 +37,13 @@ pub const TESTS: &[Test] = &[
     ("image::each_capability_is_needed", NEEDS, capabilities),
 ];
 
-/// Where the binary and the recipe are.
+/// The variable with the folder of the binary and the Dockerfile.
 const FOLDER: &str = "CGMETER_IMAGE";
-/// The command that people are told to run.
+/// The manual with the command to run.
 const MANUAL: &str = include_str!("../../deploy/docker/README.md");
 /// Datagrams that the workload sends to itself.
 const DATAGRAMS: f64 = 100.0;
-/// Processes that it has killed.
+/// Processes of the workload that are killed.
 const CHILDREN: f64 = 25.0;
 
 /// Arguments of the manual's `docker run`.
@@ -64,7 +61,7 @@ fn manual() -> Result<Vec<String>> {
     Ok(words)
 }
 
-/// The manual's container on a port of the test's own.
+/// The manual's container on a port that the test chooses.
 struct Contained<'a> {
     docker: &'a Docker,
     name: String,
@@ -72,7 +69,7 @@ struct Contained<'a> {
 }
 
 impl<'a> Contained<'a> {
-    /// Starts it, less the capabilities in `without`.
+    /// Starts it without the capabilities in `without`.
     fn start(docker: &'a Docker, name: &str, without: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut words = manual()?;
@@ -119,7 +116,7 @@ impl<'a> Contained<'a> {
         let until = Instant::now() + Duration::from_secs(30);
         while !get(self.port, "/-/ready").is_ok_and(|answer| answer.status == 200) {
             let running = self.state("Running")?;
-            ensure!(running == "true", "it ended: {}", self.log());
+            ensure!(running == "true", "the container ended: {}", self.log());
             ensure!(Instant::now() < until, "not ready: {}", self.log());
             sleep(Duration::from_millis(50));
         }
@@ -133,7 +130,7 @@ impl<'a> Contained<'a> {
 
 const IMAGE: &str = "cgmeter-image-test";
 
-/// A daemon that has built the image.
+/// Starts a daemon and builds the image.
 fn docker() -> Result<Docker> {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default()).join("cgmeter");
     let docker = Docker::bare()?;
@@ -157,8 +154,9 @@ fn counters(text: &str, id: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Whether two agents say the same of a series. Times of block requests end by a clock that each reads for
-/// itself, some hundred nanoseconds apart: their sums are near, and one may fall into the next bucket.
+/// Whether two agents have the same value of a series. Each agent reads the end time of a block
+/// request itself, some hundred nanoseconds apart. So the sums of times may differ slightly, and a
+/// request may fall into the next bucket.
 fn alike(series: &str, inside: Option<&String>, outside: Option<&String>) -> bool {
     let of_block = series.starts_with("container_block_io_") || series.starts_with("container_fs_");
     let own_clock =
@@ -175,11 +173,11 @@ fn alike(series: &str, inside: Option<&String>, outside: Option<&String>) -> boo
     }
 }
 
-/// Two ends of a wire, each in a namespace of its own; the first has done the workload.
+/// Two ends of a veth pair, each in its own namespace. The first has done the workload.
 struct Workload([End; 2]);
 
 impl Workload {
-    /// Does it: time on a CPU, ends of processes, memory, and datagrams to the other end.
+    /// Runs the workload: CPU time, exits of processes, memory, and datagrams to the other end.
     fn run() -> Result<Self> {
         let mut ends = wire::pair()?;
         let [one, other] = &mut ends;
@@ -202,25 +200,26 @@ impl Workload {
         &self.0[0].cgroup
     }
 
-    /// What its interface has counted by /proc.
+    /// The counters of its interface in /proc.
     fn books(&self) -> Result<[f64; 8]> {
         wire::interface_of(self.0[0].worker.pid(), "eth0")
     }
 
-    /// How many of its processes have been killed, as an agent has it.
+    /// How many of its processes were killed, according to an agent.
     fn killed(&self, metrics: &Metrics) -> f64 {
         let labels = [("id", self.cgroup().id.as_str()), ("reason", "signaled")];
         metrics.sum("container_processes_exited_total", &labels)
     }
 
-    /// What its interface has sent, as an agent has it.
+    /// How many packets its interface has sent, according to an agent.
     fn sent(&self, metrics: &Metrics) -> f64 {
         let labels = [("id", self.cgroup().id.as_str()), ("interface", "eth0")];
         metrics.sum("container_network_transmit_packets_total", &labels)
     }
 }
 
-/// Scrapes of both agents between which the kernel has sent nothing by itself, as it does for IPv6.
+/// Scrapes both agents until the kernel has sent no packet in between. It sends some for IPv6 by
+/// itself.
 fn at_rest(workload: &Workload, contained: &Contained<'_>, agent: &Agent) -> Result<[String; 2]> {
     for _ in 0..100 {
         let before = workload.books()?;
@@ -230,7 +229,7 @@ fn at_rest(workload: &Workload, contained: &Contained<'_>, agent: &Agent) -> Res
         }
         sleep(Duration::from_millis(50));
     }
-    anyhow::bail!("the interfaces don't come to rest")
+    anyhow::bail!("the interfaces don't become idle")
 }
 
 fn same_numbers() -> Result<()> {
@@ -264,7 +263,7 @@ fn same_numbers() -> Result<()> {
         "in the container and on the host:\n{}",
         differing.join("\n")
     );
-    // Both may be wrong alike: counts that are known otherwise.
+    // Both agents may be wrong in the same way, so compare known counts too.
     let metrics = Metrics::parse(&inside)?;
     let id = &cgroup.id;
     same("processes killed", workload.killed(&metrics), CHILDREN)?;
@@ -280,7 +279,7 @@ fn same_numbers() -> Result<()> {
         (used - kernel).abs() < 1e-4 + kernel / 1e3,
         "{used}, {kernel}"
     );
-    // And the sources are those of the host.
+    // The sources are the same as on the host.
     let sources = |text: &str| -> Vec<String> {
         let of_source = |line: &&str| line.starts_with("cgmeter_source_up{");
         text.lines().filter(of_source).map(str::to_owned).collect()
@@ -290,17 +289,20 @@ fn same_numbers() -> Result<()> {
     healthy(&contained)?;
     docker.run(&["stop", "--time", "20", "cgmeter"])?;
     let (code, log) = (contained.state("ExitCode")?, contained.log());
-    ensure!(code == "0", "it ended with {code}: {log}");
+    ensure!(code == "0", "the container exited with {code}: {log}");
     Ok(())
 }
 
-/// The image's health check says what it should, of an agent that is there and of one that isn't.
+/// The image's health check succeeds for a running agent and fails without one.
 fn healthy(contained: &Contained<'_>) -> Result<()> {
     let exec = ["exec", contained.name.as_str(), "/cgmeter", "healthcheck"];
     contained.docker.run(&exec)?;
     let elsewhere = ["--web.listen-address", "127.0.0.1:1"];
     let wrong = contained.docker.run(&[&exec[..], &elsewhere[..]].concat());
-    ensure!(wrong.is_err(), "nobody listens there, yet it is healthy");
+    ensure!(
+        wrong.is_err(),
+        "no agent listens there, but the check succeeds"
+    );
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let health = contained.state("Health.Status")?;
@@ -318,11 +320,15 @@ fn healthy(contained: &Contained<'_>) -> Result<()> {
 
 fn capabilities() -> Result<()> {
     let docker = docker()?;
-    // Without SYS_ADMIN there is no agent, and it says what it lacks.
+    // Without SYS_ADMIN the agent exits and names the missing capability.
     let powerless = Contained::start(&docker, "powerless", &["SYS_ADMIN"])?;
     let until = Instant::now() + Duration::from_secs(30);
     while powerless.state("Running")? == "true" {
-        ensure!(Instant::now() < until, "it runs: {}", powerless.log());
+        ensure!(
+            Instant::now() < until,
+            "the container still runs: {}",
+            powerless.log()
+        );
         sleep(Duration::from_millis(50));
     }
     ensure!(powerless.state("ExitCode")? == "1");
@@ -332,7 +338,7 @@ fn capabilities() -> Result<()> {
         "{log}"
     );
 
-    // Without SYS_PTRACE it may not look into the namespace of a process that may more than it.
+    // Without SYS_PTRACE it can't enter the namespace of a process with more privileges.
     let blind = Contained::start(&docker, "blind", &["SYS_PTRACE"])?;
     blind.wait_ready()?;
     let workload = Workload::run()?;

@@ -1,4 +1,4 @@
-//! What the io controller has charged. Oracle: io.stat.
+//! The io controller's statistics. Oracle: io.stat.
 
 use std::fs;
 
@@ -50,7 +50,7 @@ fn charged() -> Result<()> {
     let mut worker = Worker::start(&cgroup)?;
     twin.admit(worker.pid())?;
     worker.run("cache-some /dev/vda 4")?;
-    let expected = charges(&cgroup, "vda")?.context("io.stat has nothing of vda")?;
+    let expected = charges(&cgroup, "vda")?.context("io.stat has no line for vda")?;
     ensure!(
         expected[0] >= 4.0 * 1048576.0,
         "4 MiB were read, io.stat has {}",

@@ -1,13 +1,13 @@
 //! The tests that the short tier runs on other kernels, in virtual machines.
 //!
-//! They are those whose outcome depends on the kernel: each hook, each structure that a program reads,
-//! each controller file of cgroup2 at least once. A guest needs some five seconds a test, most of
-//! them to verify the agent's programs on an emulated CPU. `cargo xtask test --all` runs every test
-//! there.
+//! The outcome of these tests depends on the kernel. They cover each hook, each structure that a
+//! program reads and each controller file of cgroup2 at least once. A guest needs some five seconds
+//! per test, mostly to verify the agent's programs on an emulated CPU. `cargo xtask test --all`
+//! runs every test there.
 
 /// Names of tests, or of modules with all of their tests (`drops::`).
 const SHORT: &[&str] = &[
-    // sched_switch and its clocks, read while a task runs; cpu.stat.
+    // sched_switch and its clocks, read while a task runs. cpu.stat.
     "cpu::a_task_that_never_sleeps",
     "cpu::moving_between_cgroups",
     "cpu::user_and_system",
@@ -18,12 +18,12 @@ const SHORT: &[&str] = &[
     "sched::migrations",
     // fork, exec, exit.
     "process::forks_execs_and_exits",
-    // Task iterators and tables of descriptors.
+    // Task iterators and file descriptor tables.
     "tasks::processes_files_and_sockets",
     "tasks::states",
     "tasks::tables_of_threads",
     "tasks::a_process_moved_in_its_sleep",
-    // Files of controllers, which this host may have in v1.
+    // Controller files. On the host the controllers may be in v1.
     "limits::",
     "memory::usage_and_statistics",
     "memory::the_host",
@@ -34,7 +34,7 @@ const SHORT: &[&str] = &[
     "memory::huge_pages",
     "pressure::",
     "io::",
-    // Block requests and bios; devices that the host lacks.
+    // Block requests and bios. Some devices exist only in guests.
     "block::direct_io_of_known_size",
     "block::a_disk_of_its_own",
     "block::pages_written_back",
@@ -55,11 +55,11 @@ const SHORT: &[&str] = &[
     "tcp::nobody_answers",
     "tcp::mptcp_s_subflows_count_once",
     "drops::",
-    // Births and deaths of cgroups.
+    // Creation and removal of cgroups.
     "tree::nested_cgroups_and_dead_children",
     "tree::made_and_removed_while_the_agent_was_down",
     "tree::lost_events_are_made_good",
-    // What each program and source says of itself.
+    // Statistics of each program, and availability of each source.
     "programs::",
     "errors::commands",
 ];
@@ -69,7 +69,7 @@ pub fn in_short_tier(name: &str) -> bool {
     SHORT.iter().any(|entry| covers(entry, name))
 }
 
-/// Entries that are about no test: their tests were renamed or removed.
+/// Entries without a test, because it was renamed or removed.
 pub fn stale(names: &[&str]) -> Vec<&'static str> {
     let is_stale = |entry: &&&str| !names.iter().any(|name| covers(entry, name));
     SHORT.iter().filter(is_stale).copied().collect()
