@@ -46,7 +46,7 @@ const MIB: f64 = 1048576.0;
 const OOM: &str = "container_oom_events_total";
 const FAULTS: &str = "container_memory_failures_total";
 
-/// A cgroup with a worker in it, seen by the memory controller as well.
+/// A cgroup with a worker, which is also in the memory controller's cgroup.
 struct Place {
     worker: Worker,
     twin: Twin,
@@ -78,8 +78,8 @@ impl Place {
     }
 }
 
-/// A file on a disk, removed at the end. A guest's temporary files are memory themselves; it has a
-/// disk to spare.
+/// A file on a disk, removed at the end. In a guest, temporary files are in memory, so its spare
+/// disk is used.
 struct Scratch {
     file: PathBuf,
     _mounted: Option<Mounted>,
@@ -111,7 +111,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Scrapes while the controller's files stand still: what they say before and after is the same.
+/// Scrapes until the controller's files have the same values before and after the scrape.
 fn still<T: PartialEq>(agent: &Agent, read: impl Fn() -> Result<T>) -> Result<(Metrics, T)> {
     for _ in 0..20 {
         let before = read()?;
@@ -121,7 +121,7 @@ fn still<T: PartialEq>(agent: &Agent, read: impl Fn() -> Result<T>) -> Result<(M
             return Ok((metrics, after));
         }
     }
-    anyhow::bail!("the controller's files don't come to rest")
+    anyhow::bail!("the controller's files don't stop changing")
 }
 
 fn usage() -> Result<()> {
@@ -190,7 +190,7 @@ fn usage() -> Result<()> {
     }
     ensure!(
         found("container_memory_rss")? >= 24.0 * MIB,
-        "24 MiB were written to"
+        "24 MiB were written"
     );
     ensure!(
         found("container_memory_cache")? >= 12.0 * MIB,
@@ -238,14 +238,14 @@ fn usage() -> Result<()> {
             twin.number("memory.swap.current")?,
         )?;
     }
-    // Gauges end with the cgroup, counters don't.
+    // Gauges are removed with the cgroup, counters are retained.
     place.worker.finish()?;
     drop(place.twin);
     place.cgroup.remove()?;
     let metrics = agent.scrape()?;
     ensure!(
         !metrics.has("container_memory_usage_bytes", &[("id", id)]),
-        "a gauge of the dead"
+        "a gauge of the removed cgroup"
     );
     ensure!(
         metrics.get(
@@ -256,12 +256,12 @@ fn usage() -> Result<()> {
                 ("scope", "hierarchy")
             ]
         )? >= expected[at],
-        "a counter that went back"
+        "a counter has fallen"
     );
     Ok(())
 }
 
-/// A line of /proc/meminfo, bytes.
+/// A value of /proc/meminfo, bytes.
 fn meminfo(key: &str) -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let kib: Option<f64> = text.lines().find_map(|line| {
@@ -283,7 +283,7 @@ fn host() -> Result<()> {
         0.02,
         32.0 * MIB,
     )?;
-    // What is in no cgroup but the root is part of it.
+    // Memory that is charged only to the root is included.
     let cache = meminfo("Cached")? + meminfo("Buffers")?;
     agree(
         "cache",
@@ -378,7 +378,7 @@ fn reclaim() -> Result<()> {
         metrics.of(id, "container_memory_failcnt")?,
         expected[0],
     )?;
-    ensure!(expected[0] > 0.0, "48 MiB don't fit into 16");
+    ensure!(expected[0] > 0.0, "48 MiB don't fit into 16 MiB");
     for (name, value) in [
         ("container_memory_events_max_total", 0),
         ("container_memory_events_high_total", 1),
@@ -417,7 +417,7 @@ fn oom() -> Result<()> {
     let place = Place::within(parent.child("victim")?)?;
     same("no kill", agent.scrape()?.of(&place.cgroup.id, OOM)?, 0.0)?;
     place.limit(16)?;
-    // With swap it would only get slow.
+    // With swap the process would only become slow.
     let swap = if place.twin.v1 {
         "memory.swappiness"
     } else {
@@ -429,7 +429,7 @@ fn oom() -> Result<()> {
         twin,
         cgroup,
     } = place;
-    ensure!(worker.run("anon 64").is_err(), "64 MiB fit into 16");
+    ensure!(worker.run("anon 64").is_err(), "64 MiB fit into 16 MiB");
     let killed = twin.stat(
         if twin.v1 {
             "memory.oom_control"
@@ -447,14 +447,18 @@ fn oom() -> Result<()> {
         metrics.get("container_processes_exited_total", &by_signal)?,
         1.0,
     )?;
-    // The count outlives the cgroup, and is its parent's as well.
+    // The counter is retained after the removal, and the parent includes it.
     drop(worker);
     drop(twin);
     cgroup.remove()?;
     let metrics = agent.scrape()?;
-    same("kills of the dead", metrics.of(&cgroup.id, OOM)?, 1.0)?;
+    same(
+        "kills of the removed cgroup",
+        metrics.of(&cgroup.id, OOM)?,
+        1.0,
+    )?;
     same("kills below the parent", metrics.of(&parent.id, OOM)?, 1.0)?;
-    // A kill by hand is none.
+    // A SIGKILL from a user is not an OOM kill.
     let other = parent.child("other")?;
     drop(Worker::start(&other)?);
     same("a kill by hand", agent.scrape()?.of(&parent.id, OOM)?, 1.0)?;
@@ -466,7 +470,7 @@ fn last() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
     let file = Scratch::new()?;
-    // Never scraped while it lives.
+    // The cgroup is never scraped while it exists.
     place.limit(16)?;
     let entered = faults(place.worker.pid())?;
     place.worker.run(&file.order(48))?;
@@ -481,7 +485,7 @@ fn last() -> Result<()> {
     };
     place.worker.finish()?;
     let expected = hits(&place.twin)?;
-    ensure!(expected > 0.0, "48 MiB don't fit into 16");
+    ensure!(expected > 0.0, "48 MiB don't fit into 16 MiB");
     drop(place.twin);
     place.cgroup.remove()?;
     let metrics = agent.scrape()?;
@@ -491,7 +495,8 @@ fn last() -> Result<()> {
         metrics.of(id, "container_memory_failcnt")?,
         expected,
     )?;
-    // Its end cost it a few more. Nobody had the kernel fold its CPUs' counts.
+    // Its exit caused a few more page faults. The kernel was never asked to sum up its per-CPU
+    // counts.
     let kind = [
         ("id", id.as_str()),
         ("failure_type", "pgfault"),
@@ -505,8 +510,9 @@ fn last() -> Result<()> {
     Ok(())
 }
 
-/// A removed cgroup claimed `scope="container"` page faults on kernels before 6.7, which keep none of a
-/// cgroup's own. What isn't there while a cgroup lives must not appear when it is removed.
+/// A removed cgroup reported `scope="container"` page faults on kernels before 6.7, which do not
+/// count a cgroup's own page faults. A series that is absent while a cgroup exists must not appear
+/// when it is removed.
 fn own_faults_of_removed() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
@@ -524,7 +530,7 @@ fn own_faults_of_removed() -> Result<()> {
     };
     let id = place.cgroup.id.clone();
     let alive = kind(&id, &agent.scrape()?)?;
-    // Counts that the kernel has not added up are added when the cgroup is removed.
+    // The kernel sums up the pending per-CPU counts when the cgroup is removed.
     place.worker.run("anon 8")?;
     place.worker.finish()?;
     drop(place.twin);
@@ -536,15 +542,15 @@ fn own_faults_of_removed() -> Result<()> {
             ensure!(alive >= 8.0 * 256.0, "each page is a fault: {alive}");
             ensure!(
                 removed >= alive + 8.0 * 256.0,
-                "{removed} own faults in the end, {alive} before 8 MiB more"
+                "{removed} own faults after the removal, {alive} before another 8 MiB"
             );
             Ok(())
         }
-        other => anyhow::bail!("own faults alive and removed: {other:?}"),
+        other => anyhow::bail!("own faults before and after the removal: {other:?}"),
     }
 }
 
-/// Page faults of a process since its start, by /proc/PID/stat (fields 10 and 12).
+/// Page faults of a process since its start, from /proc/PID/stat (fields 10 and 12).
 fn faults(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = text
@@ -564,7 +570,7 @@ fn faults(pid: u32) -> Result<f64> {
 
 fn huge() -> Result<()> {
     const POOL: &str = "/proc/sys/vm/nr_hugepages";
-    /// Puts the pool back.
+    /// Restores the pool on drop.
     struct Pool(String);
     impl Drop for Pool {
         fn drop(&mut self) {

@@ -1,5 +1,5 @@
-//! Reading an exposition: for looking values up. That it is well-formed is judged by parsers of
-//! others, see `formats`.
+//! Reads an exposition to look up values. Whether it is well-formed is checked by other parsers,
+//! see `formats`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 #[derive(Clone, Debug)]
 pub struct Sample {
     name: String,
-    /// Labels as they stand, braces off.
+    /// Labels as in the text, without braces.
     labels: String,
     value: f64,
 }
 
-/// A series taken apart.
+/// A parsed series.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Name of the family, with its suffix.
@@ -24,13 +24,13 @@ pub struct Series {
 }
 
 impl Series {
-    /// A label; empty where there is none.
+    /// A label. Empty if there is none.
     pub fn label(&self, name: &str) -> &str {
         self.labels.get(name).map_or("", String::as_str)
     }
 }
 
-/// Labels as they stand in the text, taken apart.
+/// Parses labels as in the text.
 fn labels(text: &str) -> Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
     let mut rest = text;
@@ -68,7 +68,7 @@ fn labels(text: &str) -> Result<BTreeMap<String, String>> {
 pub struct Metrics(Vec<Sample>);
 
 impl Metrics {
-    /// Takes a text exposition apart.
+    /// Parses a text exposition.
     pub fn parse(text: &str) -> Result<Self> {
         let sample = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;
@@ -94,7 +94,7 @@ impl Metrics {
             .map(|of| (of.name.as_str(), of.labels.as_str(), of.value))
     }
 
-    /// All series that have a label of that value.
+    /// All series with this value of a label.
     pub fn with(&self, name: &str, value: &str) -> Result<Vec<Series>> {
         let mut found = Vec::new();
         for sample in &self.0 {
@@ -109,14 +109,14 @@ impl Metrics {
         Ok(found)
     }
 
-    /// Fails if a cgroup has a series twice when what names it is left aside: as two containers, once
-    /// with a name and once without, or under an old name and a new one.
+    /// Fails if two series of a cgroup differ only in the labels that name it: two containers, with
+    /// and without a name, or an old and a new name.
     pub fn no_doubles(&self) -> Result<()> {
         const NAMES: [&str; 5] = ["name", "image", "namespace", "pod", "container"];
         let mut seen = BTreeSet::new();
         for sample in &self.0 {
             let mut labels = labels(&sample.labels)?;
-            // What a state is may change; that there are two of it may not.
+            // The value of a state may change, but there must not be two series of it.
             labels.retain(|label, _| {
                 !NAMES.contains(&label.as_str()) && !label.starts_with("container_label_")
             });
@@ -148,7 +148,7 @@ impl Metrics {
             .map(|sample| sample.value)
     }
 
-    /// The only such series' value.
+    /// The value of the only such series.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let values: Vec<f64> = self.matching(name, labels).collect();
         match values[..] {
@@ -157,7 +157,7 @@ impl Metrics {
         }
     }
 
-    /// A cgroup's only series of a family.
+    /// The value of a cgroup's only series of a family.
     pub fn of(&self, id: &str, name: &str) -> Result<f64> {
         self.get(name, &[("id", id)])
     }
@@ -177,7 +177,7 @@ impl Metrics {
         self.matching(name, labels).count()
     }
 
-    /// Values of label `id` of a family's series, as they stand in the text.
+    /// Values of the label `id` of a family's series, as in the text.
     pub fn ids(&self, name: &str) -> Vec<&str> {
         self.0
             .iter()
@@ -187,7 +187,7 @@ impl Metrics {
     }
 }
 
-/// Fails unless two numbers agree to within a fraction of the second, plus an absolute slack.
+/// Fails unless two numbers agree within a fraction of the second one plus an absolute slack.
 pub fn agree(what: &str, found: f64, expected: f64, fraction: f64, slack: f64) -> Result<()> {
     let allowed = expected.abs() * fraction + slack;
     anyhow::ensure!(
@@ -197,7 +197,7 @@ pub fn agree(what: &str, found: f64, expected: f64, fraction: f64, slack: f64) -
     Ok(())
 }
 
-/// Fails unless two counts are the same.
+/// Fails unless two counts are equal.
 pub fn same(what: &str, found: f64, expected: f64) -> Result<()> {
     anyhow::ensure!(found == expected, "{what}: {found} instead of {expected}");
     Ok(())

@@ -1,6 +1,6 @@
-//! A mixed load in one container: CPU beyond its quota and against a neighbour, memory at its limit,
-//! direct, cached and failing block I/O, TCP, lost datagrams, processes; and the example shop with
-//! customers.
+//! A mixed load in one container: CPU beyond its quota and against a neighbour, memory at its
+//! limit, direct, cached and failing block I/O, TCP, lost datagrams, processes, and the example
+//! shop with customers.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
     worker::Worker,
 };
 
-/// The load, ready to work. What is dropped last comes last.
+/// The load, ready to start. Fields are in the order in which they have to be dropped.
 pub struct Load {
     shop: Shop,
     burners: Vec<Worker>,
@@ -36,7 +36,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts everything in `container`; the neighbour has a cgroup of its own.
+    /// Starts everything in `container`. The neighbour has its own cgroup.
     pub fn start(container: &Cgroup) -> Result<Self> {
         let cpu = Twin::of(container, "cpu")?;
         let memory = Twin::of(container, "memory")?;
@@ -71,7 +71,7 @@ impl Load {
         network.run("ip link set eth1 up")?;
         network.run("tcp listen 127.0.0.1 4000")?;
         network.run("udp bind 127.0.0.1 4001 2048")?;
-        // The file behind this disk has no room for what is written.
+        // The file behind this disk is too small for the data written.
         let small = Mounted::tmpfs(64 << 10)?;
         let broken = Loop::over(small.path().join("disk"), 8 << 20)?;
         ensure!(fs::write(small.path().join("filler"), vec![0; 128 << 10]).is_err());
@@ -89,12 +89,12 @@ impl Load {
         })
     }
 
-    /// Where the shop listens.
+    /// The port of the shop.
     pub fn port(&self) -> u16 {
         self.shop.port
     }
 
-    /// Works until it is over.
+    /// Works until `over` is set.
     pub fn work(&mut self, over: &AtomicBool) -> Result<()> {
         let (disk, broken) = (&self.disk.disk.0, &self.broken.disk.0);
         let file = self.file.0.display();
@@ -126,7 +126,7 @@ impl Load {
             }
             self.network.ask("udp send 127.0.0.1 4001 20 1000")?;
             self.shop.visit()?;
-            // Everything has to be as slow as a scrape, not as fast as it can be.
+            // The load only has to be active in each scrape interval, not as fast as possible.
             std::thread::sleep(Duration::from_millis(200));
         }
         ensure!(
@@ -161,13 +161,13 @@ impl Shop {
         container.admit(shop.child.id())?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while shop.ask("GET /healthz").is_err() {
-            ensure!(Instant::now() < deadline, "the shop does not open");
+            ensure!(Instant::now() < deadline, "the shop does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(shop)
     }
 
-    /// Sends `METHOD PATH`, with a body on a line of its own for POST.
+    /// Sends `METHOD PATH`. For POST, the body follows on the next line.
     fn ask(&self, request: &str) -> Result<()> {
         let (line, body) = request.split_once('\n').unwrap_or((request, ""));
         let request = match line.split_once(' ') {
@@ -175,7 +175,7 @@ impl Shop {
             Some(("POST", path)) => Request::post(path, body),
             _ => bail!("{line}: no such request"),
         };
-        // Some are answered with an error, as meant.
+        // Some requests are meant to be answered with an error.
         request.send(("127.0.0.1", self.port))?;
         Ok(())
     }

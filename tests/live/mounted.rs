@@ -1,4 +1,4 @@
-//! Mounts in a namespace that goes with the test.
+//! Mounts in a namespace that ends with the test.
 
 use std::{
     ffi::{CStr, CString},
@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Result, anyhow, ensure};
 
-/// Runs a test in a mount namespace of its own; what it starts is in there as well.
+/// Runs a test in its own mount namespace. Processes that it starts are in it too.
 pub fn isolated(test: fn() -> Result<()>) -> Result<()> {
     let run = move || -> Result<()> {
-        // SAFETY: concerns this thread alone, and what it starts.
+        // SAFETY: this affects only this thread and the processes that it starts.
         ensure(unsafe { libc::unshare(libc::CLONE_NEWNS) }, "unshare")?;
         mount(
             None,
@@ -44,7 +44,7 @@ pub fn mount(
     let text = |path: &Path| CString::new(path.as_os_str().as_bytes());
     let source = source.map(text).transpose()?;
     let (point, data) = (text(point)?, CString::new(data)?);
-    // SAFETY: every string is terminated and outlives the call.
+    // SAFETY: every string is NUL-terminated and outlives the call.
     let result = unsafe {
         libc::mount(
             source.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
@@ -57,10 +57,10 @@ pub fn mount(
     ensure(result, "mount")
 }
 
-/// umount2(2), at once.
+/// umount2(2), not lazy.
 pub fn unmount(point: &Path) -> Result<()> {
     let point = CString::new(point.as_os_str().as_bytes())?;
-    // SAFETY: the string is terminated.
+    // SAFETY: the string is NUL-terminated.
     ensure(unsafe { libc::umount2(point.as_ptr(), 0) }, "umount")
 }
 
@@ -74,7 +74,7 @@ impl Folder {
         Ok(Self(path))
     }
 
-    /// A folder in it.
+    /// Creates a folder in it.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
         let path = self.0.join(name);
         std::fs::create_dir(&path)?;
@@ -84,7 +84,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Not what is mounted there: unmounted before, or busy.
+        // Unmount first, so that nothing inside a mount is removed. A busy mount stays.
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
             let path = entry.path();
             let _ = unmount(&path);

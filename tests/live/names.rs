@@ -1,7 +1,7 @@
-//! Identity by the path, without a runtime: names, kinds, filters, and the bound on series.
+//! Identity from the path, without a runtime: names, kinds, filters, and the limit on series.
 //!
-//! The tests make cgroups with the names that runtimes and systemd give to theirs. Records are tested
-//! with real runtimes (`docker`, `podman`, `cri`).
+//! The tests create cgroups with the names that runtimes and systemd use. Records of containers are
+//! tested with real runtimes (`docker`, `podman`, `cri`).
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ const USAGE: &str = "container_cpu_usage_seconds_total";
 const ID: &str = "3f8a0c1d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 const UID: &str = "4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44";
 
-/// Number of series of a cgroup's CPU time with these labels beside its path.
+/// Number of series of a cgroup's CPU time with these labels besides the path.
 fn usage(metrics: &Metrics, cgroup: &Cgroup, labels: &[(&str, &str)]) -> usize {
     let own = [("id", cgroup.id.as_str())];
     metrics.count(USAGE, &[&own, labels].concat())
@@ -72,13 +72,13 @@ fn named() -> Result<()> {
     for cgroup in [&top, &docker, &init, &kubepods, &pod, &unit] {
         ensure!(infos(cgroup) == 0, "{} is no container", cgroup.id);
     }
-    // The label's backslash is gone, the path's is escaped.
+    // The label has no backslash any more. The path's is escaped.
     let labels = [("name", "a-b.service")];
     ensure!(metrics.count(USAGE, &labels) == 1, "the unit has no name");
     let text = agent.body("/metrics", "")?;
     for cgroup in [&top, &docker, &container, &init, &pod, &member] {
         ensure!(usage(&metrics, cgroup, &[]) == 1, "{}", cgroup.id);
-        // No runtime has a record with more labels.
+        // Without a record of a runtime there are no more labels.
         let series = format!("{USAGE}{{id=\"{}\",cpu=\"total\"}}", cgroup.id);
         ensure!(text.contains(&series), "{} has other labels", cgroup.id);
     }
@@ -139,7 +139,7 @@ fn excess() -> Result<()> {
     Worker::once(&nameless[2], "spin 60")?;
     let metrics = agent.scrape()?;
     same("folded", metrics.get("cgmeter_cgroups_folded", &[])?, 1.0)?;
-    // Cgroups with a name come first, then older ones.
+    // Cgroups with a name have priority, then older ones.
     for (cgroup, exported) in [
         (&top, 1),
         (&nameless[0], 1),
@@ -158,7 +158,7 @@ fn excess() -> Result<()> {
     one.remove()?;
     let until = Instant::now() + Duration::from_secs(20);
     while agent.scrape()?.get("cgmeter_cgroups_folded", &[])? > 0.0 {
-        ensure!(Instant::now() < until, "{} does not leave", one.id);
+        ensure!(Instant::now() < until, "{} is still reported", one.id);
         std::thread::sleep(Duration::from_millis(100));
     }
     ensure!(usage(&agent.scrape()?, &nameless[2], &[]) == 1);

@@ -1,4 +1,4 @@
-//! What tests need of the machine and of the run.
+//! What tests need from the machine and the run.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,17 +15,17 @@ use crate::{
 pub enum Need {
     /// Root, a BTF kernel and the agent's binary.
     Agent,
-    /// The agent's binary alone.
+    /// Only the agent's binary.
     Binary,
-    /// An example application, built beside the agent.
+    /// An example application, built next to the agent.
     Example(&'static str),
     /// A program on the path.
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
-    /// A variable of the environment, and what it names.
+    /// An environment variable, and a description of its value.
     Variable(&'static str, &'static str),
-    /// A program of Python's index, where `cargo xtask setup --tests` has put it.
+    /// A program from PyPI, installed by `cargo xtask setup --tests`.
     Venv(&'static str),
     /// Two CPUs.
     TwoCpus,
@@ -41,41 +41,42 @@ pub enum Need {
     Pressure,
     /// Loop devices.
     Loop,
-    /// zram devices that can be added.
+    /// A kernel that can add zram devices.
     Zram,
     /// The device mapper and its tool.
     DeviceMapper,
-    /// A disk whose contents nobody needs: a guest's.
+    /// A disk that may be overwritten, as in a guest.
     SpareDisk,
-    /// A file, which stands for something that the kernel can do.
+    /// A file that shows that the kernel has a feature.
     File(&'static str),
-    /// A kernel of that version or later: what came with it has no better sign.
+    /// This kernel version or a later one, for features that can't be detected otherwise.
     Kernel(u32, u32),
     /// FUSE file systems on block devices.
     FuseBlock,
-    /// The long tier (`cargo xtask test --all`), since the test takes long; what takes so long.
+    /// The long tier (`cargo xtask test --all`), because the test takes long. The text says what
+    /// takes so long.
     #[allow(dead_code, reason = "for tests to come")]
     LongTier(&'static str),
-    /// A second run if the first one fails; what makes it fail although nothing is wrong. Each use
-    /// is counted, and more than two in a run of `cargo xtask test` fail it.
+    /// A second run if the first one fails. The text says why it may fail without a fault. Each
+    /// rerun is counted, and more than two in a run of `cargo xtask test` fail it.
     #[allow(dead_code, reason = "for tests that turn out to need it")]
     Rerun(&'static str),
 }
 
-/// The disk of a guest, where every disk is the tests' own.
+/// The disk of a guest, where the tests may overwrite every disk.
 pub const SPARE_DISK: &str = "/dev/vda";
 
-/// Python as Debian's packages install for it.
+/// The Python that Debian's packages install modules for.
 pub const PYTHON: &str = "/usr/bin/python3";
 
-/// A program of Python's index: in the folder that `CGMETER_VENV` names, else where xtask puts it.
+/// A program from PyPI: in the folder `CGMETER_VENV`, or by default where xtask installs it.
 pub fn venv(program: &str) -> PathBuf {
     let folder = std::env::var_os("CGMETER_VENV").map(PathBuf::from);
     let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv");
     folder.unwrap_or_else(built).join("bin").join(program)
 }
 
-/// The first need that isn't met, in words.
+/// A description of the first need that isn't met.
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::Agent => {
@@ -84,7 +85,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
                 return Some("needs root".to_owned());
             }
             if std::env::var_os("CGMETER_NO_PRIVILEGED").is_some() {
-                return Some("needs root, which was told to be left out".to_owned());
+                return Some("needs root, but CGMETER_NO_PRIVILEGED is set".to_owned());
             }
             if !Path::new("/sys/kernel/btf/vmlinux").exists() {
                 return Some("needs a kernel with BTF".to_owned());
@@ -101,7 +102,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         }
         Need::Program(program) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            // Daemons are where the administrator's programs are.
+            // Daemons are in the folders of administration programs.
             let found = std::env::split_paths(&path)
                 .chain(["/usr/sbin".into(), "/sbin".into()])
                 .any(|folder| folder.join(program).is_file());
@@ -154,12 +155,12 @@ pub fn missing(needs: &[Need]) -> Option<String> {
                 Some("needs a disk that may be overwritten, as in a virtual machine".to_owned())
             }
         },
-        // Not the machine's: see `harness`.
+        // These are not needs of the machine: see `harness`.
         Need::LongTier(_) | Need::Rerun(_) => None,
     })
 }
 
-/// Whether the CPUs are emulated: time passes on them also while they can't run.
+/// Whether the CPUs are emulated. Time passes for an emulated CPU even while it can't run.
 pub fn emulated() -> bool {
     std::env::var_os("CGMETER_EMULATED").is_some()
 }

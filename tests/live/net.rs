@@ -1,5 +1,5 @@
-//! Packets of sockets. Oracle: known datagrams, tcp's and ip's own books in a namespace where there
-//! is no other traffic.
+//! Packets of sockets. Oracle: known datagrams, and the kernel's TCP and IP statistics in a
+//! namespace without other traffic.
 
 use std::net::UdpSocket;
 
@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Bytes and packets received, bytes and packets transmitted; 0 before the first packet.
+/// Bytes and packets received, bytes and packets transmitted. 0 before the first packet.
 fn traffic(metrics: &Metrics, id: &str, family: &str, protocol: &str) -> Result<[f64; 4]> {
     let labels = [("id", id), ("family", family), ("protocol", protocol)];
     let names = [
@@ -74,12 +74,12 @@ fn check(
     Ok(())
 }
 
-/// A UDP port of loopback that nobody uses.
+/// An unused UDP port on loopback.
 fn free_port() -> Result<u16> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// UDP over IPv4 and IPv6: payload, and bytes of the packet.
+/// Size of a UDP packet with this payload, bytes.
 fn packet(payload: usize, v6: bool) -> f64 {
     (payload + 8 + if v6 { 40 } else { 20 }) as f64
 }
@@ -87,15 +87,15 @@ fn packet(payload: usize, v6: bool) -> f64 {
 fn over_loopback() -> Result<()> {
     const COUNT: usize = 50;
     let agent = Agent::start(&[])?;
-    // A payload of 0 is a packet as well.
+    // A datagram with an empty payload is a packet too.
     for (v6, any, to, payload) in [
         (false, "127.0.0.1", "127.0.0.1", 300),
         (false, "127.0.0.1", "127.0.0.1", 0),
         (true, "[::1]", "[::1]", 700),
-        // A socket of IPv6 that speaks IPv4.
+        // An IPv6 socket that sends IPv4 packets.
         (false, "[::]", "[::ffff:127.0.0.1]", 51),
     ] {
-        // Cgroups made after the agent's start, as all are here.
+        // Like all cgroups in this file, these are created after the agent's start.
         let (sender, receiver) = (Cgroup::new()?, Cgroup::new()?);
         let (mut from, mut at) = (Worker::start(&sender)?, Worker::start(&receiver)?);
         let port = free_port()?;
@@ -115,14 +115,14 @@ fn over_loopback() -> Result<()> {
             "udp",
             [bytes, packets, 0.0, 0.0],
         )?;
-        // Nothing else was counted for either.
+        // Nothing else was counted for either cgroup.
         for cgroup in [&sender, &receiver] {
             let families = metrics.count(
                 "container_socket_receive_packets_total",
                 &[("id", &cgroup.id)],
             );
             same(
-                "kinds of packets that a cgroup has had",
+                "kinds of packets counted for a cgroup",
                 families as f64,
                 1.0,
             )?;
@@ -150,7 +150,7 @@ fn between() -> Result<()> {
         other
             .worker
             .run(&format!("udp-bind {}", address(there, 1002)))?;
-        // There 400 bytes, back 40.
+        // 400 bytes in one direction, 40 in the other.
         other.worker.order(&format!("udp-receive {COUNT}"))?;
         one.worker
             .run(&format!("udp-send {} {COUNT} 400", address(there, 1002)))?;
@@ -179,7 +179,7 @@ fn between() -> Result<()> {
             [out, packets, back, packets],
         )?;
     }
-    // The kernel's own books agree: there was no other datagram.
+    // The kernel's statistics agree: there was no other datagram.
     let [one, other] = &ends;
     same(
         "Udp OutDatagrams",
@@ -193,8 +193,8 @@ fn between() -> Result<()> {
     )
 }
 
-/// One connection over which the first end sends so many bytes. Returns how many packets the first
-/// end has sent by the kernel's count, and how many times it has called for one to be sent.
+/// One connection over which the first end sends so many bytes. Returns the kernel's counts of the
+/// first end: packets sent, and requests to send one.
 fn connection(ends: &mut [End; 2], bytes: usize) -> Result<[f64; 2]> {
     let [one, other] = ends;
     other.worker.run(&format!("tcp-listen {}:1003", V4[1]))?;
@@ -208,8 +208,8 @@ fn connection(ends: &mut [End; 2], bytes: usize) -> Result<[f64; 2]> {
     Ok([sent(one)?, one.book("snmp", "Ip", "OutRequests")?])
 }
 
-/// Both ends against tcp's and ip's books. What one end sends the other receives: on the way
-/// nothing is lost, merged or segmented.
+/// Compares both ends with the kernel's TCP and IP statistics. Each end receives what the other
+/// sends: nothing is lost, merged or segmented on the way.
 fn check_connection(agent: &Agent, ends: &[End; 2]) -> Result<()> {
     let metrics = agent.scrape()?;
     let [one, other] = ends;
@@ -218,7 +218,7 @@ fn check_connection(agent: &Agent, ends: &[End; 2]) -> Result<()> {
             from.book("snmp", "Tcp", "OutSegs")? + from.book("snmp", "Tcp", "RetransSegs")?;
         let octets = from.book("netstat", "IpExt", "OutOctets")?;
         same(
-            "octets on the way",
+            "octets sent and received",
             to.book("netstat", "IpExt", "InOctets")?,
             octets,
         )?;
@@ -248,13 +248,13 @@ fn one_by_one() -> Result<()> {
         if all_once()? {
             return Ok(());
         }
-        println!("segments were sent again; once more");
+        println!("segments were retransmitted; trying again");
     }
-    bail!("segments were sent again each time, so that the payload was never known")
+    bail!("segments were retransmitted each time, so the payload was never known")
 }
 
-/// Whether every segment was sent once: a busy machine makes the kernel send some again, and then it
-/// isn't known how much payload went over the wire.
+/// Returns whether every segment was sent once. On a busy machine the kernel retransmits some, and
+/// then the payload on the wire is unknown.
 fn all_once() -> Result<bool> {
     let agent = Agent::start(&[])?;
     let mut ends = wire::pair()?;
@@ -268,8 +268,8 @@ fn all_once() -> Result<bool> {
     if ends[0].book("snmp", "Tcp", "RetransSegs")? > 0.0 {
         return Ok(false);
     }
-    // Each has its own header then, so that the payload is known: SYN and FIN have none, the
-    // headers of the others are 20 and 20 and 12 for a time stamp.
+    // Each segment then has its own header, so the sizes are known. SYN and FIN have no payload.
+    // The headers of the others are 20 bytes for IP, 20 for TCP and 12 for the timestamp.
     let metrics = agent.scrape()?;
     let [_, _, bytes, packets] = traffic(&metrics, &ends[0].cgroup.id, "ipv4", "tcp")?;
     same(
@@ -294,7 +294,7 @@ fn echo() -> Result<()> {
         "icmp",
         [bytes, COUNT, bytes, COUNT],
     )?;
-    // The kernel answers by a socket of its own, not by one of this cgroup.
+    // The kernel answers with its own socket, not with one of this cgroup.
     check(&metrics, &ends[1].cgroup, "ipv4", "icmp", [0.0; 4])?;
     same(
         "Icmp InEchos",
@@ -303,7 +303,7 @@ fn echo() -> Result<()> {
     )
 }
 
-/// A worker with a socket, and the address of a socket that takes what it sends.
+/// A worker with a socket, and the address of a socket that receives from it.
 fn sender(cgroup: &Cgroup) -> Result<(Worker, UdpSocket, String)> {
     let sink = UdpSocket::bind("127.0.0.1:0")?;
     let address = sink.local_addr()?.to_string();
@@ -331,7 +331,7 @@ fn nested() -> Result<()> {
     same("parent", sent(&metrics, &parent.id)?, 123.0)?;
     let host = sent(&metrics, "/")?;
     ensure!(host >= before + 123.0, "/: {before}, then {host}");
-    // And when they have gone.
+    // The same after their removal.
     children[0].remove()?;
     children[1].remove()?;
     same("parent", sent(&agent.scrape()?, &parent.id)?, 123.0)
@@ -347,7 +347,7 @@ fn moved() -> Result<()> {
     let metrics = agent.scrape()?;
     same("the cgroup left", sent(&metrics, &first.id)?, 12.0)?;
     same("the cgroup entered", sent(&metrics, &second.id)?, 0.0)?;
-    // A socket made there is of there.
+    // A socket that is created there is counted there.
     worker.run("udp-bind 127.0.0.1:0")?;
     worker.run(&format!("udp-send {address} 9 10"))?;
     let metrics = agent.scrape()?;
@@ -364,17 +364,17 @@ fn outlived() -> Result<()> {
     worker.run(&format!("udp-send {address} 10 10"))?;
     elsewhere.admit(worker.pid())?;
     child.remove()?;
-    // At once; then when its slot has been taken from it.
+    // First at once, then after its slot was revoked.
     for n in 1..=2 {
         worker.run(&format!("udp-send {address} 10 10"))?;
         let metrics = agent.scrape()?;
         let expected = f64::from(10 + 10 * n);
-        same("the dead cgroup", sent(&metrics, &child.id)?, expected)?;
+        same("the removed cgroup", sent(&metrics, &child.id)?, expected)?;
         same("its parent", sent(&metrics, &parent.id)?, expected)?;
         same("elsewhere", sent(&metrics, &elsewhere.id)?, 0.0)?;
         sleep(Duration::from_secs(3));
     }
-    // Then it leaves, and its parent keeps what it had.
+    // Then it is reaped, and its parent retains its values.
     for _ in 0..100 {
         let metrics = agent.scrape()?;
         same("its parent", sent(&metrics, &parent.id)?, 30.0)?;
@@ -384,8 +384,8 @@ fn outlived() -> Result<()> {
         sleep(Duration::from_millis(100));
     }
     let metrics = agent.scrape()?;
-    same("the cgroup that has left", sent(&metrics, &child.id)?, 0.0)?;
-    // What comes later is the host's, and its slot comes back each time.
+    same("the reaped cgroup", sent(&metrics, &child.id)?, 0.0)?;
+    // Later packets are counted for the host, and the slot is returned each time.
     let before = sent(&metrics, "/")?;
     for n in 1..=3 {
         worker.run(&format!("udp-send {address} 10 10"))?;

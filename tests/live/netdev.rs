@@ -1,4 +1,4 @@
-//! Interfaces by network namespace. Oracle: /proc/PID/net/dev inside, /proc/PID/ns.
+//! Interfaces by network namespace. Oracle: /proc/PID/net/dev inside the namespace, /proc/PID/ns.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ pub const TESTS: &[Test] = &[
     ("netdev::the_agent_stays_where_it_is", WIRE, stays),
 ];
 
-/// In the order of [`End::interface`].
+/// Families in the order of [`End::interface`].
 const NAMES: [&str; 8] = [
     "container_network_receive_bytes_total",
     "container_network_receive_packets_total",
@@ -64,8 +64,8 @@ fn equals(what: &str, found: [f64; 8], expected: [f64; 8]) -> Result<()> {
     Ok(())
 }
 
-/// Scrapes until no packet has come meanwhile, and says what the interfaces had counted: the kernel sends some by itself when an interface
-/// comes up.
+/// Scrapes until no packet was sent or received during the scrape, and returns the counters of the
+/// interfaces. The kernel sends some packets by itself when an interface comes up.
 fn scrape_at_rest<const N: usize>(
     agent: &Agent,
     ends: [&Worker; N],
@@ -85,7 +85,7 @@ fn scrape_at_rest<const N: usize>(
         }
         sleep(Duration::from_millis(50));
     }
-    anyhow::bail!("the interfaces don't come to rest")
+    anyhow::bail!("the interfaces don't become idle")
 }
 
 fn equals_proc(metrics: &Metrics, end: &End, expected: [f64; 8]) -> Result<()> {
@@ -93,7 +93,7 @@ fn equals_proc(metrics: &Metrics, end: &End, expected: [f64; 8]) -> Result<()> {
     equals(&end.cgroup.id, found, expected)
 }
 
-/// Datagrams from the first end to the second.
+/// Sends datagrams from the first end to the second.
 fn datagrams(ends: &mut [End; 2], count: u32) -> Result<()> {
     let [one, other] = ends;
     other.worker.run(&format!("udp-bind {}:1001", V4[1]))?;
@@ -114,15 +114,15 @@ fn equal() -> Result<()> {
     equals_proc(&metrics, one, books[0])?;
     equals_proc(&metrics, other, books[1])?;
     let [bytes, packets, _, dropped, ..] = counters(&metrics, &other.cgroup.id, "eth0")?;
-    same("frames that nobody knows", dropped, 7.0)?;
+    same("frames of an unknown protocol", dropped, 7.0)?;
     ensure!(packets >= 67.0 && bytes >= 60.0 * 542.0 + 7.0 * 60.0);
-    // Later scrapes as well.
+    // The same at later scrapes.
     datagrams(&mut ends, 30)?;
     let [one, other] = &ends;
     let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
     equals_proc(&metrics, one, books[0])?;
     equals_proc(&metrics, other, books[1])?;
-    // An agent that comes later sees the same.
+    // An agent that starts later sees the same.
     drop(agent);
     let agent = Agent::start(&[])?;
     let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
@@ -167,7 +167,7 @@ fn host() -> Result<()> {
         interfaces(&metrics, "/") as f64,
         names.len() as f64,
     )?;
-    // A cgroup in the host's namespace has none of its own.
+    // A cgroup in the host's namespace has no interfaces of its own.
     let cgroup = Cgroup::new()?;
     let _worker = Worker::start(&cgroup)?;
     same(
@@ -177,7 +177,7 @@ fn host() -> Result<()> {
     )
 }
 
-/// A worker of another cgroup in the namespace of an end.
+/// A worker of another cgroup that joins the namespace of an end.
 fn guest(end: &End) -> Result<(Cgroup, Worker)> {
     let cgroup = Cgroup::new()?;
     let mut worker = Worker::start(&cgroup)?;
@@ -187,7 +187,8 @@ fn guest(end: &End) -> Result<(Cgroup, Worker)> {
 
 fn shared() -> Result<()> {
     let agent = Agent::start(&[])?;
-    // Older than the namespace's own worker, but there later than the agent has seen that.
+    // A worker that is older than the namespace's own one, but joins after the agent has seen that
+    // one.
     let early = Cgroup::new()?;
     let mut older = Worker::start(&early)?;
     let mut ends = wire::pair()?;
@@ -218,7 +219,7 @@ fn heir() -> Result<()> {
     let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
     equals_proc(&metrics, &one, books[0])?;
     let id = one.cgroup.id.clone();
-    // The owner goes; what it had stays with it, what comes is the heir's.
+    // The owner ends. It retains its counts, and new packets are counted for the heir.
     let End { worker, cgroup } = one;
     drop(worker);
     cgroup.remove()?;
@@ -231,7 +232,7 @@ fn heir() -> Result<()> {
         counters(&metrics, &id, "eth0")?,
         counters(&metrics, &heir.id, "eth0")?,
     );
-    equals("the dead owner", had, first)?;
+    equals("the removed owner", had, first)?;
     ensure!(gained[5] >= 15.0, "the heir sent {} packets", gained[5]);
     let mut sum = had;
     for (value, more) in sum.iter_mut().zip(gained) {
@@ -255,8 +256,8 @@ fn renamed() -> Result<()> {
         interfaces(&metrics, &id) as f64,
         1.0,
     )?;
-    // The old name's counters are not told again under the new one.
-    // (It is down: nothing comes.)
+    // The counts of the old name are not reported again under the new one. (The interface is down,
+    // so there are no packets.)
     let device = wire::interface_of(ends[0].worker.pid(), "net1")?;
     let found = counters(&metrics, &id, "net1")?;
     let mut expected = device;
@@ -292,7 +293,7 @@ fn there(name: &str) -> bool {
     fs::exists(format!("/sys/class/net/{name}")).unwrap_or(false)
 }
 
-/// An interface in the test's namespace, removed in any case.
+/// An interface in the test's namespace, removed on drop.
 struct Peer(String);
 
 impl Drop for Peer {
@@ -303,7 +304,7 @@ impl Drop for Peer {
     }
 }
 
-/// An end whose wire leads to the test's namespace.
+/// An end whose veth peer is in the test's namespace.
 fn with_peer(name: &str) -> Result<(End, Peer)> {
     let end = End::new()?;
     let peer = Peer(format!("{name}{}", std::process::id()));
@@ -316,13 +317,13 @@ fn with_peer(name: &str) -> Result<(End, Peer)> {
     Ok((end, peer))
 }
 
-/// The other end of a wire goes with the namespace, some time after its last user has.
+/// The veth peer disappears with the namespace, some time after its last user.
 fn wait_until_gone(peer: &Peer) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(15);
     while there(&peer.0) {
         ensure!(
             Instant::now() < deadline,
-            "{} is still there: the namespace is kept in being",
+            "{} still exists: something keeps the namespace alive",
             peer.0
         );
         sleep(Duration::from_millis(20));
@@ -332,7 +333,7 @@ fn wait_until_gone(peer: &Peer) -> Result<()> {
 
 fn let_go() -> Result<()> {
     let agent = Agent::start(&[])?;
-    // The cgroup is removed: without a scrape.
+    // First case: the cgroup is removed. No scrape is needed.
     let (mut end, peer) = with_peer("cgta")?;
     end.worker.run("ip link set eth0 up")?;
     traffic::run(&["ip", "link", "set", &peer.0, "up"])?;
@@ -346,7 +347,7 @@ fn let_go() -> Result<()> {
     drop(worker);
     cgroup.remove()?;
     wait_until_gone(&peer)?;
-    // Read a last time, and told as long as the dead cgroup is.
+    // The counters were read a last time and are reported as long as the removed cgroup.
     let found = counters(&agent.scrape()?, &cgroup.id, "eth0")?;
     ensure!(
         found[5] >= last[5] && last[5] >= 14.0,
@@ -355,7 +356,7 @@ fn let_go() -> Result<()> {
         last[5]
     );
 
-    // The processes go, the cgroup stays: at the next scrape.
+    // Second case: the processes end and the cgroup stays. The next scrape releases the namespace.
     let (end, peer) = with_peer("cgtb")?;
     let metrics = agent.scrape()?;
     ensure!(metrics.has(NAMES[0], &[("id", &end.cgroup.id), ("interface", "eth0")]));
@@ -365,7 +366,7 @@ fn let_go() -> Result<()> {
     wait_until_gone(&peer)?;
     ensure!(metrics.has(NAMES[0], &[("id", &cgroup.id), ("interface", "eth0")]));
 
-    // The agent ends.
+    // Third case: the agent ends.
     let (end, peer) = with_peer("cgtc")?;
     agent.scrape()?;
     drop(agent);
@@ -373,13 +374,13 @@ fn let_go() -> Result<()> {
     wait_until_gone(&peer)
 }
 
-/// The network namespaces of a process's threads, other than the test's own.
+/// The network namespaces of a process's threads, except the test's own.
 fn strays(pid: u32) -> Result<Vec<String>> {
     let home = fs::read_link("/proc/self/ns/net")?;
     let mut strays = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let thread = thread?.path();
-        // Threads may end meanwhile.
+        // Threads may end during the reading.
         if let Ok(namespace) = fs::read_link(thread.join("ns/net"))
             && namespace != home
         {
@@ -395,7 +396,7 @@ fn stays() -> Result<()> {
     for _ in 0..3 {
         let metrics = agent.scrape()?;
         ensure!(interfaces(&metrics, &ends[0].cgroup.id) == 1);
-        // A thread that has just ended may be seen on its way out.
+        // A thread that is exiting may still be listed.
         let deadline = Instant::now() + Duration::from_secs(5);
         while !strays(agent.pid())?.is_empty() {
             ensure!(

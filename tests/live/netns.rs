@@ -1,6 +1,6 @@
-//! Two network namespaces of the test's own, joined by a veth, with addresses of both families.
+//! Two network namespaces for a test, joined by a veth pair, with addresses of both families.
 //!
-//! They are kept by descriptors alone: they end with the test, whatever becomes of it.
+//! Only descriptors hold them, so they end with the test in any case.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 
 /// IPv4 and IPv6 addresses of the left end.
 pub const LEFT: [&str; 2] = ["10.203.0.1", "fd00:203::1"];
-/// Those of the right end.
+/// IPv4 and IPv6 addresses of the right end.
 pub const RIGHT: [&str; 2] = ["10.203.0.2", "fd00:203::2"];
 
 /// The namespaces.
@@ -29,7 +29,7 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Two new ones, their devices up.
+    /// Creates two namespaces with their devices up.
     pub fn new() -> Result<Self> {
         let pair = Self {
             left: unshared()?,
@@ -48,12 +48,13 @@ impl Namespaces {
         Ok(pair)
     }
 
-    /// Has both ends learn each other's link addresses, so that the first packets of a test don't
-    /// wait for that: a datagram to a port that nobody has is refused once it has arrived.
+    /// Makes both ends resolve each other's link addresses, so that the first packets of a test
+    /// don't wait for that. It sends a datagram to a closed port, which is refused once it has
+    /// arrived.
     fn introduce(&self) -> Result<()> {
         let left = self.left.try_clone()?;
         let thread = std::thread::spawn(move || -> io::Result<()> {
-            // SAFETY: changes this thread's namespace alone.
+            // SAFETY: this changes only the namespace of this thread.
             if unsafe { libc::setns(left.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -75,21 +76,21 @@ impl Namespaces {
         done.context("the ends of the veth don't reach each other")
     }
 
-    /// The one with the addresses [`LEFT`].
+    /// The namespace with the addresses [`LEFT`].
     pub fn left(&self) -> BorrowedFd<'_> {
         self.left.as_fd()
     }
 
-    /// The one with the addresses [`RIGHT`].
+    /// The namespace with the addresses [`RIGHT`].
     pub fn right(&self) -> BorrowedFd<'_> {
         self.right.as_fd()
     }
 }
 
-/// A new network namespace, made by a thread that ends in it.
+/// Creates a network namespace, in a thread that enters it and ends.
 fn unshared() -> Result<OwnedFd> {
     let thread = std::thread::spawn(|| -> io::Result<OwnedFd> {
-        // SAFETY: changes this thread's namespace alone.
+        // SAFETY: this changes only the namespace of this thread.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -106,7 +107,7 @@ pub fn ip(namespace: BorrowedFd<'_>, arguments: &str) -> Result<()> {
     let namespace = namespace.as_raw_fd();
     let mut command = Command::new("ip");
     command.args(arguments.split(' '));
-    // SAFETY: setns is all that is called between fork and exec.
+    // SAFETY: only setns is called between fork and exec.
     unsafe {
         command.pre_exec(move || match libc::setns(namespace, libc::CLONE_NEWNET) {
             0 => Ok(()),
@@ -122,8 +123,8 @@ pub fn ip(namespace: BorrowedFd<'_>, arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// A counter of the namespace that a process is in, as /proc/PID/net/snmp and netstat show it: pairs
-/// of lines, names and numbers, after the same prefix.
+/// A counter of a process's namespace, from /proc/PID/net/snmp or netstat. These files have pairs
+/// of lines with the same prefix: names, then numbers.
 pub fn snmp(pid: u32, prefix: &str, name: &str) -> Result<f64> {
     for file in ["snmp", "netstat"] {
         let text = fs::read_to_string(format!("/proc/{pid}/net/{file}"))?;

@@ -1,8 +1,8 @@
-//! Every query of the dashboards, asked of a Prometheus that scraped the agent and the example shop
-//! under a mixed load. Oracle: Prometheus, which says what is no query, and what has no answer.
+//! Every query of the dashboards, evaluated by a Prometheus that scraped the agent and the example
+//! shop under a mixed load. Oracle: Prometheus, which reports invalid queries and empty results.
 //!
-//! A panel may be empty only if deploy/grafana/allowed-empty.txt says why; what has data nevertheless
-//! is named as well, unless it says `perhaps`.
+//! A panel may be empty only if deploy/grafana/allowed-empty.txt gives the reason. A listed panel
+//! that has data is an error too, unless its line says `perhaps`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,11 +39,11 @@ pub const TESTS: &[Test] = &[(
     every_query,
 )];
 
-/// `$__rate_interval`: four scrapes at least, as Grafana has it.
+/// `$__rate_interval`: at least four scrape intervals, as in Grafana.
 const RATE_INTERVAL: &str = "8s";
-/// What a panel shows of the past.
+/// The time range of a panel, seconds.
 const SHOWN: u64 = 20;
-/// Longest wait for answers to everything.
+/// Maximum wait until all queries have answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A query of a dashboard.
@@ -62,7 +62,7 @@ enum What {
 }
 
 impl Asked {
-    /// How many answers there are.
+    /// Number of series in the answer.
     fn answers(&self, prometheus: &Queried) -> Result<usize> {
         match &self.what {
             What::AtOnce(query) => prometheus.at_once(query),
@@ -77,8 +77,8 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All queries of all dashboards, with variables as a user would have chosen them: everything where
-/// more can be chosen, else the host and the container of the test.
+/// All queries of all dashboards, with variables set as a user would: all values if several can be
+/// chosen, otherwise the host and the container of the test.
 fn queries(chosen: &BTreeMap<&str, &str>) -> Result<Vec<Asked>> {
     let folder = repository().join("deploy/grafana/dashboards");
     let mut all = Vec::new();
@@ -134,17 +134,18 @@ fn queries(chosen: &BTreeMap<&str, &str>) -> Result<Vec<Asked>> {
     Ok(all)
 }
 
-/// A query with its variables filled in, longest names first: `$name` is no `$namespace`.
+/// Fills in the variables of a query, the longest names first, so that `$name` does not match in
+/// `$namespace`.
 fn substituted(query: &str, values: &BTreeMap<&str, &str>) -> Result<String> {
     let mut text = query.to_owned();
     for (name, value) in values.iter().rev() {
         text = text.replace(&format!("${name}"), value);
     }
-    ensure!(!text.contains('$'), "{text}: nobody chose a value");
+    ensure!(!text.contains('$'), "{text}: a variable has no value");
     Ok(text)
 }
 
-/// What may be empty, and whether it has to be.
+/// The places that may be empty, and whether they must be.
 fn allowed_empty() -> Result<BTreeMap<String, bool>> {
     let text = fs::read_to_string(repository().join("deploy/grafana/allowed-empty.txt"))?;
     let lines = text
@@ -165,7 +166,7 @@ fn allowed_empty() -> Result<BTreeMap<String, bool>> {
 
 fn every_query() -> Result<()> {
     let agent = Agent::start(&[])?;
-    // A container by its path, as Docker makes them under systemd; nobody has heard of it.
+    // A container's path, as Docker creates it with the systemd driver. No runtime knows it.
     let number = std::process::id();
     let container = Cgroup::named(&format!("docker-{number:064x}.scope"))?;
     let mut load = Load::start(&container)?;
@@ -193,7 +194,7 @@ fn every_query() -> Result<()> {
     })
 }
 
-/// The places that have a query without an answer, once that doesn't change any more.
+/// The places with a query that still has no answer when all others have one.
 fn answered(prometheus: &Queried, queries: &[Asked]) -> Result<BTreeSet<String>> {
     let allowed = allowed_empty()?;
     let deadline = Instant::now() + PATIENCE;
@@ -206,7 +207,7 @@ fn answered(prometheus: &Queried, queries: &[Asked]) -> Result<BTreeSet<String>>
             }
         }
         left = without;
-        // What is allowed to be empty is given as long as the rest takes.
+        // Wait only for queries that may not be empty.
         let waiting = left.iter().any(|asked| !allowed.contains_key(&asked.place));
         if !waiting || Instant::now() > deadline {
             return Ok(left.iter().map(|asked| asked.place.clone()).collect());
