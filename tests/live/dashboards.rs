@@ -1,6 +1,6 @@
-//! Queries of the kind that dashboards and recording rules written for cAdvisor ask, in Docker's and
-//! in Kubernetes' flavour, answered by a real Prometheus that scrapes the agent beside real
-//! containers. Each has to return data, and as many series as there are containers for it.
+//! Queries as in dashboards and recording rules written for cAdvisor, for Docker and for
+//! Kubernetes. A real Prometheus evaluates them while it scrapes the agent next to real containers.
+//! Each query must return data, and as many series as it has containers.
 
 use std::{process::Command, time::Duration};
 
@@ -34,7 +34,8 @@ pub const TESTS: &[Test] = &[(
     queries,
 )];
 
-/// Docker's flavour: a query, and how many series it returns at least. `$w` is the rate's window.
+/// Queries for Docker, with the minimum number of series that each returns. `$w` is the rate's
+/// window.
 const DOCKER: &[(&str, usize)] = &[
     (
         r#"sum by (name) (rate(container_cpu_usage_seconds_total{name=~".+"}[$w])) * 100"#,
@@ -133,7 +134,7 @@ const DOCKER: &[(&str, usize)] = &[
     ),
 ];
 
-/// Kubernetes' flavour.
+/// Queries for Kubernetes.
 const KUBERNETES: &[(&str, usize)] = &[
     (
         r#"sum by (namespace, pod, container) (irate(container_cpu_usage_seconds_total{namespace!="",image!="",container!="POD"}[$w])) >= 0"#,
@@ -163,7 +164,7 @@ const KUBERNETES: &[(&str, usize)] = &[
         r#"sum by (namespace, pod, container) (increase(container_cpu_cfs_throttled_periods_total{container!="",namespace="shop"}[$w])) / sum by (namespace, pod, container) (increase(container_cpu_cfs_periods_total{container!="",namespace="shop"}[$w])) > 0.25"#,
         1,
     ),
-    // One pod is on the host's network, which has no sandbox of its own to count.
+    // One of the pods is on the host's network, so its sandbox has no network counters.
     (
         r#"sum by (namespace, pod) (container_network_receive_bytes_total{namespace="back",container="POD"}) > 0"#,
         1,
@@ -188,7 +189,7 @@ const KUBERNETES: &[(&str, usize)] = &[
         r#"count by (namespace) (sum by (namespace, pod) (container_memory_working_set_bytes{pod!="",container!=""}))"#,
         2,
     ),
-    // A pod's own cgroup has at least what its containers have.
+    // A pod's own cgroup has at least the sum of its containers.
     (
         r#"(sum by (namespace, pod) (container_cpu_usage_seconds_total{pod!="",container=""}) - sum by (namespace, pod) (container_cpu_usage_seconds_total{pod!="",container!=""})) > -0.001"#,
         2,
@@ -203,7 +204,8 @@ const KUBERNETES: &[(&str, usize)] = &[
     ),
 ];
 
-/// Queries that return nothing on a host like this one, and why; one that does has to leave the list.
+/// Queries that return nothing on a host like this one, with the reason. A query that returns data
+/// must be removed from the list.
 fn nothing(unified_memory: bool) -> Vec<(&'static str, &'static str)> {
     let mut list = Vec::new();
     if !unified_memory {
@@ -215,11 +217,11 @@ fn nothing(unified_memory: bool) -> Vec<(&'static str, &'static str)> {
     list
 }
 
-/// Works, and writes past the page cache.
+/// Uses CPU time, and writes through to the disk.
 const BUSY: &str = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; \
                     dd if=/dev/zero of=/tmp/data bs=64k count=4 conv=fsync 2>/dev/null; done";
 
-/// Joins two containers by a wire.
+/// Connects two containers with a veth pair.
 fn join(docker: &Docker, names: [&str; 2]) -> Result<()> {
     let mut pids = Vec::new();
     for name in names {

@@ -1,4 +1,4 @@
-//! Podman's containers by name, by its API service on a socket of the test's own. Oracle: the
+//! Names of Podman's containers, from its API service on the test's own socket. Oracle: the
 //! containers that the test started, and `podman inspect`.
 
 use std::{collections::BTreeSet, process::Command};
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What Podman and its service need.
+/// The needs of Podman and its service.
 const NEEDS: &[Need] = &[
     Need::Agent,
     Need::Program("podman"),
@@ -45,10 +45,10 @@ pub const TESTS: &[Test] = &[
     ("podman::service_killed_and_started_again", NEEDS, killed),
 ];
 
-/// What it makes of a name without a registry.
+/// The form that Podman gives an image name without a registry.
 const FULL_IMAGE: &str = "localhost/busybox:local";
 
-/// Podman with storage of its own, and its service.
+/// Podman with its own storage, and its service.
 struct Podman {
     service: Daemon,
     folder: Folder,
@@ -60,7 +60,7 @@ fn client(folder: &Folder) -> Command {
         .args(["--root", &folder.text("root")])
         .args(["--runroot", &folder.text("run")])
         .args(["--tmpdir", &folder.text("tmp")])
-        // crun refuses hosts with both versions of cgroups.
+        // crun refuses hosts with both cgroup versions.
         .args(["--runtime=runc", "--cgroup-manager=cgroupfs"])
         .args(["--log-level=error"]);
     command
@@ -100,9 +100,9 @@ impl Podman {
         output(client(&self.folder).args(arguments))
     }
 
-    /// Starts a container; arguments, then what it runs. Its id.
+    /// Starts a container and returns its id.
     fn container(&self, arguments: &[&str], command: &[&str]) -> Result<String> {
-        // It would raise limits, which takes a capability that not every root has.
+        // Podman would raise limits, which needs a capability that not every root has.
         let fixed = [
             "run",
             "--network=none",
@@ -119,7 +119,7 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // What it holds beyond its folders: locks in shared memory.
+        // Podman's locks, which are in shared memory outside its folders.
         let _ = self.run(&["rm", "--all", "--force", "--time=0"]);
     }
 }
@@ -170,7 +170,7 @@ fn names() -> Result<()> {
     let metrics = agent.scrape()?;
     let up = metrics.sum("cgmeter_runtime_up", &[("runtime", "podman")]);
     same("cgmeter_runtime_up", up, 1.0)?;
-    // Its monitor's cgroup is no container.
+    // The cgroup of its monitor (conmon) is not a container.
     let series = metrics.with("image", FULL_IMAGE)?;
     let ids: BTreeSet<&str> = series.iter().map(|series| series.label("id")).collect();
     ensure!(ids.len() == 21, "{ids:?}");
@@ -245,7 +245,7 @@ fn killed() -> Result<()> {
         .with_context(|| agent.log())
     };
     wait_up(0.0)?;
-    // It starts without a service's help; the name comes with the service.
+    // The container starts while the service is down. It gets its name once the service is up.
     let late = podman.detached("late", FOREVER)?;
     let metrics = agent.scrape()?;
     check(&metrics, &early, "early")?;

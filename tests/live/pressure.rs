@@ -35,9 +35,9 @@ fn cpu() -> Result<()> {
     let cgroup = Cgroup::new()?;
     let mut worker = Worker::start(&cgroup)?;
     worker.run("pin 0")?;
-    // Two threads on one CPU: one of them always waits.
+    // Two threads on one CPU, so one of them always waits.
     worker.run("threads 2 300")?;
-    // Reading the file has the kernel collect; nothing is added afterwards.
+    // Reading the file makes the kernel sum up the values. They don't change afterwards.
     std::thread::sleep(Duration::from_millis(2500));
     for (resource, some) in [("cpu", 0.2), ("memory", 0.0), ("io", 0.0)] {
         let expected = totals(&cgroup.directory.join(format!("{resource}.pressure")))?;
@@ -48,7 +48,7 @@ fn cpu() -> Result<()> {
                 &format!("container_pressure_{resource}_{kind}_seconds_total"),
             )
         };
-        // The file shows whole microseconds.
+        // The file has whole microseconds.
         agree("waiting", found("waiting")?, expected[0], 0.0, 1.5e-6)?;
         agree("stalled", found("stalled")?, expected[1], 0.0, 1.5e-6)?;
         ensure!(expected[0] >= some, "{resource}: {} s", expected[0]);
@@ -62,7 +62,7 @@ fn cpu() -> Result<()> {
         "the host waited {} s, not {found}",
         host[0]
     );
-    // It is kept.
+    // The value is retained after the removal.
     let before = agent
         .scrape()?
         .of(&cgroup.id, "container_pressure_cpu_waiting_seconds_total")?;
@@ -71,5 +71,9 @@ fn cpu() -> Result<()> {
     let after = agent
         .scrape()?
         .of(&cgroup.id, "container_pressure_cpu_waiting_seconds_total")?;
-    same("of the dead", f64::from(u8::from(after >= before)), 1.0)
+    same(
+        "of the removed cgroup",
+        f64::from(u8::from(after >= before)),
+        1.0,
+    )
 }

@@ -63,7 +63,7 @@ fn threads() -> Result<()> {
     let counts = counts(&agent.scrape()?, &cgroup.id)?;
     worker.run("threads 25 1")?;
     let counts = check(&agent, &cgroup, counts, [0.0; 4])?;
-    // A process of 26 threads, ended by a signal, ends once.
+    // A process with 26 threads that is killed by a signal counts as one exit.
     drop(worker);
     check(&agent, &cgroup, counts, [0.0, 0.0, 0.0, 1.0])?;
     Ok(())

@@ -1,4 +1,4 @@
-//! What the kernel counts of programs' runs. Oracle: the agent's descriptors in /proc/PID/fdinfo.
+//! Run statistics of the kernel programs. Oracle: the agent's descriptors in /proc/PID/fdinfo.
 
 use std::{collections::BTreeMap, fs};
 
@@ -10,7 +10,7 @@ pub const TESTS: &[Test] = &[("programs::runs_and_misses", &[Need::Agent], runs_
 
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-/// Has the kernel count runs, as long as it lives.
+/// Makes the kernel count runs, until it is dropped.
 struct Statistics(String);
 
 impl Statistics {
@@ -27,11 +27,11 @@ impl Drop for Statistics {
     }
 }
 
-/// (runs, misses) of each program that a process has a descriptor of, by the program's id.
+/// (runs, misses) of each program that a process has a descriptor of, keyed by the program's id.
 fn counted(pid: u32) -> Result<BTreeMap<u64, (f64, f64)>> {
     let mut programs = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // The agent closes descriptors meanwhile.
+        // The agent may close descriptors during the reading.
         let Ok(text) = fs::read_to_string(entry?.path()) else {
             continue;
         };
@@ -39,7 +39,7 @@ fn counted(pid: u32) -> Result<BTreeMap<u64, (f64, f64)>> {
             text.lines()
                 .find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok())
         };
-        // Links name their program too, and have no runs.
+        // Links also name their program, but have no runs.
         let (Some(id), Some(runs)) = (number("prog_id:"), number("run_cnt:")) else {
             continue;
         };
@@ -52,7 +52,7 @@ fn counted(pid: u32) -> Result<BTreeMap<u64, (f64, f64)>> {
 fn runs_and_misses() -> Result<()> {
     let agent = Agent::start(&[])?;
     let _statistics = Statistics::on()?;
-    // Something that programs are run for.
+    // Make some programs run.
     Worker::once(&Cgroup::new()?, "fork 20")?;
     let sums = || -> Result<(usize, f64, f64)> {
         let programs = counted(agent.pid())?;

@@ -1,5 +1,5 @@
-//! A Prometheus of the test's own that scrapes several targets and evaluates queries as Grafana asks
-//! them: over its HTTP API, at once or over a range.
+//! Runs a Prometheus that scrapes several targets and evaluates queries as Grafana sends them: over
+//! its HTTP API, as instant or range queries.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::agent::{free_port, get};
 
-/// Seconds between the points of a range.
+/// Step of a range query, seconds.
 const STEP: u64 = 2;
 
 /// A running Prometheus.
@@ -25,7 +25,8 @@ pub struct Queried {
 }
 
 impl Queried {
-    /// One that scrapes (job, port) on loopback every second and evaluates the rules given.
+    /// Starts a Prometheus that scrapes each (job, port) on loopback every second and evaluates the
+    /// given rules.
     pub fn start(targets: &[(&str, u16)], rules: &[PathBuf]) -> Result<Self> {
         let port = free_port()?;
         let folder = std::env::temp_dir().join(format!("cgmeter-test-queried-{port}"));
@@ -75,14 +76,14 @@ impl Queried {
         Ok(started)
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// `data` of an answer of the API; an error is Prometheus's own.
+    /// The field `data` of an answer of the API. An error has Prometheus's message.
     fn data(&self, path: &str) -> Result<Value> {
-        // An error of a query has a status other than 200, and says what it is in its JSON.
+        // If a query fails, the status is not 200, and the JSON has the error.
         let mut answer = json(self.port, path)?;
         ensure!(answer["status"] == "success", "{path}: {}", answer["error"]);
         Ok(answer["data"].take())
@@ -93,12 +94,12 @@ impl Queried {
         Ok(serde_json::from_value(data["result"].take())?)
     }
 
-    /// The result of an instant query, once it has one.
+    /// Waits until an instant query has a result, and returns it.
     pub fn query(&self, query: &str) -> Result<Vec<Value>> {
         self.query_within(query, Duration::from_secs(40))
     }
 
-    /// The result of an instant query, once it has one within some time.
+    /// Waits for at most `patience` until an instant query has a result, and returns it.
     pub fn query_within(&self, query: &str, patience: Duration) -> Result<Vec<Value>> {
         let until = Instant::now() + patience;
         loop {
@@ -112,14 +113,14 @@ impl Queried {
         }
     }
 
-    /// The value of an instant query's first series, once it has one.
+    /// Waits until an instant query has a result, and returns the value of its first series.
     pub fn value(&self, query: &str) -> Result<f64> {
         let result = self.query(query)?;
         let text = result.first().and_then(|first| first["value"][1].as_str());
         Ok(text.context("no value")?.parse()?)
     }
 
-    /// How many series with a number a query has now.
+    /// Number of series whose value is a number, for an instant query now.
     pub fn at_once(&self, query: &str) -> Result<usize> {
         let series = self.result(query)?;
         Ok(series
@@ -128,7 +129,8 @@ impl Queried {
             .count())
     }
 
-    /// How many series with a number a query has in the seconds before now.
+    /// Number of series with a number among their values, for a range query over the last
+    /// `seconds`.
     pub fn range(&self, query: &str, seconds: u64) -> Result<usize> {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?
@@ -162,7 +164,7 @@ impl Drop for Queried {
     }
 }
 
-/// The JSON at a path on a port of loopback, whatever the status.
+/// Sends a GET request to a port on loopback and returns the JSON, for any status.
 pub fn json(port: u16, path: &str) -> Result<Value> {
     let answer = get(port, path)?;
     let said = || {
@@ -175,13 +177,13 @@ pub fn json(port: u16, path: &str) -> Result<Value> {
     serde_json::from_slice(&answer.body).with_context(said)
 }
 
-/// Whether a point is more than NaN: a ratio or a quantile of nothing.
+/// Whether a point is not NaN, which is the ratio or the quantile of nothing.
 fn is_number(point: &Value) -> bool {
     let text = point[1].as_str();
     text.is_some_and(|text| text.parse::<f64>().is_ok_and(|number| !number.is_nan()))
 }
 
-/// The recording and alerting rules that are shipped; none where the folder is not there.
+/// The shipped recording and alerting rules. Empty if the folder does not exist.
 pub fn shipped_rules(repository: &Path) -> Vec<PathBuf> {
     let folder = fs::read_dir(repository.join("deploy/prometheus/rules"));
     let files = folder

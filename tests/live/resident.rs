@@ -1,13 +1,13 @@
-//! Orders that leave something behind in a worker's cgroup: descriptors, threads, children.
+//! Orders that create something lasting in a worker's cgroup: descriptors, threads, children.
 //!
-//! Everything goes with the worker: children ask to be killed when it ends.
+//! Everything ends with the worker: children ask the kernel to kill them when it ends.
 
 use std::{
     os::fd::{IntoRawFd, RawFd},
     sync::mpsc,
 };
 
-/// Carries out an order of this kind; `false` if it is none.
+/// Carries out an order. Returns `false` if it is not one of these.
 pub fn obey(words: &[&str]) -> bool {
     let number = |at: usize| {
         words
@@ -16,35 +16,37 @@ pub fn obey(words: &[&str]) -> bool {
             .unwrap_or(0)
     };
     match words.first().copied().unwrap_or_default() {
-        // files N: N descriptors of a file.
+        // files N: opens N descriptors of a file.
         "files" => (0..number(1)).for_each(|_| _ = duplicate(0, 0)),
         // sockets N
         "sockets" => (0..number(1)).for_each(|_| _ = socket()),
-        // high N: one descriptor of that number.
+        // high N: opens a descriptor with this number.
         "high" => _ = duplicate(0, number(1) as RawFd),
-        // fill N: descriptors until the limit is reached or there are N; every third is a socket's.
+        // fill N: opens descriptors until the limit is reached or there are N. Every third is a
+        // socket.
         "fill" => fill(number(1)),
-        // unlimited: the highest limit of descriptors that this process can get.
+        // unlimited: raises the limit of descriptors as far as this process can.
         "unlimited" => raise_limit(),
-        // limit N: a soft limit of N descriptors.
+        // limit N: sets a soft limit of N descriptors.
         "limit" => set_soft_limit(number(1)),
-        // path-socket PATH: an O_PATH descriptor of a Unix socket's name.
+        // path-socket PATH: opens an O_PATH descriptor of a Unix socket's file.
         "path-socket" => path_socket(words.get(1).copied().unwrap_or_default()),
-        // accepting N: N threads that wait for a connection that never comes.
+        // accepting N: N threads that wait forever in accept(2).
         "accepting" => (0..number(1)).for_each(|_| accepting()),
-        // own-tables N F: N threads with a file table of their own, each with F files more than it had.
+        // own-tables N F: N threads, each with its own file table and F more files in it.
         "own-tables" => own_tables(number(1), number(2)),
-        // brood N F S: N children; the nth has n mod F descriptors more, and n mod S sockets.
+        // brood N F S: N children. The nth has n mod F more descriptors, and n mod S more sockets.
         "brood" => (0..number(1)).for_each(|n| child(|| furnish(n, number(2), number(3)))),
-        // zombies N: N children that have ended.
+        // zombies N: N children that have exited and are not waited for.
         "zombies" => (0..number(1)).for_each(|_| zombie()),
-        // leaderless N: a child whose first thread has ended and N others live.
+        // leaderless N: a child whose first thread has exited while N others run.
         "leaderless" => leaderless(number(1)),
-        // stopped N: N children that have stopped themselves.
+        // stopped N: N children that stop themselves.
         "stopped" => (0..number(1)).for_each(|_| stopped()),
-        // uninterruptible N: N children that wait in vfork(2), and what they wait for.
+        // uninterruptible N: N children that wait in vfork(2), and the N children that they wait
+        // for.
         "uninterruptible" => (0..number(1)).for_each(|_| child(|| _ = vfork())),
-        // running N: N children that never sleep, as nice as can be.
+        // running N: N children that never sleep, at the lowest priority.
         "running" => (0..number(1)).for_each(|_| child(run_forever)),
         _ => return false,
     }
@@ -56,7 +58,7 @@ fn check(what: &str, result: libc::c_int) -> libc::c_int {
     result
 }
 
-/// A copy of a descriptor, at `lowest` or above, which stays open.
+/// Duplicates a descriptor to a number of at least `lowest`. The copy stays open.
 fn duplicate(of: RawFd, lowest: RawFd) -> RawFd {
     // SAFETY: always allowed.
     check("fcntl", unsafe { libc::fcntl(of, libc::F_DUPFD, lowest) })
@@ -96,7 +98,7 @@ fn raise_limit() {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
     let hard = limits().rlim_max;
-    // Beyond the hard limit takes CAP_SYS_RESOURCE.
+    // Raising the hard limit needs CAP_SYS_RESOURCE.
     assert!(set_limits(highest, highest) || set_limits(hard, hard));
 }
 
@@ -121,7 +123,7 @@ fn path_socket(path: &str) {
     let Ok(name) = std::ffi::CString::new(path) else {
         return;
     };
-    // SAFETY: the path is terminated.
+    // SAFETY: the path is NUL-terminated.
     check("open", unsafe { libc::open(name.as_ptr(), libc::O_PATH) });
 }
 
@@ -138,7 +140,7 @@ fn own_tables(count: u64, files: u64) {
     for _ in 0..count {
         let done = done.clone();
         std::thread::spawn(move || {
-            // SAFETY: this thread's own table from now on.
+            // SAFETY: this gives only this thread its own file table.
             check("unshare", unsafe { libc::unshare(libc::CLONE_FILES) });
             (0..files).for_each(|_| _ = duplicate(0, 0));
             let _ = done.send(());
@@ -155,12 +157,12 @@ fn sleep() -> ! {
     }
 }
 
-/// A child that does something, says so and sleeps.
+/// Forks a child that does its work, reports that it is ready and sleeps.
 fn child(work: impl FnOnce()) {
     let Ok((mut ours, theirs)) = std::io::pipe() else {
         panic!("no pipe");
     };
-    // SAFETY: the worker has one thread when it gives birth, so the child may do as it likes.
+    // SAFETY: the worker has one thread at this time, so the child may call any function.
     if check("fork", unsafe { libc::fork() }) == 0 {
         die_with_parent();
         drop(ours);
@@ -180,7 +182,7 @@ thread_local! {
 }
 
 fn say_ready() {
-    // SAFETY: the child's own end of the pipe, closed once.
+    // SAFETY: this is the child's own end of the pipe, and it is closed once.
     unsafe { libc::close(READY.replace(-1)) };
 }
 
@@ -195,7 +197,7 @@ fn furnish(n: u64, files: u64, sockets: u64) {
 }
 
 fn zombie() {
-    // SAFETY: the child only ends; WNOWAIT leaves it a zombie.
+    // SAFETY: the child only exits, and WNOWAIT leaves it a zombie.
     unsafe {
         let pid = check("fork", libc::fork());
         if pid == 0 {
@@ -213,7 +215,7 @@ fn leaderless(threads: u64) {
             std::thread::spawn(|| sleep());
         }
         say_ready();
-        // SAFETY: ends this thread alone; the others live on.
+        // SAFETY: this ends only this thread. The others keep running.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
 }
@@ -232,11 +234,11 @@ fn stopped() {
     }
 }
 
-/// A child whose parent waits for it to end or exec, which it doesn't: in state D
+/// Creates a child that neither exits nor execs, so that its parent waits for it in state D
 /// (kernel/fork.c, `wait_for_vfork_done`).
 fn vfork() -> libc::c_long {
     say_ready();
-    // SAFETY: without CLONE_VM the child has a memory of its own.
+    // SAFETY: without CLONE_VM the child has its own memory.
     unsafe {
         let pid = libc::syscall(
             libc::SYS_clone,

@@ -1,9 +1,9 @@
-//! Container runtimes of the test's own: daemons with folders and sockets of their own, and an image
-//! that is made here, since there is no registry.
+//! Container runtimes for the tests: daemons with their own folders and sockets. The image is built
+//! here, because there is no registry.
 //!
 //! Invariant: dropping a [`Folder`] removes its processes, mounts, cgroups and files, however the
-//! daemons ended. It kills only processes with the folder on their command line, and those that these
-//! started.
+//! daemons ended. It kills only processes with the folder on their command line, and their
+//! descendants.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,16 +19,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{agent::Agent, metrics::Metrics};
 
-/// What the image is called.
+/// Name of the image.
 pub const IMAGE: &str = "busybox:local";
 
-/// Runs a program that has to succeed, and returns its standard output.
+/// Runs a program, which must succeed, and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = succeed(command)?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The same, with standard error after it.
+/// The same, followed by standard error.
 pub fn both(command: &mut Command) -> Result<String> {
     let output = succeed(command)?;
     let text = [output.stdout, output.stderr].concat();
@@ -50,7 +50,7 @@ fn succeed(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Tries until it succeeds. After 90 s, the last failure is the result.
+/// Retries until it succeeds. After 90 s, returns the last failure.
 pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let until = Instant::now() + Duration::from_secs(90);
     loop {
@@ -61,7 +61,8 @@ pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Waits until the agent follows a runtime: on a busy machine the runtime's first answer takes its time.
+/// Waits until the agent follows a runtime. On a busy machine the runtime's first answer takes
+/// long.
 pub fn followed(agent: &Agent, runtime: &str) -> Result<()> {
     eventually(|| {
         let up = agent
@@ -73,9 +74,9 @@ pub fn followed(agent: &Agent, runtime: &str) -> Result<()> {
     .with_context(|| agent.log())
 }
 
-/// Starts containers one after the other, `start` by number and name, and asks the agent for each with
-/// `check` once, as soon as it has been started. Every first answer has to be right. Some of them stay,
-/// the others are removed in groups.
+/// Starts containers one after the other with `start`, given a number and a name. As soon as one
+/// has been started, `check` asks the agent for it once. Every first answer must be right. Some
+/// containers stay, the others are removed in groups.
 pub fn first_answers(
     count: usize,
     start: impl Fn(usize, &str) -> Result<String>,
@@ -104,7 +105,8 @@ pub fn first_answers(
     Ok(())
 }
 
-/// Fails unless all series of a cgroup carry these labels, and there are as many as a live one has.
+/// Fails unless all series of a cgroup have these labels, and there are as many as for a live
+/// cgroup.
 pub fn all_labelled(metrics: &Metrics, id: &str, labels: &[(&str, &str)]) -> Result<()> {
     let series = metrics.with("id", id)?;
     ensure!(series.len() > 25, "{id} has {} series", series.len());
@@ -121,7 +123,8 @@ pub fn all_labelled(metrics: &Metrics, id: &str, labels: &[(&str, &str)]) -> Res
     metrics.no_doubles()
 }
 
-/// Fails unless the JSON record of a container, asked for by name, id or the id's beginning, says so.
+/// Fails unless the JSON record of a container has these values. The key is its name, its id or a
+/// prefix of the id.
 pub fn in_json(agent: &Agent, key: &str, expected: &[(&str, &str)]) -> Result<()> {
     let text = agent.body(&format!("/api/v1/containers/{key}"), "")?;
     let record: serde_json::Value = serde_json::from_str(&text)?;
@@ -135,22 +138,23 @@ pub fn in_json(agent: &Agent, key: &str, expected: &[(&str, &str)]) -> Result<()
     Ok(())
 }
 
-/// A folder for daemons, and the owner of all that they leave.
+/// A folder for daemons. It owns everything that they leave behind.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Cgroups at the top that were there before.
+    /// Top-level cgroups that existed before.
     tops: BTreeSet<PathBuf>,
 }
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl Folder {
-    /// A new one.
+    /// Creates a folder.
     pub fn new(what: &str) -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("cgmeter-test-{what}-{}-{number}", std::process::id());
-        // Short: sockets of daemons' daemons lie deep below, and a socket's path has 107 bytes at most.
+        // A short name, because some sockets are deep below, and a socket's path has at most 107
+        // bytes.
         let path = Path::new("/tmp").join(name);
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         let mut tops = BTreeSet::new();
@@ -165,18 +169,19 @@ impl Folder {
         self.path.join(part)
     }
 
-    /// The same in text.
+    /// A path in it, as text.
     pub fn text(&self, part: &str) -> String {
         self.path(part).display().to_string()
     }
 
-    /// The id of a cgroup that daemons may put theirs in: all of it ends with the folder.
+    /// The id of a parent cgroup for the daemons' cgroups. It is removed with the folder.
     pub fn cgroup(&self) -> String {
         let name = self.path.file_name().unwrap_or_default();
         format!("/{}", name.display())
     }
 
-    /// A tar archive of the image's file system: busybox under the names that tests use.
+    /// Creates a tar archive of the image's file system, with busybox under the names that the
+    /// tests use.
     pub fn rootfs(&self) -> Result<PathBuf> {
         let root = self.path("rootfs");
         fs::create_dir_all(root.join("bin"))?;
@@ -202,7 +207,7 @@ impl Folder {
         Ok(archive)
     }
 
-    /// Processes of this folder: id and the cgroups that each is in, by its /proc file.
+    /// Processes of this folder: their ids, and the text of /proc/PID/cgroup.
     fn processes(&self) -> BTreeMap<u32, String> {
         let folder = self.path.display().to_string();
         let mut parents: BTreeMap<u32, u32> = BTreeMap::new();
@@ -221,7 +226,7 @@ impl Folder {
             let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
             let parent = after.split(' ').nth(1).and_then(|word| word.parse().ok());
             parents.insert(pid, parent.unwrap_or(0));
-            // The agent has the socket on its command line, and ends by itself.
+            // The agent has the socket on its command line too, but exits by itself.
             if text("comm").trim() != "cgmeter" && text("cmdline").contains(&folder) {
                 ours.insert(pid);
             }
@@ -244,7 +249,7 @@ impl Folder {
             .collect()
     }
 
-    /// Ends the processes, and removes the cgroups that they were in, except this process's own.
+    /// Kills the processes and removes their cgroups, except the cgroup of this process.
     pub fn end_processes(&self) {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own: BTreeSet<&str> = own.lines().collect();
@@ -260,10 +265,10 @@ impl Folder {
                         .map(|path| path.trim_start_matches('/').to_owned()),
                 );
                 let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                // A zombie waits for its parent alone.
+                // A zombie can't be killed. Its parent has to wait for it.
                 if !stat.contains(") Z ") {
                     living += 1;
-                    // SAFETY: a process that a daemon of this folder is or has started.
+                    // SAFETY: the process is a daemon of this folder, or was started by one.
                     unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
                 }
             }
@@ -279,7 +284,7 @@ impl Folder {
         }
     }
 
-    /// Removes the cgroups in one, the innermost first, and it.
+    /// Removes a cgroup and its descendants, the innermost first.
     fn remove_tree(&self, hierarchy: &Path, path: &Path) {
         let entries = fs::read_dir(hierarchy.join(path)).into_iter().flatten();
         for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
@@ -288,7 +293,7 @@ impl Folder {
         self.remove_cgroup(hierarchy, path);
     }
 
-    /// Removes a cgroup, and those of its parents that are new and empty.
+    /// Removes a cgroup, and its ancestors that are new and empty.
     pub fn remove_cgroup(&self, hierarchy: &Path, path: &Path) {
         let until = Instant::now() + Duration::from_secs(5);
         for path in path.ancestors().filter(|path| *path != Path::new("")) {
@@ -296,7 +301,7 @@ impl Folder {
             if self.tops.contains(&directory) {
                 return;
             }
-            // EBUSY while its last tasks are on their way out; but a parent may be in use.
+            // EBUSY while its last tasks are exiting. A parent may stay in use.
             while let Err(error) = fs::remove_dir(&directory) {
                 let busy = error.raw_os_error() == Some(libc::EBUSY);
                 let empty = fs::read_dir(&directory)
@@ -313,7 +318,8 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.end_processes();
-        // Where the last container has ended by itself, nobody was in it any more.
+        // If the last container ended by itself, the parent cgroup had no process and is still
+        // there.
         let cgroup = self.cgroup();
         for hierarchy in hierarchies() {
             self.remove_tree(&hierarchy, Path::new(cgroup.trim_start_matches('/')));
@@ -353,7 +359,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it, and waits until `answers` says that it serves.
+    /// Starts the daemon and waits until `answers` succeeds.
     pub fn start(
         folder: &Folder,
         command: &mut Command,
@@ -390,16 +396,16 @@ impl Daemon {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: our own child, not yet waited for.
+        // SAFETY: the process is our child and has not been waited for.
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
-    /// Whether it runs, be it stopped.
+    /// Whether the process exists. It may be stopped.
     pub fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Kills it, as a crash would.
+    /// Kills it, to simulate a crash.
     pub fn crash(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;

@@ -1,5 +1,5 @@
 //! Waiting, switching, migrating. Oracles: /proc/PID/schedstat and /proc/PID/status of every
-//! thread, read while they sleep; forced moves by sched_setaffinity(2).
+//! thread, read while the threads sleep, and migrations forced with sched_setaffinity(2).
 
 use anyhow::{Context, Result, ensure};
 
@@ -38,7 +38,7 @@ const SWITCHES: &str = "container_sched_context_switches_total";
 const PREEMPTIONS: &str = "container_sched_preemptions_total";
 const LATENCY: &str = "container_sched_runqueue_latency_seconds";
 
-/// Has /proc/PID/schedstat show figures, which kernels without SCHEDSTATS do only on demand.
+/// Makes /proc/PID/schedstat show values. Kernels without SCHEDSTATS do this only on request.
 struct DelayAccounting(Option<String>);
 
 const SYSCTL: &str = "/proc/sys/kernel/task_delayacct";
@@ -59,7 +59,7 @@ impl Drop for DelayAccounting {
     }
 }
 
-/// What a job adds to the kernel's books and to the agent's counters.
+/// The increase of the kernel's statistics and of the agent's counters during a job.
 struct Job {
     books: Books,
     before: Metrics,
@@ -75,7 +75,7 @@ impl Job {
     }
 }
 
-/// Gives all workers the same order at once and waits for all of them; all in one cgroup.
+/// Gives all workers, in one cgroup, their orders at once and waits for all of them.
 fn measure(agent: &Agent, cgroup: &Cgroup, workers: &mut [Worker], orders: &[&str]) -> Result<Job> {
     let sum = |workers: &[Worker]| -> Result<Books> {
         workers
@@ -193,7 +193,7 @@ fn histogram() -> Result<()> {
         job.after.count(&format!("{LATENCY}_bucket"), &id) as f64,
         24.0,
     )?;
-    // Tasks that share a CPU wait for milliseconds, not for microseconds or seconds.
+    // Tasks that share a CPU wait for milliseconds, not microseconds or seconds.
     let within = |bound| {
         job.after
             .get(&format!("{LATENCY}_bucket"), &[id[0], ("le", bound)])
@@ -205,7 +205,7 @@ fn histogram() -> Result<()> {
 fn preemptions() -> Result<()> {
     let agent = Agent::start(&[])?;
     let (mine, other) = (Cgroup::new()?, Cgroup::new()?);
-    // Against itself: two real-time tasks that take turns. Whatever else the machine does, it gets the
+    // Within one cgroup: two real-time tasks that take turns. Other tasks of the machine get the
     // CPU only when the kernel throttles real-time tasks. The kernel counts a yield as involuntary.
     let mut pair = workers(&mine, 2)?;
     for worker in &mut pair {
@@ -245,7 +245,7 @@ fn migrations() -> Result<()> {
     let agent = Agent::start(&[])?;
     let cgroup = Cgroup::new()?;
     let mut workers = workers(&cgroup, 1)?;
-    // Starts on CPU 0: 201 changes of the mask, of which the first changes nothing.
+    // It starts on CPU 0. Of the 201 changes of the mask, the first one changes nothing.
     let job = measure(&agent, &cgroup, &mut workers, &["migrate 201"])?;
     same("migrations", job.gained(MIGRATIONS, &[]), 200.0)
 }

@@ -1,4 +1,4 @@
-//! More cgroups than slots: nothing is lost, the excess shares one series.
+//! More cgroups than slots: nothing is lost, and the cgroups without a slot share one series.
 
 use anyhow::{Result, ensure};
 
@@ -42,7 +42,7 @@ fn overflow() -> Result<()> {
     ensure!(excess > 0.3, "only {excess} s are in the overflow");
     let own = after.of(&parent.id, RUN)?;
     agree("cgroups and overflow", own + excess, work, 0.05, 0.02)?;
-    // The host's total misses nothing.
+    // The host's total includes everything.
     let gained = after.of("/", RUN)? - before.of("/", RUN)?;
     ensure!(
         gained >= work,
@@ -52,8 +52,8 @@ fn overflow() -> Result<()> {
 }
 
 fn recycling() -> Result<()> {
-    // Twelve cgroups one after the other, with room for six: each has to wait for a slot to come
-    // back, if at all.
+    // Twelve cgroups one after the other, with room for six. A cgroup gets a slot only after others
+    // were recycled.
     let agent = Agent::start(&["--cgroup.max", "6"])?;
     let parent = Cgroup::new()?;
     for n in 0..12 {
@@ -70,7 +70,7 @@ fn recycling() -> Result<()> {
             0.001,
         )?;
         if n % 3 == 2 {
-            // Longer than the quarantine and the grace together.
+            // Longer than the quarantine and the grace period together.
             std::thread::sleep(std::time::Duration::from_secs(4));
         }
     }

@@ -1,4 +1,4 @@
-//! What a worker does with sockets. Orders begin with `tcp` or `udp`; a `PLACE` is an address and a
+//! A worker's orders for sockets. They begin with `tcp` or `udp`. A `PLACE` is an address and a
 //! port, as two words.
 
 use std::{
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// IPPROTO_MPTCP
 const MPTCP: libc::c_int = 262;
-/// Longest wait for anything.
+/// Maximum wait for any event.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A worker's sockets.
@@ -20,13 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Sockets {
     listeners: Vec<OwnedFd>,
     connections: Vec<TcpStream>,
-    /// Asked for, but not there yet.
+    /// Connections that are not established yet.
     pending: Vec<OwnedFd>,
     datagrams: Vec<UdpSocket>,
 }
 
 impl Sockets {
-    /// Does what it is told and returns the answer, if there is one.
+    /// Carries out an order and returns the answer, if there is one.
     pub fn obey(&mut self, words: &[&str]) -> Result<String> {
         let number = |at: usize| -> Result<usize> {
             let word = words.get(at).context("a number is missing")?;
@@ -55,19 +55,19 @@ impl Sockets {
                     self.connections.push(TcpStream::from(socket));
                 }
             }
-            // PLACE: of its own, connected to itself
+            // PLACE: a socket bound to it and connected to itself
             ["tcp", "self"] => {
                 let socket = socket(place()?, libc::SOCK_STREAM, 0)?;
                 bind(&socket, place()?)?;
                 connect(&socket, place()?)?;
                 self.connections.push(TcpStream::from(socket));
             }
-            // N, from the last listener
+            // N: accepts from the last listener
             ["tcp", "accept"] => {
                 let listener = self.listeners.last().context("no listener")?;
                 for _ in 0..number(2)? {
                     ensure!(poll(listener, libc::POLLIN)?, "nobody calls");
-                    // SAFETY: accept(2) without an address makes a descriptor.
+                    // SAFETY: accept(2) without an address writes no memory.
                     let socket = owned(unsafe {
                         libc::accept4(
                             listener.as_raw_fd(),
@@ -79,7 +79,7 @@ impl Sockets {
                     self.connections.push(TcpStream::from(socket));
                 }
             }
-            // PLACE N: nobody listens there
+            // PLACE N: no socket listens there
             ["tcp", "refused"] => {
                 for _ in 0..number(4)? {
                     let socket = socket(place()?, libc::SOCK_STREAM, 0)?;
@@ -103,7 +103,8 @@ impl Sockets {
                     self.pending.push(socket);
                 }
             }
-            // The pending ones' errors, in their order; those that succeed become connections.
+            // Returns the errors of the pending connections, in their order. Those that succeed
+            // become connections.
             ["tcp", "outcome"] => {
                 let mut answer = String::new();
                 for socket in std::mem::take(&mut self.pending) {
@@ -119,7 +120,7 @@ impl Sockets {
                 return Ok(answer + "\n");
             }
             ["tcp", "give-up"] => self.pending.clear(),
-            // BYTES on each connection; what finds no room in the buffer waits for it.
+            // BYTES on each connection. It waits for room in the buffer.
             ["tcp", "write"] => {
                 let bytes = vec![7; number(2)?];
                 for stream in &mut self.connections {
@@ -133,7 +134,7 @@ impl Sockets {
                     stream.read_exact(&mut bytes)?;
                 }
             }
-            // Nothing is received any more, as if it were lost on the way.
+            // Drops every packet that arrives, as if it were lost on the way.
             ["tcp", "deaf"] | ["tcp", "hear"] => {
                 let deaf = words[1] == "deaf";
                 let pending = self.pending.iter().map(AsRawFd::as_raw_fd);
@@ -142,7 +143,8 @@ impl Sockets {
                     filter(socket, deaf)?;
                 }
             }
-            // Sums over the connections: number, segments sent again, smoothed round-trip time in µs.
+            // Sums over the connections: number, retransmitted segments, smoothed round-trip time
+            // in µs.
             ["tcp", "info"] => {
                 let (mut again, mut rtt) = (0, 0);
                 for stream in &self.connections {
@@ -173,7 +175,7 @@ impl Sockets {
                 }
                 self.datagrams.push(socket);
             }
-            // PLACE N SIZE; how many were refused with EPERM.
+            // PLACE N SIZE: returns how many were refused with EPERM.
             ["udp", "send"] => {
                 let to = place()?;
                 let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -201,7 +203,7 @@ fn owned(socket: RawFd) -> io::Result<OwnedFd> {
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
@@ -210,13 +212,13 @@ fn socket(place: SocketAddr, kind: libc::c_int, protocol: libc::c_int) -> io::Re
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,
     };
-    // SAFETY: makes a descriptor.
+    // SAFETY: no memory is passed.
     owned(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })
 }
 
-/// A socket address as the kernel has it, and its length.
+/// A socket address in the kernel's form, and its length.
 fn raw(place: SocketAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
-    // SAFETY: zero is a value of either.
+    // SAFETY: all zeros are valid for both structures.
     let mut to: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
     match place {
         SocketAddr::V6(place) => {
@@ -226,7 +228,7 @@ fn raw(place: SocketAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
             (to, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
         }
         SocketAddr::V4(place) => {
-            // struct sockaddr_in: family, port, then the address where flowinfo is.
+            // struct sockaddr_in: family, port, then the address in the place of flowinfo.
             to.sin6_family = libc::AF_INET as libc::sa_family_t;
             to.sin6_port = place.port().to_be();
             to.sin6_flowinfo = u32::from_ne_bytes(place.ip().octets());
@@ -256,7 +258,7 @@ fn bind(socket: &OwnedFd, place: SocketAddr) -> io::Result<()> {
 fn listener(place: SocketAddr, protocol: libc::c_int) -> Result<OwnedFd> {
     let listener = socket(place, libc::SOCK_STREAM, protocol)?;
     bind(&listener, place)?;
-    // SAFETY: a socket.
+    // SAFETY: the descriptor is a socket, and no memory is passed.
     if unsafe { libc::listen(listener.as_raw_fd(), 128) } != 0 {
         return Err(io::Error::last_os_error()).context("listening");
     }
@@ -265,28 +267,29 @@ fn listener(place: SocketAddr, protocol: libc::c_int) -> Result<OwnedFd> {
 
 fn set<T>(socket: RawFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the value is as long as said.
+    // SAFETY: the value has the length that is passed.
     match unsafe { libc::setsockopt(socket, level, name, (&raw const *value).cast(), length) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// An option's value; `T` is a structure of integers.
+/// The value of an option. `T` is a structure of integers.
 fn get<T>(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
     let mut length = size_of::<T>() as libc::socklen_t;
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
     let to = value.as_mut_ptr().cast();
-    // SAFETY: `value` has room for as much as said.
+    // SAFETY: `value` has room for the length that is passed.
     let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, to, &raw mut length) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: zeroed, and any bits are integers.
+    // SAFETY: the memory is zeroed, and integers may have any bits.
     Ok(unsafe { value.assume_init() })
 }
 
-/// Has a socket drop whatever it receives (a filter of one instruction that passes no byte), or not.
+/// Makes a socket drop everything that it receives, or ends this. The filter is one instruction
+/// that passes no byte.
 fn filter(socket: RawFd, on: bool) -> io::Result<()> {
     static DROP: libc::sock_filter = libc::sock_filter {
         code: 0x06,
@@ -313,7 +316,7 @@ fn poll(socket: &impl AsRawFd, events: libc::c_short) -> io::Result<bool> {
         revents: 0,
     };
     while Instant::now() < end {
-        // SAFETY: one entry.
+        // SAFETY: the array has one entry.
         match unsafe { libc::poll(&raw mut wanted, 1, 1000) } {
             0 => {}
             1 => return Ok(true),

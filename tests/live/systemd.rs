@@ -1,5 +1,5 @@
-//! Units by name, under a systemd of the test's own, which systemd-nspawn boots from the host's
-//! programs. Oracle: the units that the test has written, and their cgroups' files.
+//! Names of units, under a systemd that systemd-nspawn boots from the host's programs. Oracle: the
+//! units that the test has written, and the files of their cgroups.
 
 use std::{
     fs,
@@ -33,11 +33,11 @@ pub const TESTS: &[Test] = &[(
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
 
-/// Counts, which takes some time.
+/// Counts in a loop, to use CPU time.
 const WORK: &str = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done";
 const FOREVER: &str = "exec sleep 1000000";
 
-/// Units: file name, name of the unit, what its shell does, further settings.
+/// Units: file name, unit name, last command of its shell, further settings.
 const UNITS: &[(&str, &str, &str, &str)] = &[
     (r"cgtest-a\x2db.service", "cgtest-a-b.service", FOREVER, ""),
     ("cgtest@.service", "cgtest@one.service", FOREVER, ""),
@@ -56,7 +56,7 @@ const UNITS: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// The root directory of the system to boot: the host's programs, the test's units.
+/// Creates the root directory of the system to boot, with the host's programs and the test's units.
 fn root(folder: &Folder) -> Result<PathBuf> {
     let root = folder.path("root");
     for part in ["usr", "etc/systemd/system/basic.target.wants", "root"] {
@@ -80,7 +80,7 @@ fn root(folder: &Folder) -> Result<PathBuf> {
              ExecStart=/bin/sh -c '{WORK}; {last}'\n{settings}\n"
         );
         fs::write(system.join(file), text)?;
-        // Of a template the instance is wanted, of the others the file.
+        // For a template the instance is wanted, for other units the file.
         let wanted = if file.contains('@') { name } else { file };
         let want = system.join("basic.target.wants").join(wanted);
         symlink(Path::new("..").join(file), want)?;
@@ -88,11 +88,11 @@ fn root(folder: &Folder) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Boots it in a cgroup, and waits until its units have been started.
+/// Boots the system in a cgroup and waits until its units have been started.
 fn boot(folder: &Folder, top: &Cgroup) -> Result<Daemon> {
     let procs = top.procs();
     let mut command = Command::new("sh");
-    // A container has its cgroup2 also where the host has v1 hierarchies beside it.
+    // The container uses cgroup2 even if the host also has v1 hierarchies.
     command
         .args(["-c", r#"echo $$ >"$0" && exec systemd-nspawn "$@""#])
         .arg(&procs)
@@ -111,12 +111,14 @@ fn payload(top: &Cgroup) -> PathBuf {
     top.directory.join("payload")
 }
 
-/// Ends what runs in a cgroup, and removes what systemd and nspawn have made of it in all hierarchies.
+/// On drop, kills the processes in a cgroup and removes the cgroups that systemd and nspawn
+/// created, in all hierarchies.
 struct Emptied<'a>(&'a Cgroup);
 
 impl Drop for Emptied<'_> {
     fn drop(&mut self) {
-        // Also whoever has outlived nspawn (kernel/cgroup/cgroup.c, cgroup_kill, since 5.14).
+        // Processes that outlived nspawn are killed too (kernel/cgroup/cgroup.c, cgroup_kill, since
+        // 5.14).
         let _ = fs::write(self.0.directory.join("cgroup.kill"), "1");
         for hierarchy in hierarchies() {
             let directory = hierarchy.join(self.0.id.trim_start_matches('/'));
@@ -135,7 +137,7 @@ fn remove_below(directory: &Path) {
         .filter(|path| path.is_dir())
     {
         remove_below(&path);
-        // EBUSY while the last task is on its way out.
+        // EBUSY while the last task is exiting.
         for _ in 0..100 {
             if fs::remove_dir(&path).is_ok() {
                 break;
@@ -154,7 +156,7 @@ fn units() -> Result<()> {
     let said = || format!("{}\n{}", daemon.log(), agent.log());
     let own = format!("{}/payload", top.id);
     let usage = |metrics: &Metrics, name: &str| metrics.sum(USAGE, &[("name", name)]);
-    // Started as they are: all have worked.
+    // All units have been started, and all have used CPU time.
     let metrics = eventually(|| {
         let metrics = agent.scrape()?;
         for (_, name, ..) in UNITS {
@@ -166,7 +168,7 @@ fn units() -> Result<()> {
         Ok(metrics)
     })
     .with_context(said)?;
-    // A name once, however often its unit was started.
+    // One series per name, however often the unit was started.
     metrics.no_doubles()?;
     for (_, name, ..) in UNITS {
         let found = metrics.count(USAGE, &[("name", name)]);
@@ -185,12 +187,12 @@ fn units() -> Result<()> {
         let id = format!("{own}/{unit}");
         all_labelled(&metrics, &id, &[("name", name), ("image", "")])?;
     }
-    // Slices are sums of what has names.
+    // Slices have no name, because they are sums of named units.
     for slice in ["cgtest.slice", "system.slice"] {
         let id = format!("{own}/{slice}");
         all_labelled(&metrics, &id, &[("name", "")])?;
     }
-    // Its value is the cgroup's own: nothing happens there any more.
+    // Its value equals the cgroup's own, because no process runs there any more.
     let unit = payload(&top).join(r"system.slice/cgtest-a\x2db.service/cpu.stat");
     let stat = || -> Result<f64> {
         let text = fs::read_to_string(&unit)?;
@@ -202,7 +204,7 @@ fn units() -> Result<()> {
     let (before, metrics, after) = (stat()?, agent.scrape()?, stat()?);
     let found = usage(&metrics, "cgtest-a-b.service");
     agree("cpu.stat", found, (before + after) / 2.0, 0.01, 1e-3)?;
-    // A unit that has ended keeps its name for a while.
+    // A unit that has ended keeps its name during the linger.
     let brief = [("name", "cgtest-brief.service")];
     let gone = payload(&top).join("system.slice/cgtest-brief.service");
     ensure!(!gone.exists(), "cgtest-brief.service has not ended");

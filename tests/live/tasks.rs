@@ -51,14 +51,14 @@ const STATES: [&str; 5] = [
     "iowaiting",
 ];
 
-/// What there is, by whichever source.
+/// Counts of processes and their resources, from any source.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Census {
     processes: f64,
     threads: f64,
     descriptors: f64,
     sockets: f64,
-    /// As in [`STATES`]; /proc doesn't tell the last two apart.
+    /// In the order of [`STATES`]. /proc does not distinguish the last two.
     states: [f64; 5],
 }
 
@@ -75,7 +75,7 @@ impl AddAssign for Census {
 }
 
 impl Census {
-    /// By the agent.
+    /// The agent's counts.
     fn served(metrics: &Metrics, id: &str) -> Result<Self> {
         let mut states = [0.0; 5];
         for (value, state) in states.iter_mut().zip(STATES) {
@@ -90,7 +90,7 @@ impl Census {
         })
     }
 
-    /// By the kernel's files, of one cgroup without its children.
+    /// The counts in the kernel's files, of one cgroup without its children.
     fn of(cgroup: &Cgroup) -> Result<Self> {
         let mut census = Self::default();
         let list = |name: &str| -> Result<Vec<String>> {
@@ -103,7 +103,7 @@ impl Census {
         }
         for thread in list("cgroup.threads")? {
             census.threads += 1.0;
-            // /proc/TID is there for threads too, though it isn't listed.
+            // /proc/TID exists for threads too, although it is not listed.
             census.add_state(&Path::new("/proc").join(thread))?;
         }
         Ok(census)
@@ -153,8 +153,8 @@ impl Census {
     }
 }
 
-/// Repeats a comparison until it succeeds, for a minute. On a slow or busy machine one comparison is
-/// not enough:
+/// Repeats a comparison for up to a minute, until it succeeds. On a slow or busy machine one
+/// comparison is not enough:
 ///
 /// - After a pass over all tasks that took long, the agent serves its values for a hundred times as
 ///   long (collector/src/source/tasks.rs).
@@ -169,7 +169,8 @@ fn in_time<T>(compare: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Fails unless the agent serves what the kernel's files say of a cgroup and those below.
+/// Fails unless the agent's counts equal those in the kernel's files, for a cgroup and its
+/// descendants.
 fn check(agent: &Agent, cgroup: &Cgroup, below: &[&Cgroup]) -> Result<Census> {
     in_time(|| {
         let mut expected = Census::of(cgroup)?;
@@ -184,7 +185,7 @@ fn check(agent: &Agent, cgroup: &Cgroup, below: &[&Cgroup]) -> Result<Census> {
     })
 }
 
-/// A scrape that counts so many processes in a cgroup.
+/// Scrapes until a cgroup has so many processes.
 fn scrape_with(agent: &Agent, cgroup: &Cgroup, processes: f64) -> Result<Metrics> {
     in_time(|| {
         let metrics = agent.scrape()?;
@@ -227,7 +228,7 @@ fn crowd() -> Result<()> {
     outside.run("sockets 3")?;
     let first = check(&agent, one, &[])?;
     same("processes", first.processes, 101.0)?;
-    // Of 100 children: n mod 7 files, n mod 3 sockets; and what each of them has of the worker.
+    // 100 children with n mod 7 files and n mod 3 sockets, and the descriptors that each inherits.
     let files: u32 = (0..100).map(|n| n % 7).sum();
     let sockets: u32 = (0..100).map(|n| n % 3).sum();
     same("sockets", first.sockets, f64::from(sockets))?;
@@ -237,7 +238,7 @@ fn crowd() -> Result<()> {
     check(&agent, two, &[three])?;
     let all = check(&agent, &top, &[one, two, three])?;
     same("processes", all.processes, 200.0)?;
-    // Half of them go.
+    // Half of them end.
     drop(workers.remove(0));
     one.remove_tasks()?;
     check(&agent, &top, &[two, three])?;
@@ -269,10 +270,10 @@ fn states() -> Result<()> {
     worker.run("stopped 4")?;
     worker.run("uninterruptible 3")?;
     worker.run("running 2")?;
-    // Four sleep: the worker, and what the three in vfork wait for.
+    // Four sleep: the worker, and the children that the three in vfork wait for.
     wait_for_states(&cgroup, [4.0, 2.0, 4.0, 3.0, 0.0])?;
     let census = check(&agent, &cgroup, &[])?;
-    // Nobody in vfork waits for a device.
+    // A task in vfork does not wait for a device.
     same("uninterruptible", census.states[3], 3.0)
 }
 
@@ -283,7 +284,8 @@ fn zombies() -> Result<()> {
     worker.run("zombies 7")?;
     let census = check(&agent, &cgroup, &[])?;
     same("processes", census.processes, 1.0)?;
-    // A process without its first thread is one, and has descriptors, which /proc/PID/fd has lost.
+    // A process whose first thread has exited is still a process and has descriptors, although
+    // /proc/PID/fd doesn't show them.
     worker.run("leaderless 3")?;
     let before = census;
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -335,7 +337,7 @@ fn own_tables() -> Result<()> {
     let mut worker = Worker::start(&cgroup)?;
     let before = check(&agent, &cgroup, &[])?.descriptors;
     worker.run("own-tables 4 10")?;
-    // Each thread has what the process had when the thread left, and ten more.
+    // Each thread has the descriptors that the process had when it separated, and ten more.
     let mut expected = Census::default();
     for thread in fs::read_to_string(cgroup.directory.join("cgroup.threads"))?.lines() {
         expected.add_files(&Path::new("/proc").join(thread).join("fd"))?;
@@ -354,7 +356,7 @@ fn sparse() -> Result<()> {
     worker.run("unlimited")?;
     let before = check(&agent, &cgroup, &[])?.descriptors;
     let limit = soft_limit(worker.pid())?;
-    // Both sides of a word's, a run's and a table's edge.
+    // Numbers on both sides of the edges of a word, a run and a table.
     let numbers = [63, 64, 127, 4095, 4096, 8191, 10_000, limit - 1];
     for number in numbers {
         worker.run(&format!("high {number}"))?;
@@ -367,7 +369,7 @@ fn sparse() -> Result<()> {
     )
 }
 
-/// The soft limit of descriptors, by /proc.
+/// The soft limit of descriptors, from /proc.
 fn soft_limit(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = text
@@ -395,7 +397,8 @@ fn many() -> Result<()> {
         "{} descriptors with a limit of {limit}",
         census.descriptors
     );
-    // A million here as well where a process may not have as many: in tables of its threads.
+    // A process may not be allowed a million descriptors. Then they are in the tables of several
+    // threads.
     let tables = MANY.div_ceil(limit).max(2) - 1;
     worker.run(&format!("own-tables {tables} 0"))?;
     let times = (tables + 1) as f64;
@@ -421,7 +424,7 @@ fn moved() -> Result<()> {
         .filter_map(|pid| pid.parse().ok())
         .find(|&pid: &u32| pid != worker.pid())
         .context("no child")?;
-    // Nothing of it happens in the cgroup but this: no event has given that a slot.
+    // Nothing else happens in this cgroup, so no event has given it a slot.
     to.admit(sleeper)?;
     let census = check(&agent, &to, &[])?;
     same("processes", census.processes, 1.0)?;
@@ -445,7 +448,7 @@ fn oldest() -> Result<()> {
     second.run("limit 200")?;
     let metrics = scrape_with(&agent, &top, 2.0)?;
     let start = |worker: &Worker| start_time(worker.pid());
-    // /proc tells hundredths of a second, and the boot's time to the second.
+    // /proc has hundredths of a second, and the boot time in whole seconds.
     let (early, late) = (started(&metrics, &one.id)?, started(&metrics, &two.id)?);
     agree("start", early, start(&first)?, 0.0, 1.011)?;
     agree("start", late, start(&second)?, 0.0, 1.011)?;
@@ -466,13 +469,14 @@ fn oldest() -> Result<()> {
     same("limit", limit(&metrics, &one.id)?, 300.0)?;
     same("limit", limit(&metrics, &two.id)?, 200.0)?;
     same("limit", limit(&metrics, &top.id)?, 300.0)?;
-    // The first ends: the cgroup started when it did, but the limit is that of who is there.
+    // The first process ends. The start of the cgroup stays the same, but the limit is that of the
+    // remaining process.
     first.finish()?;
     let metrics = scrape_with(&agent, &top, 1.0)?;
     same("start", started(&metrics, &one.id)?, early)?;
     same("start", started(&metrics, &top.id)?, early)?;
     same("limit", limit(&metrics, &top.id)?, 200.0)?;
-    // Moved into a cgroup that is younger: that is when it started there.
+    // A process is moved into a younger cgroup. Its start there is the creation of the cgroup.
     let three = top.child("three")?;
     three.admit(second.pid())?;
     let metrics = scrape_with(&agent, &three, 1.0)?;
@@ -481,7 +485,7 @@ fn oldest() -> Result<()> {
         started(&metrics, &three.id)?,
         (metrics.of(&three.id, "container_creation_time_seconds")? * 1000.0).floor() / 1000.0,
     )?;
-    // Another agent says the same of what it has not seen being made.
+    // An agent that starts later reports the same start times.
     let other = Agent::start(&[])?;
     same(
         "start",
@@ -501,7 +505,7 @@ fn oldest() -> Result<()> {
     same("start", started(&ours, &two.id)?, late)
 }
 
-/// Unix time at which a process started, by /proc.
+/// Unix time at which a process started, from /proc.
 fn start_time(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let ticks: f64 = stat
@@ -519,10 +523,10 @@ fn start_time(pid: u32) -> Result<f64> {
     Ok(boot + ticks / hertz as f64)
 }
 
-/// Everything on the host but one process and its cgroup.
+/// Counts for the whole host, except one process and its cgroup.
 fn walk(except: &str) -> Result<Census> {
     let mut census = Census::default();
-    // Names, not entries: those keep the folder open, and this process is counted, too.
+    // Collect the names, because entries keep the folder open, and this process is counted too.
     let names: Vec<String> = fs::read_dir("/proc")?
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -531,13 +535,13 @@ fn walk(except: &str) -> Result<Census> {
     let own = std::process::id().to_string();
     for name in names {
         let folder = Path::new("/proc").join(&name);
-        // Processes end while this reads.
+        // Processes may end during the reading.
         let mut process = Census::default();
         let Ok(threads) = fs::read_dir(folder.join("task")) else {
             continue;
         };
         for thread in threads.flatten() {
-            // Fails for a zombie.
+            // This fails for a zombie.
             if process.add_state(&thread.path()).is_ok() {
                 process.threads += 1.0;
             }
@@ -545,11 +549,11 @@ fn walk(except: &str) -> Result<Census> {
         process.processes = f64::from(process.threads > 0.0);
         let hidden = fs::read_link(folder.join("ns/pid"));
         if hidden.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
-            // A process that this machine hides from root, it hides from BPF as well.
+            // A process that this machine hides from root is hidden from BPF too.
             continue;
         }
         let _ = process.add_files(&folder.join("fd"));
-        // Without the folder that is being read.
+        // Without the descriptor of the folder that is being read.
         process.descriptors -= f64::from(name == own);
         census += process;
     }
@@ -559,12 +563,13 @@ fn walk(except: &str) -> Result<Census> {
 /// A name, and how to read it.
 type Quantity = (&'static str, fn(&Census) -> f64);
 
-/// The sums at the root against a walk of /proc. Processes come and go on a host: for each quantity
-/// there has to be a moment at which two walks and the agent between them agree.
+/// Compares the sums at the root with a walk of /proc. Processes start and end on the host all the
+/// time. So for each quantity there must be a moment at which two walks and the agent's value
+/// between them agree.
 fn host() -> Result<()> {
     let agent = Agent::start(&[])?;
     let own = Cgroup::new()?;
-    // Its descriptors are others while it answers than before and after.
+    // The agent has other descriptors while it answers than before and after.
     own.admit(agent.pid())?;
     let name = agent.pid().to_string();
     let quantities: [Quantity; 4] = [
@@ -578,7 +583,7 @@ fn host() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while agreed != [true; 4] {
         ensure!(Instant::now() < deadline, "{last}");
-        // A connection that is there before, meanwhile and after.
+        // A connection that exists before, during and after the scrape.
         let stream = TcpStream::connect(("127.0.0.1", agent.port))?;
         let before = walk(&name)?;
         let answer = Request::get("/metrics").send_over(&stream)?;

@@ -1,8 +1,8 @@
-//! TCP, in two network namespaces of the test's own. Oracles: /proc/net/snmp of each of them, in
-//! which nothing else happens; getsockopt(TCP_INFO); known numbers of connections.
+//! TCP, in two network namespaces for the test. Oracles: /proc/net/snmp of each namespace, which
+//! has no other traffic, getsockopt(TCP_INFO), and known numbers of connections.
 //!
-//! Loss is made by a filter of the receiving socket that passes nothing: the packet has arrived and
-//! is thrown away before TCP sees it (net/ipv4/tcp_ipv4.c, `tcp_filter`).
+//! Loss is simulated by a socket filter at the receiver that passes nothing: the packet arrives and
+//! is dropped before TCP sees it (net/ipv4/tcp_ipv4.c, `tcp_filter`).
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ const RESETS: &str = "container_tcp_resets_total";
 const RTT: &str = "container_tcp_rtt_seconds";
 const DURATION: &str = "container_tcp_connection_duration_seconds";
 
-/// A side: a worker in a cgroup and a namespace, both to itself.
+/// One side: a worker in its own cgroup and namespace.
 struct Side {
     cgroup: Cgroup,
     worker: Worker,
@@ -76,7 +76,7 @@ impl Side {
         snmp(self.worker.pid(), "Tcp", name)
     }
 
-    /// Sums over its open connections: segments sent again, smoothed round-trip time in seconds.
+    /// Sums over its open connections: retransmitted segments, smoothed round-trip time in seconds.
     fn info(&mut self) -> Result<(f64, f64)> {
         let numbers = self.worker.ask("tcp info")?;
         Ok((numbers[1], numbers[2] / 1e6))
@@ -88,8 +88,8 @@ impl Side {
         metrics.get(name, &all)
     }
 
-    /// Compares all counters: opened by this side and by the other, failures, resets sent and
-    /// received, segments sent again.
+    /// Compares all counters: connections opened by this side and by the other, failures, resets
+    /// sent and received, retransmitted segments.
     fn counts(&self, metrics: &Metrics, expected: [f64; 6]) -> Result<()> {
         let series: [(&str, &[(&str, &str)]); 6] = [
             (OPENED, &[("direction", "active")]),
@@ -106,13 +106,13 @@ impl Side {
         Ok(())
     }
 
-    /// Number of observations of a histogram, 0 while it is absent.
+    /// Number of observations of a histogram. 0 if it is absent.
     fn observed(&self, metrics: &Metrics, name: &str) -> f64 {
         metrics.sum(&format!("{name}_count"), &[("id", &self.cgroup.id)])
     }
 }
 
-/// Two sides, joined, and an agent.
+/// Two connected sides and an agent.
 struct Scene {
     agent: Agent,
     client: Side,
@@ -154,7 +154,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Scrapes until a condition holds, which packets on their way bring about.
+    /// Scrapes until a condition holds that depends on packets still in flight.
     fn scrape_when(
         &self,
         mut holds: impl FnMut(&Self, &Metrics) -> Result<bool>,
@@ -165,12 +165,12 @@ impl Scene {
             if holds(self, &metrics)? {
                 return Ok(metrics);
             }
-            ensure!(Instant::now() < end, "it does not come to be");
+            ensure!(Instant::now() < end, "the condition does not become true");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits until the client's namespace has sent so many segments again.
+    /// Waits until the client's namespace has retransmitted so many segments.
     fn wait_sent_again(&self, count: f64) -> Result<()> {
         self.scrape_when(|scene, _| Ok(scene.client.snmp("RetransSegs")? >= count))
             .map(drop)
@@ -206,7 +206,7 @@ fn opened_and_closed() -> Result<()> {
         same("durations", side.observed(&metrics, DURATION), count)?;
         same("round-trip times", side.observed(&metrics, RTT), count)?;
         let sum = side.get(&metrics, &format!("{DURATION}_sum"), &[])?;
-        // The socket's clock counts microseconds, as of the packet that was there first.
+        // The socket's clock counts microseconds, as of the first packet.
         let bounds = (least.as_secs_f64() - 1e-5) * count..most.as_secs_f64() * count;
         ensure!(
             bounds.contains(&sum),
@@ -236,7 +236,8 @@ fn refused() -> Result<()> {
     Ok(())
 }
 
-/// A connection that is reset keeps the round-trip time that it had: the one that TCP_INFO told.
+/// A connection that is reset keeps its last round-trip time, which is the one that TCP_INFO
+/// reported.
 fn reset() -> Result<()> {
     const EACH: usize = 12;
     let count = 2.0 * EACH as f64;
@@ -246,7 +247,7 @@ fn reset() -> Result<()> {
     scene.server.worker.run("tcp read 1000")?;
     scene.server.worker.run("tcp write 5000")?;
     scene.client.worker.run("tcp read 5000")?;
-    // The last acknowledgement may be delayed, by 40 ms; what is left is at rest.
+    // The last acknowledgement may be delayed by 40 ms. After that the connection is idle.
     std::thread::sleep(Duration::from_millis(300));
     let rtt = [scene.client.info()?.1, scene.server.info()?.1];
     scene.client.worker.run("tcp reset")?;
@@ -270,10 +271,10 @@ fn sent_again() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.open(2, "")?;
     scene.server.worker.run("tcp deaf")?;
-    // More than there is room for: done when the other side has heard.
+    // More data than fits into the buffers. The order ends once the other side receives it.
     scene.client.worker.order("tcp write 30000")?;
     scene.wait_sent_again(6.0)?;
-    // What was lost is sent again in bursts of several segments a packet.
+    // Lost data is retransmitted in bursts, with several segments in one packet.
     scene.server.worker.run("tcp hear")?;
     scene.server.worker.run("tcp read 30000")?;
     scene.client.worker.wait_done()?;
@@ -294,7 +295,7 @@ fn sent_again() -> Result<()> {
     same("closed", counted, again_closed)
 }
 
-/// Those that fail on this host count for the kernel, too.
+/// Retransmissions that fail on this host are counted by the kernel too.
 fn not_sent_again() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.open(1, "")?;
@@ -314,7 +315,7 @@ fn not_sent_again() -> Result<()> {
     scene
         .client
         .counts(&metrics, [2.0, 0.0, 0.0, 0.0, 0.0, again])?;
-    // What fails last is counted when the socket closes.
+    // The last failures are counted when the socket closes.
     scene.server.worker.run("tcp deaf")?;
     scene.client.worker.run("tcp write 100")?;
     scene.wait_sent_again(again + 2.0)?;
@@ -346,7 +347,7 @@ fn nobody_answers() -> Result<()> {
     );
     let metrics = scene.agent.scrape()?;
     let again = scene.client.snmp("RetransSegs")?;
-    ensure!(again >= 10.0, "{again} SYN sent again");
+    ensure!(again >= 10.0, "{again} SYN retransmitted");
     same("failed", scene.client.snmp("AttemptFails")?, 10.0)?;
     scene
         .client
@@ -354,7 +355,8 @@ fn nobody_answers() -> Result<()> {
     scene.server.counts(&metrics, [0.0; 6])
 }
 
-/// connect(2) was begun, and the socket closed: a failure, although AttemptFails does not count it.
+/// The socket is closed during connect(2). This is a failure, although AttemptFails does not count
+/// it.
 fn given_up() -> Result<()> {
     let mut scene = Scene::new()?;
     let listen = format!("tcp listen {} 4000 deaf", RIGHT[0]);
@@ -369,8 +371,9 @@ fn given_up() -> Result<()> {
         .counts(&metrics, [0.0, 0.0, 7.0, 0.0, 0.0, again])
 }
 
-/// The client does not hear the SYN-ACKs at first: both sides send again, the server before it has a
-/// socket for the connection, which later starts with what its request had sent again.
+/// The client does not receive the SYN-ACKs at first, so both sides retransmit. The server does so
+/// before it has a socket for the connection. The socket later starts with the request's count of
+/// retransmissions.
 fn handshakes() -> Result<()> {
     let mut scene = Scene::new()?;
     for (port, address) in (4000..).zip(RIGHT) {
@@ -389,7 +392,7 @@ fn handshakes() -> Result<()> {
     })?;
     for (side, opened) in [(&scene.client, [6.0, 0.0]), (&scene.server, [0.0, 6.0])] {
         let again = side.snmp("RetransSegs")?;
-        ensure!(again >= 6.0, "{again} sent again");
+        ensure!(again >= 6.0, "{again} retransmitted");
         side.counts(&metrics, [opened[0], opened[1], 0.0, 0.0, 0.0, again])?;
     }
     scene.client.worker.run("tcp reset")?;
@@ -402,7 +405,7 @@ fn handshakes() -> Result<()> {
     Ok(())
 }
 
-/// A socket that connects to itself: SYN meets SYN, by way of SYN_RECV, and nobody listened.
+/// A socket that connects to itself: a simultaneous open through SYN_RECV, without a listener.
 fn both_ask() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.client.worker.run("tcp self 127.0.0.1 5000")?;
@@ -416,7 +419,7 @@ fn both_ask() -> Result<()> {
     same("durations", scene.client.observed(&metrics, DURATION), 2.0)
 }
 
-/// What a connection did before is not counted, what it does later is.
+/// Events of a connection before the agent's start are not counted, later ones are.
 fn older_than_the_agent() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.open(2, "")?;
@@ -450,7 +453,7 @@ fn older_than_the_agent() -> Result<()> {
     Ok(())
 }
 
-/// Packets are worked off on top of whoever runs.
+/// Packets are processed in interrupts of whichever task is running.
 fn interrupted() -> Result<()> {
     let mut scene = Scene::new()?;
     let bystander = Cgroup::new()?;
@@ -472,7 +475,7 @@ fn interrupted() -> Result<()> {
     scene.open(25, "")?;
     scene.server.worker.run("tcp deaf")?;
     scene.client.worker.run("tcp write 100")?;
-    // From a timer, while nobody but the bystander has anything to do.
+    // Retransmissions from a timer, while only the bystander is running.
     scene.wait_sent_again(100.0)?;
     scene.client.worker.run("tcp reset")?;
     let metrics = scene.agent.scrape()?;
@@ -520,7 +523,7 @@ fn mptcp() -> Result<()> {
     Ok(())
 }
 
-/// Cgroups that end while their connections are still closing, and are reaped.
+/// Cgroups that are removed and reaped while their connections are still closing.
 fn what_the_dead_had() -> Result<()> {
     const LIVES: usize = 20;
     let mut scene = Scene::with(Agent::start(&["--cgroup.linger", "1s"])?)?;

@@ -1,5 +1,5 @@
-//! The kernel's own tracing as an oracle: events of one process, counted in an instance of the
-//! tracing file system.
+//! Kernel tracing as an oracle: counts events of one process in an instance of the tracing file
+//! system.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 const ROOT: &str = "/sys/kernel/tracing";
 
-/// Whether there is a tracing file system; mounts it if need be.
+/// Whether there is a tracing file system. Mounts it if necessary.
 pub fn is_there() -> bool {
     let there = || fs::metadata(format!("{ROOT}/instances")).is_ok();
     there()
@@ -18,13 +18,13 @@ pub fn is_there() -> bool {
             && there()
 }
 
-/// Events under observation.
+/// Trace events that are recorded.
 pub struct Trace {
     directory: PathBuf,
 }
 
 impl Trace {
-    /// Observes events (`system/name`) of a process from now on.
+    /// Starts recording events (`system/name`) of a process.
     pub fn of(pid: u32, events: &[&str]) -> Result<Self> {
         let directory =
             PathBuf::from(ROOT).join(format!("instances/cgmeter-test-{}", std::process::id()));
@@ -39,7 +39,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// How often an event of this name has come.
+    /// How often an event with this name has occurred.
     pub fn count(&self, name: &str) -> Result<usize> {
         let text = fs::read_to_string(self.directory.join("trace"))?;
         let head: Vec<&str> = text.lines().filter(|line| line.starts_with('#')).collect();

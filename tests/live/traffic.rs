@@ -1,4 +1,4 @@
-//! Network orders of a worker: a namespace of its own, datagrams, connections, echo requests.
+//! Network orders of a worker: its own namespace, datagrams, connections, echo requests.
 
 use std::{
     io::{Read, Write},
@@ -10,10 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// How long a worker waits for a packet before it gives up: a lost one ends the test.
+/// Maximum wait for a packet. A lost packet fails the test.
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 
-/// What network orders have left behind.
+/// Sockets that network orders have left open.
 #[derive(Default)]
 pub struct Traffic {
     udp: Option<UdpSocket>,
@@ -21,7 +21,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Carries an order out; `None` if it is not one of these.
+    /// Carries out an order. Returns `None` if it is not one of these.
     pub fn obey(&mut self, words: &[&str]) -> Option<Result<()>> {
         Some(match *words {
             ["unshare-net"] => unshare(),
@@ -75,7 +75,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Takes one connection, reads it to its end and closes it.
+    /// Accepts one connection, reads it to its end and closes it.
     fn serve(&mut self) -> Result<()> {
         let listener = self.listener.as_ref().context("not listening")?;
         let (mut stream, _) = listener.accept()?;
@@ -100,7 +100,7 @@ fn unshare() -> Result<()> {
 
 fn join(pid: &str) -> Result<()> {
     let file = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
-    // SAFETY: an open descriptor.
+    // SAFETY: the descriptor is open.
     let result = unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&file), libc::CLONE_NEWNET) };
     if result != 0 {
         return Err(last().context("setns"));
@@ -108,7 +108,7 @@ fn join(pid: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits for its end.
 pub fn run(words: &[&str]) -> Result<()> {
     let (program, arguments) = words.split_first().context("no program")?;
     let output = Command::new(program).args(arguments).output()?;
@@ -120,8 +120,8 @@ pub fn run(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until an interface sends: before, and for a moment after the other end of its wire is up,
-/// the kernel throws away what it is given.
+/// Waits until an interface can send. Until shortly after its veth peer is up, the kernel drops
+/// packets.
 fn wait_up(interface: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -136,8 +136,8 @@ fn wait_up(interface: &str) -> Result<()> {
     }
 }
 
-/// Sends all, says so, and closes only when the other side has: no packet comes for a connection
-/// that is not there any more.
+/// Sends all data, reports it, and closes only after the other side has. So no packet arrives for a
+/// connection that no longer exists.
 fn connect_and_send(address: &str, bytes: &str) -> Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(PATIENCE)?;
@@ -149,7 +149,10 @@ fn connect_and_send(address: &str, bytes: &str) -> Result<()> {
         left -= part;
     }
     stream.shutdown(std::net::Shutdown::Write)?;
-    ensure!(stream.read(&mut [0])? == 0, "an answer that nobody gave");
+    ensure!(
+        stream.read(&mut [0])? == 0,
+        "unexpected data from the other side"
+    );
     Ok(())
 }
 
@@ -157,14 +160,14 @@ fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> Resu
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::socket(family, kind, protocol) };
     ensure!(fd >= 0, "socket: {}", last());
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Echo requests of IPv4 over a raw socket, each answered before the next is sent.
+/// Sends IPv4 echo requests over a raw socket. Each is answered before the next is sent.
 fn ping(address: &str, count: &str, size: &str) -> Result<()> {
     let address: Ipv4Addr = address.parse()?;
-    // Of a raw socket's calls UdpSocket's are the same.
+    // UdpSocket's calls also work on a raw socket.
     let socket = UdpSocket::from(socket(
         libc::AF_INET,
         libc::SOCK_RAW | libc::SOCK_CLOEXEC,
@@ -172,7 +175,7 @@ fn ping(address: &str, count: &str, size: &str) -> Result<()> {
     )?);
     socket.set_read_timeout(PATIENCE)?;
     let mut request = vec![0u8; 8 + size.parse::<usize>()?];
-    // Type: echo request. All else is 0, so that the checksum is its complement.
+    // Type: echo request. Everything else is 0, so the checksum is the complement of the type.
     request[0] = 8;
     request[2..4].copy_from_slice(&(!0x0800u16).to_be_bytes());
     let mut answer = [0; 65_536];
@@ -189,13 +192,13 @@ fn ping(address: &str, count: &str, size: &str) -> Result<()> {
     Ok(())
 }
 
-/// Frames of a protocol that nobody knows: the interface at the other end drops them.
+/// Sends frames of an unknown protocol, which the interface at the other end drops.
 fn frames(interface: &str, count: &str) -> Result<()> {
     /// IEEE Std 802: local experimental Ethertype.
     const EXPERIMENTAL: u16 = 0x88b5;
     let socket = socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)?;
     let name = std::ffi::CString::new(interface)?;
-    // SAFETY: a terminated string; an all-zero address is one.
+    // SAFETY: the string is NUL-terminated, and an all-zero address is valid.
     let (index, mut to): (_, libc::sockaddr_ll) =
         unsafe { (libc::if_nametoindex(name.as_ptr()), std::mem::zeroed()) };
     to.sll_family = libc::AF_PACKET as u16;
@@ -204,7 +207,7 @@ fn frames(interface: &str, count: &str) -> Result<()> {
     let mut frame = [0xff; 60];
     frame[12..14].copy_from_slice(&EXPERIMENTAL.to_be_bytes());
     for _ in 0..count.parse::<u32>()? {
-        // SAFETY: frame and address are as long as said.
+        // SAFETY: frame and address have the lengths that are passed.
         let sent = unsafe {
             libc::sendto(
                 std::os::fd::AsRawFd::as_raw_fd(&socket),

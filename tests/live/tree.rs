@@ -1,4 +1,4 @@
-//! Cgroups that come, go, nest, return, and have strange names.
+//! Cgroups that are created, removed, nested and created again, and that have strange names.
 
 use std::{
     thread::sleep,
@@ -50,7 +50,7 @@ pub const TESTS: &[Test] = &[
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
 
-/// A cgroup's CPU time against its own cpu.stat.
+/// Compares a cgroup's CPU time with its cpu.stat.
 fn usage_agrees(metrics: &Metrics, cgroup: &Cgroup) -> Result<()> {
     let (found, expected) = (metrics.of(&cgroup.id, USAGE)?, cgroup.cpu_seconds()?);
     agree(&cgroup.id, found, expected, 0.001, 0.001)
@@ -64,7 +64,7 @@ fn wait_until_gone(agent: &Agent, id: &str) -> Result<Metrics> {
         if !metrics.has(USAGE, &[("id", id)]) {
             return Ok(metrics);
         }
-        ensure!(Instant::now() < until, "{id} does not leave");
+        ensure!(Instant::now() < until, "{id} is still reported");
         sleep(Duration::from_millis(100));
     }
 }
@@ -118,12 +118,12 @@ fn short_lives() -> Result<()> {
             },
         )?;
     }
-    // Each birth is reported once; others on this host may make a cgroup meanwhile.
+    // Each creation is reported once. Other processes on this host may create cgroups meanwhile.
     let births = metrics.get("cgmeter_events_total", &[("program", "cgroup_mkdir")])?;
     let lives = LIVES as f64;
     ensure!(
         (lives..lives * 1.1).contains(&births),
-        "{births} births of {LIVES} were reported"
+        "{births} of {LIVES} creations were reported"
     );
     same(
         "lost events",
@@ -151,11 +151,11 @@ fn nested() -> Result<()> {
     }
     leaf.remove()?;
     middle.remove()?;
-    // The dead leave; what they did stays with those that live.
+    // Removed cgroups are reaped. Their counts stay in their living ancestors.
     let metrics = wait_until_gone(&agent, &middle.id)?;
     ensure!(!metrics.has(USAGE, &[("id", &leaf.id)]));
     usage_agrees(&metrics, &top)?;
-    // Longer than a slot's quarantine: recycling loses nothing either.
+    // Longer than a slot's quarantine, because recycling must not lose anything either.
     sleep(Duration::from_secs(4));
     let metrics = agent.scrape()?;
     usage_agrees(&metrics, &top)
@@ -218,7 +218,7 @@ fn linger() -> Result<()> {
     sleep(Duration::from_millis(1200));
     let later = agent.scrape()?;
     same(
-        "last seen stands still",
+        "the time of last seen does not advance",
         later.of(&cgroup.id, "container_last_seen")?,
         seen,
     )?;
@@ -280,7 +280,7 @@ fn filters() -> Result<()> {
 }
 
 fn lost_events() -> Result<()> {
-    // More than the ring buffer holds while nobody reads it.
+    // More events than fit into the ring buffer while the agent does not read it.
     const COUNT: usize = 2500;
     let agent = Agent::start(&[])?;
     let parent = Cgroup::new()?;
@@ -298,7 +298,7 @@ fn lost_events() -> Result<()> {
     let metrics = agent.scrape()?;
     ensure!(
         metrics.get("cgmeter_lost_events_total", &[])? > 0.0,
-        "the ring buffer held them all"
+        "the ring buffer had room for all events"
     );
     let prefix = format!("{}/c", parent.id);
     let found = metrics
@@ -313,22 +313,24 @@ fn lost_events() -> Result<()> {
         !metrics.has("container_spec_cpu_shares", &[("id", &gone.id)]),
         "gauges end"
     );
-    // The kernel side's own warning has come through.
+    // The warning of the kernel program is in the log.
     ensure!(agent.log().contains("ring buffer full"), "{}", agent.log());
     Ok(())
 }
 
-/// The limit on tasks that the agent reports of a cgroup, `None` if none.
+/// The limit on tasks that the agent reports for a cgroup, if any.
 fn task_limit(metrics: &Metrics, id: &str) -> Option<f64> {
     metrics.of(id, "container_threads_max").ok()
 }
 
-/// v1's pids hierarchy is joined with cgroup2 by path, which a rename above a cgroup changes.
+/// The v1 pids hierarchy is matched with cgroup2 by path. Renaming an ancestor changes the path of
+/// a cgroup.
 fn renamed_v1() -> Result<()> {
     let (old, new) = (Cgroup::new()?, Cgroup::new()?);
     let (in_old, in_new) = (old.child("child")?, new.child("child")?);
     let (deep_old, deep_new) = (in_old.child("leaf")?, in_new.child("leaf")?);
-    // In v1 there is the old one alone, with one child before the agent starts and one after.
+    // In v1 only the old cgroup exists, with one child created before the agent's start and one
+    // after it.
     let twin = Twin::of(&old, "pids")?;
     let child = Twin::of(&in_old, "pids")?;
     let agent = Agent::start(&[])?;

@@ -1,4 +1,4 @@
-//! A cgroup as a controller sees it: itself, or its twin of the same path in a v1 hierarchy.
+//! A cgroup in a controller's hierarchy: itself, or its twin with the same path in a v1 hierarchy.
 
 use std::{fs, path::PathBuf};
 
@@ -6,17 +6,18 @@ use anyhow::{Context, Result};
 
 use crate::cgroup::{self, Cgroup, Hierarchy, controller};
 
-/// The controller's directory of a cgroup; a twin is removed with its processes at the end.
+/// The controller's directory of a cgroup. A twin is removed with its processes on drop.
 #[derive(Debug)]
 pub struct Twin {
-    /// Where its files are.
+    /// The directory with the controller's files.
     pub directory: PathBuf,
-    /// Whether it is a twin.
+    /// Whether it is a twin in v1.
     pub v1: bool,
 }
 
 impl Twin {
-    /// That of a cgroup, made in v1, and enabled in cgroup2, at every level.
+    /// The controller's directory of a cgroup. In v1 it is created; in cgroup2 the controller is
+    /// enabled at every level.
     pub fn of(cgroup: &Cgroup, name: &str) -> Result<Self> {
         match controller(name).with_context(|| format!("no {name} controller"))? {
             Hierarchy::V1(mount) => {
@@ -47,7 +48,7 @@ impl Twin {
         }
     }
 
-    /// Moves a process into a twin; in cgroup2 it is there already.
+    /// Moves a process into a twin. In cgroup2 it is already there.
     pub fn admit(&self, pid: u32) -> Result<()> {
         if self.v1 {
             self.write("cgroup.procs", &pid.to_string())?;

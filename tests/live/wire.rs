@@ -1,5 +1,5 @@
-//! Two workers in network namespaces of their own, joined by a wire (veth), and what the kernel's
-//! books in there say.
+//! Two workers in their own network namespaces, joined by a veth pair, and the kernel's statistics
+//! of these namespaces.
 
 use std::fs;
 
@@ -7,19 +7,19 @@ use anyhow::{Context, Result};
 
 use crate::{cgroup::Cgroup, traffic, worker::Worker};
 
-/// One end: a worker, its cgroup, and `eth0` in a namespace of its own.
+/// One end: a worker, its cgroup, and `eth0` in its own namespace.
 pub struct End {
     pub worker: Worker,
     pub cgroup: Cgroup,
 }
 
-/// Addresses of the two ends.
+/// IPv4 addresses of the two ends.
 pub const V4: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
-/// Likewise.
+/// IPv6 addresses of the two ends.
 pub const V6: [&str; 2] = ["fd77::1", "fd77::2"];
 
 impl End {
-    /// A worker in a namespace of its own, without interfaces but lo.
+    /// Starts a worker in its own namespace, with no interface but lo.
     pub fn new() -> Result<Self> {
         let cgroup = Cgroup::new()?;
         let mut worker = Worker::start(&cgroup)?;
@@ -27,7 +27,7 @@ impl End {
         Ok(Self { worker, cgroup })
     }
 
-    /// A number of /proc/net/snmp or netstat of its namespace, such as `Tcp` `OutSegs`.
+    /// A value of /proc/net/snmp or netstat of its namespace, such as `Tcp` `OutSegs`.
     pub fn book(&self, file: &str, protocol: &str, key: &str) -> Result<f64> {
         let path = format!("/proc/{}/net/{file}", self.worker.pid());
         let text = fs::read_to_string(path)?;
@@ -43,14 +43,14 @@ impl End {
             .with_context(|| format!("no {protocol} {key}"))
     }
 
-    /// Counters of an interface by /proc/net/dev: bytes, packets, errors, drops received, then
-    /// likewise transmitted.
+    /// Counters of an interface in /proc/net/dev: bytes, packets, errors and drops received, then
+    /// the same transmitted.
     pub fn interface(&self, name: &str) -> Result<[f64; 8]> {
         interface_of(self.worker.pid(), name)
     }
 }
 
-/// As [`End::interface`], of the namespace of a process.
+/// Like [`End::interface`], for the namespace of a process.
 pub fn interface_of(pid: u32, name: &str) -> Result<[f64; 8]> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
     let numbers: Vec<f64> = text
@@ -73,7 +73,7 @@ pub fn interface_of(pid: u32, name: &str) -> Result<[f64; 8]> {
     ])
 }
 
-/// Two ends with addresses, up.
+/// Creates two ends with addresses, and brings them up.
 pub fn pair() -> Result<[End; 2]> {
     let mut ends = [End::new()?, End::new()?];
     let [one, other] = &mut ends;

@@ -1,7 +1,7 @@
-//! The workload: this binary, started again inside a cgroup, doing what it is told line by line.
+//! The workload: this binary, started again inside a cgroup. It reads orders, one per line.
 //!
-//! After each job it says `done` and sleeps until the next, so that the test can read the kernel's
-//! books of it while they stand still.
+//! After each order it prints `done` and sleeps until the next one. Meanwhile the test can read the
+//! kernel's statistics of it, which don't change then.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{cgroup::Cgroup, sockets::Sockets, traffic::Traffic};
 
-/// First argument of a worker.
+/// The first argument of a worker.
 pub const FLAG: &str = "--worker";
 
 /// A worker in a cgroup.
@@ -31,18 +31,18 @@ pub struct Worker {
     answers: BufReader<ChildStdout>,
 }
 
-/// A task's own books as the kernel shows them, summed over the threads of a process.
+/// The kernel's statistics of a process, summed over its threads.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Books {
     /// Seconds on a CPU.
     pub run: f64,
-    /// Seconds waiting for one.
+    /// Seconds waiting for a CPU.
     pub wait: f64,
-    /// Times that it got one.
+    /// Number of times that it got a CPU.
     pub periods: f64,
-    /// Voluntary switches.
+    /// Voluntary context switches.
     pub voluntary: f64,
-    /// Involuntary ones.
+    /// Involuntary context switches.
     pub involuntary: f64,
 }
 
@@ -60,12 +60,12 @@ impl std::ops::Sub for Books {
 }
 
 impl Worker {
-    /// A worker that has entered `cgroup` and waits for orders.
+    /// Starts a worker, which enters `cgroup` and waits for orders.
     pub fn start(cgroup: &Cgroup) -> Result<Self> {
         Self::start_in(cgroup, None)
     }
 
-    /// A worker that has entered `cgroup` and, if one is given, a network namespace.
+    /// Starts a worker, which enters `cgroup` and the network namespace, if one is given.
     pub fn start_in(cgroup: &Cgroup, namespace: Option<BorrowedFd<'_>>) -> Result<Self> {
         let namespace = namespace.map(|namespace| namespace.as_raw_fd());
         let procs = std::ffi::CString::new(cgroup.procs().into_os_string().into_encoded_bytes())?;
@@ -74,7 +74,7 @@ impl Worker {
             .arg(FLAG)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        // SAFETY: open, write, close and setns are all that is called between fork and exec.
+        // SAFETY: only open, write, close and setns are called between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 let file = libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
@@ -102,7 +102,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Has a worker do one job in `cgroup` and exit.
+    /// Starts a worker in `cgroup` that carries out one order and exits.
     pub fn once(cgroup: &Cgroup, order: &str) -> Result<()> {
         let mut worker = Self::start(cgroup)?;
         worker.run(order)?;
@@ -119,7 +119,7 @@ impl Worker {
         Ok(writeln!(self.orders, "{order}")?)
     }
 
-    /// Waits for the end of an order, and until every thread sleeps.
+    /// Waits until an order is done and every thread sleeps.
     pub fn wait_done(&mut self) -> Result<()> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
@@ -127,13 +127,13 @@ impl Worker {
         self.wait_asleep()
     }
 
-    /// Gives an order and waits for its end.
+    /// Gives an order and waits until it is done.
     pub fn run(&mut self, order: &str) -> Result<()> {
         self.order(order)?;
         self.wait_done()
     }
 
-    /// Gives an order that is answered by a line of numbers.
+    /// Gives an order that is answered with a line of numbers.
     pub fn ask(&mut self, order: &str) -> Result<Vec<f64>> {
         self.order(order)?;
         let mut line = String::new();
@@ -151,7 +151,7 @@ impl Worker {
         loop {
             let asleep = self.threads()?.iter().all(|thread| {
                 let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
-                // State follows the command's closing parenthesis.
+                // The state follows the closing parenthesis of the command.
                 stat.rsplit_once(") ")
                     .is_some_and(|(_, rest)| rest.starts_with('S'))
             });
@@ -159,7 +159,7 @@ impl Worker {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("the worker does not come to rest");
+                bail!("the worker does not become idle");
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -174,7 +174,7 @@ impl Worker {
         Ok(threads)
     }
 
-    /// What the kernel's own books say of all its threads.
+    /// The kernel's statistics of all its threads.
     pub fn books(&self) -> Result<Books> {
         let mut sum = Books::default();
         for thread in self.threads()? {
@@ -205,7 +205,7 @@ impl Worker {
         Ok(sum)
     }
 
-    /// Lets it exit.
+    /// Makes the worker exit.
     pub fn finish(mut self) -> Result<()> {
         self.order("exit")?;
         self.child.wait()?;
@@ -220,7 +220,7 @@ impl Drop for Worker {
     }
 }
 
-/// The other side.
+/// The main function of a worker.
 pub fn main() -> ExitCode {
     say_done();
     let mut threads = Vec::new();
@@ -301,7 +301,7 @@ fn say_done() {
     println!("done");
 }
 
-/// Uses CPU time, by this thread's own clock; yields the CPU again and again, if asked to.
+/// Uses CPU time, measured by this thread's clock. Yields the CPU repeatedly, if requested.
 fn spin(time: Duration, yielding: bool) {
     let end = cpu_time() + time;
     while cpu_time() < end {
@@ -325,7 +325,7 @@ fn cpu_time() -> Duration {
 }
 
 fn pin(cpu: usize) {
-    // SAFETY: an all-zero set is empty; CPU_SET stays within it.
+    // SAFETY: an all-zero set is empty, and CPU_SET stays within it.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
@@ -349,7 +349,7 @@ fn set_policy(name: &str) {
     }
 }
 
-/// A thread that stays when its work is done, so that its books stay readable.
+/// A thread that stays after its work is done, so that its statistics stay readable.
 type Parked = std::thread::JoinHandle<()>;
 
 fn park() {
@@ -427,12 +427,13 @@ fn exec() {
     assert!(status.is_ok_and(|status| status.success()));
 }
 
-/// So many MiB of memory, each page written to.
+/// Maps so many MiB of memory and writes to each page.
 fn anonymous(mib: u64, flags: libc::c_int) -> *mut u8 {
     let length = (mib << 20) as usize;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
-    // SAFETY: a new mapping at an address of the kernel's choice, written within its length.
+    // SAFETY: this creates a new mapping at an address that the kernel chooses, and writes only
+    // within its length.
     unsafe {
         let memory = libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0);
         assert!(
@@ -441,7 +442,7 @@ fn anonymous(mib: u64, flags: libc::c_int) -> *mut u8 {
             std::io::Error::last_os_error()
         );
         let memory = memory.cast::<u8>();
-        // Huge pages would make the number of faults a matter of luck.
+        // With huge pages the number of faults would vary.
         libc::madvise(memory.cast(), length, libc::MADV_NOHUGEPAGE);
         for at in (0..length).step_by(4096) {
             memory.add(at).write_volatile(1);
@@ -453,25 +454,25 @@ fn anonymous(mib: u64, flags: libc::c_int) -> *mut u8 {
 /// Mappings stay until the process ends.
 fn keep<T>(_mapping: *mut T) {}
 
-/// Reads a file a piece at a time.
+/// Reads a whole file in pieces.
 fn read_file(path: &str) {
     let read =
         fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
     assert!(matches!(read, Ok(1..)), "reading {path}: {read:?}");
 }
 
-/// Reads the first MiBs of a file, past what is cached.
+/// Reads the first MiBs of a file from the disk, not from the page cache.
 fn read_some(path: &str, mib: u64) {
     use std::{io::Read, os::fd::AsRawFd};
     let read = fs::File::open(path).and_then(|mut file| {
-        // SAFETY: a descriptor of our own; the call is only a hint.
+        // SAFETY: the descriptor is open, and the call is only a hint.
         unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
         file.read_exact(&mut vec![0; (mib << 20) as usize])
     });
     assert!(read.is_ok(), "reading {path}: {read:?}");
 }
 
-/// Writes a file of so many MiB through the page cache, a MiB at a time.
+/// Writes a file of so many MiB through the page cache, one MiB at a time.
 fn write_file(path: &str, mib: u64) {
     let written = fs::File::create(path).and_then(|mut file| {
         let block = vec![7; 1 << 20];
