@@ -1,6 +1,12 @@
 //! Exposition formats, and their negotiation.
 
-use super::{Body, Encoder, openmetrics::OpenMetrics, text::Text};
+mod lines;
+mod openmetrics;
+mod text;
+
+use super::{Body, Encoder};
+use openmetrics::OpenMetrics;
+use text::Text;
 
 /// An encoder of one exposition.
 pub trait Exposition: Encoder {

@@ -5,7 +5,7 @@
 //! an encoder knows its format; it is chosen once, by [`Format`]. Encoding a sample allocates no
 //! memory.
 //!
-//! A new format is one file with its encoder, and one line in `format.rs`.
+//! A new format is one file in `format/` with its encoder, and its lines in `format.rs`.
 
 mod body;
 mod encoder;
@@ -13,13 +13,10 @@ mod family;
 mod format;
 mod histogram;
 mod labels;
-mod lines;
 mod number;
-mod openmetrics;
 mod registry;
 #[cfg(test)]
 mod tests;
-mod text;
 
 pub use body::Body;
 pub use encoder::Encoder;

@@ -34,7 +34,7 @@ impl Metrics for Fixed {
         std::thread::sleep(self.wait);
         match format {
             Format::Text => Ok(Bytes::from_static(b"text 1\n").into()),
-            Format::OpenMetrics => Ok(Bytes::from_static(b"# EOF\n").into()),
+            _ => Ok(Bytes::from_static(b"# EOF\n").into()),
         }
     }
 

@@ -3,11 +3,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{
-    Distribution, Kind, Metadata,
-    histogram::BoundText,
-    lines::{Dialect, Lines, help_and_type},
-};
+use super::lines::{Dialect, Lines, help_and_type};
+use crate::exposition::{Distribution, Kind, Metadata, histogram::BoundText};
 
 /// The encoder.
 pub(super) type OpenMetrics = Lines<OpenMetricsDialect>;

@@ -3,9 +3,10 @@
 use bytes::{BufMut, BytesMut};
 use collector_common::histogram::BUCKETS;
 
-use super::{
-    Body, Distribution, Encoder, Exposition, Histogram, Kind, Labels, Metadata, Value,
-    body::Chunks, histogram::BoundText,
+use super::Exposition;
+use crate::exposition::{
+    Body, Distribution, Encoder, Histogram, Kind, Labels, Metadata, Value, body::Chunks,
+    histogram::BoundText,
 };
 
 /// Differences between the text formats. They are resolved at compile time.
