@@ -52,8 +52,7 @@ fn overflow() -> Result<()> {
 }
 
 fn recycling() -> Result<()> {
-    // Twelve cgroups one after the other, with room for six. A cgroup gets a slot only after others
-    // were recycled.
+    // Twelve cgroups one after the other, with room for six, so slots have to be recycled.
     let agent = Agent::start(&["--cgroup.max", "6"])?;
     let parent = Cgroup::new()?;
     for n in 0..12 {

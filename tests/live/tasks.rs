@@ -397,8 +397,8 @@ fn many() -> Result<()> {
         "{} descriptors with a limit of {limit}",
         census.descriptors
     );
-    // A process may not be allowed a million descriptors. Then they are in the tables of several
-    // threads.
+    // A process may not be allowed a million descriptors. The tables of several threads reach a
+    // million in any case.
     let tables = MANY.div_ceil(limit).max(2) - 1;
     worker.run(&format!("own-tables {tables} 0"))?;
     let times = (tables + 1) as f64;
