@@ -16,7 +16,7 @@ use crate::{Test, agent::Agent, cgroup::Cgroup, needs::Need, twin::Twin, worker:
 
 pub const TESTS: &[Test] = &[
     (
-        "alerts::trouble_reaches_the_webhook_and_resolves",
+        "alerts::alerts_reach_the_webhook_and_resolve",
         &[
             Need::Agent,
             Need::Program("prometheus"),
@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
         trouble,
     ),
     (
-        "alerts::an_agent_that_is_down_keeps_its_containers_quiet",
+        "alerts::an_agent_that_is_down_inhibits_alerts_of_its_containers",
         &[
             Need::Agent,
             Need::Program("prometheus"),

@@ -22,7 +22,7 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "api::a_record_says_what_metrics_and_files_say",
+        "api::a_record_equals_metrics_and_files",
         &[Need::Agent],
         record,
     ),
@@ -32,16 +32,16 @@ pub const TESTS: &[Test] = &[
         interval,
     ),
     (
-        "api::containers_are_found_and_stay_for_a_while",
+        "api::containers_are_found_by_id_and_stay_after_removal",
         &[Need::Agent],
         found,
     ),
     (
-        "api::an_application_s_own_values_are_there",
+        "api::custom_metrics_are_in_the_record",
         &[Need::Agent],
         custom,
     ),
-    ("api::the_status_says_what_runs", &[Need::Agent], status),
+    ("api::the_status_lists_the_sources", &[Need::Agent], status),
     (
         "api::schemathesis_finds_nothing",
         &[Need::Agent, Need::Venv("schemathesis")],

@@ -22,7 +22,7 @@ pub const TESTS: &[Test] = &[
     ),
     ("block::a_mixed_load", &[Need::Agent, Need::Loop], mixed),
     (
-        "block::a_disk_of_its_own",
+        "block::a_separate_disk",
         &[Need::Agent, Need::SpareDisk, Need::Program("mkfs.ext4")],
         spare_disk,
     ),
@@ -48,7 +48,7 @@ pub const TESTS: &[Test] = &[
         mapped,
     ),
     (
-        "block::an_ended_cgroup_s_numbers",
+        "block::counters_of_a_removed_cgroup",
         &[Need::Agent, Need::Loop],
         ended,
     ),

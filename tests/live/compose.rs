@@ -22,7 +22,7 @@ use crate::{
 };
 
 pub const TESTS: &[Test] = &[(
-    "compose::what_can_run_is_healthy_and_scraped",
+    "compose::services_are_healthy_and_scraped",
     &[
         Need::Agent,
         Need::Variable(FOLDER, "the folder that `cargo xtask image` builds from"),

@@ -38,7 +38,7 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent],
         before_the_agent,
     ),
-    ("cpu::the_host_s_sum", &[Need::Agent], conservation),
+    ("cpu::sum_of_the_host", &[Need::Agent], conservation),
 ];
 
 const USAGE: &str = "container_cpu_usage_seconds_total";

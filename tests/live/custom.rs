@@ -35,7 +35,7 @@ pub const TESTS: &[Test] = &[
         endpoint,
     ),
     (
-        "custom::readers_take_what_applications_say",
+        "custom::parsers_accept_custom_metrics",
         &[
             Need::Agent,
             Need::Program("ip"),
@@ -45,27 +45,27 @@ pub const TESTS: &[Test] = &[
         formats,
     ),
     (
-        "custom::hostile_endpoints_hold_up_nobody",
+        "custom::hostile_endpoints_do_not_delay_others",
         &[Need::Agent, Need::Program("ip")],
         hostile,
     ),
     (
-        "custom::bad_answers_are_told",
+        "custom::bad_answers_are_reported",
         &[Need::Agent, Need::Program("ip")],
         bad,
     ),
     (
-        "custom::what_is_old_is_dropped",
+        "custom::old_values_are_dropped",
         &[Need::Agent, Need::Program("ip")],
         stale,
     ),
     (
-        "custom::the_host_s_network_is_not_asked",
+        "custom::endpoints_in_the_host_network_are_not_read",
         &[Need::Agent],
         host_network,
     ),
     (
-        "custom::a_container_of_docker_s_with_labels",
+        "custom::a_docker_container_with_labels",
         &[
             Need::Agent,
             Need::Program("dockerd"),

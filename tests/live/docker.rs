@@ -39,9 +39,13 @@ pub const TESTS: &[Test] = &[
         LONG,
         two_hundred,
     ),
-    ("docker::a_short_life_keeps_its_name", NEEDS, short_life),
+    (
+        "docker::a_short_lived_container_keeps_its_name",
+        NEEDS,
+        short_life,
+    ),
     ("docker::a_rename_is_followed", NEEDS, rename),
-    ("docker::how_they_ended", NEEDS, ends),
+    ("docker::exit_status_of_containers", NEEDS, ends),
     ("docker::health_and_writable_layer", NEEDS, health_and_layer),
     ("docker::by_name_and_image", NEEDS, filters),
 ];

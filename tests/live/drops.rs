@@ -34,12 +34,12 @@ pub const TESTS: &[Test] = &[
         filtered,
     ),
     (
-        "drops::not_let_out",
+        "drops::blocked_at_egress",
         &[Need::Agent, Need::Program("ip")],
         not_let_out,
     ),
     (
-        "drops::closing_is_no_drop",
+        "drops::closing_does_not_count_as_drop",
         &[Need::Agent, Need::Program("ip")],
         closing,
     ),

@@ -21,8 +21,8 @@ pub const TESTS: &[Test] = &[
     ),
     ("errors::not_privileged", &[Need::Agent], unprivileged),
     ("errors::port_in_use", &[Need::Agent], port_in_use),
-    ("errors::cgroup_roots_that_are_none", &[Need::Agent], roots),
-    ("errors::signals_end_it", &[Need::Agent], signals),
+    ("errors::invalid_cgroup_roots", &[Need::Agent], roots),
+    ("errors::signals_end_the_agent", &[Need::Agent], signals),
     ("errors::commands", &[Need::Agent], commands),
     (
         "errors::a_source_switched_off",

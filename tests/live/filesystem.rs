@@ -23,7 +23,7 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "filesystem::a_device_comes_fills_and_goes",
+        "filesystem::a_device_is_added_filled_and_removed",
         &[Need::Agent, Need::Loop, Need::Program("mkfs.ext4")],
         || isolated(device),
     ),

@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub const TESTS: &[Test] = &[(
-    "io::what_io_stat_says",
+    "io::equal_to_io_stat",
     &[Need::Agent, Need::Unified("io"), Need::SpareDisk],
     charged,
 )];

@@ -8,7 +8,7 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "limits::a_quota_and_what_it_throttles",
+        "limits::a_quota_and_its_throttling",
         &[Need::Agent, Need::Controller("cpu")],
         quota,
     ),

@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = &[
         reclaim,
     ),
     ("memory::an_oom_kill", NEEDS, oom),
-    ("memory::last_values_of_a_removed_cgroup", NEEDS, last),
+    ("memory::final_record_of_a_removed_cgroup", NEEDS, last),
     (
         "memory::own_page_faults_of_a_removed_cgroup",
         NEEDS,

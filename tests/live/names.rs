@@ -18,22 +18,22 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "names::units_and_containers_are_named_and_what_is_nested_is_not",
+        "names::units_and_containers_have_names_and_nested_cgroups_have_none",
         &[Need::Agent],
         named,
     ),
     (
-        "names::a_unit_s_name_is_on_every_series_with_labels_of_its_own",
+        "names::every_series_of_a_unit_has_its_name",
         &[Need::Agent],
         everywhere,
     ),
     (
-        "names::an_excluded_unit_takes_along_what_is_nested_and_counts_in_its_parent",
+        "names::an_excluded_unit_and_its_descendants_count_in_the_parent",
         &[Need::Agent],
         excluded,
     ),
     (
-        "names::the_excess_of_cgroups_counts_in_its_parents",
+        "names::cgroups_beyond_the_limit_count_in_their_parents",
         &[Need::Agent],
         excess,
     ),

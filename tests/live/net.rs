@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = &[
     ("net::echo_requests", WIRE, echo),
     ("net::parents_include_children", &[Need::Agent], nested),
     (
-        "net::a_socket_belongs_where_it_was_made",
+        "net::a_socket_counts_where_it_was_created",
         &[Need::Agent],
         moved,
     ),

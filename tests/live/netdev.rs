@@ -23,13 +23,13 @@ const WIRE: &[Need] = &[Need::Agent, Need::Program("ip")];
 
 pub const TESTS: &[Test] = &[
     ("netdev::equal_to_proc_net_dev", WIRE, equal),
-    ("netdev::the_host_s_interfaces", &[Need::Agent], host),
-    ("netdev::shared_namespaces_are_told_once", WIRE, shared),
-    ("netdev::an_owner_s_heir_goes_on", WIRE, heir),
+    ("netdev::interfaces_of_the_host", &[Need::Agent], host),
+    ("netdev::shared_namespaces_are_reported_once", WIRE, shared),
+    ("netdev::counting_continues_with_a_new_owner", WIRE, heir),
     ("netdev::renamed_and_removed_interfaces", WIRE, renamed),
-    ("netdev::what_is_left_out", WIRE, left_out),
-    ("netdev::namespaces_are_not_kept_in_being", WIRE, let_go),
-    ("netdev::the_agent_stays_where_it_is", WIRE, stays),
+    ("netdev::excluded_interfaces", WIRE, left_out),
+    ("netdev::namespaces_are_not_kept_alive", WIRE, let_go),
+    ("netdev::the_agent_stays_in_its_namespace", WIRE, stays),
 ];
 
 /// Families in the order of [`End::interface`].

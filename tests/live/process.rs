@@ -13,7 +13,11 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     ("process::forks_execs_and_exits", &[Need::Agent], forks),
-    ("process::threads_are_no_processes", &[Need::Agent], threads),
+    (
+        "process::threads_do_not_count_as_processes",
+        &[Need::Agent],
+        threads,
+    ),
 ];
 
 const STARTED: &str = "container_processes_started_total";

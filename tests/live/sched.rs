@@ -24,7 +24,11 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent],
         histogram,
     ),
-    ("sched::who_took_the_cpu", &[Need::Agent], preemptions),
+    (
+        "sched::preemption_by_itself_and_by_others",
+        &[Need::Agent],
+        preemptions,
+    ),
     (
         "sched::migrations",
         &[Need::Agent, Need::TwoCpus],

@@ -30,11 +30,15 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent],
         accepting,
     ),
-    ("tasks::what_is_a_socket", &[Need::Agent], path_sockets),
+    (
+        "tasks::path_descriptors_are_not_sockets",
+        &[Need::Agent],
+        path_sockets,
+    ),
     ("tasks::tables_of_threads", &[Need::Agent], own_tables),
     ("tasks::high_descriptors", &[Need::Agent], sparse),
     ("tasks::a_million_descriptors", &[Need::Agent], many),
-    ("tasks::a_process_moved_in_its_sleep", &[Need::Agent], moved),
+    ("tasks::a_sleeping_process_is_moved", &[Need::Agent], moved),
     (
         "tasks::start_and_limit_of_the_oldest",
         &[Need::Agent],

@@ -25,28 +25,24 @@ pub const TESTS: &[Test] = &[
     ("tcp::opened_and_closed", NEEDS, opened_and_closed),
     ("tcp::refused", NEEDS, refused),
     ("tcp::reset", NEEDS, reset),
-    ("tcp::segments_sent_again", NEEDS, sent_again),
-    (
-        "tcp::segments_that_could_not_be_sent_again",
-        NEEDS,
-        not_sent_again,
-    ),
-    ("tcp::nobody_answers", NEEDS, nobody_answers),
-    ("tcp::given_up", NEEDS, given_up),
-    ("tcp::handshakes_sent_again", NEEDS, handshakes),
-    ("tcp::both_ask_at_once", NEEDS, both_ask),
+    ("tcp::retransmitted_segments", NEEDS, sent_again),
+    ("tcp::failed_retransmissions", NEEDS, not_sent_again),
+    ("tcp::unanswered_connections", NEEDS, nobody_answers),
+    ("tcp::abandoned_connections", NEEDS, given_up),
+    ("tcp::retransmitted_handshakes", NEEDS, handshakes),
+    ("tcp::simultaneous_open", NEEDS, both_ask),
     (
         "tcp::connections_older_than_the_agent",
         NEEDS,
         older_than_the_agent,
     ),
     (
-        "tcp::an_interrupted_cgroup_pays_nothing",
+        "tcp::an_interrupted_cgroup_is_not_charged",
         NEEDS,
         interrupted,
     ),
     (
-        "tcp::mptcp_s_subflows_count_once",
+        "tcp::mptcp_subflows_count_once",
         &[
             Need::Agent,
             Need::Program("ip"),
@@ -54,7 +50,11 @@ pub const TESTS: &[Test] = &[
         ],
         mptcp,
     ),
-    ("tcp::what_the_dead_had", NEEDS, what_the_dead_had),
+    (
+        "tcp::connections_of_removed_cgroups",
+        NEEDS,
+        what_the_dead_had,
+    ),
 ];
 
 const RETRANSMITS: &str = "container_tcp_retransmits_total";

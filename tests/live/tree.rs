@@ -18,31 +18,35 @@ use crate::{
 };
 
 pub const TESTS: &[Test] = &[
-    ("tree::a_thousand_short_lives", &[Need::Agent], short_lives),
     (
-        "tree::nested_cgroups_and_dead_children",
+        "tree::a_thousand_short_lived_cgroups",
         &[Need::Agent],
-        nested,
+        short_lives,
     ),
+    ("tree::nested_and_removed_cgroups", &[Need::Agent], nested),
     (
-        "tree::made_and_removed_while_the_agent_was_down",
+        "tree::created_and_removed_while_the_agent_was_down",
         &[Need::Agent],
         while_down,
     ),
-    ("tree::the_dead_linger_and_leave", &[Need::Agent], linger),
     (
-        "tree::a_path_made_again_goes_on",
+        "tree::removed_cgroups_linger_and_are_reaped",
+        &[Need::Agent],
+        linger,
+    ),
+    (
+        "tree::a_recreated_path_continues",
         &[Need::Agent],
         made_again,
     ),
     ("tree::include_and_exclude", &[Need::Agent], filters),
     (
-        "tree::lost_events_are_made_good",
+        "tree::lost_events_are_recovered",
         &[Need::Agent],
         lost_events,
     ),
     (
-        "tree::a_renamed_v1_cgroup_takes_its_descendants_along",
+        "tree::descendants_of_a_renamed_v1_cgroup",
         &[Need::Agent, Need::V1("pids")],
         renamed_v1,
     ),
