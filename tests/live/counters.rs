@@ -1,9 +1,10 @@
-//! Every counter and histogram of the reference, through everything that may happen to a cgroup:
-//! none falls, none stands still while its cgroup works, none is served for another cgroup.
+//! Every counter and histogram of the reference, through everything that can happen to a cgroup.
+//! None may fall, none may stay the same while its cgroup works, and none may be served for another
+//! cgroup.
 //!
-//! Oracle: the scrapes before. The families are those of `cgmeter metrics`: one that a [`life`]
-//! leaves at 0 fails here until an act makes it rise, names what the machine lacks for it, or
-//! [`NEVER`] says why none can.
+//! Oracle: the previous scrapes. The families are those of `cgmeter metrics`. A family that is 0
+//! after a [`life`] fails the test, unless the machine lacks what its act needs, or [`NEVER`] gives
+//! a reason.
 
 mod life;
 mod watch;
@@ -26,12 +27,12 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "counters::a_path_made_again_goes_on",
+        "counters::a_recreated_path_continues",
         &[Need::Agent, Need::Loop],
         made_again,
     ),
     (
-        "counters::after_lost_events_none_falls_or_stands_still",
+        "counters::after_lost_events_none_falls_or_stops",
         &[Need::Agent, Need::Loop],
         lost_events,
     ),
@@ -41,13 +42,13 @@ pub const TESTS: &[Test] = &[
         together,
     ),
     (
-        "counters::a_dead_cgroup_s_numbers_are_nobody_else_s",
+        "counters::values_of_a_removed_cgroup_are_served_for_no_other",
         &[Need::Agent, Need::Loop],
         number_reused,
     ),
 ];
 
-/// Counters that no act makes rise, and why.
+/// Counters that no act increases, with the reason.
 const NEVER: &[(&str, &str)] = &[
     (
         "container_restarts_total",
@@ -55,7 +56,7 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "container_memory_workingset_refault_anon_total",
-        "there is no swap on the machines that tests run on",
+        "the machines that run the tests have no swap",
     ),
     (
         "container_network_receive_errors_total",
@@ -67,44 +68,43 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "container_network_transmit_packets_dropped_total",
-        "a veth drops only what it can't hand over, which is a matter of luck",
+        "a veth drops only packets that it can't deliver, which is not predictable",
     ),
     (
         "container_fs_io_time_seconds_total",
-        "the host's alone, see `disk_stats`",
+        "only the host has it, see `disk_stats`",
     ),
     (
         "container_fs_io_time_weighted_seconds_total",
-        "the host's alone, see `disk_stats`",
+        "only the host has it, see `disk_stats`",
     ),
     (
         "container_fs_reads_merged_total",
-        "the host's alone, see `disk_stats`",
+        "only the host has it, see `disk_stats`",
     ),
     (
         "container_fs_writes_merged_total",
-        "the host's alone, see `disk_stats`",
+        "only the host has it, see `disk_stats`",
     ),
     (
         "container_pressure_memory_waiting_seconds_total",
-        "stalls of this length are a matter of luck, see `pressure`",
+        "stalls of this length are not predictable, see `pressure`",
     ),
     (
         "container_pressure_memory_stalled_seconds_total",
-        "stalls of this length are a matter of luck, see `pressure`",
+        "stalls of this length are not predictable, see `pressure`",
     ),
     (
         "container_pressure_io_waiting_seconds_total",
-        "stalls of this length are a matter of luck, see `pressure`",
+        "stalls of this length are not predictable, see `pressure`",
     ),
     (
         "container_pressure_io_stalled_seconds_total",
-        "stalls of this length are a matter of luck, see `pressure`",
+        "stalls of this length are not predictable, see `pressure`",
     ),
 ];
 
-/// Families that need not rise in each life: what is cached, and who is preempted, is a matter of
-/// luck.
+/// Families that need not rise in each life, because caching and preemption are not predictable.
 const LUCK: &[&str] = &[
     "container_memory_workingset_refault_file_total",
     "container_cpu_cfs_burst_periods_total",
@@ -130,16 +130,16 @@ fn reference() -> Result<Vec<String>> {
     Ok(families)
 }
 
-/// Why this kernel does not count something that its machine could show.
+/// Why this kernel does not count a family, although the machine has what it needs.
 fn uncounted(family: &str) -> Option<&'static str> {
     let unified = matches!(cgroup::controller("hugetlb"), Some(Hierarchy::V2(_)));
     let recent = needs::missing(&[Need::Kernel(6, 15)]).is_none();
     (family == "container_hugetlb_failcnt" && unified && recent).then_some(
-        "since 6.15 the kernel counts this in v1 alone (mm/page_counter.c, track_failcnt)",
+        "since 6.15 the kernel counts this only in v1 (mm/page_counter.c, track_failcnt)",
     )
 }
 
-/// Fails unless every family has risen that can rise on this machine; names those that have not.
+/// Fails unless every family that can rise on this machine has risen. Prints those that can't.
 fn all_rose(watch: &Watch, id: &str) -> Result<()> {
     let mut problems = Vec::new();
     for family in reference()? {
@@ -149,7 +149,7 @@ fn all_rose(watch: &Watch, id: &str) -> Result<()> {
         if watch.sum(&family, id) > 0.0 {
             continue;
         }
-        // An act that can't be done here excuses its families.
+        // The families of an act that this machine can't run may be 0.
         let acts = ACTS.iter();
         let lacks = acts
             .filter(|act| act.families.contains(&family.as_str()))
@@ -164,7 +164,7 @@ fn all_rose(watch: &Watch, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lives a life and scrapes: what has risen in the life before rises again.
+/// Runs a life and scrapes. Every family that rose in an earlier life must rise again.
 fn live(life: &mut Life, agent: &Agent, watch: &mut Watch) -> Result<()> {
     let id = life.id().to_owned();
     let before = watch.sums(&id);
@@ -184,7 +184,7 @@ fn live(life: &mut Life, agent: &Agent, watch: &mut Watch) -> Result<()> {
         .collect();
     ensure!(
         still.is_empty(),
-        "{id} did all again, these stand still: {still:?}"
+        "{id} did everything again, but these did not rise: {still:?}"
     );
     Ok(())
 }
@@ -201,11 +201,11 @@ fn made_again() -> Result<()> {
     all_rose(&watch, &id)?;
     life.end()?;
     watch.scrape(&agent)?;
-    // The next does nothing at first, and has no quota.
+    // The next cgroup does nothing at first and has no quota.
     let mut life = child()?;
     watch.scrape(&agent)?;
     live(&mut life, &agent, &mut watch)?;
-    // Nobody looks between what it does, its end and the next two.
+    // There is no scrape while it works, ends, and is followed by two more cgroups.
     life.act()?;
     life.end()?;
     child()?.end()?;
@@ -216,7 +216,7 @@ fn made_again() -> Result<()> {
     watch.scrape(&agent)
 }
 
-/// Makes and removes cgroups until their events don't fit into the ring buffer.
+/// Creates and removes more cgroups than the ring buffer has room for.
 fn overflow_events(parent: &Cgroup) -> Result<()> {
     for n in 0..2500 {
         parent.child(&format!("c{n}"))?.remove()?;
@@ -232,7 +232,7 @@ fn lost_events() -> Result<()> {
     let mut life = child()?;
     live(&mut life, &agent, &mut watch)?;
     let before = watch.sums(life.id());
-    // The removal is lost, and the birth of the next with the path.
+    // The events of the removal and of the creation of the next cgroup with this path are lost.
     agent.signal(libc::SIGSTOP);
     let overflown = overflow_events(&parent.cgroup);
     let next = overflown.and_then(|()| {
@@ -245,10 +245,10 @@ fn lost_events() -> Result<()> {
     watch.scrape(&agent)?;
     ensure!(
         watch.metric("cgmeter_lost_events_total") > 0.0,
-        "the ring buffer held them all"
+        "the ring buffer had room for all events"
     );
     live(&mut life, &agent, &mut watch)?;
-    // What the first had done unseen is in its final record.
+    // The unseen work of the first cgroup is in its final record.
     for family in [
         "container_cpu_user_seconds_total",
         "container_memory_failcnt",
@@ -280,16 +280,16 @@ fn together() -> Result<()> {
         for life in &mut lives {
             life.act()?;
         }
-        // All of them go before the next scrape.
+        // All of them are removed before the next scrape.
         for life in lives {
             life.end()?;
         }
         parent.remove()?;
         watch.scrape(&agent)?;
-        // They leave the tree, and their slots come back.
+        // They are reaped, and their slots are recycled.
         let end = Instant::now() + Duration::from_secs(30);
         while watch.sees(&id) {
-            ensure!(Instant::now() < end, "{id} stays");
+            ensure!(Instant::now() < end, "{id} is still reported");
             sleep(Duration::from_millis(500));
             watch.scrape(&agent)?;
         }
@@ -300,7 +300,7 @@ fn together() -> Result<()> {
 }
 
 fn number_reused() -> Result<()> {
-    // Longer than it takes until the cgroup has left the tree and others have its number.
+    // Longer than it takes until the cgroups are reaped and others have their node numbers.
     const INTERVAL: Duration = Duration::from_secs(40);
     let interval = format!("{}s", INTERVAL.as_secs());
     let agent = Agent::start(&["--web.min-interval", &interval, "--cgroup.linger", "1s"])?;
@@ -327,7 +327,7 @@ fn number_reused() -> Result<()> {
             let foreign: Vec<_> = sums.iter().filter(|(_, sum)| **sum > 0.0).collect();
             ensure!(
                 foreign.is_empty(),
-                "{} has done nothing and is served {foreign:?}",
+                "{} has done nothing, but is served {foreign:?}",
                 cgroup.id
             );
         }
@@ -339,7 +339,7 @@ fn number_reused() -> Result<()> {
         "this machine is too slow for this test"
     );
     none(&watch)?;
-    // The same of the next snapshot.
+    // The same for the next snapshot.
     sleep(INTERVAL.saturating_sub(begin.elapsed()) + Duration::from_millis(500));
     watch.scrape(&agent)?;
     none(&watch).context("after the next snapshot")

@@ -1,4 +1,4 @@
-//! The life of a cgroup in which as many counters rise as this machine allows.
+//! The life of a cgroup. It increases as many counters as this machine allows.
 
 use std::{fs, path::PathBuf};
 
@@ -13,17 +13,17 @@ use crate::{
     worker::Worker,
 };
 
-/// Something that is done in a cgroup.
+/// A workload in a cgroup.
 pub struct Act {
-    /// What it needs of the machine: it is left out elsewhere.
+    /// What it needs from the machine. It is skipped on other machines.
     pub needs: &'static [Need],
-    /// Does it.
+    /// Runs it.
     pub run: fn(&mut Life) -> Result<()>,
-    /// Families of which a series is above 0 afterwards, and 0 on a machine that lacks something.
+    /// Families with a series above 0 afterwards. They may be 0 on a machine that lacks something.
     pub families: &'static [&'static str],
 }
 
-/// Everything that is done in a life, in this order.
+/// All workloads of a life, in this order.
 pub const ACTS: &[Act] = &[
     Act {
         needs: &[],
@@ -138,7 +138,7 @@ pub const ACTS: &[Act] = &[
         ],
     },
     Act {
-        // The kernel brings pressure up to date every 2 s.
+        // The kernel updates pressure every 2 s.
         needs: &[Need::Pressure],
         run: |life| {
             life.worker.run("pin 0")?;
@@ -153,23 +153,23 @@ pub const ACTS: &[Act] = &[
     },
 ];
 
-/// Controllers, each of which a life has a twin in, if it is there.
+/// Controllers. A life has a twin in each one that exists.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "hugetlb", "io"];
 
-/// A cgroup as all controllers see it.
+/// A cgroup in the hierarchies of all controllers.
 pub struct Group {
     twins: Vec<(&'static str, Twin)>,
-    /// Last, so that it is removed last.
+    /// After the twins, so that it is removed last.
     pub cgroup: Cgroup,
-    /// Where lives have their files.
+    /// The folder for the files of lives.
     folder: PathBuf,
-    /// The disk of that folder, if it has one of its own.
+    /// The file system of that folder, if it has its own.
     _mounted: Option<Mounted>,
 }
 
 impl Group {
-    /// A new cgroup below the root. A guest's temporary files are memory themselves; it has a disk to
-    /// spare.
+    /// Creates a cgroup below the root. In a guest, temporary files are in memory, so its spare
+    /// disk is used.
     pub fn new() -> Result<Self> {
         let guest = needs::missing(&[Need::SpareDisk]).is_none();
         let mounted = guest
@@ -199,12 +199,12 @@ impl Group {
         })
     }
 
-    /// A child.
+    /// Creates a child.
     pub fn child(&self, name: &str) -> Result<Self> {
         Self::of(self.cgroup.child(name)?, self.folder.clone())
     }
 
-    /// A worker in it.
+    /// Starts a worker in it.
     fn worker(&self) -> Result<Worker> {
         let worker = Worker::start(&self.cgroup)?;
         for (_, twin) in &self.twins {
@@ -213,7 +213,7 @@ impl Group {
         Ok(worker)
     }
 
-    /// Removes it, once its tasks have ended.
+    /// Ends its tasks and removes it.
     pub fn remove(self) -> Result<()> {
         let Self { twins, cgroup, .. } = self;
         drop(twins);
@@ -222,20 +222,20 @@ impl Group {
     }
 }
 
-/// A cgroup with a worker in it, and what it works with.
+/// A cgroup with a worker, and the files and devices that it uses.
 pub struct Life {
     worker: Worker,
     disk: Loop,
     full: Loop,
     file: PathBuf,
     _small: Mounted,
-    /// Whom it talks with: a pair of interfaces ends with either namespace.
+    /// The other end of its network. A veth pair is removed with either namespace.
     peer: Option<End>,
     group: Group,
 }
 
 impl Life {
-    /// In a new child of `parent`.
+    /// Starts a life in a new child of `parent`.
     pub fn below(parent: &Group, name: &str) -> Result<Self> {
         let group = parent.child(name)?;
         let worker = group.worker()?;
@@ -261,7 +261,7 @@ impl Life {
         &self.group.cgroup.id
     }
 
-    /// Does everything that can be done on this machine.
+    /// Runs all workloads that this machine can run.
     pub fn act(&mut self) -> Result<()> {
         for act in ACTS {
             if needs::missing(act.needs).is_none() {
@@ -277,7 +277,7 @@ impl Life {
         Ok(&twin.with_context(|| format!("no {name}"))?.1)
     }
 
-    /// Ends it: the tasks, the twins, the cgroup.
+    /// Ends the tasks and removes the twins and the cgroup.
     pub fn end(self) -> Result<()> {
         let Self {
             worker,
@@ -310,10 +310,10 @@ fn exceed_quota(life: &mut Life) -> Result<()> {
         twin.write("cpu.max.burst", &burst.to_string())?;
     }
     life.worker.run("spin 60")?;
-    // Until then nothing is saved up for a burst.
+    // Unused time is saved for a burst, so be idle first.
     std::thread::sleep(std::time::Duration::from_millis(200));
     life.worker.run("spin 60")?;
-    // A quota stays, so that the families are there; it is out of the way of what follows.
+    // Leave a quota, so that the families exist. It is too large to affect later workloads.
     let (none, v1) = (1_000_000, life.twin("cpu")?.v1);
     if v1 {
         life.twin("cpu")?.write("cpu.cfs_burst_us", "0")?;
@@ -326,7 +326,7 @@ fn exceed_quota(life: &mut Life) -> Result<()> {
     }
 }
 
-/// At the limit with a file's pages, then with memory that can't be reclaimed.
+/// Reaches the limit with pages of a file, then with memory that can't be reclaimed.
 fn exceed_memory(life: &mut Life) -> Result<()> {
     let twin = life.twin("memory")?;
     let mib = |count: u64| (count << 20).to_string();
@@ -347,7 +347,7 @@ fn exceed_memory(life: &mut Life) -> Result<()> {
     life.worker.run(&format!("cache {file}"))?;
     life.worker.run(&format!("cache {file}"))?;
     let mut victim = life.group.worker()?;
-    ensure!(victim.run("anon 64").is_err(), "64 MiB fit into 16");
+    ensure!(victim.run("anon 64").is_err(), "64 MiB fit into 16 MiB");
     drop(victim);
     let twin = life.twin("memory")?;
     if twin.v1 {
@@ -372,17 +372,18 @@ fn exceed_huge_pages(life: &mut Life) -> Result<()> {
     let result = victim.run("huge 6");
     drop(victim);
     fs::write(POOL, before)?;
-    ensure!(result.is_err(), "three huge pages, where one is allowed");
+    ensure!(result.is_err(), "three huge pages with a limit of one");
     Ok(())
 }
 
-/// With a cgroup in another namespace.
+/// Exchanges packets with a cgroup in another namespace.
 fn talk(life: &mut Life) -> Result<()> {
     let [own, theirs] = V4;
     let mut peer = End::new()?;
     life.worker.run("unshare-net")?;
     wire::join([&mut life.worker, &mut peer.worker])?;
-    // Datagrams both ways, frames that nobody knows, more than there is room for.
+    // Datagrams in both directions, frames of an unknown protocol, and more datagrams than fit into
+    // a buffer.
     life.worker.run(&format!("udp-bind {own}:1001"))?;
     peer.worker.run(&format!("udp-bind {theirs}:1001"))?;
     let datagrams = |from: &mut Worker, to: &mut Worker, address: &str| -> Result<()> {
@@ -395,7 +396,7 @@ fn talk(life: &mut Life) -> Result<()> {
     peer.worker.run("frames eth0 5")?;
     life.worker.run(&format!("udp bind {own} 6000 4096"))?;
     peer.worker.ask(&format!("udp send {own} 6000 100 500"))?;
-    // Connections: refused, made, with segments sent again, closed, reset.
+    // Connections: refused, opened, with retransmitted segments, closed, reset.
     life.worker.run(&format!("tcp refused {theirs} 3999 3"))?;
     peer.worker.run(&format!("tcp listen {theirs} 4000"))?;
     life.worker.run(&format!("tcp connect {theirs} 4000 2"))?;

@@ -1,4 +1,4 @@
-//! Scrapes compared with those before.
+//! Compares each scrape with the previous ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,29 +6,29 @@ use anyhow::{Result, ensure};
 
 use crate::{agent::Agent, metrics::Metrics};
 
-/// Families of a quota are there while one is set.
+/// The families of a quota exist while one is set.
 const WHILE_SET: &str = "container_cpu_cfs_";
 
-/// The counters of some cgroups, of the host and of the agent itself, as they were last seen.
+/// The last values of the counters of some cgroups, of the host and of the agent itself.
 pub struct Watch {
-    /// Cgroups below this one are watched, and itself.
+    /// This cgroup and its descendants are watched.
     top: String,
-    /// Names of samples that only rise, and their families.
+    /// Names of samples that only rise, with their families.
     names: BTreeMap<String, String>,
-    /// By name and labels.
+    /// Values by name and labels.
     last: BTreeMap<(String, String), f64>,
-    /// Cgroups that the last scrape had.
+    /// Cgroups in the last scrape.
     ids: BTreeSet<String>,
 }
 
-/// The label `id`; empty where there is none. The tests' paths need no escapes.
+/// The label `id`. Empty if there is none. The tests' paths need no escapes.
 fn id(labels: &str) -> &str {
     let after = labels.strip_prefix("id=\"");
     after.and_then(|rest| rest.split('"').next()).unwrap_or("")
 }
 
 impl Watch {
-    /// Of the families given, for cgroups at `top` and below.
+    /// Watches these families, for `top` and its descendants.
     pub fn of(top: &str, families: &[String]) -> Self {
         let suffixes = ["", "_bucket", "_sum", "_count"];
         let names = families.iter().flat_map(|family| {
@@ -51,7 +51,8 @@ impl Watch {
         own || cgroup && self.names.contains_key(name)
     }
 
-    /// Takes a scrape: fails if a counter is lower than before, or has gone without its cgroup.
+    /// Scrapes. Fails if a counter has fallen, or has disappeared while its cgroup is still
+    /// reported.
     pub fn scrape(&mut self, agent: &Agent) -> Result<()> {
         let metrics = agent.scrape()?;
         self.ids = metrics
@@ -60,7 +61,7 @@ impl Watch {
             .map(str::to_owned)
             .collect();
         let now = self.watched(&metrics);
-        // A cgroup that has left the tree may come again, and then starts anew.
+        // The counters of a reaped cgroup start again at 0 if it is created again.
         self.last
             .retain(|(_, labels), _| id(labels).is_empty() || self.ids.contains(id(labels)));
         let mut problems = Vec::new();
@@ -70,9 +71,11 @@ impl Watch {
                     problems.push(format!("{name}{{{labels}}} fell from {before} to {now}"));
                 }
                 Some(_) => {}
-                // The host's devices are others' business.
+                // Devices of the host may be removed by other processes.
                 None if id(labels).len() <= 1 || name.starts_with(WHILE_SET) => {}
-                None => problems.push(format!("{name}{{{labels}}} has gone, it was {before}")),
+                None => problems.push(format!(
+                    "{name}{{{labels}}} has disappeared, it was {before}"
+                )),
             }
         }
         ensure!(
@@ -93,12 +96,12 @@ impl Watch {
             .collect()
     }
 
-    /// Whether the last scrape had a cgroup.
+    /// Whether a cgroup was in the last scrape.
     pub fn sees(&self, id: &str) -> bool {
         self.ids.contains(id)
     }
 
-    /// A counter of the agent's own.
+    /// A counter of the agent itself.
     pub fn metric(&self, name: &str) -> f64 {
         let series = self.last.iter().filter(|((found, _), _)| found == name);
         series.map(|(_, value)| value).sum()
