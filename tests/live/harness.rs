@@ -86,7 +86,7 @@ fn attempt(name: &str, needs: &[Need], body: fn() -> anyhow::Result<()>) -> Resu
     let begin = Instant::now();
     let mut result = body();
     if let (Err(error), Some(reason)) = (&result, rerun) {
-        // On a line of its own: xtask counts them.
+        // On its own line, because xtask counts these lines.
         println!("\nRERUN {name}: {reason}; it failed with: {error:#}");
         result = body();
     }

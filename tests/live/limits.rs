@@ -1,4 +1,5 @@
-//! CFS bandwidth and shares, the limit on tasks. Oracle: the files of the cpu and pids controllers.
+//! CFS bandwidth and shares, and the limit on tasks. Oracle: the files of the cpu and pids
+//! controllers.
 
 use anyhow::{Result, ensure};
 
@@ -28,7 +29,7 @@ fn set_quota(twin: &Twin, quota_us: u64, period_us: u64) -> Result<()> {
     }
 }
 
-/// Seconds throttled: nanoseconds in v1, microseconds in cgroup2.
+/// Throttled time in seconds. The file has nanoseconds in v1, microseconds in cgroup2.
 fn throttled_seconds(twin: &Twin) -> Result<f64> {
     if twin.v1 {
         Ok(twin.stat("cpu.stat", "throttled_time")? / 1e9)
@@ -47,11 +48,12 @@ fn quota() -> Result<()> {
     let periods = "container_cpu_cfs_periods_total";
     ensure!(
         !metrics.has(periods, &[("id", &cgroup.id)]),
-        "families of a quota without one"
+        "families of a quota exist without a quota"
     );
     set_quota(&twin, 20_000, 100_000)?;
     worker.run("spin 200")?;
-    // At rest: periods pass only while there is something to enforce.
+    // The cgroup is idle now. The kernel counts periods only while a quota is enforced on running
+    // tasks.
     worker.run("sleeps 1")?;
     std::thread::sleep(std::time::Duration::from_millis(300));
     let metrics = agent.scrape()?;
@@ -103,5 +105,5 @@ fn tasks() -> Result<()> {
     twin.write("pids.max", "17")?;
     same("limit", limit()?, twin.number("pids.max")?)?;
     twin.write("pids.max", "max")?;
-    same("no limit again", limit()?, 0.0)
+    same("no limit after its removal", limit()?, 0.0)
 }

@@ -1,12 +1,12 @@
 //! The agent against a live kernel.
 //!
-//! Each test makes a workload in cgroups of its own and compares what the agent serves with a
-//! source that is not the agent: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2),
-//! Prometheus itself. Counts decide, never durations.
+//! Each test runs a workload in its own cgroups and compares the agent's values with another
+//! source: cpu.stat, /proc/PID/schedstat and status, /proc/stat, wait(2), Prometheus itself.
+//! Results depend on counts, never on timing.
 //!
-//! What a test needs, its tier and whether it may be run again are part of its definition ([`Need`]).
-//! [`harness`] chooses the tests and runs them; [`kernels`] lists those for other kernels.
-#![allow(unsafe_code, reason = "workloads are made of system calls")]
+//! A test's definition has its needs, its tier and whether it may be rerun ([`Need`]). [`harness`]
+//! chooses the tests and runs them. [`kernels`] lists those for other kernels.
+#![allow(unsafe_code, reason = "workloads consist of system calls")]
 
 mod agent;
 mod alerts;
@@ -68,7 +68,7 @@ mod worker;
 
 use needs::Need;
 
-/// A test: name, what it needs, what it does.
+/// A test: its name, its needs and its function.
 type Test = (&'static str, &'static [Need], fn() -> anyhow::Result<()>);
 
 /// All tests, in the order in which they run.

@@ -160,9 +160,9 @@ impl Census {
 /// Repeats a comparison for up to a minute, until it succeeds. On a slow or busy machine one
 /// comparison is not enough:
 ///
-/// - After a pass over all tasks that took long, the agent serves its values for a hundred times as
-///   long (collector/src/source/tasks.rs).
-/// - A task reports before it sleeps, and may still run when it is looked at.
+/// - After a slow walk over all tasks, the agent serves the values for a hundred times as long as the
+///   walk took (collector/src/source/tasks.rs).
+/// - A task reports before it sleeps, and may still run when its state is read.
 fn in_time<T>(compare: impl Fn() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {

@@ -81,7 +81,7 @@ pub fn pair() -> Result<[End; 2]> {
     Ok(ends)
 }
 
-/// Joins two workers that have a namespace of their own each, and gives them addresses.
+/// Joins two workers, each in its own namespace, and gives them addresses.
 pub fn join(mut ends: [&mut Worker; 2]) -> Result<()> {
     let [one, other] = [&ends[0], &ends[1]].map(|worker| worker.pid().to_string());
     let words = [

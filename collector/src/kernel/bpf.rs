@@ -26,7 +26,7 @@ const ITER_CREATE: Command = Command(33);
 const TRACE_ITER: u32 = 28;
 const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
 
-/// Calls bpf(2) with the attributes given.
+/// Calls bpf(2) with the given attributes.
 ///
 /// # Safety
 ///
@@ -371,7 +371,7 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
 ///
 /// # Errors
 ///
-/// When the file can't be read or has no `memlock` line.
+/// If the file can't be read or has no `memlock` line.
 pub fn map_memory(map: BorrowedFd<'_>) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
     text.lines()

@@ -151,7 +151,7 @@ fn section(bytes: &[u8], header: usize, offset: u32, length: u32) -> Result<Rang
     let end = start.and_then(|start| start.checked_add(length as usize));
     match (start, end) {
         (Some(start), Some(end)) if end <= bytes.len() => Ok(start..end),
-        _ => bail!("a section lies beyond the end"),
+        _ => bail!("a section extends beyond the end"),
     }
 }
 
@@ -310,7 +310,7 @@ impl<'a> Type<'a> {
             | Kind::Const
             | Kind::Restrict
             | Kind::TypeTag => self.btf.by_number(self.size_or_type),
-            kind => bail!("a {kind:?} is of no other type"),
+            kind => bail!("a {kind:?} does not refer to another type"),
         }
     }
 
@@ -329,7 +329,7 @@ impl<'a> Type<'a> {
                 _ => return Ok(ty),
             }
         }
-        bail!("typedefs without an end")
+        bail!("the chain of typedefs is too long")
     }
 
     /// Offset in bits and type of a member. Members of anonymous members are found too. `None` if
@@ -351,7 +351,10 @@ impl<'a> Type<'a> {
         left: &mut u32,
     ) -> Result<Option<(u32, Self)>> {
         for at in (0..3 * self.count).step_by(3) {
-            ensure!(depth > 0 && *left > 0, "structures without an end");
+            ensure!(
+                depth > 0 && *left > 0,
+                "structures are nested too deep or too large"
+            );
             *left -= 1;
             let found = self.btf.string(self.word(at)?);
             if found != name && !found.is_empty() {
@@ -417,7 +420,7 @@ impl<'a> Type<'a> {
             };
             return factor.checked_mul(size).context("a size overflows");
         }
-        bail!("arrays without an end")
+        bail!("arrays are nested too deep")
     }
 
     /// Number of a function prototype's parameters.

@@ -42,7 +42,7 @@ impl Shards {
     }
 }
 
-/// A cell as it is in the kernel.
+/// The layout and the map of a source's cells in the kernel.
 pub trait Cell: FromBytes + Copy + Send {
     /// Name of the array of maps in the kernel object.
     const MAP: &'static str;
@@ -65,7 +65,7 @@ macro_rules! cells {
                 const COUNTED: Option<Word<Self>> = [$(Some(word!($cell, $counted)),)? None][0];
             }
         )*
-        /// Every array of cells in the object, with its shards.
+        /// All arrays of cells in the object, with their shards.
         pub const CELL_MAPS: &[(&str, Shards)] = &[$(($map, Shards::$shards),)*];
     };
 }

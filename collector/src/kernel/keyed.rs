@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::map::Map;
 
-/// A value as it is in the kernel.
+/// The maps of a source's values in the kernel.
 pub trait KeyedValue: FromBytes + IntoBytes + Immutable + Copy + Send {
     /// Name of the hash in the kernel object.
     const MAP: &'static str;
@@ -60,7 +60,7 @@ impl<T: KeyedValue> Keyed<T> {
     pub fn new(map: BorrowedFd<'_>) -> anyhow::Result<Self> {
         let map = Map::hash(map)?;
         map.insert(&CgroupKey::OVERFLOW, &T::new_zeroed())
-            .context("making the entry for overflow")?;
+            .context("creating the overflow entry")?;
         Ok(Self {
             map,
             keys: Vec::new(),

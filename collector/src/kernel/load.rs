@@ -85,8 +85,8 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         // Free the loader's copy of the kernel's BTF, which is not needed.
         loader.btf(None);
-        let types = btf::Btf::parse(read_btf()?)
-            .with_context(|| format!("{BTF_PATH} can't be understood"))?;
+        let types =
+            btf::Btf::parse(read_btf()?).with_context(|| format!("cannot parse {BTF_PATH}"))?;
         let patched = fields::patch(OBJECT, &types)?;
         let btf = types.view(&wanted())?;
         let slots = options.max_slots.saturating_add(1);
@@ -257,7 +257,7 @@ impl Kernel {
     pub fn require_lifecycle(&self) -> Result<()> {
         let availability = self.availability(&LIFECYCLE);
         match availability.reason {
-            Some(reason) if !availability.up => bail!("cgroups can't be followed: {reason}"),
+            Some(reason) if !availability.up => bail!("cannot track cgroups: {reason}"),
             _ => Ok(()),
         }
     }
@@ -329,7 +329,7 @@ impl Kernel {
     pub fn types(&self) -> Result<&btf::Btf> {
         self.types
             .as_ref()
-            .context("the kernel's types are needed at the start only")
+            .context("the kernel's types have been freed")
     }
 
     /// Frees the kernel's types.
@@ -504,7 +504,7 @@ fn wanted() -> Vec<Wanted> {
 fn read_btf() -> Result<Vec<u8>> {
     std::fs::read(Path::new(BTF_PATH)).map_err(|error| {
         anyhow!(
-            "this kernel does not describe its types: cannot read {BTF_PATH}: {error}; cgmeter \
+            "this kernel provides no BTF: cannot read {BTF_PATH}: {error}; cgmeter \
              needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's is)"
         )
     })

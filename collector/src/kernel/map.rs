@@ -255,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn a_map_as_expected_is_taken() {
+    fn a_matching_map_is_accepted() {
         compare(&info(), MapType::Hash, 16, 8, 0).unwrap();
         compare(&info(), MapType::Hash, 16, 8, MMAPABLE).unwrap();
     }
 
     #[test]
-    fn what_differs_is_named() {
+    fn the_error_names_the_difference() {
         let text = |kind, key, value| {
             let error = compare(&info(), kind, key, value, 0).unwrap_err();
             error.to_string()
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_no_map_are_refused() {
+    fn impossible_sizes_are_refused() {
         assert!(compare(&info(), MapType::Hash, 16, usize::MAX, 0).is_err());
     }
 }

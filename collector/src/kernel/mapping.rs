@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_where_its_field_is() {
+    fn a_word_is_at_the_offset_of_its_field() {
         const MISSED: Word<PassControl> = word!(PassControl, missed);
         assert_eq!(MISSED.at, 1);
         assert_eq!(word!(SchedCell, owner).at, 0);

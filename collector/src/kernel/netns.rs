@@ -43,11 +43,11 @@ impl Namespaces {
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let link = kernel
             .task_iterator("namespaces")
-            .context("attaching the iterator over tasks")?;
+            .context("attaching the task iterator")?;
         Ok(Self {
             link,
             control: Mapping::open(kernel.map("NETNS_PASS")?)
-                .context("the control block of the namespaces' iterator")?,
+                .context("opening the control block of the namespaces' iterator")?,
             map: Map::hash(kernel.map("NETNS")?)?,
             generation: 0,
             keys: Vec::new(),

@@ -64,7 +64,7 @@ impl Pass {
         Ok(Self {
             program: program.try_clone_to_owned()?,
             control: Mapping::open(maps.control)
-                .context("the control block of the cgroup iterator")?,
+                .context("opening the control block of the cgroup iterator")?,
             records,
             devices,
         })

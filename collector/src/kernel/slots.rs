@@ -122,7 +122,7 @@ impl SlotPool {
             };
             self.queue
                 .push(slot, 0)
-                .context("the queue of free slots refuses a slot")?;
+                .context("adding a slot to the queue of free slots")?;
             self.queued.insert(slot);
         }
         Ok(())

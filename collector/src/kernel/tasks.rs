@@ -44,7 +44,7 @@ impl TasksPass {
         let bit = fields::bit_of(kernel.types()?, "task_struct.in_iowait")?;
         let link = kernel.task_iterator("tasks")?;
         let control = Mapping::open(kernel.map("TASKS")?)
-            .context("the control block of the iterator over tasks")?;
+            .context("opening the control block of the task iterator")?;
         control.store(0, IOWAIT_MASK, 1 << bit);
         let iterator = Self {
             link,
@@ -56,10 +56,10 @@ impl TasksPass {
         iterator.control.store(0, SAMPLE_SOCKET, descriptor);
         // The run with generation 0 only finds these and counts nothing, because there are no slots
         // yet.
-        bpf::run_iterator(iterator.link.as_fd()).context("running the iterator over tasks")?;
+        bpf::run_iterator(iterator.link.as_fd()).context("running the task iterator")?;
         anyhow::ensure!(
             iterator.control.load(0, SOCKET_OPS) != 0,
-            "the iterator over tasks has not met the agent's own socket"
+            "the task iterator has not found the agent's own socket"
         );
         Ok(iterator)
     }

@@ -138,7 +138,7 @@ fn parsed(file: &Writer) -> Btf {
 }
 
 #[test]
-fn members_are_found_wherever_they_are() {
+fn members_are_found_at_any_depth() {
     use crate::kernel::fields::{bit_of, len_of, offset_of};
     let btf = parsed(&example());
     for (path, offset) in [
@@ -216,7 +216,7 @@ fn the_loader_sees_the_same_numbers() {
 }
 
 #[test]
-fn what_contains_itself_has_an_end() {
+fn types_that_contain_themselves_do_not_loop() {
     let mut file = Writer::default();
     // [1] typedef of itself; [2], [3] structures of each other, twice each; [4] array of itself.
     file.of(Kind::Typedef, "round", 1);
@@ -272,7 +272,7 @@ fn ask_everything(btf: &Btf) {
 }
 
 #[test]
-fn whatever_is_cut_off_is_refused() {
+fn truncated_input_is_refused() {
     let whole = example().bytes();
     for length in 0..whole.len() {
         assert!(Btf::parse(whole[..length].to_vec()).is_err(), "{length}");
@@ -293,7 +293,7 @@ fn other_files_are_refused() {
 }
 
 #[test]
-fn no_change_of_a_word_makes_it_panic() {
+fn changed_words_do_not_panic() {
     let whole = example().bytes();
     // Replace every word, the header included, by values that are invalid as offsets, counts, kinds
     // or type numbers.
@@ -321,7 +321,7 @@ fn no_change_of_a_word_makes_it_panic() {
 }
 
 #[test]
-fn no_random_change_makes_it_panic() {
+fn random_changes_do_not_panic() {
     let whole = example().bytes();
     // A fixed random generator (xorshift), so that a failure can be reproduced.
     let mut state = 0x9E37_79B9_7F4A_7C15u64;

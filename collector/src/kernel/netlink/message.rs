@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_as_the_kernel_reads_them() {
+    fn requests_have_the_kernels_format() {
         // A request as `ip -s -s link` sends it: length, type, flags, sequence.
         let request = dump(Kind::GetStatistics, 7, &statistics_request());
         let mut expected = Vec::new();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_taken_apart() {
+    fn a_datagram_is_parsed() {
         let mut bytes = message(16, 0x12, 5, &[1, 2, 3]);
         bytes.extend(message(DONE, 2, 5, &0u32.to_ne_bytes()));
         let found: Vec<_> = messages(&bytes).map(Result::unwrap).collect();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_are_no_answers() {
+    fn notices_are_not_answers() {
         let found = |bytes: &[u8]| messages(bytes).next().unwrap().unwrap().0;
         assert!(!found(&message(16, 0, 5, &[])).answers(5));
         assert!(found(&message(ERROR, 0, 5, &[0; 20])).answers(5));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_those_of_proc_net_dev() {
+    fn counters_match_proc_net_dev() {
         let words: Vec<u8> = (0..25u64).flat_map(|n| (n + 100).to_ne_bytes()).collect();
         let attributes = [attribute_of(0, &[]), attribute_of(1 | 0x8000, &words)];
         let payload = with_index(STATISTICS_HEADER, 9, &attributes);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_cut_off_is_refused_and_nothing_is_read_beyond() {
+    fn truncated_messages_are_refused() {
         let words: Vec<u8> = vec![7; 25 * 8];
         let whole = message(
             92,
