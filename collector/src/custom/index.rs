@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_joined() {
+    fn families_of_containers_are_merged() {
         let a = input(2, "/a", "# HELP x Of a.\n# TYPE x gauge\nx 1\ny 2\n");
         let b = input(3, "/b", "# HELP x Of b.\n# TYPE x gauge\nx{k=\"v\"} 3\n");
         let index = index(vec![b, a], &Index::default());
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_s_name_without_its_suffix() {
+    fn a_counter_s_name_without_total_may_be_taken() {
         let text = "# TYPE x_total counter\nx_total 1\n# TYPE x gauge\nx 1\n# TYPE y_total counter\ny_total 1\n";
         let index = index(vec![input(2, "/a", text)], &Index::default());
         let alone: Vec<bool> = index.groups.iter().map(|group| group.alone).collect();

@@ -1,12 +1,12 @@
 //! Block I/O: bytes, operations, latency and errors by cgroup and disk.
 //!
-//! Programs: `block_rq_complete`, `block_submit`, `block_insert`, `block_issue`,
-//! `block_bio_queue`, `block_bio_complete` (collector-ebpf/src/block.rs). Oracle: direct I/O of known size,
+//! Programs: `block_rq_complete`, `block_submit`, `block_insert`, `block_issue`, `block_bio_queue`,
+//! `block_bio_complete` (collector-ebpf/src/block.rs). Oracle: direct I/O of known size,
 //! /proc/diskstats, io.stat (tests/live/block.rs).
 //!
 //! A request counts once, for the whole disk, when it completes. It belongs to the cgroup that the
-//! kernel charges; where that is not a cgroup of cgroup2 or stands for its descendants, to the one
-//! that submitted it, as far as it did so for itself.
+//! kernel charges. If that cgroup is not in cgroup2, or stands for its descendants, it belongs to
+//! the cgroup that submitted the request, provided that cgroup submitted it on its own behalf.
 
 use collector_common::{
     block::{BlockOperation, BlockValue, DISCARD, FLUSH, OPERATIONS, READ, WRITE},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 sums! {
-    /// Numbers of one kind of requests.
+    /// Counters of one kind of request.
     struct Operation: BlockOperation {
         bytes: u64,
         untimed: u64,
@@ -36,7 +36,7 @@ sums! {
 }
 
 impl Operation {
-    /// Requests of which the latency is known.
+    /// Number of requests with a known latency.
     fn timed(&self) -> u64 {
         self.latency.iter().sum()
     }
@@ -47,13 +47,13 @@ impl Operation {
 }
 
 sums! {
-    /// A cgroup's numbers of one disk.
+    /// Counters of a cgroup for one disk.
     pub struct Requests: BlockValue {
         operations: [Operation; OPERATIONS],
     }
 }
 
-// How families read the numbers of one kind of requests.
+// Readers of one kind of request, for the families.
 
 fn bytes<const OF: usize>(totals: &Requests) -> Option<Value> {
     Some(Value::Count(totals.operations[OF].bytes))
@@ -64,18 +64,18 @@ fn count<const OF: usize>(totals: &Requests) -> Option<Value> {
 }
 
 fn sectors<const OF: usize>(totals: &Requests) -> Option<Value> {
-    // The kernel's sector, whatever the disk's is (SECTOR_SHIFT).
+    // A sector in the kernel is always 512 bytes, whatever the disk's is (SECTOR_SHIFT).
     Some(Value::Count(totals.operations[OF].bytes >> 9))
 }
 
-/// None where there were requests and none has told how long it took.
+/// `None` if there were requests but the latency of none is known.
 fn seconds<const OF: usize>(totals: &Requests) -> Option<Value> {
     let operation = &totals.operations[OF];
     let known = operation.untimed == 0 || operation.timed() > 0;
     known.then_some(Value::Nanos(operation.latency_ns))
 }
 
-/// None before the first request of the kind.
+/// `None` before the first request of the kind.
 fn errors<const OF: usize>(totals: &Requests) -> Option<Value> {
     let operation = &totals.operations[OF];
     let any = operation.errors > 0 || operation.count() > 0;
@@ -169,7 +169,7 @@ pub const METRICS: &[Metric<Requests>] = &[
     by_device(
         counter(
             "container_fs_writes_bytes_total",
-            "Bytes written to the disk, zeroes by command included, discards not.",
+            "Bytes written to the disk, including write-zeroes commands, without discards.",
             Unit::Bytes,
         ),
         &[(&[], bytes::<WRITE>)],
@@ -185,7 +185,7 @@ pub const METRICS: &[Metric<Requests>] = &[
     by_device(
         counter(
             "container_fs_writes_total",
-            "Write requests completed by the disk, flushes and discards not included.",
+            "Write requests completed by the disk, without flushes and discards.",
             Unit::None,
         ),
         &[(&[], count::<WRITE>)],
@@ -230,7 +230,7 @@ pub const METRICS: &[Metric<Requests>] = &[
     ),
     by_operation(
         "container_block_io_latency_seconds",
-        "Time from the submission of a request to its completion, queues included.",
+        "Time from the submission of a request to its completion, including queues.",
         TIMED,
         &[
             (&[("operation", "read")], latency::<READ>),
@@ -241,7 +241,7 @@ pub const METRICS: &[Metric<Requests>] = &[
     ),
     by_operation(
         "container_block_io_device_seconds",
-        "Time from a request's issue to its driver to its completion; only for disks whose requests the kernel stamps.",
+        "Time from the issue of a request to the driver to its completion; only for disks for which the kernel records timestamps.",
         "block_rq_complete: request.io_start_time_ns",
         &[
             (&[("operation", "read")], device::<READ>),
@@ -286,7 +286,7 @@ pub const METRICS: &[Metric<Requests>] = &[
     ),
 ];
 
-/// Labels of a disk. What found no room for its own numbers has no disk.
+/// Returns the labels of a disk. Values for which no room was left belong to no disk.
 fn labels(disks: &mut Devices, disk: u64) -> Vec<(&'static str, String)> {
     match u32::try_from(disk) {
         Ok(disk) if disk != 0 => {
@@ -301,8 +301,8 @@ fn labels(disks: &mut Devices, disk: u64) -> Vec<(&'static str, String)> {
     }
 }
 
-const SUBMITTERS: &str = "I/O is charged to the nearest cgroup above that has the io controller, to \
-                          the root where that is v1's";
+const SUBMITTERS: &str = "I/O counts for the nearest ancestor with the io controller, or for \
+                          the root if the controller is in v1";
 
 /// The source.
 pub const SOURCE: Registration = Registration {
@@ -315,11 +315,11 @@ pub const SOURCE: Registration = Registration {
             ("block_issue", SUBMITTERS),
             (
                 "block_bio_queue",
-                "I/O of disks whose drivers make no requests is missing",
+                "I/O of disks whose drivers use bios without requests is missing",
             ),
             (
                 "block_bio_complete",
-                "errors of disks whose drivers make no requests are missing",
+                "errors of disks whose drivers use bios without requests are missing",
             ),
         ],
     },
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_not_told_where_nobody_measured() {
+    fn no_seconds_without_a_measured_request() {
         let mut totals = Requests::default();
         let zero = Some(Value::Nanos(0));
         assert_eq!(seconds::<READ>(&totals), zero);

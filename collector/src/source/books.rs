@@ -1,12 +1,13 @@
-//! Kernel statistics: what the kernel keeps of every cgroup, read by one run of the cgroup iterator
-//! a hierarchy and joined to the tree.
+//! Kernel statistics of every cgroup, read by the cgroup iterator, one run per hierarchy, and
+//! joined to the tree.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Sources read their parts of the records: `cpu`,
 //! `memory`, `hugetlb`, `pids`, `pressure`, `io`.
 //!
-//! On a hybrid host controllers are in v1 hierarchies: those are read as well, and their
-//! cgroups are joined to those of cgroup2 by path. Invariant: no file is opened for a cgroup, but
-//! for those just below the root: reading one has the kernel flush the counts of its subtree.
+//! On a hybrid host controllers are in v1 hierarchies. The iterator runs over those as well, and
+//! their cgroups are joined to those of cgroup2 by path. Invariant: no file of a cgroup is opened,
+//! except for cgroups just below the root: reading their files makes the kernel flush the
+//! statistics of the subtree.
 
 use std::{
     collections::HashMap,
@@ -37,7 +38,7 @@ use crate::{
 /// A part of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// CPU time: cgroup2's alone.
+    /// CPU time; only in cgroup2.
     Time,
     /// The cpu controller.
     Cpu,
@@ -47,11 +48,11 @@ pub enum Part {
     Pids,
     /// The hugetlb controller.
     Hugetlb,
-    /// Pressure: cgroup2's alone.
+    /// Pressure; only in cgroup2.
     Pressure,
 }
 
-/// Parts and the flags of the records that have them.
+/// Parts, and the flags of records that contain them.
 const PARTS: [(Part, u64); 6] = [
     (Part::Time, UNIFIED),
     (Part::Cpu, HAS_CPU),
@@ -61,14 +62,14 @@ const PARTS: [(Part, u64); 6] = [
     (Part::Pressure, HAS_PRESSURE),
 ];
 
-/// A cgroup that came or went in a hierarchy other than cgroup2.
+/// A cgroup was created or removed in a v1 hierarchy.
 #[derive(Clone, Debug)]
 pub struct ForeignEvent {
     /// The hierarchy.
     pub hierarchy: u32,
     /// Id of the cgroup.
     pub id: u64,
-    /// The parent's id and the directory's name if it came, `None` if it went.
+    /// The parent's id and the directory's name if it was created, `None` if it was removed.
     pub made: Option<(u64, Vec<u8>)>,
 }
 
@@ -80,8 +81,8 @@ struct V1Hierarchy {
     paths: V1Paths,
 }
 
-/// Times of the root's cpu.stat, ns: the kernel does not keep them in the root's cgroup but makes them
-/// up from the CPUs' statistics.
+/// Times from the root's cpu.stat, ns. The root's cgroup has no such statistics; the kernel
+/// computes them from those of the CPUs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RootTimes {
     /// `usage_usec`
@@ -92,17 +93,17 @@ pub struct RootTimes {
     pub system_ns: u64,
 }
 
-/// Kernel statistics.
+/// Kernel statistics of all cgroups.
 #[derive(Debug)]
 pub struct Books {
     pass: Pass,
     unified: PassLink,
     v1: Vec<V1Hierarchy>,
     last: Keyed<CgroupRecord>,
-    /// By node and part: the number of the record, and one; 0 is none.
+    /// By node and part: the record's number plus one; 0 stands for no record.
     places: Vec<[u32; PARTS.len()]>,
     root: PathBuf,
-    /// Files of the cgroups just below the root that are read for their side effect.
+    /// Files of the cgroups just below the root. Reading them flushes the statistics.
     flushers: HashMap<NodeId, Vec<File>>,
     /// Names of those files.
     flushing: Vec<&'static str>,
@@ -113,25 +114,25 @@ pub struct Books {
     memory_text: Vec<u8>,
 }
 
-/// What the kernel side has recorded of cgroups when they were removed.
+/// Records that the kernel side made when cgroups were removed.
 #[derive(Debug, Default)]
 pub struct FinalRecords {
-    /// Of cgroup2, by cgroup id.
+    /// Records of cgroup2, by cgroup id.
     pub unified: HashMap<u64, CgroupRecord>,
-    /// Of v1 hierarchies, with the node of the same path.
+    /// Records of v1 hierarchies, with the node of the same path.
     pub v1: Vec<(NodeId, CgroupRecord)>,
 }
 
-/// Descriptors kept open for flushing; cgroups below the root are few on every usual host, and
-/// those beyond are opened anew.
+/// Maximum number of cgroups whose files stay open for flushing. Usual hosts have few cgroups below
+/// the root; the files of further ones are opened each time.
 const MAX_FLUSHERS: usize = 128;
 
 impl Books {
-    /// Over the pass and every hierarchy that has controllers.
+    /// Attaches the cgroup iterator to cgroup2 and to every v1 hierarchy with controllers.
     ///
     /// # Errors
     ///
-    /// When the pass can't be attached.
+    /// When the iterator can't be attached.
     pub fn new(
         kernel: &mut Kernel,
         hierarchies: &Hierarchies,
@@ -169,7 +170,7 @@ impl Books {
             linked.iter().find(of).map(|v1| v1.mount.mount.path.clone())
         };
         let mut flushing = vec!["cpu.stat"];
-        // Since 6.17 each controller flushes its own counts.
+        // Since 6.17 each controller flushes only its own statistics.
         flushing.extend(has("io").then_some("io.stat"));
         Ok(Self {
             pass,
@@ -189,22 +190,25 @@ impl Books {
         })
     }
 
-    /// Has the kernel flush its per-CPU counts, and reads all records.
+    /// Makes the kernel flush its statistics, and reads them all.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// When cpu.stat can't be read or the iterator fails.
     pub fn refresh(&mut self, tree: &Tree) -> Result<()> {
         self.flush(tree).context("reading the root's cpu.stat")?;
         self.pass.clear();
         self.pass
             .run(&self.unified)
-            .context("the pass over cgroup2")?;
+            .context("running the cgroup iterator over cgroup2")?;
         let mut ends = vec![self.pass.len()];
         for v1 in &self.v1 {
-            self.pass
-                .run(&v1.link)
-                .with_context(|| format!("the pass over {}", v1.mount.mount.path.display()))?;
+            self.pass.run(&v1.link).with_context(|| {
+                format!(
+                    "running the cgroup iterator over {}",
+                    v1.mount.mount.path.display()
+                )
+            })?;
             ends.push(self.pass.len());
         }
         self.places.clear();
@@ -260,7 +264,7 @@ impl Books {
             }
         }
         if self.flushing.contains(&"io.stat") {
-            // The root's counts are made up when its file is read (block/blk-cgroup.c,
+            // The root's I/O statistics are computed when its file is read (block/blk-cgroup.c,
             // blkcg_fill_root_iostats).
             std::fs::read(self.root.join("io.stat"))?;
         }
@@ -280,7 +284,7 @@ impl Books {
         Ok(())
     }
 
-    /// The root's memory.stat. Reading it has the kernel flush the counts of the whole tree.
+    /// Reads the root's memory.stat. This flushes the statistics of the whole tree.
     fn read_memory_stat(&self) -> Vec<u8> {
         let mut text = vec![0; 8192];
         let length = self
@@ -292,36 +296,36 @@ impl Books {
         text
     }
 
-    /// The root's memory.stat as it was just before the pass, and as it is now.
+    /// Returns the root's memory.stat as it was just before the iterator ran, and as it is now.
     pub fn root_memory_stat(&self) -> [Vec<u8>; 2] {
         [self.memory_text.clone(), self.read_memory_stat()]
     }
 
-    /// A file of the memory controller's directory of a cgroup.
+    /// Path of a file in a cgroup's directory of the memory controller.
     pub fn memory_file(&self, path: &[u8], name: &str) -> Option<PathBuf> {
         Some(below(self.memory_root.as_ref()?, path).join(name))
     }
 
-    /// Times of the root's cpu.stat.
+    /// Returns the times of the root's cpu.stat.
     pub fn root_times(&self) -> RootTimes {
         self.root_times
     }
 
-    /// The record that has a part of a node's statistics; `None` if the cgroup is gone or there is no
-    /// such controller.
+    /// Returns the record with a part of a node's statistics; `None` if the cgroup was removed or
+    /// the controller is missing.
     pub fn part(&self, node: NodeId, part: Part) -> Option<CgroupRecord> {
         let column = PARTS.iter().position(|(other, _)| *other == part)?;
         let number = self.places.get(node)?[column].checked_sub(1)?;
         self.pass.record(number as usize)
     }
 
-    /// What the io controller has charged, by cgroup and device.
+    /// Returns the statistics of the io controller, by cgroup and device.
     pub fn devices(&self) -> impl Iterator<Item = IoRecord> + '_ {
         self.pass.devices()
     }
 
-    /// Takes in what happened in another hierarchy. If a cgroup went there whose path the tree has:
-    /// its node and last record.
+    /// Applies an event of a v1 hierarchy. If a cgroup was removed whose path is in the tree,
+    /// returns its node and final record.
     pub fn foreign(&mut self, event: &ForeignEvent, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
         let removed = event.made.is_none();
         let last = removed
@@ -343,15 +347,15 @@ impl Books {
         }
     }
 
-    /// Takes every final record out of the kernel's map, after lost events, which would have said
-    /// which there are. The paths of v1 cgroups are those that were known before the loss.
+    /// Takes every final record out of the kernel's map, after events were lost that would have
+    /// said which cgroups have one. Paths of v1 cgroups are those that were known before the loss.
     pub fn take_all_last(&mut self, tree: &Tree) -> FinalRecords {
         let keys: Vec<CgroupKey> = match self.last.read() {
             Ok(entries) => entries.map(|(key, _)| key).collect(),
             Err(_) => Vec::new(),
         };
         let mut records = FinalRecords::default();
-        // That of the overflow stays: nobody writes it.
+        // The overflow's record stays: no program writes it.
         for key in keys.into_iter().filter(|key| *key != CgroupKey::OVERFLOW) {
             let Some(record) = self.last.take(key) else {
                 continue;
@@ -373,12 +377,12 @@ impl Books {
                 records.v1.push((node, record));
             }
         }
-        // Of cgroups with the same path, the first one comes first.
+        // Of cgroups with the same path, the older one comes first.
         records.v1.sort_by_key(|(_, record)| record.id);
         records
     }
 
-    /// Walks the v1 hierarchies again, after events were lost.
+    /// Walks the v1 hierarchies again, after lost events.
     pub fn walk_again(&mut self) {
         for v1 in &mut self.v1 {
             if let Ok(found) = crate::cgroup::walk(&v1.mount.mount.path) {
@@ -387,7 +391,7 @@ impl Books {
         }
     }
 
-    /// The record that the kernel side made when a cgroup was removed.
+    /// Takes the final record of a removed cgroup.
     pub fn take_last(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
         self.last.take(CgroupKey {
             cgroup: id,
@@ -401,7 +405,7 @@ impl Books {
     }
 }
 
-/// A cgroup's directory below a mount point.
+/// Path of a cgroup's directory below a mount point.
 fn below(root: &Path, path: &[u8]) -> PathBuf {
     root.join(std::ffi::OsStr::from_bytes(
         path.get(1..).unwrap_or_default(),

@@ -1,22 +1,22 @@
-//! What happens to cgroups, as sources hear of it.
+//! Changes of cgroups, as sources are notified of them.
 
 use collector_common::pass::CgroupRecord;
 
 use super::Source;
 use crate::cgroup::{NodeId, Tree};
 
-/// A change of the tree, or of what the kernel side keeps of a cgroup.
+/// A change of the tree, or of the values that the kernel side holds for a cgroup.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    /// A cgroup was made.
+    /// A cgroup was created.
     Made {
         /// Its node.
         node: NodeId,
-        /// Whether the node was that of an earlier cgroup with the same path, the counters of
-        /// which go on.
+        /// Whether the node belonged to an earlier cgroup with the same path. Its counters
+        /// continue.
         again: bool,
     },
-    /// The labels of a node have changed: what was made from them is out of date.
+    /// The labels of a node have changed. Whatever was made from them is out of date.
     Relabelled {
         /// The node.
         node: NodeId,
@@ -25,35 +25,35 @@ pub enum Change<'a> {
     Removed {
         /// Its cgroup id.
         id: u64,
-        /// Its node, `None` if the agent never knew it.
+        /// Its node, `None` if the agent never knew the cgroup.
         node: Option<NodeId>,
-        /// What the kernel had counted for it when it was removed, if there is a record of that.
+        /// Its final record, if there is one.
         record: Option<&'a CgroupRecord>,
     },
     /// A cgroup was removed from a v1 hierarchy.
     RemovedV1 {
         /// The node of the cgroup with the same path in cgroup2.
         node: NodeId,
-        /// What the kernel had counted for it when it was removed.
+        /// Its final record.
         record: &'a CgroupRecord,
     },
-    /// Removed cgroups are past their quarantine: what the kernel side still has of cgroups that
-    /// are gone is to be taken out.
+    /// Removed cgroups are past their quarantine. Sources take what the kernel side still holds for
+    /// removed cgroups.
     QuarantineOver {
         /// The tree.
         tree: &'a Tree,
     },
-    /// The slot of a removed cgroup is about to be given to another: its numbers are final.
+    /// The slot of a removed cgroup is about to be given to another one. Its values are final.
     SlotRecycled {
         /// The slot.
         slot: u32,
-        /// The node that its numbers belong to.
+        /// The node that its values belong to.
         node: NodeId,
     },
-    /// A node is about to be removed from the tree. Its values are dropped or retained at its
-    /// parent before sources hear of this, see [`notify`].
+    /// A node is about to be removed from the tree. Before sources are notified of this, its values
+    /// are dropped or retained at its parent, see [`notify`].
     Reaped {
-        /// The node, the number of which will be given to another cgroup.
+        /// The node. Its number will be given to another cgroup.
         node: NodeId,
         /// Its parent.
         into: NodeId,
@@ -61,7 +61,7 @@ pub enum Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// The final record of a removed cgroup, and its node.
+    /// Returns the final record of a removed cgroup, and its node.
     pub fn final_record(&self) -> Option<(NodeId, &'a CgroupRecord)> {
         match *self {
             Self::Removed { node, record, .. } => Some((node?, record?)),
@@ -71,8 +71,8 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Tells sources of a change. The values of a node that is reaped are taken from every source here,
-/// so that none can leave any to the next cgroup with the number.
+/// Notifies sources of a change. Takes the values of a reaped node out of every source, so that no
+/// source can leave any to the next cgroup with the same number.
 pub fn notify<'a>(sources: impl IntoIterator<Item = &'a mut Box<dyn Source>>, change: &Change<'_>) {
     for source in sources {
         if let Change::Reaped { node, into } = *change {

@@ -1,9 +1,9 @@
-//! What only a container's runtime knows: who it is in full, its health, how it ended, how often it
-//! was started again, how large its writable layer is.
+//! What only a container's runtime knows: identity, health, exit, restarts, and the size of the
+//! writable layer.
 //!
-//! No program: the records are those that the followers of the runtimes have left in the tree; a
-//! scrape asks nobody. Values are the container's own and not summed up. Oracle: the runtimes' own
-//! command lines (tests/live/runtimes.rs).
+//! No program: the followers of the runtimes have put the records into the tree, and a scrape sends
+//! no request. Values are the container's own and are not summed. Oracle: the runtimes' own command
+//! lines (tests/live/runtimes.rs).
 
 use anyhow::Result;
 
@@ -31,20 +31,20 @@ const INFO: Family = Family {
     origin: "the path; the runtime",
     ..family(
         "container_info",
-        "1 for each container, with what identifies it beside the labels that all its series have; an ended one keeps it while it is reported.",
+        "1 for each container, with labels that identify it in addition to those of all its series; also for an ended container while it is reported.",
         Kind::Gauge,
     )
 };
 
 const HEALTH: Family = family(
     "container_health_state",
-    "Health by the container's own check: 1 healthy, 0 unhealthy or not known yet, -1 without a check.",
+    "Result of the container's health check: 1 healthy, 0 unhealthy or not known yet, -1 without a check.",
     Kind::Gauge,
 );
 
 const EXIT_CODE: Family = family(
     "container_exit_code",
-    "Exit code of the container's last run that ended; kept while an ended container is reported.",
+    "Exit code of the container's last run that ended; also for an ended container while it is reported.",
     Kind::Gauge,
 );
 
@@ -52,14 +52,14 @@ const LAST_EXIT: Family = Family {
     labels: &["reason"],
     ..family(
         "container_last_exit_info",
-        "1, with the reason that the runtime gives for the end of the container's last run, such as OOMKilled or Error.",
+        "1, with the reason that the runtime reports for the end of the container's last run, such as OOMKilled or Error.",
         Kind::Gauge,
     )
 };
 
 const RESTARTS: Family = family(
     "container_restarts_total",
-    "Times that the runtime has started the container again.",
+    "Number of times that the runtime has restarted the container.",
     Kind::Counter,
 );
 
@@ -67,14 +67,14 @@ const LAYER_BYTES: Family = Family {
     unit: Unit::Bytes,
     ..family(
         "container_fs_writable_layer_bytes",
-        "Size of the container's writable layer, as its runtime last accounted for it.",
+        "Size of the container's writable layer, as last reported by its runtime.",
         Kind::Gauge,
     )
 };
 
 const LAYER_INODES: Family = family(
     "container_fs_writable_layer_inodes",
-    "Inodes of the container's writable layer, as its runtime last accounted for them.",
+    "Inodes of the container's writable layer, as last reported by its runtime.",
     Kind::Gauge,
 );
 
@@ -90,7 +90,7 @@ const VALUES: &[(&Family, Reader)] = &[
             None => Value::Float(-1.0),
         })
     }),
-    // Of the dead too: that is who has one.
+    // Ended containers are the ones that have an exit code.
     (&EXIT_CODE, |_, container| {
         container.exit_code.map(|code| Value::Float(code as f64))
     }),
@@ -124,7 +124,8 @@ pub const SOURCE: Registration = Registration {
 #[derive(Debug)]
 struct Containers;
 
-/// What a container does, its cgroup's end included, which the runtime may not have told of yet.
+/// State of a container. It takes the end of the cgroup into account, which the runtime may not
+/// have reported yet.
 fn state(node: &Node) -> &'static str {
     let told = node.container.as_ref().map(|container| container.state);
     match (told, node.died) {
@@ -134,7 +135,7 @@ fn state(node: &Node) -> &'static str {
     }
 }
 
-/// Labels of [`INFO`], in its order.
+/// Values of the labels of [`INFO`], in its order.
 fn identity(node: &Node) -> [&str; 5] {
     let (place, told) = (&node.place, node.container.as_deref());
     let runtime = told.map(|container| container.runtime).or(place.runtime);
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_there_before_anyone_has_told_of_it() {
+    fn a_container_is_served_before_its_runtime_reports_it() {
         assert_eq!(
             samples(&mut tree()),
             [
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_runtime_tells_is_served_and_what_ended_stays() {
+    fn a_runtime_s_record_is_served_also_after_the_end() {
         let mut tree = tree();
         let number = tree.by_id(3).unwrap();
         tree.tell(number, &Arc::new(container()));

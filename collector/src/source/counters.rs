@@ -1,4 +1,4 @@
-//! A source whose numbers are counters in cells.
+//! A source of counters in cells.
 
 use std::ops::AddAssign;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::kernel::cells::{Cell, Cells, SlotMemory};
 
-/// A source of counters: `C` is the cell in the kernel, `T` a node's numbers.
+/// A source of counters: `C` is the cell in the kernel, `T` a node's counters.
 pub struct Counters<C, T: 'static> {
     name: &'static str,
     metrics: &'static [Metric<T>],
@@ -17,7 +17,7 @@ pub struct Counters<C, T: 'static> {
 }
 
 impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Counters<C, T> {
-    /// A source over its cells.
+    /// Makes a source over its cells.
     pub fn new(name: &'static str, metrics: &'static [Metric<T>], cells: Cells<C>) -> Self {
         Self {
             name,
@@ -27,12 +27,12 @@ impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Counters<C, T> {
         }
     }
 
-    /// The values by node.
+    /// Returns the values by node.
     pub fn summed(&mut self) -> &mut Summed<T> {
         &mut self.values
     }
 
-    /// A node's total.
+    /// Returns a node's total.
     pub fn total(&self, node: usize) -> Option<&T> {
         self.values.totals().get(node)
     }

@@ -1,4 +1,5 @@
-//! User and system time, CFS bandwidth and the cpu controller's settings, as the kernel has them.
+//! User and system time, CFS bandwidth and settings of the cpu controller, from the kernel
+//! statistics.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: cpu.stat, cpu.max, cpu.cfs_* (tests).
 
@@ -20,7 +21,7 @@ use crate::{
 pub struct CpuNumbers {
     time: Continued<CpuTime>,
     bandwidth: Continued<Bandwidth>,
-    /// Only where one is set.
+    /// `None` if no quota is set.
     quota: Option<Quota>,
     shares: Option<u64>,
 }
@@ -54,8 +55,8 @@ impl CpuNumbers {
         known.then(|| Value::Nanos(read(&self.time.total())))
     }
 
-    /// A counter of the quota's enforcement: where a quota is set, or was set for an earlier cgroup
-    /// of the same path.
+    /// Returns a counter of the quota's enforcement. It exists if a quota is set, or was set for an
+    /// earlier cgroup with the same path.
     fn bandwidth(&self, read: fn(&Bandwidth) -> Value) -> Option<Value> {
         let earlier = self.bandwidth.earlier();
         let limited = self.quota.is_some() || earlier.is_some_and(|earlier| earlier.periods > 0);
@@ -65,7 +66,7 @@ impl CpuNumbers {
 
 impl CpuTime {
     /// Scales tick-sampled user and system time to the exact sum, as cpu.stat does
-    /// (kernel/sched/cputime.c, `cputime_adjust`): both only rise.
+    /// (kernel/sched/cputime.c, `cputime_adjust`). Neither decreases.
     fn adjust(&mut self, user_ns: u64, system_ns: u64, usage_ns: u64) {
         if self.user_ns + self.system_ns >= usage_ns {
             return;
@@ -118,7 +119,7 @@ macro_rules! quota {
     };
 }
 
-/// Microseconds, the unit in which quota and period are set and shown.
+/// Converts to microseconds, the unit in which quota and period are set and shown.
 fn micros(ns: u64) -> Value {
     Value::Count(ns / 1000)
 }
@@ -144,7 +145,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
             oracle: "cpu.stat system_usec",
             ..family(
                 "container_cpu_system_seconds_total",
-                "CPU time spent in the kernel.",
+                "CPU time spent in kernel mode.",
                 Kind::Counter,
                 Unit::Seconds,
             )
@@ -153,13 +154,13 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
     },
     bandwidth!(
         "container_cpu_cfs_periods_total",
-        "Enforcement periods that have passed; only where a quota is set.",
+        "Number of elapsed enforcement periods; only if a quota is set.",
         None,
         |b| Value::Count(b.periods)
     ),
     bandwidth!(
         "container_cpu_cfs_throttled_periods_total",
-        "Enforcement periods in which the cgroup was throttled.",
+        "Number of enforcement periods in which the cgroup was throttled.",
         None,
         |b| Value::Count(b.throttled_periods)
     ),
@@ -171,24 +172,24 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
     ),
     bandwidth!(
         "container_cpu_cfs_burst_periods_total",
-        "Enforcement periods in which the cgroup used saved-up quota.",
+        "Number of enforcement periods in which the cgroup used accumulated quota (burst).",
         None,
         |b| Value::Count(b.burst_periods)
     ),
     bandwidth!(
         "container_cpu_cfs_burst_seconds_total",
-        "CPU time used beyond the quota from what was saved up.",
+        "CPU time used beyond the quota from accumulated quota (burst).",
         Seconds,
         |b| Value::Nanos(b.burst_ns)
     ),
     quota!(
         "container_spec_cpu_quota",
-        "CPU quota a period, in microseconds; only where one is set.",
+        "CPU quota per period in microseconds; only if one is set.",
         |q| q.quota_ns
     ),
     quota!(
         "container_spec_cpu_period",
-        "Length of an enforcement period, in microseconds; only where a quota is set.",
+        "Length of an enforcement period in microseconds; only if a quota is set.",
         |q| q.period_ns
     ),
     Metric {
@@ -197,7 +198,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
             oracle: "cpu.shares, cpu.weight",
             ..family(
                 "container_spec_cpu_shares",
-                "CPU share, 1024 by default; converted from cpu.weight on cgroup2 as cAdvisor does.",
+                "CPU shares, 1024 by default; on cgroup2 converted from cpu.weight as in cAdvisor.",
                 Kind::Gauge,
                 Unit::None,
             )
@@ -227,7 +228,7 @@ fn take_time(numbers: &mut CpuNumbers, record: &CgroupRecord) {
         return;
     };
     if time.user_ns == 0 && time.system_ns == 0 {
-        // Never below what cpu.stat has shown.
+        // Never less than cpu.stat has already shown.
         time.user_ns = record.prev_utime_ns;
         time.system_ns = record.prev_stime_ns;
     }
@@ -245,13 +246,14 @@ fn take_controller(numbers: &mut CpuNumbers, record: &CgroupRecord) {
         };
     }
     let v1 = record.flags & UNIFIED == 0;
-    // shares are kept at the resolution of load, 10 bits finer (include/linux/sched.h,
+    // Shares have 10 more bits, the resolution of load (include/linux/sched.h,
     // SCHED_FIXEDPOINT_SHIFT; kernel/sched/sched.h, scale_load).
     let shares = record.shares >> 10;
     numbers.shares = Some(if v1 {
         shares
     } else {
-        // cpu.weight is 1 to 10,000 with 100 for 1024 shares; the way back is cAdvisor's.
+        // cpu.weight is 1 to 10,000, and 100 stands for 1024 shares. The conversion back is
+        // cAdvisor's.
         let weight = (shares * 100).div_ceil(1024).max(1);
         2 + (weight - 1) * 262_142 / 9_999
     });
@@ -293,7 +295,7 @@ impl Source for Cpu {
 
     fn change(&mut self, change: &Change<'_>) {
         if let Change::Made { node, again: true } = *change {
-            // Settings are the new cgroup's own.
+            // Settings belong to the new cgroup.
             let numbers = self.numbers.at(node);
             (numbers.quota, numbers.shares) = (None, None);
         }
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn throttling_goes_on_when_a_path_is_made_again() {
+    fn throttling_counters_continue_when_a_path_is_remade() {
         let mut numbers = CpuNumbers::default();
         assert_eq!(periods(&numbers), None);
         let mut record = CgroupRecord {
@@ -335,7 +337,7 @@ mod tests {
         };
         take_controller(&mut numbers, &record);
         assert_eq!(periods(&numbers), Some(Value::Count(20)));
-        // The successor has no quota yet, then it has one.
+        // The new cgroup has no quota at first, then it gets one.
         (record.id, record.quota_ns, record.periods) = (9, u64::MAX, 0);
         take_controller(&mut numbers, &record);
         assert_eq!(periods(&numbers), Some(Value::Count(20)));
@@ -345,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn user_and_system_add_up_to_usage_and_never_fall() {
+    fn user_and_system_sum_to_usage_and_never_decrease() {
         let mut time = CpuTime::default();
         time.adjust(30, 10, 1000);
         assert_eq!((time.user_ns, time.system_ns), (750, 250));
-        // The sampled ratio swings the other way; neither may fall.
+        // The sampled ratio changes in the other direction; neither time may decrease.
         time.adjust(30, 300, 1100);
         assert_eq!((time.user_ns, time.system_ns), (750, 350));
         time.adjust(0, 0, 1100);
@@ -375,7 +377,7 @@ mod tests {
         assert_eq!(numbers.shares, Some(1024));
         record.flags = UNIFIED;
         take_controller(&mut numbers, &record);
-        // What cAdvisor makes of cpu.weight 100.
+        // cAdvisor's value for cpu.weight 100.
         assert_eq!(numbers.shares, Some(2597));
         assert!(numbers.quota.is_none());
     }

@@ -1,12 +1,13 @@
-//! Custom metrics: what applications say of themselves.
+//! Custom metrics: an application's own metrics.
 //!
-//! From: an application's own Prometheus endpoint, inside its network namespace, and text files;
-//! see [`crate::custom`]. Oracle: the tests' own endpoints and files (tests/live/custom.rs).
+//! They come from an application's own Prometheus endpoint, inside its network namespace, and from
+//! text files; see [`crate::custom`]. Oracle: the tests' own endpoints and files
+//! (tests/live/custom.rs).
 //!
-//! A plain value is there twice: as `container_custom_metric` by its name, and under its own name
-//! with `--custom.prefix`. Histograms and summaries are there under their own names alone. A scrape
-//! reads what was last learnt; it waits for nobody. What a cgroup's application said ends with the
-//! cgroup.
+//! A plain value appears twice: in `container_custom_metric` with its name as a label, and under
+//! its own name with `--custom.prefix`. Histograms and summaries appear only under their own names.
+//! A scrape reads the latest results and waits for nothing. The metrics of a cgroup's application
+//! end with the cgroup.
 
 mod owners;
 mod targets;
@@ -50,26 +51,26 @@ const METRIC: Family = Family {
     origin: "the application's endpoint, or a text file",
     ..family(
         "container_custom_metric",
-        "Plain values that an application tells of itself, by their name; its own labels are kept. \
-         Every family is there under its own name as well, after --custom.prefix.",
+        "Plain values of an application's own metrics, by name, with the application's labels. \
+         Every family is also served under its own name with the prefix --custom.prefix.",
         Kind::Gauge,
     )
 };
 const UP: Family = family(
     "container_custom_up",
-    "Whether an application's endpoint answered when it was last asked.",
+    "Whether an application's endpoint answered the last request (1) or not (0).",
     Kind::Gauge,
 );
 const SAMPLES: Family = family(
     "container_custom_samples",
-    "Samples in an endpoint's last answer; 0 if it was none.",
+    "Number of samples in an endpoint's last answer; 0 if the request failed.",
     Kind::Gauge,
 );
 const DURATION: Family = Family {
     unit: Unit::Seconds,
     ..family(
         "container_custom_scrape_duration_seconds",
-        "How long it took when an endpoint was last asked.",
+        "Duration of the last request to an endpoint.",
         Kind::Gauge,
     )
 };
@@ -77,7 +78,7 @@ const SCRAPES: Family = Family {
     labels: &["result"],
     ..family(
         "cgmeter_custom_scrapes_total",
-        "Requests to applications' endpoints, by whether they were answered.",
+        "Requests to applications' endpoints, by result.",
         Kind::Counter,
     )
 };
@@ -85,8 +86,8 @@ const ERRORS: Family = Family {
     labels: &["reason"],
     ..family(
         "cgmeter_custom_errors_total",
-        "What was wrong with custom metrics; the log says where. A conflict, an owner that isn't \
-         there and what exceeds a cgroup's limit count once while they last.",
+        "Errors of custom metrics by reason; the log has the details. A conflict, a missing owner \
+         and samples beyond a cgroup's limit count once while they last.",
         Kind::Counter,
     )
 };
@@ -96,7 +97,7 @@ const FILE_TIME: Family = Family {
     oracle: "the file's own time",
     ..family(
         "cgmeter_custom_file_mtime_seconds",
-        "When a text file of --custom.textfile-directory that could be read was written.",
+        "Modification time of each text file in --custom.textfile-directory that could be read.",
         Kind::Gauge,
     )
 };
@@ -119,7 +120,7 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// How a family is read from what came of asking an endpoint.
+/// How a family is read from the result of requesting an endpoint.
 type Read = fn(&Outcome) -> Value;
 
 struct Custom {
@@ -127,21 +128,21 @@ struct Custom {
     store: Store,
     targets: Targets,
     _reader: Option<Reader>,
-    /// The store's changes that the index has.
+    /// The store's change counter as of the index.
     changes: Option<u64>,
     index: Arc<Index>,
-    /// Owners of text files that aren't there.
+    /// Owners in text files that do not exist.
     lost: BTreeSet<String>,
     names: BTreeSet<String>,
     outcomes: Arc<Outcomes>,
     files: Arc<BTreeMap<String, SystemTime>>,
     counters: Counters,
-    /// When something in the index will be too old.
+    /// When the next part of the index becomes too old.
     expiry: Option<Instant>,
 }
 
-/// Names of samples that are the agent's own; those that it has registered elsewhere begin with
-/// `cgmeter_` or `process_`.
+/// Names of the agent's own samples. Those that are registered elsewhere begin with `cgmeter_` or
+/// `process_`.
 fn own_names() -> BTreeSet<String> {
     let families = SOURCES
         .iter()
@@ -151,7 +152,7 @@ fn own_names() -> BTreeSet<String> {
     for family in families {
         let suffixes = family.kind.suffixes().iter();
         names.extend(suffixes.map(|suffix| format!("{}{suffix}", family.name)));
-        // OpenMetrics knows counters by that.
+        // The name of a counter in OpenMetrics.
         names.extend(family.name.strip_suffix("_total").map(str::to_owned));
     }
     names
@@ -182,7 +183,7 @@ impl Custom {
         })
     }
 
-    /// Reads the store, and puts the families together anew if need be.
+    /// Reads the store, and rebuilds the index if necessary.
     fn refresh(&mut self, tree: &Tree, renew: bool) {
         let now = Instant::now();
         let store = self.store.clone();
@@ -223,7 +224,7 @@ impl Custom {
         let owners = owned.then(|| Owners::new(tree));
         for (name, file) in &contents.files {
             files.insert(name.clone(), file.modified);
-            // One from the future is new.
+            // A modification time in the future counts as new.
             let age = file.modified.elapsed().unwrap_or_default();
             let Some(left) = self
                 .options
@@ -251,7 +252,7 @@ impl Custom {
         self.expiry = ends.into_iter().min();
         for owner in lost.difference(&self.lost) {
             contents.counters.add(Reason::Owner, 1);
-            tracing::warn!("custom metrics: {owner} is not there, or not exported");
+            tracing::warn!("custom metrics: {owner} does not exist, or is not exported");
         }
         self.lost = lost;
         let names = &self.names;
@@ -292,7 +293,7 @@ impl Source for Custom {
     }
 
     fn values(&mut self) -> Vec<&mut dyn PerNode> {
-        // What was found of a node, or read for it, has the cgroup's id beside it.
+        // All values are stored with the cgroup's id, so a reused node number does no harm.
         Vec::new()
     }
 
@@ -314,7 +315,7 @@ impl Source for Custom {
     }
 }
 
-/// What endpoints answered last: node, endpoint, outcome.
+/// Latest results of endpoints: node, endpoint, result.
 type Outcomes = Vec<(NodeId, Key, Outcome)>;
 
 /// What the source serves in one frame.
@@ -327,7 +328,7 @@ struct CustomReading {
 
 impl Reading for CustomReading {
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
-        // What was put together earlier may be of a cgroup that has ended since.
+        // The index may contain a cgroup that has been removed since.
         let labels = |number: NodeId, cgroup: u64| {
             nodes
                 .node(number)

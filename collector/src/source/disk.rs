@@ -1,8 +1,9 @@
-//! What the kernel keeps of whole disks and of no cgroup: requests under way, busy time, merges.
+//! Statistics that the kernel has for whole disks but not for cgroups: requests in flight, busy
+//! time, merges.
 //!
-//! One read of /proc/diskstats a scrape (block/genhd.c, diskstats_show), served at `/` as cAdvisor does.
-//! Partitions and disks that have done nothing are left out. Oracle: /proc/diskstats, before and
-//! after (tests/live/disk_stats.rs).
+//! /proc/diskstats is read once per scrape (block/genhd.c, diskstats_show). The values are served
+//! at `/`, as in cAdvisor. Partitions and disks without any I/O are left out. Oracle:
+//! /proc/diskstats, before and after (tests/live/disk_stats.rs).
 
 use std::{path::Path, sync::Arc};
 
@@ -27,12 +28,12 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
     }
 }
 
-/// Families, and the column of /proc/diskstats (from 1, as in the kernel's documentation).
+/// Families, and their column of /proc/diskstats (from 1, as in the kernel's documentation).
 const FAMILIES: &[(Family, usize)] = &[
     (
         family(
             "container_fs_io_current",
-            "Requests under way on a disk; the host's alone.",
+            "Requests in flight on a disk; only for the host.",
             Kind::Gauge,
             Unit::None,
         ),
@@ -41,7 +42,7 @@ const FAMILIES: &[(Family, usize)] = &[
     (
         family(
             "container_fs_io_time_seconds_total",
-            "Time in which a disk had a request under way; the host's alone.",
+            "Time in which a disk had requests in flight; only for the host.",
             Kind::Counter,
             Unit::Seconds,
         ),
@@ -50,7 +51,7 @@ const FAMILIES: &[(Family, usize)] = &[
     (
         family(
             "container_fs_io_time_weighted_seconds_total",
-            "Time that requests were under way on a disk, summed over them; the host's alone.",
+            "Time that requests were in flight on a disk, summed over all requests; only for the host.",
             Kind::Counter,
             Unit::Seconds,
         ),
@@ -59,7 +60,7 @@ const FAMILIES: &[(Family, usize)] = &[
     (
         family(
             "container_fs_reads_merged_total",
-            "Reads that were merged with another; the host's alone.",
+            "Reads that were merged with another one; only for the host.",
             Kind::Counter,
             Unit::None,
         ),
@@ -68,7 +69,7 @@ const FAMILIES: &[(Family, usize)] = &[
     (
         family(
             "container_fs_writes_merged_total",
-            "Writes that were merged with another; the host's alone.",
+            "Writes that were merged with another one; only for the host.",
             Kind::Counter,
             Unit::None,
         ),
@@ -87,7 +88,7 @@ pub const SOURCE: Registration = Registration {
     build: |_| Ok(Box::new(Disk::default())),
 };
 
-/// Device and columns, those of the names and numbers included.
+/// Device and its columns, including name and numbers.
 type Disks = Vec<(String, Vec<u64>)>;
 
 #[derive(Debug, Default)]
@@ -95,13 +96,14 @@ struct Disk {
     rows: Arc<Disks>,
 }
 
-/// Lines of disks that have done something; `is_disk` tells them from partitions.
+/// Parses the lines of disks with any I/O. `is_disk` tells disks from partitions.
 fn parse(text: &str, is_disk: impl Fn(&str) -> bool) -> Vec<(String, Vec<u64>)> {
     text.lines()
         .filter_map(|line| {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             let name = *words.get(2)?;
-            // The name's column is read as 0, so that columns have the documentation's numbers.
+            // The name counts as a column with value 0, so that columns are numbered as in the
+            // documentation.
             let columns: Vec<u64> = words.iter().map(|word| word.parse().unwrap_or(0)).collect();
             let used = columns.len() >= 14 && columns[3..14].iter().any(|&value| value > 0);
             (used && is_disk(name)).then(|| (format!("/dev/{name}"), columns))
@@ -124,7 +126,7 @@ impl Source for Disk {
         let path = "/proc/diskstats";
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
         self.rows = Arc::new(parse(&text, |name| {
-            // A `/` in a device's name is a `!` in sysfs; partitions are not in this folder.
+            // sysfs writes a `/` in a device's name as `!`. Partitions are not in this directory.
             Path::new("/sys/block")
                 .join(name.replace('/', "!"))
                 .exists()
@@ -156,7 +158,7 @@ impl Reading for DiskReading {
                     continue;
                 };
                 let value = match family.unit {
-                    // Milliseconds.
+                    // The column is in milliseconds.
                     Unit::Seconds => Value::Nanos(value * 1_000_000),
                     _ => Value::Count(value),
                 };
@@ -171,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_are_told_from_partitions_and_idle_ones_left_out() {
+    fn partitions_and_idle_disks_are_left_out() {
         let text = " 254 0 vda 10 2 80 7 5 1 40 9 3 11 16 0 0 0 0 0 0\n \
                     254 1 vda1 10 2 80 7 5 1 40 9 3 11 16 0 0 0 0 0 0\n \
                     7 0 loop0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n";

@@ -1,4 +1,4 @@
-//! Packets that the kernel dropped, by reason, where it knows whose they were.
+//! Packets that the kernel dropped, by reason, if their socket is known.
 //!
 //! Programs: `kfree_skb`, `udp_fail_queue_rcv_skb` (collector-ebpf/src/drops.rs). Oracle:
 //! /proc/net/snmp, known numbers of packets (tests).
@@ -24,9 +24,9 @@ sums! {
 pub const METRICS: &[Metric<Dropped>] = &[Metric {
     family: Family {
         name: "container_network_drops_total",
-        help: "Packets of IPv4 and IPv6 sockets that the kernel dropped, by its own reason \
-               (enum skb_drop_reason, in lower case); what has none, or was left when a socket \
-               closed, is not counted.",
+        help: "Packets of IPv4 and IPv6 sockets that the kernel dropped, by the kernel's reason \
+               (enum skb_drop_reason, in lower case); packets without a reason, or left when a socket \
+               closed, are not counted.",
         kind: Kind::Counter,
         unit: Unit::None,
         labels: &["reason"],
@@ -36,7 +36,7 @@ pub const METRICS: &[Metric<Dropped>] = &[Metric {
     samples: Samples::Scalars(&[(&[], |v| (v.packets > 0).then_some(Value::Count(v.packets)))]),
 }];
 
-/// An enumerator as a label: `SKB_DROP_REASON_SOCKET_FILTER` is `socket_filter`.
+/// Converts an enumerator to a label value: `SKB_DROP_REASON_SOCKET_FILTER` to `socket_filter`.
 fn label(enumerator: &str) -> String {
     enumerator
         .trim_start_matches("SKB_DROP_REASON_")
@@ -44,9 +44,9 @@ fn label(enumerator: &str) -> String {
         .to_ascii_lowercase()
 }
 
-/// What a reason is called. 0 is no drop, and stands for all reasons where there was no room to tell
-/// them apart (the overflow's key). Subsystems have reasons of their own, by number alone: the upper half is
-/// the subsystem's (include/net/dropreason.h).
+/// Returns the name of a reason. 0 is not a reason; it stands for all reasons when there was no
+/// room to count them separately (the overflow's key). Subsystems have their own reasons, which are
+/// known only by number: the upper half is the subsystem's (include/net/dropreason.h).
 fn name(names: &HashMap<u32, String>, reason: u64) -> String {
     let reason = reason as u32;
     if reason == 0 {
@@ -65,7 +65,7 @@ pub const SOURCE: Registration = Registration {
         required: &["kfree_skb"],
         optional: &[(
             "udp_fail_queue_rcv_skb",
-            "on kernels before 6.11, datagrams for which a receive buffer has no room are not counted",
+            "before kernel 6.11, datagrams that do not fit into a receive buffer are not counted",
         )],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

@@ -1,13 +1,13 @@
-//! The host's file systems: how large, how full, under cAdvisor's names at id="/".
+//! File systems of the host: size and usage, with cAdvisor's names, at id="/".
 //!
-//! From: statvfs(3) of each block device that is mounted in the agent's mount namespace; in a
-//! container, mount the host's root somewhere and its devices are seen there. Oracle: statvfs(3) by
-//! the test, df (tests/live/filesystem.rs).
+//! Values come from statvfs(3) for each block device that is mounted in the agent's mount
+//! namespace. In a container, mount the host's root somewhere, and its devices are found there.
+//! Oracle: statvfs(3) by the test, df (tests/live/filesystem.rs).
 //!
-//! A file system counts if its source is a device (`/dev/...`), once, however often it is mounted;
-//! images that are always full (squashfs, iso9660 and the like) don't count, as with node_exporter.
-//! A device that doesn't answer never holds up a scrape for longer than [`PATIENCE`], once: it is
-//! asked by a thread of its own, see [`Prober`], and is absent until it answers.
+//! A file system counts if its source is a device (`/dev/...`). It counts once, however often it is
+//! mounted. Images that are always full (squashfs, iso9660 and the like) are left out, as in
+//! node_exporter. A device that does not answer delays a single scrape, by at most [`PATIENCE`]: a
+//! separate thread queries it, see [`Prober`], and it is absent until it answers.
 
 mod mounts;
 mod prober;
@@ -24,7 +24,7 @@ use crate::{
 };
 use prober::Prober;
 
-/// How long a scrape waits for the next answer: a thread may have to wait for a CPU as well.
+/// How long a scrape waits for the next answer. The thread may also have to wait for a CPU.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 const fn family(
@@ -52,7 +52,7 @@ const FAMILIES: [(Family, Read); 4] = [
     (
         family(
             "container_fs_usage_bytes",
-            "Space used on a device that is mounted; at the root only.",
+            "Space used on a mounted device; only for the root.",
             Unit::Bytes,
             "statvfs(3): f_blocks - f_bfree",
             "statvfs(3), df",
@@ -62,7 +62,7 @@ const FAMILIES: [(Family, Read); 4] = [
     (
         family(
             "container_fs_limit_bytes",
-            "Space on a device that is mounted, what is reserved for root included; at the root only.",
+            "Size of a mounted device, including space reserved for the superuser; only for the root.",
             Unit::Bytes,
             "statvfs(3): f_blocks",
             "statvfs(3), df",
@@ -72,7 +72,7 @@ const FAMILIES: [(Family, Read); 4] = [
     (
         family(
             "container_fs_inodes_free",
-            "Free inodes; absent where the file system makes them as needed.",
+            "Free inodes; absent if the file system allocates inodes dynamically.",
             Unit::None,
             "statvfs(3): f_ffree",
             "statvfs(3), df -i",
@@ -82,7 +82,7 @@ const FAMILIES: [(Family, Read); 4] = [
     (
         family(
             "container_fs_inodes_total",
-            "Inodes; absent where the file system makes them as needed.",
+            "Number of inodes; absent if the file system allocates inodes dynamically.",
             Unit::None,
             "statvfs(3): f_files",
             "statvfs(3), df -i",

@@ -1,4 +1,4 @@
-//! Huge pages, as the hugetlb controller has them.
+//! Huge pages, from the hugetlb controller.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: hugetlb.*.current, hugetlb.*.events, and
 //! v1's usage_in_bytes, max_usage_in_bytes, failcnt (tests/live/memory.rs).
@@ -42,7 +42,7 @@ const MAX_USAGE: Family = family(
 );
 const FAILCNT: Family = family(
     "container_hugetlb_failcnt",
-    "Times that the limit of huge pages was hit; where the kernel counts that.",
+    "Number of times that the limit of huge pages was hit, if the kernel counts that.",
     Kind::Counter,
     Unit::None,
 );
@@ -68,15 +68,15 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// A node's numbers, by the kernel's number of a size.
+/// A node's values, by the kernel's index of a size.
 #[derive(Clone, Debug, Default)]
 struct HugePages {
-    /// Usage and the highest usage so far, in base pages; only while the cgroup lives.
+    /// Current and highest usage, in base pages; only while the cgroup exists.
     levels: Option<[PageCounter; HUGE_SIZES]>,
     failures: Continued<[u64; HUGE_SIZES]>,
 }
 
-/// How a family is read, by the kernel's number of a size.
+/// How a family is read, by the kernel's index of a size.
 type Read = fn(&HugePages) -> Option<[u64; HUGE_SIZES]>;
 
 const FAMILIES: [(&Family, Read); 3] = [
@@ -101,18 +101,18 @@ impl HugePages {
 
 #[derive(Debug)]
 struct Hugetlb {
-    /// Orders of the kernel's sizes, largest first.
+    /// Orders of the kernel's page sizes, largest first.
     orders: Vec<u32>,
-    /// By the kernel's number of a size: the smallest power of two of which every limit seen so far
+    /// By the kernel's index of a size: the smallest power of two of which every limit seen so far
     /// was a multiple.
     seen: [Option<u32>; HUGE_SIZES],
-    /// By the kernel's number: the size as cAdvisor writes it.
+    /// By the kernel's index: the size in cAdvisor's notation.
     sizes: Vec<String>,
     page: u64,
     numbers: Column<HugePages>,
 }
 
-/// Orders of the sizes that this kernel has, largest first: `hugepages-2048kB` is of order 9.
+/// Orders of the page sizes of this kernel, largest first: `hugepages-2048kB` has order 9.
 fn orders(page: u64) -> Vec<u32> {
     let mut orders: Vec<u32> = std::fs::read_dir("/sys/kernel/mm/hugepages")
         .into_iter()
@@ -133,17 +133,18 @@ fn orders(page: u64) -> Vec<u32> {
     orders
 }
 
-/// Which size the kernel has given which number.
+/// Finds out which size has which index in the kernel.
 ///
-/// It numbers them as they were registered: gigantic ones first (arch/x86/mm/hugetlbpage.c,
-/// gigantic_pages_init), unless the command line said otherwise. A limit is a multiple of its size,
-/// and that of a new cgroup the largest one (mm/hugetlb_cgroup.c, hugetlb_cgroup_init): so each
-/// limit seen tells what its size can't be.
+/// The kernel numbers sizes in the order of their registration: gigantic ones first
+/// (arch/x86/mm/hugetlbpage.c, gigantic_pages_init), unless the command line changes that. A limit
+/// is a multiple of its size, and the limit of a new cgroup is the largest possible one
+/// (mm/hugetlb_cgroup.c, hugetlb_cgroup_init). So each limit rules out the sizes that do not divide
+/// it.
 fn assign(orders: &[u32], seen: &[Option<u32>]) -> Vec<u32> {
     let fits = |order: u32, number: usize| seen[number].is_none_or(|seen| order <= seen);
     let mut left = orders.to_vec();
     let mut assigned = vec![0; orders.len()];
-    // The most constrained numbers choose first, and take the largest size that they can have.
+    // The most constrained indices choose first, and take the largest possible size.
     let mut numbers: Vec<usize> = (0..orders.len()).collect();
     numbers.sort_by_key(|&number| (seen[number].unwrap_or(u32::MAX), number));
     for number in numbers {
@@ -252,17 +253,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gigantic_pages_come_first_unless_limits_tell_otherwise() {
+    fn gigantic_pages_come_first_unless_limits_rule_it_out() {
         assert_eq!(assign(&[18, 9], &[None, None]), [18, 9]);
         assert_eq!(assign(&[18, 9], &[Some(18), Some(9)]), [18, 9]);
         assert_eq!(assign(&[18, 9], &[Some(9), Some(18)]), [9, 18]);
         assert_eq!(assign(&[18, 9], &[Some(9), None]), [9, 18]);
-        // A limit of 4 GiB on pages of 2 MiB tells nothing.
+        // A limit of 4 GiB on pages of 2 MiB rules nothing out.
         assert_eq!(assign(&[18, 9], &[Some(18), Some(20)]), [18, 9]);
     }
 
     #[test]
-    fn sizes_are_written_as_the_kernel_does() {
+    fn sizes_are_written_as_in_the_kernel() {
         assert_eq!(text(2 << 20), "2MB");
         assert_eq!(text(1 << 30), "1GB");
         assert_eq!(text(64 << 10), "64KB");

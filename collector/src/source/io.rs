@@ -1,8 +1,8 @@
-//! What the io controller itself has charged to cgroups, by device: io.stat without its files.
+//! I/O that the io controller has charged to cgroups, by device: io.stat without reading its files.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs): `blkcg_gq.iostat`. The kernel counts here what was
-//! submitted (block/blk-cgroup.c, blk_cgroup_bio_start), `block` what was completed. Only where the
-//! controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
+//! Program: `pass` (collector-ebpf/src/pass.rs): `blkcg_gq.iostat`. The kernel counts submitted I/O
+//! here (block/blk-cgroup.c, blk_cgroup_bio_start); the `block` source counts completed I/O. Only
+//! if the controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
 
 use anyhow::{Result, bail};
 
@@ -20,7 +20,7 @@ use crate::{
 
 const BYTES: Family = Family {
     name: "container_io_charged_bytes_total",
-    help: "Bytes that the io controller has charged by device and operation: read, write, discard.",
+    help: "Bytes charged by the io controller, by device and operation (read, write, discard).",
     kind: Kind::Counter,
     unit: Unit::Bytes,
     labels: &["device", "operation"],
@@ -30,7 +30,7 @@ const BYTES: Family = Family {
 
 const OPERATIONS: Family = Family {
     name: "container_io_charged_operations_total",
-    help: "I/O requests (bios) that the io controller has charged by device and operation.",
+    help: "I/O requests (bios) charged by the io controller, by device and operation.",
     kind: Kind::Counter,
     unit: Unit::None,
     labels: &["device", "operation"],
@@ -71,7 +71,7 @@ pub const SOURCE: Registration = Registration {
 #[derive(Debug)]
 struct Io {
     devices: Devices,
-    /// By node and device.
+    /// Values by node and device.
     charges: Column<Continued<Things<Charges>>>,
     series: Series,
 }
@@ -85,7 +85,7 @@ impl Io {
         }
     }
 
-    /// Makes the labels of devices that are new.
+    /// Makes the labels of new devices.
     fn label(&mut self, tree: &Tree) {
         for (number, node) in tree.iter() {
             let Some(charges) = self.charges.get(number) else {
@@ -114,7 +114,8 @@ impl Source for Io {
         let (tree, statistics) = (snapshot.tree, snapshot.books()?);
         let mut charges = self.charges.places(tree.capacity());
         for record in statistics.devices() {
-            // A predecessor of the path that lingers in the kernel leads to the same node.
+            // The id of an earlier cgroup with the same path, which the kernel may still have,
+            // leads to the same node.
             let of_record = tree.by_id(record.id).filter(|&number| {
                 let node = tree.node(number);
                 node.is_some_and(|node| node.id == record.id)

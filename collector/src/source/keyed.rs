@@ -1,5 +1,4 @@
-//! A source whose numbers are counters by cgroup and something else (a device, a reason), which
-//! becomes a label.
+//! A source of counters by cgroup and a second key (a device, a reason), which becomes a label.
 
 use std::{
     collections::HashMap,
@@ -22,29 +21,30 @@ use crate::{
     },
 };
 
-/// How long after a cgroup's end its entries are taken out of the kernel's map: what it had under
-/// way is mostly counted by then. What comes later makes a new entry, which is taken out as well.
-/// Less than the agent waits before it says that a quarantine is over, so that none is left.
+/// How long after a cgroup's removal its entries are taken out of the kernel's map. By then most of
+/// its pending events have been counted. A later event makes a new entry, which is taken out as
+/// well. The time is shorter than the agent's quarantine, so that no entry is left after that.
 const QUARANTINE: Duration = Duration::from_millis(1500);
 
-/// How long after a row was taken from its owner nobody writes it any more: a program that had
-/// found it before is done within microseconds.
+/// How long a revoked row may still be written: a program that found the row before is done within
+/// microseconds.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Gives the labels of the second part of a key.
+/// Returns the labels of the second part of a key.
 pub type Labels = Box<dyn FnMut(u64) -> ThingLabels + Send>;
 
-/// A row of the kernel's that was taken from its owner, until [`GRACE`] is over.
+/// A revoked row of the kernel, until [`GRACE`] is over.
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
     row: usize,
-    /// The node that its numbers belong to, `None` if it is not in the tree.
+    /// The node that its values belong to, `None` if it is not in the tree.
     node: Option<NodeId>,
     what: u64,
     since: Instant,
 }
 
-/// A source of counters: `V` is the value in the kernel, `T` the numbers of a node and a thing.
+/// A source of counters: `V` is the value in the kernel, `T` the counters of a node and a second
+/// key.
 pub struct KeyedCounters<V, T: 'static> {
     name: &'static str,
     metrics: &'static [Metric<T>],
@@ -56,12 +56,12 @@ pub struct KeyedCounters<V, T: 'static> {
     series: Series,
 }
 
-/// What the kernel has now, by node and thing.
+/// Values in the kernel now, by node and second key.
 type Live<T> = HashMap<(NodeId, u64), T>;
 
 impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
-    /// A source over its entries, and its rows if it has any; `labels` names what a key is of. A
-    /// family's series have those of them that the family names.
+    /// Makes a source over its entries, and over its rows if it has any. `labels` names the second
+    /// part of a key. A family's series have those labels that the family lists.
     pub fn new(
         name: &'static str,
         metrics: &'static [Metric<T>],
@@ -81,8 +81,8 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
         }
     }
 
-    /// Reads the kernel's entries. Those of cgroups that are past their quarantine are taken out
-    /// and retained.
+    /// Reads the kernel's entries. Takes out and retains those of cgroups that are past their
+    /// quarantine.
     fn read(&mut self, tree: &Tree, now: SystemTime) -> anyhow::Result<Live<T>> {
         let mut live = Live::<T>::new();
         let mut gone = Vec::new();
@@ -103,7 +103,7 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
         Ok(live)
     }
 
-    /// The same of the kernel's rows.
+    /// Reads the kernel's rows in the same way.
     fn read_rows(&mut self, tree: &Tree, now: SystemTime, live: &mut Live<T>) {
         let Some(rows) = self.kernel_rows.take() else {
             return;
@@ -131,7 +131,7 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
             match node {
                 Some(node) if over => self.values.retained(node).of(what).add_from(&value),
                 Some(node) => live.entry((node, what)).or_default().add_from(&value),
-                // Outside the root that the agent was given.
+                // A cgroup outside `--cgroup.root`.
                 None => {}
             }
             if over {
@@ -144,8 +144,8 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
     }
 }
 
-/// The node of a key's cgroup, `None` if there is none or it has been dead for so long that its
-/// entries are to be taken out.
+/// Returns the node of a key's cgroup. `None` if there is none, or if the cgroup was removed so
+/// long ago that its entries are to be taken out.
 fn living(tree: &Tree, now: SystemTime, key: CgroupKey) -> Option<NodeId> {
     let over = |died: SystemTime| now.duration_since(died).is_ok_and(|d| d >= QUARANTINE);
     let number = tree.by_id(key.cgroup)?;
@@ -188,7 +188,7 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> Source for KeyedCounters<V, T> {
                     tracing::warn!(
                         source = self.name,
                         %error,
-                        "the numbers of removed cgroups could not be taken out of the kernel's map"
+                        "the counters of removed cgroups could not be taken out of the kernel's map"
                     );
                 }
             }

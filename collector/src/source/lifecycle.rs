@@ -1,4 +1,4 @@
-//! When a cgroup was last seen, and when it was made: facts of the tree itself.
+//! When a cgroup was created and last seen, from the tree itself.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use crate::{
 
 const LAST_SEEN: Family = Family {
     name: "container_last_seen",
-    help: "Unix time at which the cgroup was last there; it stands still once the cgroup is gone.",
+    help: "Unix time at which the cgroup was last seen; constant once the cgroup is removed.",
     kind: Kind::Gauge,
     unit: Unit::None,
     labels: &[],
@@ -20,7 +20,7 @@ const LAST_SEEN: Family = Family {
 
 const CREATION_TIME: Family = Family {
     name: "container_creation_time_seconds",
-    help: "Unix time at which the cgroup was made or, if that was before the agent's start, the container was; absent if nobody knows.",
+    help: "Unix time at which the cgroup was created or, if that was before the agent's start, the container; absent if unknown.",
     kind: Kind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
@@ -66,7 +66,7 @@ impl Reading for Lifecycle {
         let exported = || nodes.exported().filter(|(number, _)| *number != OVERFLOW);
         out.family(&LAST_SEEN);
         for (_, node) in exported() {
-            // Kept for the dead on purpose: "container killed" alerts compare it with time().
+            // Also for removed cgroups: "container killed" alerts compare it with time().
             let seen = seconds(node.died.unwrap_or(now)).floor();
             out.sample(Labels::new(&node.labels, &[]), Value::Float(seen));
         }

@@ -1,7 +1,8 @@
-//! The machine: CPUs, memory, swap space, under cAdvisor's names and labels.
+//! The machine: CPUs, memory and swap space, with cAdvisor's names and labels.
 //!
-//! From: /sys/devices/system/cpu, read again when CPUs have come or gone; sysinfo(2) at each
-//! scrape; identity once, at the start. Oracle: /proc/cpuinfo, /proc/meminfo, lscpu (tests/live/machine.rs).
+//! Read from /sys/devices/system/cpu, again when CPUs go online or offline, and by sysinfo(2) at
+//! each scrape. The identity is read once, at the start. Oracle: /proc/cpuinfo, /proc/meminfo,
+//! lscpu (tests/live/machine.rs).
 
 use std::{
     collections::BTreeSet,
@@ -41,21 +42,21 @@ const fn family(
 
 const CORES: Family = family(
     "machine_cpu_cores",
-    "Logical CPUs that are online.",
+    "Number of logical CPUs that are online.",
     Unit::None,
     "/sys/devices/system/cpu/online",
     "/proc/cpuinfo",
 );
 const PHYSICAL_CORES: Family = family(
     "machine_cpu_physical_cores",
-    "Cores, however many threads each runs.",
+    "Number of cores, regardless of their threads.",
     Unit::None,
     "/sys/devices/system/cpu/cpu*/topology",
     "/proc/cpuinfo, lscpu",
 );
 const SOCKETS: Family = family(
     "machine_cpu_sockets",
-    "Processor packages.",
+    "Number of processor packages (sockets).",
     Unit::None,
     "/sys/devices/system/cpu/cpu*/topology/physical_package_id",
     "/proc/cpuinfo, lscpu",
@@ -88,7 +89,7 @@ pub const SOURCE: Registration = Registration {
     build: |_| Ok(Box::new(Machine::new("/")?)),
 };
 
-/// How many of each there are.
+/// Numbers of logical CPUs, cores and packages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Topology {
     logical: u64,
@@ -101,14 +102,14 @@ struct Machine {
     labels: LabelSet,
     /// /sys/devices/system/cpu
     cpus: PathBuf,
-    /// `online` when the topology was read.
+    /// Contents of `online` when the topology was read.
     online: String,
     topology: Topology,
     memory: Option<HostMemory>,
 }
 
 impl Machine {
-    /// The machine whose files are below `root`.
+    /// Reads the machine whose files are below `root`.
     fn new(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let text = |paths: &[&str]| -> String {
@@ -119,7 +120,7 @@ impl Machine {
                 .find(|text| !text.is_empty());
             first.unwrap_or_default()
         };
-        // cAdvisor's places, in its order. Absent ones leave the label out.
+        // The same files as cAdvisor, in its order. A missing file leaves the label out.
         let machine = text(&["etc/machine-id", "var/lib/dbus/machine-id"]);
         let system = text(&[
             "sys/class/dmi/id/product_uuid",
@@ -143,7 +144,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Reads the topology if CPUs have come or gone.
+    /// Reads the topology again if CPUs have gone online or offline.
     fn refresh(&mut self) -> Result<()> {
         let file = self.cpus.join("online");
         let online =
@@ -156,8 +157,8 @@ impl Machine {
     }
 }
 
-/// Counts cores and packages. CPUs of one core share a list of siblings; a machine that doesn't say
-/// has a core a CPU, in one package.
+/// Counts cores and packages. CPUs of one core have the same list of siblings. Without this
+/// information every CPU is a core, and all are in one package.
 fn topology(cpus: &Path, online: &[u32]) -> Topology {
     let mut cores = BTreeSet::new();
     let mut sockets = BTreeSet::new();
@@ -176,7 +177,7 @@ fn topology(cpus: &Path, online: &[u32]) -> Topology {
     }
 }
 
-/// The numbers in a list such as `0-3,8`.
+/// Parses a list such as `0-3,8`.
 fn ranges(text: &str) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {
@@ -184,7 +185,7 @@ fn ranges(text: &str) -> Result<Vec<u32>> {
         let parse = |number: &str| {
             number
                 .parse::<u32>()
-                .with_context(|| format!("{text:?} is no list of CPUs"))
+                .with_context(|| format!("{text:?} is not a list of CPUs"))
         };
         numbers.extend(parse(first)?..=parse(last)?);
     }
@@ -251,7 +252,7 @@ mod tests {
         assert!(ranges("0-x").is_err());
     }
 
-    /// A machine of files in a folder of the test's own.
+    /// A machine whose files are in a temporary directory.
     struct Files(PathBuf);
 
     impl Files {
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn cores_and_sockets_and_cpus_that_go_offline() {
+    fn cores_and_sockets_and_offline_cpus() {
         let files = Files::new("topology");
         // Two packages of two cores of two threads; core numbers repeat in each package.
         for cpu in 0..8 {
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_says_nothing_has_one_socket() {
+    fn a_machine_without_topology_has_one_socket() {
         let files = Files::new("silent");
         files.write("sys/devices/system/cpu/online", "0-1\n");
         let machine = Machine::new(&files.0).unwrap();

@@ -1,7 +1,8 @@
-//! Memory: usage, limits, statistics and events, as the memory controller has them.
+//! Memory: usage, limits, statistics and events, from the memory controller.
 //!
 //! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: memory.current, memory.max, memory.stat,
-//! memory.events and friends, memory.usage_in_bytes and friends in v1 (tests/live/memory.rs).
+//! memory.events and related files; in v1 memory.usage_in_bytes and related files
+//! (tests/live/memory.rs).
 
 mod layout;
 mod metrics;
@@ -21,16 +22,16 @@ use crate::{
     kernel::{self, programs::Requirement, system},
 };
 
-/// A node's numbers.
+/// A node's values.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryNumbers {
     counts: Continued<Counts>,
-    /// Only while the cgroup lives and has the memory controller.
+    /// `None` once the cgroup is removed, or without the memory controller.
     levels: Option<Levels>,
 }
 
 sums! {
-    /// Counters; `None` where this kernel or this version of cgroups does not have one.
+    /// Counters; `None` if this kernel or cgroup version does not have one.
     struct Counts {
         limit_hits: u64,
         over_high: Option<u64>,
@@ -53,7 +54,7 @@ impl MemoryNumbers {
     }
 }
 
-/// Bytes.
+/// Levels in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Levels {
     usage: u64,
@@ -72,7 +73,7 @@ impl Levels {
     }
 }
 
-/// No limit from here on: cAdvisor exports such a one as 0.
+/// Values from here on mean no limit; cAdvisor exports those as 0.
 const UNLIMITED: u64 = 1 << 62;
 
 /// Counters of `mem_cgroup.memory_events` (include/linux/memcontrol.h, enum memcg_memory_event).
@@ -100,7 +101,7 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// How often the place of statistics is looked for before memory.stat is read for good.
+/// Number of attempts to locate the statistics, before memory.stat is read instead for good.
 const ATTEMPTS: u32 = 10;
 
 #[derive(Debug)]
@@ -114,7 +115,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// Learns where the statistics are, from the root.
+    /// Locates the statistics, by means of the root's.
     fn learn(&mut self, kernel: &Books) {
         let Some(root) = kernel.part(ROOT, Part::Memory) else {
             return;
@@ -196,7 +197,8 @@ impl Memory {
         }
     }
 
-    /// The host: nothing is charged to the root itself, so its usage is what is not free.
+    /// Levels of the host. Nothing is charged to the root itself, so its usage is the memory that
+    /// is not free.
     fn host(&self, statistics: Statistics) -> Result<Levels> {
         let host = system::memory().context("sysinfo")?;
         Ok(Levels {
@@ -271,7 +273,7 @@ impl Source for Memory {
     fn report(&self) -> SourceReport {
         let note = self.doubt.as_ref().map(|doubt| {
             format!(
-                "memory.stat is read from each cgroup's file, since the kernel's table is not understood: {doubt}"
+                "memory.stat is read from each cgroup's file, because the layout of the kernel's table is unknown: {doubt}"
             )
         });
         SourceReport {

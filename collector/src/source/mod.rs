@@ -1,11 +1,11 @@
-//! Sources: each turns its part of the kernel's numbers into metric families.
+//! Sources: each turns its part of the kernel's values into metric families.
 //!
-//! One source is one file, named as its files in `collector-ebpf`, `collector-common` and `tests`.
-//! Its table of [`Metric`]s holds name, help, unit, labels and where the number comes from; the
+//! One source is one file, with the same name in `collector-ebpf`, `collector-common` and `tests`.
+//! Its table of [`Metric`]s holds name, help, unit, labels and the origin of the number. The
 //! encoder, `cgmeter metrics` and the generated reference all read that table.
 //!
-//! Values lie in columns by node of the cgroup tree, see [`values`]. An exported value includes the
-//! descendants, those that are gone as well.
+//! Values are stored in columns by node of the cgroup tree, see [`values`]. An exported value
+//! includes the descendants, also the removed ones.
 
 mod block;
 mod books;
@@ -54,33 +54,33 @@ use crate::{
 };
 use values::{Column, PerNode};
 
-/// What the agent knows of a source before it is made.
+/// What the agent knows about a source before it is created.
 pub struct Registration {
-    /// Its name and the programs it needs.
+    /// Its name and the programs that it needs.
     pub requirement: Requirement,
     /// Its families.
     pub families: fn() -> Vec<&'static Family>,
-    /// Makes it.
+    /// Creates it.
     pub build: fn(&mut Builder<'_>) -> anyhow::Result<Box<dyn Source>>,
 }
 
-/// What a source is made from.
+/// What a source is created from.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    /// The loaded object.
+    /// The loaded object file.
     pub kernel: &'a mut Kernel,
-    /// Where the hierarchies are.
+    /// The mounted hierarchies.
     pub hierarchies: &'a Hierarchies,
     /// Settings of custom metrics.
     pub custom: &'a crate::custom::Options,
 }
 
 impl Builder<'_> {
-    /// Makes sure that this kernel has a controller, by a field of its structure.
+    /// Checks that this kernel has a controller, by a field of its kernel structure.
     ///
     /// # Errors
     ///
-    /// When it hasn't.
+    /// When the kernel does not have it.
     fn require_controller(&self, name: &str, field: &str) -> anyhow::Result<()> {
         fields::offset_of(self.kernel.types()?, field)
             .map(drop)
@@ -112,27 +112,27 @@ pub const SOURCES: &[Registration] = &[
     container::SOURCE,
 ];
 
-/// What a source reads from for one snapshot.
+/// What a source reads from for one frame.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
     /// The tree.
     pub tree: &'a Tree,
-    /// Nodes and the slots that count for them, recycled ones' last numbers included.
+    /// Nodes and the slots that count for them, revoked slots included.
     pub slots: &'a [(NodeId, u32)],
-    /// Kernel statistics, where the cgroup iterator can run.
+    /// The kernel statistics, if the cgroup iterator can run.
     pub books: Option<&'a Books>,
-    /// When the snapshot was taken.
+    /// When the frame was taken.
     pub time: SystemTime,
 }
 
 impl<'a> Snapshot<'a> {
-    /// Kernel statistics.
+    /// Returns the kernel statistics.
     ///
     /// # Errors
     ///
-    /// When the cgroup iterator can't run: a source that needs it is off then.
+    /// When the cgroup iterator can't run. A source that needs it is off then.
     pub fn books(&self) -> anyhow::Result<&'a Books> {
-        self.books.context("there is no pass")
+        self.books.context("the cgroup iterator does not run")
     }
 }
 
@@ -140,70 +140,70 @@ impl<'a> Snapshot<'a> {
 pub trait Source: Send {
     /// Name, as in `--collector.NAME` and `cgmeter_source_up`.
     fn name(&self) -> &'static str;
-    /// Everything that it has by node: [`notify`] takes a reaped node's values out of it.
+    /// Everything that it stores by node. [`notify`] takes a reaped node's values out of it.
     fn values(&mut self) -> Vec<&mut dyn PerNode>;
-    /// Reads its numbers.
+    /// Reads its values.
     ///
     /// # Errors
     ///
-    /// What went wrong; the families keep their last values.
+    /// When the reading fails; the families keep their last values.
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
-    /// Something has happened to a cgroup.
+    /// Handles a change of a cgroup.
     fn change(&mut self, change: &Change<'_>);
-    /// What it serves now. It does not change any more, whatever the source reads later.
+    /// Returns what it serves now. The result does not change when the source reads again.
     fn reading(&self) -> Box<dyn Reading>;
-    /// Its cells, if it has any: the slot pool makes and clears them.
+    /// Returns its cells, if it has any. The slot pool creates and clears them.
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None
     }
-    /// What it reports of itself beside its families.
+    /// Returns what it reports about itself, in addition to its families.
     fn report(&self) -> SourceReport {
         SourceReport::default()
     }
-    /// Called when nobody scrapes, for what must not wait for the next scrape. Returns after how
-    /// long it is to be called again.
+    /// Does work that must not wait for the next scrape. Called between scrapes; returns the time
+    /// until the next call.
     fn idle(&mut self, tree: &Tree) -> Option<std::time::Duration> {
         let _ = tree;
         None
     }
 }
 
-/// What a source has read for one frame.
+/// Values of a source for one frame.
 pub trait Reading: Send + Sync {
     /// Encodes its families, for the nodes of the same frame.
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder);
 }
 
-/// What a source reports of itself.
+/// What a source reports about itself.
 #[derive(Clone, Debug, Default)]
 pub struct SourceReport {
-    /// Why it does not run as it should; known after its first reading.
+    /// A restriction of the running source, known after its first reading.
     pub note: Option<String>,
-    /// Name and number of runs of a program that does not count its own.
+    /// Name and number of runs of a program that does not count its own runs.
     pub runs: Option<(&'static str, u64)>,
-    /// Kernel memory that it uses beside the object's fixed maps and its cells, bytes.
+    /// Kernel memory in bytes, without the fixed maps of the object file and its cells.
     pub kernel_memory: u64,
 }
 
-/// Names and values of the labels that tell the series of a family apart.
+/// Names and values of the labels that distinguish the series of a family.
 pub type Extra = &'static [(&'static str, &'static str)];
 
-/// How a value is read from a node's numbers; `None` leaves the series out.
+/// How a value is read from a node's values; `None` leaves the series out.
 pub type Reader<T> = fn(&T) -> Option<Value>;
 
-/// How a histogram is read from a node's numbers; `None` leaves it out.
+/// How a histogram is read from a node's values; `None` leaves it out.
 pub type HistogramReader<T> = fn(&T) -> Option<Histogram<'_>>;
 
-/// Where a family's samples come from.
+/// How a family's samples are read.
 pub enum Samples<T: 'static> {
-    /// One sample a series.
+    /// One sample per series.
     Scalars(&'static [(Extra, Reader<T>)]),
-    /// One log2 histogram a series, left out until its first event.
+    /// One log2 histogram per series, left out until its first event.
     Histograms(&'static [(Extra, HistogramReader<T>)]),
 }
 
 impl<T> Samples<T> {
-    /// Writes the samples of one set of numbers into the family last begun.
+    /// Writes the samples of one node into the family last begun.
     #[inline]
     fn write(&self, labels: &LabelSet, value: &T, out: &mut dyn Encoder) {
         match self {
@@ -227,20 +227,20 @@ impl<T> Samples<T> {
 
 /// A family and how to read it.
 pub struct Metric<T: 'static> {
-    /// What it is.
+    /// Description.
     pub family: Family,
-    /// Where it comes from.
+    /// How its samples are read.
     pub samples: Samples<T>,
 }
 
-/// A reading that is a value for each node, encoded by a table of metrics.
+/// A reading with one value per node, encoded by a table of metrics.
 struct Table<T: 'static> {
     metrics: &'static [Metric<T>],
     values: Column<T>,
 }
 
 impl<T: Clone + Send + Sync> Table<T> {
-    /// The reading of a source with those values.
+    /// Makes the reading of a source with these values.
     fn reading(metrics: &'static [Metric<T>], values: &Column<T>) -> Box<dyn Reading> {
         Box::new(Self {
             metrics,

@@ -1,4 +1,4 @@
-//! Packets of sockets: bytes and packets by cgroup, family and protocol.
+//! Packets of sockets: bytes and packets by cgroup, address family and protocol.
 //!
 //! Programs: `net_ingress`, `net_egress` (collector-ebpf/src/net.rs). Oracle: known datagrams,
 //! /proc/net/netstat, tcp_info (tests).
@@ -25,14 +25,14 @@ impl AddFrom for Traffic {
 }
 
 sums! {
-    /// A node's traffic, by `collector_common::net::index`.
+    /// A node's traffic, indexed by `collector_common::net::index`.
     pub struct Packets: NetCell {
         traffic: [Traffic; TRAFFIC],
     }
 }
 
 impl Packets {
-    /// One series' value: absent as long as neither direction has had a packet.
+    /// Returns the value of one series. It is absent until a packet was seen in either direction.
     fn value(
         &self,
         protocol: Protocol,
@@ -46,7 +46,8 @@ impl Packets {
     }
 }
 
-/// One family: a direction's bytes or packets, a series each for the families and protocols.
+/// One family: bytes or packets of one direction, with a series for each address family and
+/// protocol.
 macro_rules! metric {
     ($name:literal, $unit:ident, $direction:ident, $read:ident, $help:literal, $origin:literal, $oracle:literal) => {
         Metric {
@@ -93,8 +94,8 @@ pub const METRICS: &[Metric<Packets>] = &[
         Bytes,
         Receive,
         bytes,
-        "Bytes of IP packets that sockets of the cgroup received, IP header included; a merged packet \
-         has one header, and what comes over loopback is also counted where it was sent.",
+        "Bytes of IP packets received by sockets of the cgroup, including IP headers; a merged packet \
+         has one header. Loopback traffic also counts as sent, for the sender.",
         "net_ingress: sk_buff.len",
         "known datagrams, /proc/net/netstat InOctets"
     ),
@@ -103,8 +104,8 @@ pub const METRICS: &[Metric<Packets>] = &[
         Bytes,
         Transmit,
         bytes,
-        "Bytes of IP packets that sockets of the cgroup sent, IP header included; a packet that is still \
-         to be segmented has one header, and what goes over loopback is also counted where it is received.",
+        "Bytes of IP packets sent by sockets of the cgroup, including IP headers; a packet that is still \
+         to be segmented has one header. Loopback traffic also counts as received, for the receiver.",
         "net_egress: sk_buff.len",
         "known datagrams, /proc/net/netstat OutOctets"
     ),
@@ -113,8 +114,8 @@ pub const METRICS: &[Metric<Packets>] = &[
         None,
         Receive,
         packets,
-        "IP packets that sockets of the cgroup received; the segments that make up a merged packet are \
-         counted one by one.",
+        "IP packets received by sockets of the cgroup; the segments of a merged packet are \
+         counted individually.",
         "net_ingress: skb_shared_info.gso_segs, 1 if there is none",
         "known datagrams, tcp_info tcpi_segs_in"
     ),
@@ -123,7 +124,7 @@ pub const METRICS: &[Metric<Packets>] = &[
         None,
         Transmit,
         packets,
-        "IP packets that sockets of the cgroup sent; segments are counted one by one, fragments are not.",
+        "IP packets sent by sockets of the cgroup; segments are counted individually, fragments are not.",
         "net_egress: skb_shared_info.gso_segs, 1 if there is none",
         "known datagrams, /proc/net/snmp OutSegs"
     ),

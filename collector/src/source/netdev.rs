@@ -1,17 +1,17 @@
-//! Interfaces: what the network devices of a cgroup's namespace count, under cAdvisor's names.
+//! Interfaces: counters of the network devices in a cgroup's namespace, with cAdvisor's names.
 //!
-//! Program: `namespaces` (collector-ebpf/src/netns.rs), which finds the namespaces; the counters
-//! are the kernel's own, asked of one rtnetlink socket a namespace (RTM_GETSTATS). Oracle:
+//! Program: `namespaces` (collector-ebpf/src/netns.rs), which finds the namespaces. The counters
+//! are the kernel's own, read from one rtnetlink socket per namespace (RTM_GETSTATS). Oracle:
 //! /proc/PID/net/dev (tests).
 //!
-//! A namespace is read once, however many cgroups share it, and belongs to one of them: that of
-//! its oldest process when it was first seen (of a pod: the sandbox), as long as that cgroup or one
-//! below it has processes in it. The host's belongs to `/`, and to no cgroup beside. Values are not
-//! added up for ancestors: the same bytes pass a container's interface and the host's.
+//! A namespace is read once, however many cgroups share it, and belongs to one of them: that of its
+//! oldest process when it was first seen (in a pod: the sandbox), as long as that cgroup or a
+//! descendant has processes in it. The host's namespace belongs to `/` alone. Values are not summed
+//! for ancestors: the same bytes pass a container's interface and the host's.
 //!
-//! An open socket keeps a namespace in being. So it is closed, after a last reading, when the owner
-//! is removed, and when no process is in the namespace any more: seen at a scrape, or within
-//! [`IDLE`] where nobody scrapes.
+//! An open socket keeps a namespace alive. Therefore the socket is closed, after a last reading,
+//! when the owner is removed, and when no process is left in the namespace. The latter is noticed
+//! at a scrape, or within [`IDLE`] if there are no scrapes.
 
 mod devices;
 
@@ -40,12 +40,12 @@ use crate::{
     },
 };
 
-/// The kernel thread that starts all others: its namespace is the host's.
+/// The kernel thread that starts all other kernel threads. Its namespace is the host's.
 const KTHREADD: u64 = 2;
-/// How long a namespace without processes may stay open where nobody scrapes.
+/// How long a namespace without processes may stay open if there are no scrapes.
 const IDLE: Duration = Duration::from_secs(60);
-/// Closed namespaces whose interfaces are remembered: one that is kept by a mount, or by another
-/// cgroup, may be entered again, and then goes on where it was.
+/// Number of closed namespaces whose interfaces are remembered. A namespace that a mount or another
+/// cgroup keeps alive may be opened again, and then continues where it was.
 const REMEMBERED: usize = 1024;
 
 const fn family(
@@ -65,14 +65,14 @@ const fn family(
     }
 }
 
-/// The source's families, and the counter that each serves.
+/// The source's families, and the counter that each one serves.
 const FAMILIES: &[(Family, Counter)] = &[
     (
         family(
             "container_network_receive_bytes_total",
             Unit::Bytes,
-            "Bytes that an interface of the cgroup's network namespace received, link header included; \
-             of the host's for /. Not added up for ancestors; lo, veth*, docker* and nerdctl* are left out.",
+            "Bytes received by an interface of the cgroup's network namespace, including link headers; \
+             for / of the host's. Not summed for ancestors; lo, veth*, docker* and nerdctl* are left out.",
             "RTM_GETSTATS: rtnl_link_stats64.rx_bytes",
         ),
         Counter::ReceiveBytes,
@@ -81,7 +81,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_receive_packets_total",
             Unit::None,
-            "Packets that an interface received.",
+            "Packets received by an interface.",
             "RTM_GETSTATS: rtnl_link_stats64.rx_packets",
         ),
         Counter::ReceivePackets,
@@ -90,7 +90,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_receive_errors_total",
             Unit::None,
-            "Errors of an interface on receive.",
+            "Receive errors of an interface.",
             "RTM_GETSTATS: rtnl_link_stats64.rx_errors",
         ),
         Counter::ReceiveErrors,
@@ -99,7 +99,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_receive_packets_dropped_total",
             Unit::None,
-            "Packets that an interface dropped on receive, those that it missed included.",
+            "Received packets that an interface dropped, including missed ones.",
             "RTM_GETSTATS: rtnl_link_stats64.rx_dropped, rx_missed_errors",
         ),
         Counter::ReceiveDropped,
@@ -108,7 +108,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_transmit_bytes_total",
             Unit::Bytes,
-            "Bytes that an interface of the cgroup's network namespace transmitted, link header included.",
+            "Bytes transmitted by an interface of the cgroup's network namespace, including link headers.",
             "RTM_GETSTATS: rtnl_link_stats64.tx_bytes",
         ),
         Counter::TransmitBytes,
@@ -117,7 +117,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_transmit_packets_total",
             Unit::None,
-            "Packets that an interface transmitted.",
+            "Packets transmitted by an interface.",
             "RTM_GETSTATS: rtnl_link_stats64.tx_packets",
         ),
         Counter::TransmitPackets,
@@ -126,7 +126,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_transmit_errors_total",
             Unit::None,
-            "Errors of an interface on transmit.",
+            "Transmit errors of an interface.",
             "RTM_GETSTATS: rtnl_link_stats64.tx_errors",
         ),
         Counter::TransmitErrors,
@@ -135,7 +135,7 @@ const FAMILIES: &[(Family, Counter)] = &[
         family(
             "container_network_transmit_packets_dropped_total",
             Unit::None,
-            "Packets that an interface dropped on transmit.",
+            "Packets that an interface dropped instead of transmitting them.",
             "RTM_GETSTATS: rtnl_link_stats64.tx_dropped",
         ),
         Counter::TransmitDropped,
@@ -155,9 +155,9 @@ pub const SOURCE: Registration = Registration {
     },
     families,
     build: |builder| {
-        // A descriptor a namespace: more than the usual soft limit on a busy host.
+        // One descriptor per namespace can exceed the usual soft limit on a busy host.
         if let Err(error) = kernel::raise_open_files() {
-            tracing::warn!(%error, "the limit of open files stays as it is");
+            tracing::warn!(%error, "the limit of open files could not be raised");
         }
         Ok(Box::new(Netdev {
             namespaces: Namespaces::new(builder.kernel)?,
@@ -170,7 +170,7 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// A namespace that is read.
+/// A namespace that is being read.
 #[derive(Debug)]
 struct Open {
     socket: Rtnetlink,
@@ -188,7 +188,7 @@ struct Wanted {
     node: NodeId,
 }
 
-/// Room that every reading uses.
+/// Buffers that all readings share.
 #[derive(Debug, Default)]
 struct Room {
     buffer: Buffer,
@@ -199,18 +199,18 @@ struct Room {
 #[derive(Debug)]
 struct Netdev {
     namespaces: Namespaces,
-    /// When the last pass was.
+    /// When the namespaces were last searched.
     passed: Instant,
-    /// By cookie.
+    /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
-    /// Interfaces of namespaces that were closed last, by cookie.
+    /// Interfaces of the namespaces closed last, by cookie.
     closed: VecDeque<(u64, Devices)>,
-    /// By node.
+    /// Rows by node.
     rows: Column<Rows>,
     room: Room,
 }
 
-/// Whose a namespace is, if it is anybody's who is served.
+/// Returns the owner of a namespace, if the namespace is served.
 fn owner(tree: &Tree, namespace: &Namespace, generation: u64) -> Option<(u64, NodeId)> {
     let holder = tree
         .living(namespace.owner)
@@ -221,7 +221,7 @@ fn owner(tree: &Tree, namespace: &Namespace, generation: u64) -> Option<(u64, No
         .map(|holder| (namespace.owner, holder));
     let (owner, node) =
         holder.or_else(|| Some((namespace.cgroup, tree.living(namespace.cgroup)?)))?;
-    // The root's interfaces are the host's; those of a namespace besides are not to be mixed in.
+    // The root serves the host's interfaces; those of another namespace must not be mixed in.
     (node != ROOT && tree.node(node)?.exported).then_some((owner, node))
 }
 
@@ -244,14 +244,14 @@ impl Open {
 }
 
 impl Netdev {
-    /// The rows of a node, made if need be.
+    /// Returns the rows of a node. Creates them if necessary.
     fn rows(rows: &mut Column<Rows>, node: NodeId) -> &mut Rows {
         let rows = rows.at(node);
         rows.unlimited = node == ROOT;
         rows
     }
 
-    /// Reads a namespace a last time and lets go of it.
+    /// Reads a namespace a last time and closes it.
     fn close(&mut self, cookie: u64) {
         let Some(mut open) = self.open.remove(&cookie) else {
             return;
@@ -266,12 +266,13 @@ impl Netdev {
         self.closed.push_back((cookie, open.devices));
     }
 
-    /// Finds the namespaces, and closes those that nobody is in any more. Returns those wanted.
+    /// Finds the namespaces, and closes those that no process is in any more. Returns those to
+    /// read.
     fn find(&mut self, tree: &Tree) -> anyhow::Result<HashMap<u64, Wanted>> {
         let found = self
             .namespaces
             .find()
-            .context("looking for network namespaces")?;
+            .context("searching for network namespaces")?;
         self.passed = Instant::now();
         let mut wanted = HashMap::with_capacity(found.len() + 1);
         for (cookie, namespace) in &found {
@@ -281,7 +282,7 @@ impl Netdev {
             if owner != namespace.owner {
                 self.namespaces
                     .set_owner(*cookie, namespace, owner)
-                    .context("noting the owner of a network namespace")?;
+                    .context("storing the owner of a network namespace")?;
             }
             let task = namespace.pid;
             wanted.insert(*cookie, Wanted { task, owner, node });
@@ -305,7 +306,7 @@ impl Netdev {
         Ok(wanted)
     }
 
-    /// Opens the namespaces that are new. Returns what went wrong.
+    /// Opens new namespaces. Returns the errors.
     fn open(&mut self, wanted: &HashMap<u64, Wanted>) -> anyhow::Result<Vec<anyhow::Error>> {
         let new: Vec<(u64, Wanted)> = wanted
             .iter()
@@ -335,7 +336,7 @@ impl Netdev {
                     };
                     self.open.insert(cookie, open);
                 }
-                // The task went elsewhere, or its number is another's by now.
+                // The task has moved to another namespace, or its pid was reused.
                 Ok(_) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
                 Err(error) => {
@@ -370,13 +371,13 @@ impl Source for Netdev {
                 broken.push(cookie);
             }
         }
-        // Opened anew at the next scrape.
+        // They are opened again at the next scrape.
         for cookie in broken {
             self.close(cookie);
         }
         if self.namespaces.host().is_none() {
             problems.push(anyhow!(
-                "no kernel thread can be seen: the agent needs the host's pid namespace"
+                "no kernel thread is visible: the agent needs the host's pid namespace"
             ));
         }
         let missed = self.namespaces.missed();
@@ -456,7 +457,7 @@ mod tests {
     use super::*;
     use crate::cgroup::{Event, Filter, found};
 
-    /// /pod with /pod/sandbox and /pod/app, and /other.
+    /// Makes a tree of /pod with /pod/sandbox and /pod/app, and /other.
     fn tree() -> Tree {
         let found = [
             found(1, 0, ""),
@@ -483,19 +484,19 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_the_oldest_task_s_and_stays_its_cgroup_s() {
+    fn a_namespace_belongs_to_the_oldest_task_s_cgroup_and_stays_there() {
         let tree = tree();
         assert_eq!(owner_of(&tree, namespace(3, 0, 0)), Some(3));
-        // An older process has come in from elsewhere.
+        // An older process has moved in from elsewhere.
         assert_eq!(owner_of(&tree, namespace(5, 3, 7)), Some(3));
         // The owner's processes have left.
         assert_eq!(owner_of(&tree, namespace(4, 3, 6)), Some(4));
-        // They have moved into a cgroup below it.
+        // They have moved into a descendant.
         assert_eq!(owner_of(&tree, namespace(4, 2, 6)), Some(2));
     }
 
     #[test]
-    fn a_dead_owner_is_followed_by_the_oldest_task_s() {
+    fn a_removed_owner_is_replaced_by_the_oldest_task_s_cgroup() {
         let mut tree = tree();
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id: 3, at });
@@ -503,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_s_are_those_of_the_root_and_of_cgroups_not_known() {
+    fn namespaces_of_the_root_and_of_unknown_cgroups_have_no_owner() {
         let tree = tree();
         assert_eq!(owner_of(&tree, namespace(1, 0, 0)), None);
         assert_eq!(owner_of(&tree, namespace(99, 0, 0)), None);

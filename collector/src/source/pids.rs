@@ -13,8 +13,8 @@ use crate::{
     kernel::programs::Requirement,
 };
 
-/// No limit from here on: PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h); "max" is one
-/// more (kernel/cgroup/pids.c, PIDS_MAX).
+/// Limits from here on mean no limit: PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h).
+/// The kernel stores "max" as one more (kernel/cgroup/pids.c, PIDS_MAX).
 const UNLIMITED: u64 = 4 * 1024 * 1024;
 
 /// A node's limit; `None` without the controller.
@@ -24,7 +24,7 @@ type Limit = Option<u64>;
 pub const METRICS: &[Metric<Limit>] = &[Metric {
     family: Family {
         name: "container_threads_max",
-        help: "Threads that the cgroup may have, 0 if there is no limit.",
+        help: "Maximum number of threads in the cgroup; 0 if there is no limit.",
         kind: Kind::Gauge,
         unit: Unit::None,
         labels: &[],

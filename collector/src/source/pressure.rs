@@ -1,8 +1,8 @@
-//! Pressure: how long tasks could not go on for want of CPU, memory or I/O (PSI).
+//! Pressure: how long tasks were stalled for lack of CPU, memory or I/O (PSI).
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs): `psi_group.total`, which the kernel brings up to
-//! date every 2 s while there is pressure (kernel/sched/psi.c, PSI_FREQ): values are at most that
-//! old. Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
+//! Program: `pass` (collector-ebpf/src/pass.rs): `psi_group.total`. While there is pressure, the
+//! kernel updates it every 2 s (kernel/sched/psi.c, PSI_FREQ), so values are at most that old.
+//! Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
 
 use anyhow::{Context, Result, bail};
 use collector_common::pass::{HAS_PRESSURE, PRESSURES};
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Stalls(Continued<[u64; PRESSURES]>);
 
-/// Resources in the kernel's order; *some* comes first, then *full*.
+/// Resources in the kernel's order. Each has *some* first, then *full*.
 const RESOURCES: [&str; 3] = ["io", "memory", "cpu"];
 
 impl Stalls {
@@ -58,7 +58,7 @@ pub const METRICS: &[Metric<Stalls>] = &[
     ),
     metric!(
         "container_pressure_cpu_stalled_seconds_total",
-        "Time in which every task that could run waited for a CPU.",
+        "Time in which all non-idle tasks waited for a CPU.",
         "cpu.pressure: full",
         5
     ),
@@ -70,7 +70,7 @@ pub const METRICS: &[Metric<Stalls>] = &[
     ),
     metric!(
         "container_pressure_memory_stalled_seconds_total",
-        "Time in which every task that could run waited for memory.",
+        "Time in which all non-idle tasks waited for memory.",
         "memory.pressure: full",
         3
     ),
@@ -82,7 +82,7 @@ pub const METRICS: &[Metric<Stalls>] = &[
     ),
     metric!(
         "container_pressure_io_stalled_seconds_total",
-        "Time in which every task that could run waited for I/O.",
+        "Time in which all non-idle tasks waited for I/O.",
         "io.pressure: full",
         1
     ),
@@ -98,9 +98,7 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |_| {
         if host().is_err() {
-            bail!(
-                "this kernel doesn't measure pressure: boot it with psi=1, if it was built with CONFIG_PSI"
-            );
+            bail!("the kernel does not measure pressure: boot with psi=1; this needs CONFIG_PSI");
         }
         Ok(Box::new(Pressure::default()))
     },
@@ -111,14 +109,14 @@ struct Pressure {
     stalls: Column<Stalls>,
 }
 
-/// The host's pressure: the root cgroup has none of its own.
+/// Reads the pressure of the host. The root cgroup has no pressure of its own.
 fn host() -> Result<[u64; PRESSURES]> {
     let mut states = [0; PRESSURES];
     for (pair, resource) in states.chunks_exact_mut(2).zip(RESOURCES) {
         let text = std::fs::read_to_string(format!("/proc/pressure/{resource}"))
             .with_context(|| format!("reading /proc/pressure/{resource}"))?;
         for (ns, kind) in pair.iter_mut().zip(["some ", "full "]) {
-            // Before 5.13 the CPU's has no `full`.
+            // Before 5.13 CPU pressure has no `full`.
             let total = text.lines().find_map(|line| {
                 let (_, total) = line.strip_prefix(kind)?.split_once("total=")?;
                 total.trim().parse::<u64>().ok()

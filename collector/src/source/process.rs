@@ -1,4 +1,4 @@
-//! Processes: born, executed, ended, and why.
+//! Processes: forks, execs, exits and their reasons.
 //!
 //! Programs: `sched_process_fork`, `sched_process_exec`, `sched_process_exit`
 //! (collector-ebpf/src/process.rs). Oracle: known workloads (tests).
@@ -12,7 +12,7 @@ use crate::{
 };
 
 sums! {
-    /// A node's numbers of processes.
+    /// A node's counters of processes.
     pub struct Processes: ProcessCell {
         started: u64,
         executed: u64,
@@ -68,7 +68,7 @@ pub const METRICS: &[Metric<Processes>] = &[
     Metric {
         family: Family {
             name: "container_oom_events_total",
-            help: "Processes that the kernel killed for want of memory.",
+            help: "Processes killed by the OOM killer.",
             kind: Kind::Counter,
             unit: Unit::None,
             labels: &[],

@@ -1,4 +1,4 @@
-//! Direct reclaim: how long tasks had to free memory before they got any.
+//! Direct reclaim: how long tasks had to free memory before they could allocate.
 //!
 //! Programs: `mm_vmscan_direct_reclaim_begin` and `_end`, `mm_vmscan_memcg_reclaim_begin` and `_end`
 //! (collector-ebpf/src/reclaim.rs). Oracle: memory.pressure, memory.events (tests/live/memory.rs).
@@ -12,7 +12,7 @@ use crate::{
 };
 
 sums! {
-    /// A node's stalls for direct reclaim.
+    /// A node's stalls in direct reclaim.
     pub struct Reclaims: ReclaimCell {
         stall_ns: u64,
         histogram: [u64; BUCKETS],
@@ -23,7 +23,7 @@ sums! {
 pub const METRICS: &[Metric<Reclaims>] = &[Metric {
     family: Family {
         name: "container_memory_reclaim_seconds",
-        help: "Time that a task was held up to free memory, because the host or its cgroup had none left.",
+        help: "Time that a task spent in direct reclaim, because the host or its cgroup was short of memory.",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         labels: &[],
@@ -46,7 +46,7 @@ pub const METRICS: &[Metric<Reclaims>] = &[Metric {
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "reclaim",
-        // Births give tasks the books in which a stall is noted.
+        // The fork program creates the task state in which a stall is recorded.
         required: &[
             "sched_process_fork",
             "baseline",

@@ -1,4 +1,4 @@
-//! The container runtimes that are followed, as the agent sees them.
+//! Container runtimes that the agent follows, and the state of their connections.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,7 +23,7 @@ pub(super) const UP: Family = Family {
     labels: &["runtime", "socket"],
     ..family(
         "cgmeter_runtime_up",
-        "Whether a container runtime answers (1) or not (0); the log says why.",
+        "Whether a container runtime answers (1) or not (0); the log has the reason.",
         Kind::Gauge,
     )
 };
@@ -31,7 +31,7 @@ pub(super) const REQUESTS: Family = Family {
     labels: &["runtime", "result"],
     ..family(
         "cgmeter_runtime_requests_total",
-        "Requests to a container runtime by how they ended; events that make no sense count as invalid.",
+        "Requests to a container runtime by result; malformed events count as invalid.",
         Kind::Counter,
     )
 };
@@ -39,7 +39,7 @@ pub(super) const SECONDS: Family = Family {
     unit: Unit::Seconds,
     ..family(
         "cgmeter_runtime_request_seconds_total",
-        "Time that requests to a container runtime have taken.",
+        "Total duration of requests to a container runtime.",
         Kind::Counter,
     )
 };
@@ -47,7 +47,7 @@ pub(super) const CONTAINERS: Family = Family {
     labels: &["runtime", "socket"],
     ..family(
         "cgmeter_runtime_containers",
-        "Containers that a runtime has, those that have ended included.",
+        "Number of containers of a runtime, including ended ones.",
         Kind::Gauge,
     )
 };
@@ -55,7 +55,7 @@ pub(super) const REFUSED: Family = Family {
     labels: &[],
     ..family(
         "cgmeter_runtime_containers_refused_total",
-        "Records of containers that were not kept because there were too many.",
+        "Records of containers that were dropped because there were too many.",
         Kind::Counter,
     )
 };
@@ -76,17 +76,18 @@ struct Known {
     containers: u64,
 }
 
-/// How the runtimes do, at one moment.
+/// State of the runtimes at one moment.
 #[derive(Debug)]
 pub struct RuntimesReport {
     sums: BTreeMap<&'static str, Sum>,
-    /// Those that have been asked.
+    /// Runtimes that have been contacted.
     known: Vec<Known>,
     refused: u64,
 }
 
 impl RuntimesReport {
-    /// Of each that is followed; `refused` counts records of containers that were too many.
+    /// Makes the report of all followed runtimes. `refused` counts records of containers that were
+    /// dropped because there were too many.
     pub fn new(statuses: &[Arc<Status>], refused: u64) -> Self {
         let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
         let mut known = Vec::new();
@@ -114,7 +115,7 @@ impl RuntimesReport {
         }
     }
 
-    /// Name, socket, and whether it answers, of those that have been asked.
+    /// Returns name, socket and state of the runtimes that have been contacted.
     pub fn up(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
         let known = self.known.iter();
         known.map(|known| (known.name, known.socket.as_str(), known.up))

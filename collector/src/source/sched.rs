@@ -1,4 +1,4 @@
-//! Context switches: who ran, for how long, how long it had waited, and who took the CPU.
+//! Context switches: run time, wait time, preemptions and migrations.
 //!
 //! Programs: `sched_switch`, `cgroup_attach_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
 //! Oracle: cpu.stat, /proc/PID/schedstat, /proc/PID/status (tests).
@@ -17,9 +17,9 @@ use crate::{
 };
 
 sums! {
-    /// A node's scheduler numbers.
+    /// A node's scheduler counters.
     pub struct Scheduling: SchedCell {
-        /// CPU time since the agent came, ns.
+        /// CPU time since the agent first saw the cgroup, ns.
         run_ns: u64,
         wait_ns: u64,
         voluntary: u64,
@@ -30,7 +30,7 @@ sums! {
         wait_histogram: [u64; BUCKETS],
     }
     beside {
-        /// CPU time before the agent came, ns, as the kernel has it.
+        /// CPU time before that, ns, from the kernel statistics.
         earlier_ns: u64,
     }
 }
@@ -62,11 +62,11 @@ pub const METRICS: &[Metric<Scheduling>] = &[
     Metric {
         family: Family {
             labels: &["cpu"],
-            origin: "sched_switch: task_struct.se.sum_exec_runtime; cgroup.bstat for what came before the agent",
+            origin: "sched_switch: task_struct.se.sum_exec_runtime; cgroup.bstat for the time before the agent",
             oracle: "cpu.stat usage_usec",
             ..counter(
                 "container_cpu_usage_seconds_total",
-                "CPU time used since the cgroup was made.",
+                "CPU time used since the cgroup was created.",
                 Unit::Seconds,
             )
         },
@@ -90,7 +90,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
             origin: "sched_switch: task_struct.sched_info.run_delay",
             ..counter(
                 "container_cpu_schedstat_runqueue_seconds_total",
-                "Time that tasks were runnable and waited for a CPU.",
+                "Time that runnable tasks waited for a CPU.",
                 Unit::Seconds,
             )
         },
@@ -101,7 +101,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
             origin: "sched_switch: task_struct.sched_info.pcount",
             ..counter(
                 "container_cpu_schedstat_run_periods_total",
-                "Times that a task got a CPU.",
+                "Number of times that a task was scheduled on a CPU.",
                 Unit::None,
             )
         },
@@ -132,7 +132,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
             oracle: "/proc/PID/status voluntary_ctxt_switches, nonvoluntary_ctxt_switches",
             ..counter(
                 "container_sched_context_switches_total",
-                "Times that a task left its CPU: voluntary to wait for something, involuntary because \
+                "Context switches away from a task: voluntary if it waits for something, involuntary if \
                  the CPU was taken from it.",
                 Unit::None,
             )
@@ -153,8 +153,8 @@ pub const METRICS: &[Metric<Scheduling>] = &[
             oracle: "/proc/PID/status nonvoluntary_ctxt_switches (their sum)",
             ..counter(
                 "container_sched_preemptions_total",
-                "Involuntary switches by who took the CPU: a task of the same cgroup (self), of \
-                 another one (other), or a kernel thread, or nobody because a quota had run out (system).",
+                "Involuntary switches by what took the CPU: a task of the same cgroup (self), of \
+                 another cgroup (other), or a kernel thread or an exhausted quota (system).",
                 Unit::None,
             )
         },
@@ -176,7 +176,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
             oracle: "sched_setaffinity: a known number of forced moves",
             ..counter(
                 "container_sched_migrations_total",
-                "Times that a task was moved to another CPU.",
+                "Number of times that a task was moved to another CPU.",
                 Unit::None,
             )
         },
@@ -196,7 +196,7 @@ pub const SOURCE: Registration = Registration {
         ],
         optional: &[(
             "cgroup_attach_task",
-            "the time slice in which a running task changes cgroup is charged to the one it leaves",
+            "if a running task changes cgroup, its whole time slice counts for the old cgroup",
         )],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
@@ -211,12 +211,12 @@ pub const SOURCE: Registration = Registration {
 
 struct Sched {
     counters: Counters<SchedCell, Scheduling>,
-    /// Whether the time before the agent came is known.
+    /// Whether the CPU time before the agent's start was added.
     joined: bool,
 }
 
 impl Sched {
-    /// Joins what is counted from now on to the CPU time that the kernel has for the time before.
+    /// Adds the CPU time before the agent's start, from the kernel statistics.
     fn join(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         self.joined = true;
         let (tree, Some(statistics)) = (snapshot.tree, snapshot.books) else {
@@ -233,8 +233,8 @@ impl Sched {
             let counted = self.counters.total(number).map_or(0, |total| total.run_ns);
             own[number] = used.saturating_sub(counted);
         }
-        // The kernel's values contain the descendants'. Parents come first, so that a child's value
-        // still contains them when it is taken from its parent's.
+        // The kernel's values contain those of the descendants. Parents come first, so a child's
+        // value still contains its descendants' when it is subtracted from its parent's.
         for (number, node) in tree.iter() {
             if let Some(parent) = node.parent {
                 own[parent] = own[parent].saturating_sub(own[number]);

@@ -11,7 +11,7 @@ use crate::{
     kernel::{bpf::Runs, load::KernelStats, programs::Availability},
 };
 
-/// What the agent reports of itself in a frame.
+/// What the agent reports about itself in a frame.
 #[derive(Debug)]
 pub struct Report {
     /// Every source with its state.
@@ -20,19 +20,19 @@ pub struct Report {
     pub errors: Vec<(&'static str, u64)>,
     /// Whether every source could be read.
     pub complete: bool,
-    /// The kernel side's own counters.
+    /// Counters of the kernel side.
     pub stats: KernelStats,
-    /// Runs of programs that are told from a source's numbers.
+    /// Runs of programs that are derived from a source's values.
     pub runs: Vec<(&'static str, u64)>,
-    /// What the kernel has counted of each program's runs.
+    /// Run statistics of each program, from the kernel.
     pub program_runs: Vec<(String, Runs)>,
-    /// Live and dead cgroups.
+    /// Numbers of live and removed cgroups.
     pub cgroups: (usize, usize),
-    /// Cgroups that are not exported because there are too many.
+    /// Number of suppressed cgroups: there are more than `--cgroup.export-max`.
     pub suppressed: usize,
     /// The container runtimes that are followed.
     pub runtimes: RuntimesReport,
-    /// Used, free and quarantined slots.
+    /// Numbers of used, free and quarantined slots.
     pub slots: (usize, usize, usize),
     /// Kernel memory of maps, bytes.
     pub kernel_memory: u64,
@@ -44,7 +44,7 @@ pub struct Report {
     pub registry: Vec<proto::MetricFamily>,
 }
 
-/// How often frames have been encoded.
+/// Number and duration of encodings.
 #[derive(Clone, Copy, Debug)]
 pub struct EncodingReport {
     /// Encodings by format.
@@ -69,7 +69,7 @@ const BUILD_INFO: Family = Family {
     labels: &["version"],
     ..family(
         "cgmeter_build_info",
-        "1, with the version of the agent.",
+        "1, with the version of the agent as a label.",
         Kind::Gauge,
     )
 };
@@ -77,7 +77,7 @@ const SOURCE_UP: Family = Family {
     labels: &["source"],
     ..family(
         "cgmeter_source_up",
-        "Whether a source runs (1) or not (0); the log says why.",
+        "Whether a source runs (1) or not (0); the log has the reason.",
         Kind::Gauge,
     )
 };
@@ -85,7 +85,7 @@ const SOURCE_ERRORS: Family = Family {
     labels: &["source"],
     ..family(
         "cgmeter_source_errors_total",
-        "Readings of a source that failed.",
+        "Failed readings of a source.",
         Kind::Counter,
     )
 };
@@ -93,7 +93,7 @@ const EVENTS: Family = Family {
     labels: &["program"],
     ..family(
         "cgmeter_events_total",
-        "Events that a kernel program has counted.",
+        "Events counted by a kernel program.",
         Kind::Counter,
     )
 };
@@ -119,7 +119,7 @@ const PROGRAM_MISSES: Family = Family {
     origin: "the kernel: bpf_prog_info.recursion_misses",
     ..family(
         "cgmeter_program_misses_total",
-        "Events for which a kernel program was not run, because it was running on that CPU already.",
+        "Events for which a kernel program did not run, because it was already running on that CPU.",
         Kind::Counter,
     )
 };
@@ -127,47 +127,47 @@ const CGROUPS: Family = Family {
     labels: &["state"],
     ..family(
         "cgmeter_cgroups",
-        "Cgroups in the agent's tree, live and dead ones.",
+        "Cgroups in the agent's tree, by state (live, dead).",
         Kind::Gauge,
     )
 };
 const CGROUPS_FOLDED: Family = family(
     "cgmeter_cgroups_folded",
-    "Cgroups that have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
+    "Suppressed cgroups: they have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
     Kind::Gauge,
 );
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
         "cgmeter_slots",
-        "Slots for cgroups: used, free, quarantined.",
+        "Slots of cgroups by state (used, free, quarantined).",
         Kind::Gauge,
     )
 };
 const OVERFLOW_EVENTS: Family = family(
     "cgmeter_overflow_events_total",
-    "Times that a cgroup was not given a slot because none was free; see --cgroup.max.",
+    "Number of times that a cgroup got no slot because none was free; see --cgroup.max.",
     Kind::Counter,
 );
 const LOST_EVENTS: Family = family(
     "cgmeter_lost_events_total",
-    "Cgroup events that did not fit into the ring buffer; the hierarchy is walked again.",
+    "Cgroup events that did not fit into the ring buffer; the agent then walks the hierarchy again.",
     Kind::Counter,
 );
 const LOST_RECORDS: Family = family(
     "cgmeter_lost_records_total",
-    "Removed cgroups whose last values could not be kept.",
+    "Removed cgroups whose final record could not be stored.",
     Kind::Counter,
 );
 const UNTRACKED_TASKS: Family = family(
     "cgmeter_untracked_tasks_total",
-    "Tasks that had no storage when they were first met: the kernel was short of memory.",
+    "Tasks for which no task storage could be allocated: the kernel was short of memory.",
     Kind::Counter,
 );
 const UNTRACKED_SOCKETS: Family = family(
     "cgmeter_untracked_sockets_total",
-    "TCP sockets that had no storage when they were to get some: the kernel was short of memory, or \
-     the socket had used up its own (net.core.optmem_max).",
+    "TCP sockets for which no socket storage could be allocated: the kernel was short of memory, or \
+     the socket had reached its limit (net.core.optmem_max).",
     Kind::Counter,
 );
 const KERNEL_MEMORY: Family = Family {
@@ -191,7 +191,7 @@ const ENCODINGS: Family = Family {
     labels: &["format"],
     ..family(
         "cgmeter_encodings_total",
-        "Frames that were encoded, by format. Scrapes that share a frame share its encoding.",
+        "Snapshots that were encoded, by format. Scrapes of the same snapshot share the encoding.",
         Kind::Counter,
     )
 };
@@ -201,7 +201,7 @@ const SCRAPE_ERROR: Family = family(
     Kind::Gauge,
 );
 
-/// Families of the agent itself, those of the process apart.
+/// Families of the agent, without those of its process.
 pub const FAMILIES: &[&Family] = &[
     &BUILD_INFO,
     &SOURCE_UP,
@@ -229,14 +229,14 @@ pub const FAMILIES: &[&Family] = &[
     &runtimes::REFUSED,
 ];
 
-/// The agent's own registry.
+/// Registry of the agent's own metrics.
 #[derive(Debug)]
 pub struct SelfMetrics {
     registry: Registry,
 }
 
 impl SelfMetrics {
-    /// With those of its process, and of whoever else registers.
+    /// Adds the metrics of the agent's process to a registry, which other parts may use as well.
     ///
     /// # Errors
     ///
@@ -246,20 +246,20 @@ impl SelfMetrics {
         Ok(Self { registry })
     }
 
-    /// What is registered, as it is now.
+    /// Returns the current values of everything that is registered.
     pub fn gather(&self) -> Vec<proto::MetricFamily> {
         self.registry.gather()
     }
 }
 
 impl Report {
-    /// Durations of the stages of taking the frame, and of the last encoding.
+    /// Returns the durations of the stages of taking the frame, and of the last encoding.
     pub fn stages(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
         let encode = self.encodings.last.map(|last| ("encode", last));
         self.stages.iter().copied().chain(encode)
     }
 
-    /// Encodes everything.
+    /// Encodes all families.
     pub fn encode(&self, out: &mut dyn Encoder) {
         let report = self;
         let count = |number: usize| Value::Count(number as u64);

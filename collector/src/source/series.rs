@@ -1,4 +1,5 @@
-//! Label sets of series that a cgroup has one of for each of several things: devices, reasons.
+//! Label sets of families that have several series per cgroup: one for each device, reason or the
+//! like (a *thing*).
 
 use std::sync::Arc;
 
@@ -11,18 +12,18 @@ use crate::{
 /// Labels of a thing: names and values.
 pub type ThingLabels = Vec<(&'static str, String)>;
 
-/// Label sets by node and thing, each made once.
+/// Label sets by node and thing. Each is made once.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Names of labels that the families have, each list once.
+    /// Lists of label names in the families, without duplicates.
     lists: Vec<&'static [&'static str]>,
-    /// For each thing of a node, a set for each of the lists: the node's labels and those of the
+    /// For each thing of a node, one label set per list: the node's labels, and the labels of the
     /// thing that are in the list.
     sets: Column<Things<Arc<[LabelSet]>>>,
 }
 
 impl Series {
-    /// For the series of `families`.
+    /// Prepares for the series of `families`.
     pub fn new(families: impl IntoIterator<Item = &'static Family>) -> Self {
         let mut lists = Vec::new();
         for family in families {
@@ -36,7 +37,7 @@ impl Series {
         }
     }
 
-    /// Makes the label sets of a node's things that have none yet. `labels` gives a thing's labels.
+    /// Makes the missing label sets of a node's things. `labels` returns the labels of a thing.
     pub fn name(
         &mut self,
         node: NodeId,
@@ -58,17 +59,17 @@ impl Series {
         }
     }
 
-    /// The place of a family's label sets among those of a thing.
+    /// Returns the index of a family's label set among those of a thing.
     pub fn place(&self, family: &Family) -> Option<usize> {
         self.lists.iter().position(|list| *list == family.labels)
     }
 
-    /// The label sets of a node's thing.
+    /// Returns the label sets of a node's thing.
     pub fn get(&self, node: NodeId, what: u64) -> Option<&[LabelSet]> {
         self.sets.get(node)?.get(what).map(|sets| &**sets)
     }
 
-    /// Drops the label sets of a node, whose labels have changed.
+    /// Drops the label sets of a node whose labels have changed.
     pub fn relabel(&mut self, node: NodeId) {
         self.sets.reap(node, node);
     }
@@ -101,7 +102,7 @@ mod tests {
     static BY_DEVICE: Family = family(&["device"]);
 
     #[test]
-    fn series_are_named_once_and_again_when_their_node_s_labels_change() {
+    fn label_sets_are_made_once_and_again_when_labels_change() {
         let mut series = Series::new([&BY_DEVICE, &PLAIN, &BY_DEVICE]);
         let mut asked = 0;
         let mut name = |series: &mut Series, own: &LabelSet| {
@@ -122,7 +123,7 @@ mod tests {
             (series.place(&PLAIN), series.place(&BY_DEVICE)),
             (Some(1), Some(0))
         );
-        // The node's number is used again, or its container has got a name.
+        // The node's number was reused, or its container got a name.
         let b = LabelSet::new(&[("id", "/b.service"), ("name", "b.service")]);
         series.relabel(5);
         assert_eq!(series.get(5, 7), None);

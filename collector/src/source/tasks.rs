@@ -1,13 +1,13 @@
-//! Processes, threads, open files and sockets that are there, by one run of an iterator over all tasks.
+//! Current processes, threads, open files and sockets, by one run of the tasks iterator.
 //!
 //! Program: `tasks` (collector-ebpf/src/tasks.rs), run at a scrape. Oracle: cgroup.procs,
-//! cgroup.threads and /proc (tests/live/tasks.rs). What came and went between is the `process`
-//! source's business.
+//! cgroup.threads and /proc (tests/live/tasks.rs). The `process` source counts what started and
+//! ended in between.
 //!
-//! Values are exact at the moment of the pass. A pass that took more than [`CHEAP`] is not repeated
-//! before [`REST`] times as long has gone by, so that a host with very many threads or descriptors
-//! spends at most 1 % of a CPU on it. Meanwhile passes that don't look for sockets go on by the same
-//! rule: they take a tenth of the time where there are many descriptors.
+//! Values are exact at the time of the run. A run that took longer than [`CHEAP`] is not repeated
+//! before [`REST`] times that duration has passed, so that a host with very many threads or
+//! descriptors spends at most 1 % of a CPU on it. Meanwhile runs that do not look for sockets
+//! continue by the same rule. With many descriptors they take a tenth of the time.
 
 use std::{
     ops::AddAssign,
@@ -33,16 +33,16 @@ use crate::{
     },
 };
 
-/// A pass of this length is run at every snapshot: some 40,000 threads.
+/// A run up to this long is repeated at every frame: some 40,000 threads.
 const CHEAP: Duration = Duration::from_millis(10);
-/// How many times its own length a longer pass is good for.
+/// The values of a longer run are used for this many times its duration.
 const REST: u32 = 100;
-/// The wall clock has been set if it moved by more against CLOCK_BOOTTIME.
+/// The wall clock was set if it moved by more than this relative to CLOCK_BOOTTIME.
 const CLOCK_SET: Duration = Duration::from_millis(50);
 /// `RLIM_INFINITY`
 const UNLIMITED: u64 = u64::MAX;
 
-/// A node's numbers.
+/// A node's values.
 #[derive(Clone, Copy, Debug, Default)]
 struct TaskNumbers {
     processes: u64,
@@ -55,19 +55,19 @@ struct TaskNumbers {
     uninterruptible: u64,
     iowaiting: u64,
     oldest: Option<Oldest>,
-    /// Unix time, ns.
+    /// Start time, Unix time in ns.
     started: Option<u64>,
 }
 
 /// The oldest process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Oldest {
-    /// CLOCK_BOOTTIME, ns.
+    /// Start time, CLOCK_BOOTTIME in ns.
     start: u64,
     nofile: u64,
 }
 
-/// The older of two.
+/// Returns the older of two processes.
 fn older(one: Option<Oldest>, other: Option<Oldest>) -> Option<Oldest> {
     match (one, other) {
         (Some(one), Some(other)) if other.start < one.start => Some(other),
@@ -132,7 +132,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
     Metric {
         family: gauge(
             "container_processes",
-            "Processes; a zombie is none.",
+            "Number of processes, without zombies.",
             "tasks: task_struct.exit_state, signal_struct.live",
             "cgroup.procs",
         ),
@@ -141,7 +141,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
     Metric {
         family: gauge(
             "container_threads",
-            "Threads, those that processes start with included.",
+            "Number of threads, including the main thread of each process.",
             "tasks: task_struct.exit_state",
             "cgroup.threads",
         ),
@@ -150,7 +150,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
     Metric {
         family: gauge(
             "container_file_descriptors",
-            "Open file descriptors; those of a table that threads share are counted once.",
+            "Number of open file descriptors; a table shared by several threads counts once.",
             "tasks: fdtable.open_fds, fdtable.fd",
             "/proc/PID/fd",
         ),
@@ -159,7 +159,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
     Metric {
         family: gauge(
             "container_sockets",
-            "File descriptors that are sockets.",
+            "Number of file descriptors that are sockets.",
             "tasks: file.f_op",
             "/proc/PID/fd links to socket:",
         ),
@@ -170,7 +170,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
             labels: &["state"],
             ..gauge(
                 "container_tasks_state",
-                "Threads by state: running (R), sleeping (S, I), stopped (T, t), uninterruptible and iowaiting (D without and with I/O to wait for); they add up to the threads.",
+                "Threads by state: running (R), sleeping (S, I), stopped (T, t), uninterruptible and iowaiting (D, without and with a wait for I/O); their sum is the number of threads.",
                 "tasks: task_struct.__state, in_iowait",
                 "state in /proc/PID/task/TID/stat",
             )
@@ -192,7 +192,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
             unit: Unit::Seconds,
             ..gauge(
                 "container_start_time_seconds",
-                "Unix time at which the oldest process seen in the cgroup or below was started, or the cgroup was made if that was later; of a container in which none was seen, as its runtime tells it.",
+                "Unix time at which the oldest process seen in the cgroup or its descendants was started, or at which the cgroup was created if that is later; for a container without such a process, as reported by its runtime.",
                 "tasks: task_struct.start_boottime; cgroup_mkdir; the runtime",
                 "starttime in /proc/PID/stat, btime in /proc/stat",
             )
@@ -204,7 +204,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
             labels: &["ulimit"],
             ..gauge(
                 "container_ulimits_soft",
-                "Soft limit of open files of the oldest process; -1 is none.",
+                "Soft limit of open files of the oldest process; -1 if there is no limit.",
                 "tasks: signal_struct.rlim",
                 "/proc/PID/limits",
             )
@@ -244,14 +244,14 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
-/// A task iterator visits the tasks of the reader's PID namespace (kernel/bpf/task_iter.c,
-/// `init_seq_pidns`).
+/// Returns a restriction if the agent is in its own PID namespace: a tasks iterator visits only the
+/// tasks of the reader's PID namespace (kernel/bpf/task_iter.c, `init_seq_pidns`).
 fn own_pid_namespace() -> Option<&'static str> {
-    /// PROC_PID_INIT_INO (include/linux/proc_ns.h), the host's.
+    /// The host's: PROC_PID_INIT_INO (include/linux/proc_ns.h).
     const HOST: &str = "pid:[4026531836]";
     let own = std::fs::read_link("/proc/self/ns/pid").ok()?;
     (own.to_str() != Some(HOST)).then_some(
-        "the agent is in a PID namespace of its own: only tasks in there are counted; give it the \
+        "the agent runs in its own PID namespace and counts only the tasks in it; give it the \
          host's (--pid=host, hostPID: true)",
     )
 }
@@ -260,18 +260,18 @@ struct Tasks {
     pass: TasksPass,
     cells: Cells<TasksCell>,
     numbers: Column<TaskNumbers>,
-    /// The cgroup of each node and the start of the oldest process ever seen in it, CLOCK_BOOTTIME,
-    /// ns.
+    /// The cgroup of each node, and the start of the oldest process ever seen in it
+    /// (CLOCK_BOOTTIME, ns).
     first: Column<Option<(u64, u64)>>,
     /// Wall-clock time of the boot.
     boot: Duration,
-    /// Passes with sockets.
+    /// Runs that look for sockets.
     full: Budget,
-    /// Passes without.
+    /// Runs that do not.
     light: Budget,
 }
 
-/// How often a pass may be run.
+/// Decides how often a run is allowed.
 #[derive(Debug, Default)]
 struct Budget {
     not_before: Option<Instant>,
@@ -288,13 +288,13 @@ impl Budget {
 }
 
 impl Tasks {
-    /// Takes what the last run of the program has counted; `sockets` is false if it did not look
-    /// for sockets, the number of which stays.
+    /// Takes the values of the last run. `sockets` is false if that run did not look for sockets;
+    /// the numbers of sockets stay in that case.
     fn take(&mut self, tree: &Tree, sockets: bool) {
         let before = self.numbers.clone();
         let mut numbers = self.numbers.cleared_places(tree.capacity());
-        // By the owners of the cells and not by the snapshot's slots: a cgroup whose first event is
-        // this run gets its slot from it.
+        // Uses the owners in the cells and not the slots of the frame: a cgroup whose first event
+        // is this run gets its slot during the run.
         for cell in self.cells.with(GENERATION, self.pass.generation()) {
             if let Some(number) = tree.by_id(cell.owner) {
                 numbers[number] += &cell;
@@ -308,7 +308,8 @@ impl Tasks {
         }
     }
 
-    /// When each cgroup started. Its first process may be gone, or be older than the cgroup.
+    /// Sets the start time of each cgroup. Its first process may have exited, or be older than the
+    /// cgroup.
     fn date(&mut self, tree: &Tree) {
         let boot = system::boot_time();
         if boot.abs_diff(self.boot) > CLOCK_SET {
@@ -329,7 +330,7 @@ impl Tasks {
     }
 }
 
-/// Unix time in ns, to the millisecond, so that two agents agree.
+/// Returns a Unix time in ns, rounded to milliseconds, so that two agents agree.
 fn started(boot: Duration, start: u64, created: Option<SystemTime>) -> u64 {
     let created = created
         .and_then(|created| created.duration_since(UNIX_EPOCH).ok())
@@ -338,7 +339,7 @@ fn started(boot: Duration, start: u64, created: Option<SystemTime>) -> u64 {
     start.as_millis() as u64 * 1_000_000
 }
 
-/// Unix time in ns.
+/// Converts to Unix time in ns.
 fn nanos(time: SystemTime) -> Option<u64> {
     let since = time.duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_nanos()).ok()
@@ -361,18 +362,18 @@ impl Source for Tasks {
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let tree = snapshot.tree;
-        // Cgroups that came since the last run have no numbers yet.
+        // Cgroups created since the last run have no values yet.
         self.numbers.places(tree.capacity());
         let now = Instant::now();
-        let context = "the pass over tasks";
+        let context = "running the tasks iterator";
         if self.full.allows(now) {
             let cost = self.pass.run(true).context(context)?;
-            tracing::debug!(?cost, "pass over tasks");
+            tracing::debug!(?cost, "ran the tasks iterator");
             self.full.spend(cost);
             self.take(tree, true);
         } else if self.light.allows(now) {
             let cost = self.pass.run(false).context(context)?;
-            tracing::debug!(?cost, "pass over tasks without a look at sockets");
+            tracing::debug!(?cost, "ran the tasks iterator without sockets");
             self.light.spend(cost);
             self.take(tree, false);
         } else {
@@ -394,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_process_is_whoever_started_first() {
+    fn the_oldest_process_is_the_one_that_started_first() {
         let oldest = |start| Some(Oldest { start, nofile: 1 });
         assert_eq!(older(None, None), None);
         assert_eq!(older(oldest(5), None), oldest(5));
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dear_pass_is_rare() {
+    fn an_expensive_run_is_rare() {
         let now = Instant::now();
         let mut budget = Budget::default();
         assert!(budget.allows(now));
@@ -416,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_starts_with_its_first_process_but_not_before_it_is_made() {
+    fn a_container_starts_with_its_first_process_but_not_before_its_creation() {
         let boot = Duration::from_secs(1_000);
         let second = 1_000_000_000;
         assert_eq!(started(boot, 5 * second + 999_999, None), 1_005 * second);

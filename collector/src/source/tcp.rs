@@ -1,11 +1,12 @@
-//! TCP: connections made, refused, reset and closed, and segments sent again.
+//! TCP: connections established, failed, reset and closed, and retransmitted segments.
 //!
-//! Programs: `inet_sock_set_state`, `tcp_retransmit_skb`, `tcp_retransmit_synack`, `tcp_send_reset`,
-//! `tcp_receive_reset` (collector-ebpf/src/tcp.rs). Oracle: /proc/net/snmp of network namespaces of
-//! the test's own, getsockopt(TCP_INFO) (tests).
+//! Programs: `inet_sock_set_state`, `tcp_retransmit_skb`, `tcp_retransmit_synack`,
+//! `tcp_send_reset`, `tcp_receive_reset` (collector-ebpf/src/tcp.rs). Oracle: /proc/net/snmp in
+//! network namespaces of the test, getsockopt(TCP_INFO) (tests).
 //!
-//! Left out: cAdvisor's container_network_tcp_usage_total and its like count sockets by state in a
-//! network namespace; they need a walk of all sockets at each scrape, and are off there by default.
+//! Not supported: cAdvisor's container_network_tcp_usage_total and similar metrics count sockets by
+//! state in a network namespace. They need a walk over all sockets at each scrape, and are off by
+//! default in cAdvisor.
 
 use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
@@ -16,7 +17,7 @@ use crate::{
 };
 
 sums! {
-    /// A node's numbers of connections.
+    /// A node's counters of connections.
     pub struct Connections: TcpCell {
         retransmits: u64,
         active: u64,
@@ -31,7 +32,7 @@ sums! {
     }
 }
 
-/// A histogram, left out until its first event.
+/// Returns a histogram; it is left out until its first event.
 fn histogram<'a>(
     layout: &'static Layout,
     buckets: &'a [u64; BUCKETS],
@@ -64,7 +65,7 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "/proc/net/snmp RetransSegs; TCP_INFO tcpi_total_retrans",
             ..counter(
                 "container_tcp_retransmits_total",
-                "TCP segments sent again, SYN and SYN-ACK included.",
+                "TCP segments retransmitted, including SYN and SYN-ACK.",
             )
         },
         samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.retransmits)))]),
@@ -75,7 +76,7 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "/proc/net/snmp ActiveOpens (less those that failed), PassiveOpens",
             ..counter(
                 "container_tcp_connections_opened_total",
-                "TCP connections established: asked for by this side (active), or accepted by a \
+                "TCP connections established: initiated by the cgroup (active), or accepted by a \
                  listening socket (passive).",
             )
         },
@@ -91,7 +92,7 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "/proc/net/snmp AttemptFails",
             ..counter(
                 "container_tcp_connect_failures_total",
-                "TCP connections asked for that were refused, timed out or were given up.",
+                "TCP connection attempts that were refused, timed out or were aborted.",
             )
         },
         samples: Samples::Scalars(&[(&[], |v| Some(Value::Count(v.failures)))]),
@@ -103,8 +104,8 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "/proc/net/snmp OutRsts, EstabResets; a known number of resets",
             ..counter(
                 "container_tcp_resets_total",
-                "TCP resets that sockets sent or received; what the kernel sends without a socket \
-                 (nobody listens) is nobody's.",
+                "TCP resets sent or received by sockets; resets that the kernel sends without a socket \
+                 (closed port) are not counted.",
             )
         },
         samples: Samples::Scalars(&[
@@ -124,7 +125,7 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "TCP_INFO tcpi_rtt before the close",
             ..counter(
                 "container_tcp_rtt_seconds",
-                "Smoothed round-trip time of TCP connections, observed when they close.",
+                "Smoothed round-trip time of TCP connections, observed at close.",
             )
         },
         samples: Samples::Histograms(&[(&[], |v| histogram(&LOG2, &v.rtt_histogram, v.rtt_us))]),
@@ -137,8 +138,8 @@ pub const METRICS: &[Metric<Connections>] = &[
             oracle: "a known number of connections, the test's clock",
             ..counter(
                 "container_tcp_connection_duration_seconds",
-                "Time from establishment to close of TCP connections, observed when they close; \
-                 those older than the agent are left out.",
+                "Time from establishment to close of TCP connections, observed at close; \
+                 connections older than the agent are left out.",
             )
         },
         samples: Samples::Histograms(&[(&[], |v| {

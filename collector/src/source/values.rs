@@ -1,17 +1,17 @@
 //! Values by node of the cgroup tree.
 //!
-//! Every source keeps what it has of a node in the types of this module:
+//! Every source stores its values of a node in the types of this module:
 //!
-//! - [`Column`]: a value for each node. A clone is cheap and does not change any more, so that a
-//!   column can be handed out.
-//! - [`Summed`]: what a source counts itself for each cgroup. A node's total is what is retained
-//!   at the node, plus what its cgroup has now, plus the totals of its children.
+//! - [`Column`]: a value for each node. A clone is cheap and does not change any more, so it can be
+//!   handed out.
+//! - [`Summed`]: what a source counts itself for each cgroup. A node's total is what is retained at
+//!   the node, plus the values of its cgroup, plus the totals of its children.
 //! - [`Continued`]: what the kernel counts for a cgroup, descendants included. A node's total is
-//!   what the kernel says of the present cgroup, plus what it said last of earlier cgroups with
-//!   the same path.
+//!   the kernel's value of the present cgroup, plus the last values of earlier cgroups with the
+//!   same path.
 //!
-//! **Invariants.** A total never falls. When a node is reaped, what is retained there goes to the
-//! parent, and nothing is left under its number, which the tree gives to another cgroup later:
+//! **Invariants.** A total never decreases. When a node is reaped, what is retained there goes to
+//! the parent, and nothing is left under its number, which the tree later gives to another cgroup.
 //! [`PerNode::reap`] does this for every source (see [`super::notify`]).
 
 mod column;
@@ -29,9 +29,9 @@ pub use things::Things;
 
 use crate::cgroup::NodeId;
 
-/// Values by node, whatever they are.
+/// Values by node.
 pub trait PerNode {
-    /// The node `node` is about to be removed from the tree, and its number will be given to
-    /// another cgroup. What is retained there goes to its parent, `into`; the rest is dropped.
+    /// Called before the node `node` is removed from the tree and its number is given to another
+    /// cgroup. What is retained there goes to its parent, `into`; the rest is dropped.
     fn reap(&mut self, node: NodeId, into: NodeId);
 }

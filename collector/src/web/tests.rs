@@ -231,7 +231,7 @@ fn pipelined_requests_are_all_answered() {
 }
 
 #[test]
-fn a_request_under_way_is_finished_at_shutdown() {
+fn a_request_in_progress_is_finished_at_shutdown() {
     let mut server = Server::start(Duration::from_secs(1), 4);
     let mut slow = server.connect();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,4 +1,4 @@
-//! Whose a text file's samples are.
+//! Finds the owners of a text file's samples.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,16 +8,16 @@ use crate::{
     custom::Owner,
 };
 
-/// Where text files' owners are found.
+/// Indexes by which owners are found.
 pub struct Owners {
     paths: HashMap<String, NodeId>,
-    /// In the order of their ids.
+    /// Sorted by id.
     ids: BTreeMap<String, NodeId>,
     names: HashMap<String, NodeId>,
 }
 
 impl Owners {
-    /// Of the cgroups that there are now.
+    /// Indexes the cgroups that exist now.
     pub fn new(tree: &Tree) -> Self {
         let mut owners = Self {
             paths: HashMap::new(),
@@ -38,13 +38,13 @@ impl Owners {
         owners
     }
 
-    /// The owner's node.
+    /// Returns the owner's node.
     pub fn find(&self, owner: &Owner) -> Option<NodeId> {
         match owner {
             Owner::Path(path) => self.paths.get(path).copied(),
             Owner::Container(name) => self.names.get(name).copied(),
             Owner::ContainerId(id) => {
-                // The short form has 12 digits; less may well be of several.
+                // The short form of an id has 12 digits; a shorter prefix may match several ids.
                 let mut found = self.ids.range(id.clone()..);
                 let (first, node) = found.next().filter(|(found, _)| found.starts_with(id))?;
                 (first == id || id.len() >= 12).then_some(*node)

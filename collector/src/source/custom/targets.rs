@@ -1,7 +1,7 @@
-//! Which endpoints are asked: those of the cgroups that the tree has now.
+//! Chooses the endpoints to request: those of the cgroups in the tree.
 //!
-//! Invariant: a cgroup is looked at when it comes, or when something new is known of it; a scrape
-//! compares numbers and pointers otherwise.
+//! Invariant: a cgroup is examined when it is created and when its labels change. Otherwise a
+//! scrape only compares numbers and pointers.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -21,31 +21,31 @@ use crate::{
     custom::{Endpoint, Options, Reason, Store, Target, Worker, by_labels},
 };
 
-/// What was found of a node, and from what.
+/// Endpoints found for a node, and what they were found from.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     cgroup: u64,
     container: Option<Arc<Container>>,
-    /// Endpoints, and whether they are the pod's.
+    /// Endpoints, and whether they belong to the pod.
     endpoints: Vec<(Endpoint, bool)>,
     error: Option<String>,
 }
 
-/// The endpoints.
+/// The endpoints to request.
 pub struct Targets {
     options: Options,
     root: PathBuf,
     store: Store,
     worker: Worker,
-    /// By node.
+    /// Results by node.
     seen: Vec<Option<Seen>>,
     targets: Vec<Target>,
-    /// Nodes of targets' cgroups.
+    /// Nodes of the targets' cgroups, by cgroup id.
     nodes: HashMap<u64, NodeId>,
 }
 
 impl Targets {
-    /// None yet.
+    /// Starts without endpoints.
     pub fn new(options: Options, root: PathBuf, store: Store) -> Self {
         Self {
             worker: Worker::new(options.clone(), store.clone()),
@@ -58,16 +58,16 @@ impl Targets {
         }
     }
 
-    /// The node of a target's cgroup.
+    /// Returns the node of a target's cgroup.
     pub fn node(&self, cgroup: u64) -> Option<NodeId> {
         self.nodes.get(&cgroup).copied()
     }
 
-    /// Takes in what the tree has now. Whether anything changed.
+    /// Updates the targets from the tree. Returns whether anything changed.
     ///
     /// # Errors
     ///
-    /// When there can't be the thread that asks.
+    /// When the thread that requests endpoints can't be created.
     pub fn follow(&mut self, tree: &Tree) -> Result<bool> {
         if !self.discover(tree) {
             return Ok(false);
@@ -76,13 +76,13 @@ impl Targets {
         if targets != self.targets {
             self.worker
                 .set_targets(targets.clone())
-                .context("starting the thread that asks endpoints")?;
+                .context("starting the thread that requests endpoints")?;
             self.targets = targets;
         }
         Ok(true)
     }
 
-    /// Brings targets in line with the tree. Whether any changed.
+    /// Updates the endpoints of changed nodes. Returns whether any endpoint changed.
     fn discover(&mut self, tree: &Tree) -> bool {
         let mut changed = false;
         let nodes = tree.capacity().max(self.seen.len());
@@ -114,7 +114,7 @@ impl Targets {
                 tracing::warn!(
                     cgroup = printable(&node.path),
                     error,
-                    "custom metrics: this container's labels can't be followed"
+                    "custom metrics: the container's labels or annotations are invalid"
                 );
             }
             let endpoints =
@@ -122,7 +122,7 @@ impl Targets {
             changed |= endpoints(seen) || endpoints(&found);
             *seen = found;
         }
-        // Nodes that have been reaped.
+        // Drops nodes that have been reaped.
         for (number, seen) in self.seen.iter_mut().enumerate() {
             if seen.is_some() && tree.node(number).is_none() {
                 changed |= seen.take().is_some_and(|seen| !seen.endpoints.is_empty());
@@ -131,7 +131,7 @@ impl Targets {
         changed
     }
 
-    /// Every endpoint of the cgroups that there are.
+    /// Lists the endpoints of all cgroups.
     fn list(&mut self, tree: &Tree) -> Vec<Target> {
         self.nodes.clear();
         let mut targets = Vec::new();
@@ -141,8 +141,8 @@ impl Targets {
                 continue;
             };
             for (endpoint, whole) in &seen.endpoints {
-                // A pod's containers share a network namespace, and annotations: what can be reached
-                // there is told once, and by the pod's own cgroup if it is the pod that tells.
+                // Containers of a pod share a network namespace and annotations. An endpoint in it
+                // is listed once, and belongs to the pod's cgroup if the pod's annotations name it.
                 let owner = if *whole { pod_of(tree, number) } else { None };
                 let (owner, cgroup) = owner.unwrap_or((number, node.id));
                 let pod = seen.container.as_ref().and_then(|of| of.pod.as_ref());
@@ -165,12 +165,12 @@ impl Targets {
     }
 }
 
-/// The container that a cgroup is.
+/// Returns the container of a cgroup.
 pub fn container_of(node: &Node) -> Option<&Arc<Container>> {
     node.container.as_ref()
 }
 
-/// The cgroup of the pod that a cgroup is in: node and id.
+/// Returns the node and id of the pod's cgroup that contains a cgroup.
 fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
     let mut at = tree.node(number)?.parent;
     while let Some(number) = at {
@@ -183,7 +183,7 @@ fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
     None
 }
 
-/// Which endpoints a cgroup has.
+/// Finds the endpoints of a cgroup.
 fn look(options: &Options, node: &Node, container: Option<&Arc<Container>>) -> Seen {
     let mut seen = Seen {
         cgroup: node.id,

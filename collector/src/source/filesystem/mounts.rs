@@ -1,4 +1,4 @@
-//! Which devices are mounted, and where.
+//! Mounted devices and their mount points.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,15 @@ use crate::{
 /// A mounted device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Device {
-    /// Its name: the source of the mount.
+    /// Name: the source of the mount.
     name: String,
-    /// Mount points; those of folders of the file system, which may have quotas of their own, last.
+    /// Mount points. Mounts of a subdirectory come last, as they may have their own quotas.
     points: Vec<(bool, CString)>,
-    /// Device number of its files; `None` where files have others (btrfs).
+    /// Device number of its files; `None` if the files have other numbers (btrfs).
     number: Option<(u32, u32)>,
 }
 
-/// The mounts of the agent's namespace, read again when they have changed.
+/// Mounts of the agent's namespace. They are read again when they have changed.
 #[derive(Debug)]
 pub struct Mounts {
     mountinfo: File,
@@ -38,7 +38,7 @@ impl Mounts {
     ///
     /// # Errors
     ///
-    /// open(2)'s.
+    /// An error of open(2).
     pub fn open() -> io::Result<Self> {
         Ok(Self {
             mountinfo: File::open("/proc/self/mountinfo")?,
@@ -50,7 +50,7 @@ impl Mounts {
 
 impl Probe for Mounts {
     fn devices(&mut self) -> io::Result<Vec<String>> {
-        // Asked first, so that a change while this reads is seen the next time.
+        // Checked first, so that a change during the reading is seen the next time.
         let changed = system::mounts_changed(&self.mountinfo);
         if changed || !self.read {
             self.read = false;
@@ -72,7 +72,7 @@ impl Probe for Mounts {
         let device = device.ok_or(io::ErrorKind::NotFound)?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for (_, point) in &device.points {
-            // Another file system may be mounted over it.
+            // Another file system may be mounted on top.
             let shown = match number_at(point) {
                 Ok(number) => number,
                 Err(error) => {
@@ -90,7 +90,7 @@ impl Probe for Mounts {
     }
 }
 
-/// The device number of the file system at a path.
+/// Returns the device number of the file system at a path.
 fn number_at(path: &CString) -> io::Result<(u32, u32)> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::OsStr::from_bytes(path.as_bytes());
@@ -98,8 +98,8 @@ fn number_at(path: &CString) -> io::Result<(u32, u32)> {
     Ok((libc::major(device), libc::minor(device)))
 }
 
-/// File systems that are images: read-only and always full. FUSE file systems other than fuseblk are
-/// on no block device.
+/// Whether a type is an image: read-only and always full. FUSE file systems other than fuseblk have
+/// no block device.
 fn is_left_out(kind: &[u8]) -> bool {
     const IMAGES: [&[u8]; 6] = [
         b"squashfs",
@@ -115,7 +115,7 @@ fn is_left_out(kind: &[u8]) -> bool {
 /// One mount.
 struct Mount<'a> {
     number: (u32, u32),
-    /// Which folder of the file system is mounted.
+    /// The directory of the file system that is mounted.
     root: &'a [u8],
     point: Vec<u8>,
     kind: &'a [u8],
@@ -123,7 +123,7 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// From a line of mountinfo (Documentation/filesystems/proc.rst, 3.5): id, parent, device,
+    /// Parses a line of mountinfo (Documentation/filesystems/proc.rst, 3.5): id, parent, device,
     /// root, mount point, options, tags, a dash, type, source, options.
     fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b' ');
@@ -142,10 +142,10 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// The devices of a mountinfo, in its order.
+/// Returns the devices in a mountinfo, in its order.
 fn devices(mountinfo: &[u8]) -> Vec<Device> {
     let mut found: Vec<Device> = Vec::new();
-    // The same device may be mounted under two names, or have two numbers under one name (btrfs).
+    // A device may be mounted under two names, or have two numbers under one name (btrfs).
     let mut by_name: HashMap<String, usize> = HashMap::new();
     let mut by_number: HashMap<(u32, u32), usize> = HashMap::new();
     for line in mountinfo.split(|&byte| byte == b'\n') {
@@ -159,7 +159,7 @@ fn devices(mountinfo: &[u8]) -> Vec<Device> {
             continue;
         };
         let name = String::from_utf8_lossy(&mount.source).into_owned();
-        // A major number of 0 is no device's but made up by the file system.
+        // Major number 0 means that the file system made the number up.
         let number = (mount.number.0 != 0).then_some(mount.number);
         let known = by_name
             .get(&name)
@@ -206,7 +206,7 @@ mod tests {
 ";
 
     #[test]
-    fn each_device_once_whatever_is_mounted_of_it() {
+    fn each_device_is_listed_once() {
         let devices = devices(MOUNTINFO);
         let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
         let expected = ["/dev/vda", "/dev/sdb2", "/dev/mapper/vg-data", "/dev/sdc1"];
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_file_system_is_asked_before_a_folder_of_it() {
+    fn the_whole_file_system_comes_before_its_directories() {
         let devices = devices(MOUNTINFO);
         let points: Vec<&[u8]> = devices[2]
             .points
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_lines_are_passed_over() {
+    fn malformed_lines_are_skipped() {
         assert!(devices(b"\n1 2 x:y / / rw - ext4 /dev/a rw\n1 2 8:1 / / rw\n").is_empty());
     }
 }

@@ -1,7 +1,7 @@
-//! Asking devices, of which each may hang: in a thread that is given up with the device.
+//! Queries devices that may hang, in a thread that is given up together with the device.
 //!
-//! Invariants: whoever asks waits a limited time; a device that hangs is asked no more until it has
-//! answered; there is a thread more for each device that hangs, and no other.
+//! Invariants: the caller waits a limited time. A device that hangs is not queried again until it
+//! has answered. There is one more thread for each device that hangs, and no other.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,62 +12,62 @@ use std::{
 
 use crate::kernel::system::FileSystem;
 
-/// What is asked, by a thread that may hang in any of these.
+/// The queries of a thread. Each of them may hang.
 pub trait Probe {
-    /// Names of the devices.
+    /// Lists the names of the devices.
     ///
     /// # Errors
     ///
     /// When they can't be listed.
     fn devices(&mut self) -> io::Result<Vec<String>>;
-    /// What one of them says.
+    /// Queries one device.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// An error of the device.
     fn probe(&mut self, device: &str) -> io::Result<FileSystem>;
 }
 
-/// Makes what a thread asks.
+/// Makes the object that a thread queries.
 type Make = fn() -> io::Result<Box<dyn Probe>>;
 
-/// What came of asking all devices.
+/// Results of querying all devices.
 #[derive(Debug, Default)]
 pub struct Round {
-    /// Devices and what they said.
+    /// Devices and their values.
     pub found: BTreeMap<String, FileSystem>,
-    /// What went wrong, in words.
+    /// Error messages.
     pub errors: Vec<String>,
 }
 
-/// A thread's words.
+/// A message from a thread.
 enum Answer {
-    /// It is about to ask this device.
+    /// The thread is about to query this device.
     Asking(String),
-    /// What came of it.
+    /// The result of a query.
     Said(String, io::Result<FileSystem>),
     /// The round is over.
     End(io::Result<()>),
 }
 
 struct Thread {
-    /// Rounds: devices to be left out.
+    /// Requests for rounds: devices to leave out.
     requests: Sender<HashSet<String>>,
     answers: Receiver<Answer>,
 }
 
 /// A thread that hangs.
 struct Stuck {
-    /// In what; `None` is the list of mounts.
+    /// The device that hangs; `None` stands for the list of mounts.
     device: Option<String>,
     since: Instant,
     answers: Receiver<Answer>,
 }
 
-/// Rounds end after this many times the patience, whatever is left.
+/// A round ends after this many times the patience, even if devices are left.
 const ROUND: u32 = 3;
 
-/// Asks all devices, round after round.
+/// Queries all devices, round by round.
 pub struct Prober {
     make: Make,
     thread: Option<Thread>,
@@ -75,7 +75,7 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// A prober whose threads ask what `make` makes.
+    /// Makes a prober whose threads query what `make` returns.
     pub fn new(make: Make) -> Self {
         Self {
             make,
@@ -84,10 +84,10 @@ impl Prober {
         }
     }
 
-    /// Asks every device, and waits `patience` for each answer.
+    /// Queries every device, and waits `patience` for each answer.
     pub fn ask(&mut self, patience: Duration) -> Round {
         let mut round = Round::default();
-        // Whoever has said something since has come back, and ends by itself.
+        // A thread that has sent an answer since is no longer stuck, and ends by itself.
         self.stuck
             .retain(|stuck| matches!(stuck.answers.try_recv(), Err(TryRecvError::Empty)));
         let deadline = Instant::now() + patience * ROUND;
@@ -95,7 +95,7 @@ impl Prober {
         while !self.stuck.iter().any(|stuck| stuck.device.is_none()) {
             match self.round(patience, deadline, &mut done, &mut round) {
                 Ok(true) => break,
-                // A device hangs: the others are asked by another thread.
+                // A device hangs: another thread queries the others.
                 Ok(false) if Instant::now() < deadline => {}
                 Ok(false) => {
                     round.errors.push("too many devices hang".to_owned());
@@ -116,7 +116,7 @@ impl Prober {
         round
     }
 
-    /// One thread's round; whether it came to its end.
+    /// Runs a round of one thread. Returns whether it was completed.
     fn round(
         &mut self,
         patience: Duration,
@@ -129,7 +129,7 @@ impl Prober {
             None => start(self.make)?,
         };
         let hanging = self.stuck.iter().filter_map(|stuck| stuck.device.clone());
-        let ended = |_| io::Error::other("the thread that asks devices has ended");
+        let ended = |_| io::Error::other("the thread that queries devices has ended");
         thread
             .requests
             .send(hanging.chain(done.iter().cloned()).collect())
@@ -172,7 +172,7 @@ fn start(make: Make) -> io::Result<Thread> {
     let (answers, received) = mpsc::channel();
     let run = move || {
         let mut probe = None;
-        // Ends when nobody sends or nobody listens any more.
+        // Ends when the other side of either channel is gone.
         for left_out in rounds {
             let result = ask_all(make, &mut probe, &left_out, &answers);
             if answers.send(Answer::End(result)).is_err() {
@@ -234,12 +234,12 @@ mod tests {
     };
     const PATIENCE: Duration = Duration::from_millis(300);
 
-    /// Devices of which those whose names begin with "hung" answer once the gate is open.
+    /// Devices. Those whose names begin with "hung" answer once the gate is open.
     struct Fake;
 
     static OPEN: AtomicBool = AtomicBool::new(false);
     static DEVICES: Mutex<Vec<&str>> = Mutex::new(Vec::new());
-    /// The tests share the above.
+    /// The tests share the statics above.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     impl Probe for Fake {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_absent_and_the_others_are_not() {
+    fn a_hanging_device_is_absent_and_the_others_are_not() {
         let _guard = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|error| error.into_inner());
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(names(&round), ["a", "b"]);
         assert_eq!(round.errors.len(), 1);
         assert!(round.errors[0].starts_with("hung has not answered for"));
-        // It is not waited for again.
+        // The second round does not wait for it.
         let begin = Instant::now();
         let round = prober.ask(Duration::from_secs(3600));
         assert!(begin.elapsed() < Duration::from_secs(3600));
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_hang_end_the_round() {
+    fn many_hanging_devices_end_the_round() {
         let _guard = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|error| error.into_inner());
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_hangs_is_asked_for_by_one_thread() {
+    fn a_hanging_list_is_requested_by_one_thread() {
         let _guard = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|error| error.into_inner());
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_device_s_own() {
+    fn an_error_concerns_only_its_device() {
         let _guard = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|error| error.into_inner());

@@ -1,10 +1,10 @@
-//! Which word of `memcg_vmstats` is which statistic.
+//! Finds which word of `memcg_vmstats` is which statistic.
 //!
-//! Up to 6.9 `state[]` is indexed by the enumerators of BTF. Since 6.10 it is a compact array whose
-//! table (mm/memcontrol.c, `mem_cgroup_stats_index`, filled by `init_memcg_stats` in the order of
-//! `memcg_node_stat_items` and `memcg_stat_items`) is private; `events[]` has been compact since 6.1
-//! (`memcg_vm_event_stat`). Invariant: nothing is believed that the root's memory.stat does not
-//! confirm; where it does not, memory.stat is read for every cgroup and the agent says so.
+//! Up to 6.9 `state[]` is indexed by the enumerators of BTF. Since 6.10 it is a compact array with
+//! a private table (mm/memcontrol.c, `mem_cgroup_stats_index`, filled by `init_memcg_stats` in the
+//! order of `memcg_node_stat_items` and `memcg_stat_items`). `events[]` has been compact since 6.1
+//! (`memcg_vm_event_stat`). Invariant: a layout is used only if the root's memory.stat confirms it.
+//! Otherwise memory.stat is read for every cgroup, and the agent reports that.
 
 use collector_common::pass::{EVENTS, MemoryRecord, STATES};
 
@@ -14,8 +14,7 @@ use crate::kernel::{
     fields::{enumerator_value, len_of},
 };
 
-/// First entries of `memcg_node_stat_items` (6.10 to 6.18); what follows depends on the
-/// configuration.
+/// First entries of `memcg_node_stat_items` (6.10 to 6.18). The rest depends on the configuration.
 const NODE_ITEMS: &[&str] = &[
     "NR_INACTIVE_ANON",
     "NR_ACTIVE_ANON",
@@ -38,7 +37,8 @@ const NODE_ITEMS: &[&str] = &[
     "NR_WRITEBACK",
 ];
 
-/// Where the statistics are in `state[]`; `None` where this kernel has none or it is not known.
+/// Indices of the statistics in `state[]`; `None` if this kernel has no such statistic or its index
+/// is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct States {
     anon: Option<usize>,
@@ -54,25 +54,25 @@ struct States {
     kernel: Option<usize>,
 }
 
-/// Where everything is.
+/// Layout of all statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     states: States,
     /// Whether the root's memory.stat has confirmed `states`.
     confirmed: bool,
-    /// Reclaim's ways of scanning, and of stealing: PGSCAN_KSWAPD, PGSCAN_DIRECT, and what newer
-    /// kernels add. Their counters stand just before that of page faults.
+    /// Number of kinds of scanning, and of stealing, in reclaim: PGSCAN_KSWAPD, PGSCAN_DIRECT, and
+    /// those added by newer kernels. Their counters come just before that of page faults.
     ways: usize,
-    /// Place of PGFAULT in `events[]`, which PGMAJFAULT follows; `None` until it is learnt.
+    /// Index of PGFAULT in `events[]`, followed by PGMAJFAULT; `None` until it is found.
     faults: Option<usize>,
-    /// Whether the kernel keeps `events_local[]`: since 6.7. Before, a cgroup's own counts are added
-    /// up from its CPUs' at each reading (mm/memcontrol.c, `memcg_events_local`).
+    /// Whether the kernel keeps `events_local[]`, as it does since 6.7. Before, a cgroup's own
+    /// counts are summed over its CPUs at each reading (mm/memcontrol.c, `memcg_events_local`).
     keeps_own: bool,
     page: u64,
 }
 
 impl Layout {
-    /// What BTF tells.
+    /// Reads the layout from BTF, as far as possible.
     pub fn new(btf: &Btf, page: u64) -> Self {
         let value = |of: &str, name: &str| Some(enumerator_value(btf, of, name).ok()? as usize);
         let length = len_of(btf, "memcg_vmstats.state").unwrap_or(0) as usize;
@@ -87,7 +87,7 @@ impl Layout {
             };
             index.filter(within)
         };
-        // The memory controller's own items are the last ones, all of them.
+        // The memory controller's own items are the last ones, and complete.
         let own = |name: &str| {
             let index = value("memcg_stat_item", name)?;
             let index = if compact {
@@ -123,16 +123,16 @@ impl Layout {
         }
     }
 
-    /// Whether everything is known.
+    /// Whether the whole layout is known.
     pub fn is_known(&self) -> bool {
         self.confirmed && self.faults.is_some()
     }
 
-    /// Compares the root's record with what its memory.stat said before and after it was read.
+    /// Compares the root's record with its memory.stat from before and after the record was read.
     ///
     /// # Errors
     ///
-    /// What doesn't fit.
+    /// When they do not match; the message says what differs.
     pub fn learn(
         &mut self,
         root: &MemoryRecord,
@@ -164,11 +164,16 @@ impl Layout {
                 continue;
             };
             let (low, high) = (before.min(after), before.max(after));
-            // The host goes on meanwhile, and small counts wait on each CPU.
+            // Values change meanwhile, and small counts are pending on each CPU until they are
+            // flushed.
             let slack = high / 16 + (1 << 20);
             match value {
                 Some(value) if value + slack >= low && value <= high + slack => {}
-                _ => return Err(format!("{name} of memory.stat is not where it is expected")),
+                _ => {
+                    return Err(format!(
+                        "{name} of memory.stat is not at the expected place"
+                    ));
+                }
             }
         }
         let (Some(f0), Some(f1), Some(m0), Some(m1)) = (
@@ -186,8 +191,8 @@ impl Layout {
         let places: Vec<usize> = (2 * self.ways..EVENTS - 1).filter(fits).collect();
         match places[..] {
             [place] => self.faults = Some(place),
-            [] => return Err("page faults are not found".to_owned()),
-            _ => return Err("page faults may be in more than one place".to_owned()),
+            [] => return Err("the counter of page faults was not found".to_owned()),
+            _ => return Err("more than one counter may be that of page faults".to_owned()),
         }
         self.confirmed = true;
         Ok(())
@@ -195,7 +200,7 @@ impl Layout {
 
     fn states(&self, record: &MemoryRecord) -> Statistics {
         let count = |index: Option<usize>| {
-            // Counts on their way between CPUs may add up to less than nothing for a while.
+            // Pending counts of some CPUs may make a sum negative for a while.
             index.map(|index| (record.state[index] as i64).max(0) as u64)
         };
         let bytes = |index| count(index).map(|pages| pages * self.page);
@@ -216,7 +221,8 @@ impl Layout {
         }
     }
 
-    /// A record's statistics, with the cgroup's own page faults; only once everything is known.
+    /// Returns a record's statistics, including the cgroup's own page faults; only once the layout
+    /// is known.
     pub fn read(&self, record: &MemoryRecord) -> Option<Statistics> {
         let place = self.faults.filter(|_| self.confirmed)?;
         let sum = |range: std::ops::Range<usize>| Some(record.events[range].iter().sum());
@@ -277,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_confirms_is_known() {
+    fn a_layout_that_the_file_confirms_is_known() {
         let mut layout = layout();
         assert!(layout.read(&record()).is_none());
         layout
@@ -288,16 +294,20 @@ mod tests {
         assert_eq!(read.major_faults, Some(3));
         assert_eq!((read.scanned, read.stolen), (Some(15), Some(11)));
         assert_eq!(read.anon, Some(100_000 * PAGE));
-        assert_eq!(read.own_faults, Some(0), "all are its descendants'");
+        assert_eq!(
+            read.own_faults,
+            Some(0),
+            "all page faults are the descendants'"
+        );
     }
 
     #[test]
-    fn own_faults_are_claimed_only_where_the_kernel_keeps_them() {
+    fn own_faults_are_served_only_if_the_kernel_keeps_them() {
         let mut layout = layout();
         layout
             .learn(&record(), &stat(1_000_000), &stat(1_000_000))
             .unwrap();
-        // Counts in a record whose kernel has no such array can't be all of them.
+        // If the kernel has no such array, counts in the record can't be complete.
         let mut own = record();
         own.events_local[6] = 7;
         own.events_local[7] = 2;
@@ -318,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_denies_is_not() {
+    fn a_layout_that_the_file_contradicts_is_not_used() {
         let mut layout = layout();
         let mut other = record();
         other.state[14] = 5;

@@ -18,7 +18,7 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
     }
 }
 
-/// A level in bytes; it ends with its cgroup.
+/// A level; it ends with its cgroup.
 macro_rules! level {
     ($name:literal, $help:literal, $unit:ident, $origin:literal, $oracle:literal, $read:expr) => {
         Metric {
@@ -39,7 +39,7 @@ macro_rules! level {
 pub const METRICS: &[Metric<MemoryNumbers>] = &[
     level!(
         "container_memory_usage_bytes",
-        "Memory in use, caches included; for / what is not free.",
+        "Memory in use, including caches; for / the memory that is not free.",
         Bytes,
         "pass: mem_cgroup.memory.usage",
         "memory.current, memory.usage_in_bytes",
@@ -47,7 +47,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_working_set_bytes",
-        "Memory in use less the inactive page cache.",
+        "Memory in use without the inactive page cache.",
         Bytes,
         "pass: mem_cgroup.memory.usage, vmstats",
         "memory.current, memory.stat",
@@ -63,7 +63,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_rss",
-        "Anonymous memory, in bytes; transparent huge pages are part of it.",
+        "Anonymous memory in bytes, including transparent huge pages.",
         None,
         "pass: mem_cgroup.vmstats",
         "memory.stat: anon, total_rss",
@@ -71,7 +71,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_cache",
-        "Page cache, in bytes; shared memory and tmpfs are part of it.",
+        "Page cache in bytes, including shared memory and tmpfs.",
         None,
         "pass: mem_cgroup.vmstats",
         "memory.stat: file, total_cache",
@@ -79,7 +79,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_mapped_file",
-        "Mapped page cache, in bytes.",
+        "Mapped page cache in bytes.",
         None,
         "pass: mem_cgroup.vmstats",
         "memory.stat: file_mapped, total_mapped_file",
@@ -87,7 +87,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_kernel_usage",
-        "Kernel memory, in bytes: slabs, stacks, page tables, sockets' buffers apart.",
+        "Kernel memory in bytes: slabs, stacks, page tables; without socket buffers.",
         None,
         "pass: mem_cgroup.vmstats",
         "memory.stat: kernel, memory.kmem.usage_in_bytes",
@@ -95,7 +95,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_memory_swap",
-        "Swapped out, in bytes.",
+        "Swap space in use, in bytes.",
         None,
         "pass: mem_cgroup.swap.usage; vmstats in v1",
         "memory.swap.current, total_swap",
@@ -135,7 +135,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_spec_memory_limit_bytes",
-        "Memory limit, 0 if there is none.",
+        "Memory limit; 0 if there is none.",
         Bytes,
         "pass: mem_cgroup.memory.max",
         "memory.max, memory.limit_in_bytes",
@@ -143,7 +143,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_spec_memory_reservation_limit_bytes",
-        "Memory that is protected (memory.min), or v1's soft limit; 0 if there is none.",
+        "Protected memory (memory.min), in v1 the soft limit; 0 if there is none.",
         Bytes,
         "pass: mem_cgroup.memory.min, soft_limit",
         "memory.min, memory.soft_limit_in_bytes",
@@ -151,7 +151,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_spec_memory_swap_limit_bytes",
-        "Swap limit (v1: of memory and swap), 0 if there is none.",
+        "Swap limit, in v1 of memory and swap together; 0 if there is none.",
         Bytes,
         "pass: mem_cgroup.swap.max",
         "memory.swap.max, memory.memsw.limit_in_bytes",
@@ -164,7 +164,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.events: max; memory.failcnt",
             ..family(
                 "container_memory_failcnt",
-                "Times that the memory limit was hit.",
+                "Number of times that the memory limit was hit.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -178,7 +178,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.stat: pgfault, pgmajfault",
             ..family(
                 "container_memory_failures_total",
-                "Page faults by kind (pgmajfault: had to wait for a device; pgfault: all) and scope (container: the cgroup itself, where the kernel keeps that; hierarchy: with its descendants).",
+                "Page faults by kind (pgmajfault: with a wait for a device; pgfault: all) and scope (container: the cgroup itself, if the kernel counts that; hierarchy: with its descendants).",
                 Kind::Counter,
                 Unit::None,
             )
@@ -209,7 +209,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.events: high",
             ..family(
                 "container_memory_events_high_total",
-                "Times that memory.high was exceeded and the cgroup throttled; cgroup2 only.",
+                "Number of times that memory.high was exceeded and the cgroup throttled; cgroup2 only.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -223,7 +223,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.events: max",
             ..family(
                 "container_memory_events_max_total",
-                "Times that memory.max was about to be exceeded; cgroup2 only.",
+                "Number of times that memory.max was about to be exceeded; cgroup2 only.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -237,7 +237,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.stat: pgscan",
             ..family(
                 "container_memory_pgscan_total",
-                "Pages that reclaim looked at.",
+                "Pages scanned by reclaim.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -251,7 +251,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.stat: pgsteal",
             ..family(
                 "container_memory_pgsteal_total",
-                "Pages that reclaim freed.",
+                "Pages freed by reclaim.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -265,7 +265,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.stat: workingset_refault_anon",
             ..family(
                 "container_memory_workingset_refault_anon_total",
-                "Refaults of anonymous pages that had been swapped out lately.",
+                "Refaults of anonymous pages that were swapped out recently.",
                 Kind::Counter,
                 Unit::None,
             )
@@ -279,7 +279,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             oracle: "memory.stat: workingset_refault_file",
             ..family(
                 "container_memory_workingset_refault_file_total",
-                "Refaults of page cache that had been evicted lately.",
+                "Refaults of page cache that was evicted recently.",
                 Kind::Counter,
                 Unit::None,
             )

@@ -1,6 +1,6 @@
-//! memory.stat: what both the file and the kernel's records say.
+//! Statistics of memory.stat, from the file or from the kernel's records.
 
-/// Statistics of one cgroup, descendants included; `None` is unknown.
+/// Statistics of one cgroup, descendants included. `None` stands for unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Anonymous memory, bytes.
@@ -17,7 +17,7 @@ pub struct Statistics {
     pub inactive_file: Option<u64>,
     /// Active page cache, bytes.
     pub active_file: Option<u64>,
-    /// Swapped out, bytes.
+    /// Swap space in use, bytes.
     pub swap: Option<u64>,
     /// Kernel memory, bytes.
     pub kernel: Option<u64>,
@@ -27,20 +27,20 @@ pub struct Statistics {
     pub refault_file: Option<u64>,
     /// Page faults.
     pub faults: Option<u64>,
-    /// Of which had to wait for a device.
+    /// Page faults with a wait for a device.
     pub major_faults: Option<u64>,
     /// Page faults of the cgroup itself.
     pub own_faults: Option<u64>,
-    /// Of which had to wait for a device.
+    /// Page faults of the cgroup itself with a wait for a device.
     pub own_major_faults: Option<u64>,
-    /// Pages that reclaim looked at.
+    /// Pages scanned by reclaim.
     pub scanned: Option<u64>,
-    /// Pages that reclaim freed.
+    /// Pages freed by reclaim.
     pub stolen: Option<u64>,
 }
 
 impl Statistics {
-    /// Reads memory.stat of cgroup2 or of v1.
+    /// Parses memory.stat of cgroup2 or v1.
     pub fn parse(text: &str, v1: bool) -> Self {
         let mut found = Self::default();
         for line in text.lines() {

@@ -1,19 +1,19 @@
-//! From readings of a namespace's interfaces to a cgroup's counters by interface name.
+//! Turns readings of a namespace's interfaces into a cgroup's counters by interface name.
 //!
-//! Invariant: what an interface counts is added once, to the row of the name that it has at the
-//! time. A row's total never goes back, whether the interface is renamed, goes and comes again,
-//! starts from 0, or its namespace goes to another cgroup.
+//! Invariant: what an interface counts is added once, to the row of the name that it has at that
+//! time. A row's total never decreases, even if the interface is renamed, disappears and returns,
+//! or starts from 0, or if its namespace moves to another cgroup.
 
 use crate::kernel::netlink::{COUNTERS, Counters};
 
-/// Rows of interfaces that are there that a cgroup may have, the root excepted: who has rights in
-/// a namespace can make as many as they like.
+/// Maximum number of rows of existing interfaces per cgroup, except for the root. A user with
+/// rights in a namespace can create any number of interfaces.
 const MOST_SHOWN: usize = 64;
-/// Rows of interfaces that have gone which are remembered, in case they return.
+/// Maximum number of remembered rows of interfaces that have disappeared and may return.
 const MOST_HIDDEN: usize = 64;
 
-/// Interfaces that cAdvisor leaves out by the start of their names: ends of containers' cables and
-/// their bridges, which count once more what is counted elsewhere.
+/// Prefixes of the interfaces that cAdvisor leaves out: ends of containers' veth pairs, and
+/// bridges. They count traffic that is counted elsewhere.
 const LEFT_OUT: [&str; 3] = ["veth", "docker", "nerdctl"];
 
 fn is_left_out(name: &str) -> bool {
@@ -25,7 +25,7 @@ fn is_left_out(name: &str) -> bool {
 pub struct Row {
     pub name: String,
     pub total: Counters,
-    /// False once the interface has gone from a namespace that is still there.
+    /// False once the interface has disappeared from a namespace that still exists.
     pub shown: bool,
 }
 
@@ -33,12 +33,12 @@ pub struct Row {
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     rows: Vec<Row>,
-    /// Whether the number of interfaces is not limited.
+    /// Whether the number of interfaces is unlimited.
     pub unlimited: bool,
 }
 
 impl Rows {
-    /// Those that are to be served.
+    /// Returns the rows to serve.
     pub fn shown(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| row.shown)
     }
@@ -47,7 +47,7 @@ impl Rows {
         self.rows.iter_mut().find(|row| row.name == name)
     }
 
-    /// The row of an interface that is there; `None` where there are too many.
+    /// Returns the row of an existing interface; `None` if there are too many.
     fn row(&mut self, name: &str) -> Option<&mut Row> {
         let at = match self.rows.iter().position(|row| row.name == name) {
             Some(at) => at,
@@ -79,7 +79,7 @@ impl Rows {
     }
 }
 
-/// An interface: its name, and what has been added of it.
+/// An interface: its name, and the counts that have been added.
 #[derive(Clone, Debug)]
 struct Device {
     index: u32,
@@ -92,13 +92,13 @@ struct Device {
 pub struct Devices(Vec<Device>);
 
 impl Devices {
-    /// Whether there is one that has no name yet.
+    /// Whether an interface has no name yet.
     pub fn lack_names(&self, readings: &[(u32, Counters)]) -> bool {
         let known = |index| self.0.iter().any(|device| device.index == index);
         readings.iter().any(|&(index, _)| !known(index))
     }
 
-    /// Takes in the names that the interfaces have now.
+    /// Sets the current names of the interfaces.
     pub fn set_names(&mut self, names: &[(u32, String)], rows: &mut Rows) {
         for (index, name) in names {
             match self.0.iter_mut().find(|device| device.index == *index) {
@@ -116,8 +116,8 @@ impl Devices {
         }
     }
 
-    /// Adds what the interfaces have counted since the last reading. Those that are not in it have
-    /// gone.
+    /// Adds what the interfaces have counted since the last reading. Interfaces that are missing
+    /// from it have disappeared.
     pub fn take(&mut self, readings: &[(u32, Counters)], rows: &mut Rows) {
         self.0.retain(|device| {
             let there = readings.iter().any(|&(index, _)| index == device.index);
@@ -138,7 +138,7 @@ impl Devices {
                 continue;
             };
             for (total, (now, before)) in row.total.iter_mut().zip(counters.iter().zip(taken)) {
-                // Less than before: its driver has started from 0.
+                // A smaller value means that the driver has started from 0.
                 *total = total.wrapping_add(now.checked_sub(before).unwrap_or(*now));
             }
         }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reading_is_taken_whole_later_ones_by_their_growth() {
+    fn the_first_reading_counts_in_full_later_ones_by_their_growth() {
         let (mut devices, mut rows) = (Devices::default(), Rows::default());
         let reading = [(2, counters(100)), (3, counters(7))];
         assert!(devices.lack_names(&reading));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cadvisor_leaves_out() {
+    fn interfaces_that_cadvisor_leaves_out() {
         let (mut devices, mut rows) = (Devices::default(), Rows::default());
         let all = ["lo", "veth1234", "docker0", "nerdctl0", "long0", "br-1"];
         for (index, name) in all.iter().enumerate() {
@@ -189,21 +189,21 @@ mod tests {
     }
 
     #[test]
-    fn a_new_name_goes_on_from_0() {
+    fn a_new_name_starts_from_0() {
         let (mut devices, mut rows) = (Devices::default(), Rows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
         devices.set_names(&names(&[(2, "net1")]), &mut rows);
         devices.take(&[(2, counters(130))], &mut rows);
         assert_eq!(first(&rows), [("net1", 30)]);
-        // And back.
+        // It gets its old name back.
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
         devices.take(&[(2, counters(135))], &mut rows);
         assert_eq!(first(&rows), [("eth0", 105)]);
     }
 
     #[test]
-    fn one_that_goes_is_hidden_and_goes_on_when_it_returns() {
+    fn a_missing_interface_is_hidden_and_continues_when_it_returns() {
         let (mut devices, mut rows) = (Devices::default(), Rows::default());
         devices.set_names(&names(&[(2, "tun0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_starts_from_0_is_no_step_back() {
+    fn a_driver_that_starts_from_0_does_not_decrease_the_total() {
         let (mut devices, mut rows) = (Devices::default(), Rows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn another_cgroup_gets_what_comes_after() {
+    fn a_new_owner_gets_only_later_counts() {
         let mut devices = Devices::default();
         let (mut one, mut other) = (Rows::default(), Rows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut one);

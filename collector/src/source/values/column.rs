@@ -8,17 +8,16 @@ use std::{
 use super::PerNode;
 use crate::cgroup::NodeId;
 
-/// Nodes in a chunk.
+/// Number of nodes in a chunk.
 const CHUNK: usize = 64;
 
-/// A value for each node, by the node's number. Nodes without one have the default.
+/// A value for each node, by the node's number. Nodes without a value have the default.
 ///
-/// The values lie in chunks that clones share: a clone costs a pointer for each chunk, and whoever
-/// changes a value copies its chunk first if a clone still holds it. A chunk that nobody else holds
-/// is changed in place.
+/// The values are stored in chunks that clones share. A clone costs one pointer per chunk. A change
+/// copies the chunk first if a clone still holds it, and else happens in place.
 #[derive(Clone, Debug)]
 pub struct Column<T> {
-    /// All of them have [`CHUNK`] values, except the last one.
+    /// Each has [`CHUNK`] values, except the last one.
     chunks: Vec<Arc<Vec<T>>>,
 }
 
@@ -29,7 +28,7 @@ impl<T> Default for Column<T> {
 }
 
 impl<T> Column<T> {
-    /// The value of a node, `None` if there has never been one.
+    /// Returns the value of a node, `None` if it never had one.
     pub fn get(&self, node: NodeId) -> Option<&T> {
         self.chunks.get(node / CHUNK)?.get(node % CHUNK)
     }
@@ -53,20 +52,20 @@ impl<T: Clone + Default> Column<T> {
         }
     }
 
-    /// The value of a node, to be changed.
+    /// Returns the value of a node for changes.
     pub fn at(&mut self, node: NodeId) -> &mut T {
         self.grow(node + 1);
         &mut Arc::make_mut(&mut self.chunks[node / CHUNK])[node % CHUNK]
     }
 
-    /// The values of the nodes 0 to `nodes - 1` at least, to be changed.
+    /// Returns the values of at least the nodes 0 to `nodes - 1` for changes.
     pub fn places(&mut self, nodes: usize) -> Places<'_, T> {
         self.grow(nodes);
         let chunks = self.chunks.iter_mut();
         Places(chunks.map(|chunk| &mut Arc::make_mut(chunk)[..]).collect())
     }
 
-    /// The same, after every value has been set to that of `other`.
+    /// Like [`places`](Self::places), after setting every value to that of `other`.
     pub fn places_of(&mut self, other: &Self, nodes: usize) -> Places<'_, T> {
         self.chunks.truncate(other.chunks.len());
         for (to, from) in self.chunks.iter_mut().zip(&other.chunks) {
@@ -81,7 +80,7 @@ impl<T: Clone + Default> Column<T> {
         self.places(nodes)
     }
 
-    /// The same, after every value has been set to the default.
+    /// Like [`places`](Self::places), after setting every value to the default.
     pub fn cleared_places(&mut self, nodes: usize) -> Places<'_, T> {
         for chunk in &mut self.chunks {
             match Arc::get_mut(chunk) {
@@ -101,12 +100,12 @@ impl<T: Clone + Default> PerNode for Column<T> {
     }
 }
 
-/// The values of a column, none of which is shared with a clone.
+/// The values of a column for changes. No clone shares them.
 #[derive(Debug)]
 pub struct Places<'a, T>(Vec<&'a mut [T]>);
 
 impl<T> Places<'_, T> {
-    /// The value of a node, `None` if the column has no room for it.
+    /// Returns the value of a node, `None` if the column has no room for it.
     pub fn get_mut(&mut self, node: NodeId) -> Option<&mut T> {
         self.0.get_mut(node / CHUNK)?.get_mut(node % CHUNK)
     }
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_chunk_that_is_changed_is_copied() {
+    fn only_a_changed_chunk_is_copied() {
         let mut column = Column::default();
         column.places(2 * CHUNK).get_mut(0);
         let chunks = |column: &Column<u64>| -> Vec<*const Vec<u64>> {

@@ -1,29 +1,29 @@
-//! What the kernel counts for a cgroup, continued over cgroups of the same path.
+//! Counters of the kernel, continued over cgroups with the same path.
 
 use std::borrow::Cow;
 
 use super::Numbers;
 
-/// The counters of a path that the kernel keeps, descendants included: of the cgroup that has the
-/// path now, and of those that had it before.
+/// Counters that the kernel keeps for a path, descendants included: of the cgroup that has the path
+/// now, and of those that had it before.
 ///
-/// What the kernel says of the present cgroup replaces what it said before. Once it speaks of
-/// another cgroup, the last values of the one before are added to all later ones. So it does not
-/// matter which events of the change were seen, nor in which order those of several hierarchies
-/// came. Nothing goes to the parent at reaping: its own values contain the child's.
+/// A reading replaces the previous values of the present cgroup. When a reading is of a newer
+/// cgroup, the last values of the one before are added to all later totals. So it does not matter
+/// which events of the change were seen, nor in which order those of several hierarchies arrived.
+/// Nothing goes to the parent when a node is reaped: the parent's own values contain the child's.
 #[derive(Clone, Debug, Default)]
 pub struct Continued<T> {
-    /// Cgroup id of the cgroup that `now` is of; 0 before the first reading.
+    /// Id of the cgroup that `now` belongs to; 0 before the first reading.
     id: u64,
     now: T,
-    /// Sum of the last values of earlier cgroups. Most paths have had one cgroup only.
+    /// Sum of the last values of earlier cgroups. Most paths have had only one cgroup.
     earlier: Option<Box<T>>,
 }
 
 impl<T: Numbers> Continued<T> {
-    /// The values of the cgroup `id`, to be replaced by a reading. `None` if a later cgroup of this
-    /// path has been read already. Ids are of the hierarchy in which these counters are, where they
-    /// only rise (fs/kernfs/dir.c, `__kernfs_new_node`).
+    /// Returns the values of the cgroup `id`, to be replaced by a reading. `None` if a later cgroup
+    /// with this path has been read already. Ids are those of the hierarchy that has the counters.
+    /// They only increase there (fs/kernfs/dir.c, `__kernfs_new_node`).
     pub fn reading_of(&mut self, id: u64) -> Option<&mut T> {
         if id < self.id {
             return None;
@@ -40,19 +40,19 @@ impl<T: Numbers> Continued<T> {
 }
 
 impl<T> Continued<T> {
-    /// Whether the kernel has ever been read.
+    /// Whether there has been a reading.
     pub fn is_known(&self) -> bool {
         self.id != 0
     }
 
-    /// What earlier cgroups of this path had.
+    /// Returns the sum of earlier cgroups with this path.
     pub fn earlier(&self) -> Option<&T> {
         self.earlier.as_deref()
     }
 }
 
 impl<T: Numbers> Continued<T> {
-    /// The sum over the present cgroup and the earlier ones.
+    /// Returns the sum over the present cgroup and earlier ones.
     pub fn total(&self) -> Cow<'_, T> {
         match &self.earlier {
             None => Cow::Borrowed(&self.now),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_made_again_goes_on_where_its_predecessor_stopped() {
+    fn a_remade_path_continues_where_its_predecessor_stopped() {
         let mut values = Continued::default();
         assert!(!values.is_known());
         assert_eq!(read(&mut values, 5, 100), 100);
@@ -89,11 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_predecessor_that_comes_late_is_left_out() {
+    fn a_late_record_of_a_predecessor_is_left_out() {
         let mut values = Continued::default();
         read(&mut values, 5, 100);
         read(&mut values, 8, 7);
-        // Added, it would be there twice.
+        // If it were added, it would count twice.
         assert_eq!(read(&mut values, 5, 110), 107);
         assert_eq!(read(&mut values, 8, 8), 108);
     }

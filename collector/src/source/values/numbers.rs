@@ -1,13 +1,13 @@
-//! Numbers that are sums.
+//! Values that are sums.
 
-/// Numbers that those of a `C` can be added to: a cell of the kernel side, or others of their own
-/// kind.
+/// Values to which those of a `C` can be added: a cell of the kernel side, or values of their own
+/// type.
 pub trait AddFrom<C: ?Sized = Self> {
     /// Adds `other`.
     fn add_from(&mut self, other: &C);
 }
 
-/// A node's numbers, all of them sums.
+/// A node's values, all of them sums.
 pub trait Numbers: AddFrom + Clone + Default + Send + Sync + 'static {}
 
 impl<T: AddFrom + Clone + Default + Send + Sync + 'static> Numbers for T {}
@@ -19,7 +19,7 @@ impl AddFrom for u64 {
     }
 }
 
-/// `None` is not known: the sum is that of what is known.
+/// `None` means unknown. The sum is that of the known values.
 impl AddFrom for Option<u64> {
     #[inline]
     fn add_from(&mut self, other: &Self) {
@@ -39,11 +39,11 @@ impl<T: AddFrom<C>, C, const N: usize> AddFrom<[C; N]> for [T; N] {
     }
 }
 
-/// Declares a struct of numbers that are sums, one line a counter.
+/// Declares a struct of values that are sums, one line per counter.
 ///
-/// `struct Name: Cell { field: Type, … }` can be added to each other and has those of a `Cell` of
-/// the kernel side added, field by field of the same name. `beside { field: Type, … }` are numbers
-/// that the cell does not have. Without `: Cell` there is no cell.
+/// `struct Name: Cell { field: Type, … }` supports addition of its own type and of a `Cell` of the
+/// kernel side, whose fields have the same names. `beside { field: Type, … }` declares values that
+/// the cell does not have. Without `: Cell` there is no cell.
 macro_rules! sums {
     (
         $(#[$meta:meta])*
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_no_zero() {
+    fn an_unknown_value_is_not_zero() {
         let sum = |mut one: Option<u64>, other| {
             one.add_from(&other);
             one

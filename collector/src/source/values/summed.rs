@@ -1,13 +1,13 @@
-//! What a source counts for each cgroup, summed up the tree.
+//! Values that a source counts for each cgroup, summed up the tree.
 
 use super::{Column, Numbers, PerNode, Places};
 use crate::cgroup::{NodeId, Tree};
 
 /// Values that a source counts for each cgroup, and their sums over the descendants.
 ///
-/// A node's total is what is retained at the node (what reaped children and recycled slots had),
-/// plus what its cgroup has now, plus the totals of its children. Cgroups of the same path have one
-/// node, so a path that is made again goes on.
+/// A node's total is what is retained at the node (from reaped children and recycled slots), plus
+/// the values of its cgroup, plus the totals of its children. Cgroups with the same path have one
+/// node, so a path that is remade continues.
 #[derive(Clone, Debug)]
 pub struct Summed<T> {
     retained: Column<T>,
@@ -24,19 +24,19 @@ impl<T> Default for Summed<T> {
 }
 
 impl<T> Summed<T> {
-    /// The totals as of the last [`renew`](Self::renew).
+    /// Returns the totals as of the last [`renew`](Self::renew).
     pub fn totals(&self) -> &Column<T> {
         &self.totals
     }
 }
 
 impl<T: Numbers> Summed<T> {
-    /// What is retained at a node, to be added to.
+    /// Returns what is retained at a node, for additions.
     pub fn retained(&mut self, node: NodeId) -> &mut T {
         self.retained.at(node)
     }
 
-    /// Makes the totals anew: `add` adds what each cgroup has now.
+    /// Recomputes the totals. `add` adds the current values of each cgroup.
     pub fn renew(&mut self, tree: &Tree, add: impl FnOnce(&mut Places<'_, T>)) {
         let mut totals = self.totals.places_of(&self.retained, tree.capacity());
         add(&mut totals);
@@ -83,7 +83,7 @@ mod tests {
         tree.by_id(id).unwrap()
     }
 
-    /// Ends a cgroup and has its node reaped.
+    /// Removes a cgroup and reaps its node.
     fn end(tree: &mut Tree, id: u64, values: &mut Summed<u64>) {
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id, at });
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_are_retained_at_the_parent_and_never_served_for_the_next_with_the_number() {
+    fn totals_go_to_the_parent_and_never_to_the_next_cgroup_with_the_number() {
         let mut tree = Tree::new(
             &[found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")],
             Filter::default(),
@@ -117,7 +117,7 @@ mod tests {
         // The slot of /a/b is recycled, then its node is reaped.
         *values.retained(b) += 10;
         end(&mut tree, 3, &mut values);
-        // Until the next reading, too, the next with the number has nothing.
+        // The next cgroup with the number has no values, even before the next reading.
         let c = made(&mut tree, 4, 1, "c");
         assert_eq!(c, b);
         assert_eq!(totals(&values, [ROOT, a, c]), [111, 11, 0]);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_that_goes_with_its_children_leaves_all_to_those_above() {
+    fn a_parent_reaped_with_its_children_passes_all_totals_up() {
         let mut tree = Tree::new(
             &[
                 found(1, 0, ""),

@@ -1,8 +1,8 @@
-//! Values of a node for each of several things: devices, reasons.
+//! Values of a node for several things: devices, reasons.
 
 use super::{AddFrom, Numbers};
 
-/// Values by the number of a thing, in the order of the numbers. A cgroup has few of them.
+/// Values by the number of a thing, in the order of the numbers. A cgroup has few things.
 #[derive(Debug)]
 pub struct Things<T>(Vec<(u64, T)>);
 
@@ -23,12 +23,12 @@ impl<T: Clone> Clone for Things<T> {
 }
 
 impl<T> Things<T> {
-    /// Things and their values.
+    /// Returns things and their values.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.0.iter().map(|(what, value)| (*what, value))
     }
 
-    /// The value of a thing.
+    /// Returns the value of a thing.
     pub fn get(&self, what: u64) -> Option<&T> {
         let at = self.find(what).ok()?;
         self.0.get(at).map(|(_, value)| value)
@@ -40,7 +40,7 @@ impl<T> Things<T> {
 }
 
 impl<T: Default> Things<T> {
-    /// The value of a thing, made if need be.
+    /// Returns the value of a thing. Creates it if necessary.
     pub fn of(&mut self, what: u64) -> &mut T {
         let at = self.find(what).unwrap_or_else(|at| {
             self.0.insert(at, (what, T::default()));

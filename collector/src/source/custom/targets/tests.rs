@@ -5,7 +5,7 @@ use crate::cgroup::{Filter, Found, Pod, Runtime, State};
 
 pub const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 
-/// A tree of these paths and what is above them.
+/// Makes a tree of these paths and their ancestors.
 pub fn tree(paths: &[&str]) -> Tree {
     let mut found = vec![Found {
         id: 1,
@@ -42,7 +42,7 @@ pub fn container(labels: &[(&str, &str)], pod: Option<&str>) -> Arc<Container> {
     let labels: BTreeMap<_, _> = pairs
         .map(|&(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    // A pod's are annotations.
+    // Those of a pod are annotations.
     let (labels, annotations) = match pod {
         Some(_) => (BTreeMap::new(), labels),
         None => (labels, BTreeMap::new()),
@@ -68,7 +68,7 @@ const LABELS: &[(&str, &str)] = &[
     ("prometheus.io/port", "8080"),
 ];
 
-/// Whose endpoints there are, and where they are asked.
+/// Lists owner, address and port of the endpoints.
 fn listed(targets: &mut Targets, tree: &Tree) -> Vec<(String, String, u16)> {
     targets.discover(tree);
     let list = targets.list(tree);
@@ -91,7 +91,7 @@ fn targets(options: Options) -> Targets {
 }
 
 #[test]
-fn a_container_with_labels_comes_changes_and_goes() {
+fn targets_follow_a_container_with_labels() {
     let path = format!("/docker/{ID}");
     let mut tree = tree(&[&path, "/other"]);
     let node = tree.by_path(path.as_bytes()).unwrap();
@@ -100,8 +100,8 @@ fn a_container_with_labels_comes_changes_and_goes() {
     tree.tell(node, &container(LABELS, None));
     let expected = (path.clone(), format!("/sys{path}"), 8080);
     assert_eq!(listed(&mut targets, &tree), [expected]);
-    assert!(!targets.discover(&tree), "nothing is new");
-    // Labels that can't be followed are an error, once.
+    assert!(!targets.discover(&tree), "nothing has changed");
+    // Invalid labels are an error, counted once.
     let wrong = container(&LABELS[..1], None);
     for _ in 0..2 {
         tree.tell(node, &wrong);
@@ -120,7 +120,7 @@ fn a_container_with_labels_comes_changes_and_goes() {
 }
 
 #[test]
-fn what_a_pod_tells_is_the_pod_s_once() {
+fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
     let pod = "/kubepods/burstable/pod01234567-89ab-cdef-0123-456789abcdef";
     let one = format!("{pod}/{ID}");
     let other = format!("{pod}/{}", ID.replace('c', "d"));
@@ -135,7 +135,7 @@ fn what_a_pod_tells_is_the_pod_s_once() {
 }
 
 #[test]
-fn rules_are_for_what_they_fit() {
+fn rules_apply_to_matching_cgroups() {
     let rule = |id: &str, port| crate::custom::Rule {
         id: Some(regex::Regex::new(id).unwrap()),
         name: None,
@@ -148,7 +148,7 @@ fn rules_are_for_what_they_fit() {
         },
     };
     let options = Options {
-        // The same endpoint by another rule is one.
+        // The same endpoint from a second rule is listed once.
         rules: vec![rule("^/a", 1), rule("^/a$", 1), rule("^/a$", 2)],
         ..Options::default()
     };
