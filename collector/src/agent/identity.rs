@@ -24,7 +24,7 @@ const FIRST: Duration = Duration::from_secs(1);
 const LAST: Duration = Duration::from_secs(60);
 
 /// How long frames wait for one container's name, in total.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// A frame waits for a name only within this time of the first request for the container.
 const YOUNG: Duration = Duration::from_secs(5);
 
@@ -150,6 +150,7 @@ impl Identities {
             return false;
         }
         let waited = self.directory.wait(&containers, limit);
+        tracing::debug!(containers = containers.len(), ?waited, "waited for names");
         for asked in self.unknown.values_mut().filter(|asked| young(asked)) {
             asked.patience = asked.patience.saturating_sub(waited);
         }

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::cgroup::{Runtime, State, Writable};
 
-/// Concurrent inspections, for each [`Urgency`].
-const AT_ONCE: usize = 4;
+/// Concurrent inspections, by [`Urgency`]. Routine ones leave the runtime time for others.
+const AT_ONCE: [usize; 2] = [4, 2];
 /// Most containers that wait to be inspected.
 const QUEUE: usize = 65_536;
 /// How often the list is compared, since events can be lost.
@@ -247,7 +247,7 @@ impl Session<'_> {
     fn pump(&mut self) {
         for urgency in [Urgency::Now, Urgency::Routine] {
             let queue = &mut self.queues[urgency as usize];
-            while queue.running < AT_ONCE
+            while queue.running < AT_ONCE[urgency as usize]
                 && let Some(id) = queue.ids.pop_front()
             {
                 match self.pending.get_mut(&id) {

@@ -4,7 +4,8 @@
 //! milliseconds: a scrape that begins afterwards waits for the name.
 //!
 //! Invariant: a wait ends at its limit. A runtime that let one end there is not waited for again
-//! until a pause is over, which doubles each time.
+//! before it has answered something, and after three such waits in a row not before a pause is over,
+//! which doubles each time.
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,10 @@ const KEPT: Duration = Duration::from_secs(15);
 /// The first pause of a runtime that was too slow, and the longest.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(300);
+/// Waits in a row that may end at their limit before a pause lasts whatever the runtime answers.
+const FORGIVEN: u32 = 3;
+/// How long after a pause the next one is a first one again.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Questions without an answer, by container id.
 #[derive(Debug, Default)]
@@ -47,8 +52,18 @@ struct Question {
 
 #[derive(Clone, Copy, Debug)]
 struct Pause {
+    /// Waits in a row that ended at their limit.
+    misses: u32,
     length: Duration,
     until: Instant,
+    /// The runtime's answers when the pause began.
+    answers: u64,
+}
+
+impl Pause {
+    fn lasts(&self, status: &Status, now: Instant) -> bool {
+        self.until > now && (self.misses >= FORGIVEN || status.answers() == self.answers)
+    }
 }
 
 impl Questions {
@@ -111,24 +126,22 @@ impl Questions {
     ) -> Duration {
         let begin = Instant::now();
         let mut state = self.lock();
-        let mut waited_for: Vec<&Path> = Vec::new();
+        let mut waited_for: Vec<&Status> = Vec::new();
         loop {
             let missing = state.missing(containers, runtimes, begin);
             if missing.is_empty() {
-                let up = |socket: &Path| {
-                    let mut runtimes = runtimes.iter();
-                    runtimes.any(|it| it.socket() == socket && it.told().up == Some(true))
-                };
-                // They answered in time.
-                for socket in waited_for.into_iter().filter(|socket| up(socket)) {
-                    state.pauses.remove(socket);
+                // Those that are up answered in time.
+                let up = |status: &&Status| status.told().up == Some(true);
+                for status in waited_for.into_iter().filter(up) {
+                    state.pauses.remove(status.socket());
                 }
                 return begin.elapsed();
             }
             let left = limit.saturating_sub(begin.elapsed());
             if left.is_zero() {
-                for socket in missing {
-                    state.pause(socket);
+                for status in missing {
+                    tracing::debug!(socket = %status.socket().display(), "too slow to wait for");
+                    state.pause(status);
                 }
                 return begin.elapsed();
             }
@@ -140,38 +153,49 @@ impl Questions {
 }
 
 impl State {
-    /// Sockets of the runtimes that may still answer about one of the containers.
+    /// Runtimes that may still answer about one of the containers.
     fn missing<'a>(
         &self,
         containers: &[(&str, Option<Runtime>)],
         runtimes: &'a [Arc<Status>],
         now: Instant,
-    ) -> Vec<&'a Path> {
+    ) -> Vec<&'a Status> {
         let open: Vec<_> = containers
             .iter()
             .filter_map(|(id, runtime)| Some((self.open.get(*id)?, *runtime)))
             .collect();
-        let paused = |socket: &Path| self.pauses.get(socket).is_some_and(|it| it.until > now);
+        let paused = |status: &Status| {
+            let pause = self.pauses.get(status.socket());
+            pause.is_some_and(|pause| pause.lasts(status, now))
+        };
         let may_answer = |status: &&Arc<Status>| {
             let (reported, socket) = (status.told(), status.socket());
             reported.up == Some(true)
-                && !paused(socket)
+                && !paused(status)
                 && open.iter().any(|(question, runtime)| {
                     runtime.is_none_or(|runtime| runtime == reported.runtime)
                         && !question.denied.iter().any(|denied| denied == socket)
                 })
         };
         let found = runtimes.iter().filter(may_answer);
-        found.map(|status| status.socket()).collect()
+        found.map(Arc::as_ref).collect()
     }
 
     /// A runtime was too slow.
-    fn pause(&mut self, socket: &Path) {
-        let before = self.pauses.get(socket);
-        let length = before.map_or(PAUSE, |pause| (pause.length * 2).min(LONGEST));
-        let until = Instant::now() + length;
-        self.pauses
-            .insert(socket.to_owned(), Pause { length, until });
+    fn pause(&mut self, status: &Status) {
+        let now = Instant::now();
+        let recent = |pause: &&Pause| now < pause.until + FORGOTTEN;
+        let before = self.pauses.get(status.socket()).filter(recent);
+        let (misses, length) = before.map_or((1, PAUSE), |pause| {
+            (pause.misses + 1, (pause.length * 2).min(LONGEST))
+        });
+        let pause = Pause {
+            misses,
+            length,
+            until: now + length,
+            answers: status.answers(),
+        };
+        self.pauses.insert(status.socket().to_owned(), pause);
     }
 }
 
@@ -303,6 +327,30 @@ mod tests {
             questions.wait(&[("b", None)], &docker, LONG);
         });
         assert!(questions.lock().pauses.is_empty());
+    }
+
+    #[test]
+    fn a_runtime_that_answers_late_now_and_then_is_waited_for_again() {
+        let questions = Questions::default();
+        let docker = [runtime(DOCKER.runtime(), "/d", true)];
+        questions.ask("a");
+        let missed = |questions: &Questions| {
+            questions.wait(&[("a", None)], &docker, Duration::ZERO);
+            questions.lock().pauses[Path::new("/d")].misses
+        };
+        for misses in 1..=FORGIVEN {
+            assert_eq!(missed(&questions), misses);
+            assert_eq!(missed(&questions), misses, "it has answered nothing since");
+            docker[0].count(&Ok(()), Duration::ZERO);
+        }
+        assert_eq!(missed(&questions), FORGIVEN, "it is slow, and pauses");
+        let long_ago = Instant::now().checked_sub(FORGOTTEN).unwrap();
+        questions
+            .lock()
+            .pauses
+            .values_mut()
+            .for_each(|pause| pause.until = long_ago);
+        assert_eq!(missed(&questions), 1);
     }
 
     #[test]

@@ -79,6 +79,14 @@ impl Status {
         RESULTS.into_iter().zip(counts)
     }
 
+    /// Requests that were answered about a container, or about the runtime itself.
+    pub(super) fn answers(&self) -> u64 {
+        let results = self
+            .results()
+            .filter(|(name, _)| ["ok", "not_found"].contains(name));
+        results.map(|(_, count)| count).sum()
+    }
+
     /// Time spent waiting for answers.
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.nanos.load(Relaxed))
