@@ -16,7 +16,7 @@ pub mod field;
 pub mod histogram;
 pub mod keyed;
 pub mod net;
-pub mod netns;
+pub mod netdev;
 pub mod pass;
 pub mod process;
 pub mod reclaim;

@@ -155,7 +155,7 @@ pub const MAX_DEVICES: u32 = 1024;
 /// Control block of the iterator.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-pub struct PassControl {
+pub struct IteratorControl {
     /// Records written so far.
     pub next: u64,
     /// Cgroups for which there was no record left; userspace adds a chunk and iterates again.
@@ -170,4 +170,4 @@ pub struct PassControl {
     pub io_cgroup: u64,
 }
 
-const _: () = assert!(size_of::<PassControl>() == 48);
+const _: () = assert!(size_of::<IteratorControl>() == 48);

@@ -55,7 +55,7 @@ cell!(SchedCell, 256);
 /// to have the slot resolved again, and that ends the marks by setting `mark_owner` to 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct TaskBooks {
+pub struct TaskState {
     /// `task->cgroups` when the slot was resolved: as long as it is the same, so is the slot.
     /// 0: not resolved yet, or moved since.
     pub css_set: u64,
@@ -96,4 +96,4 @@ pub struct TaskBooks {
     pub reclaim_since: u64,
 }
 
-const _: () = assert!(size_of::<TaskBooks>() == 136);
+const _: () = assert!(size_of::<TaskState>() == 136);

@@ -39,7 +39,7 @@ cell!(TcpCell, 512);
 /// State of a connection (socket storage). Written under the socket's lock alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TcpBooks {
+pub struct TcpState {
     /// The socket's clock (`tcp_mstamp`, µs) when the connection was established; 0: not yet.
     pub established_us: u64,
     /// `total_retrans` as far as it has been counted.
@@ -48,4 +48,4 @@ pub struct TcpBooks {
     pub active: u32,
 }
 
-const _: () = assert!(size_of::<TcpBooks>() == 16);
+const _: () = assert!(size_of::<TcpState>() == 16);

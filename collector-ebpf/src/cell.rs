@@ -19,7 +19,7 @@ pub type Cells<T> = Chunks<T, { CELLS_PER_CHUNK as usize }>;
 
 /// The number of possible CPUs: cells of a slot in a source with one shard a CPU.
 #[unsafe(no_mangle)]
-static LANES: Global<u32> = Global::new(1);
+static CPUS: Global<u32> = Global::new(1);
 
 /// Cells of a slot in a source whose shards are for several CPUs each: a power of two.
 #[unsafe(no_mangle)]
@@ -28,7 +28,7 @@ static SHARDS: Global<u32> = Global::new(1);
 /// The number of possible CPUs.
 #[inline(always)]
 pub fn cpus() -> u32 {
-    LANES.load()
+    CPUS.load()
 }
 
 /// The cell of CPU 0 of a slot in a source with one shard a CPU.

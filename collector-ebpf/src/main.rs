@@ -15,7 +15,7 @@ mod kernel;
 mod keyed;
 mod maps;
 mod net;
-mod netns;
+mod netdev;
 mod pass;
 mod pending;
 mod process;

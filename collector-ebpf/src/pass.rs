@@ -13,7 +13,7 @@ use collector_common::{
     keyed::CgroupKey,
     pass::{
         CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, HUGE_SIZES,
-        IO_RECORDS_PER_CHUNK, IoRecord, MAX_DEVICES, MemoryRecord, PageCounter, PassControl,
+        IO_RECORDS_PER_CHUNK, IoRecord, IteratorControl, MAX_DEVICES, MemoryRecord, PageCounter,
         RECORDS_PER_CHUNK, UNIFIED,
     },
     stat::Stat,
@@ -36,18 +36,18 @@ static IO_RECORDS: Chunks<IoRecord, { IO_RECORDS_PER_CHUNK as usize }> = Chunks:
 
 /// One entry, mapped by the agent, which resets it before it iterates.
 #[btf_map]
-static PASS: Array<PassControl, 1, MMAPABLE> = Array::new();
+static PASS: Array<IteratorControl, 1, MMAPABLE> = Array::new();
 
 /// Final records of removed cgroups, by id and hierarchy, until the agent takes them. The loader sets
 /// `max_entries`.
 #[btf_map]
-pub static LAST_RECORDS: Keyed<CgroupRecord> = Keyed::new();
+pub static FINAL_RECORDS: Keyed<CgroupRecord> = Keyed::new();
 
 /// Whether the agent takes final records: 0 where it can't iterate.
 #[unsafe(no_mangle)]
-static KEEP_LAST: Global<u32> = Global::new(0);
+static KEEP_FINAL_RECORDS: Global<u32> = Global::new(0);
 
-/// What an entry of [`LAST_RECORDS`] starts as.
+/// What an entry of [`FINAL_RECORDS`] starts as.
 #[btf_map]
 static NO_RECORD: Zero<CgroupRecord> = Zero::new();
 
@@ -78,7 +78,7 @@ pub extern "C" fn pass(ctx: *const c_void) -> i32 {
 /// cgroup mutex (kernel/cgroup/cgroup.c, `css_killed_work_fn`).
 #[inline(always)]
 pub fn save_final_record(cgroup: Cgroup) {
-    if KEEP_LAST.load() == 0 {
+    if KEEP_FINAL_RECORDS.load() == 0 {
         return;
     }
     let key = CgroupKey {
@@ -86,8 +86,8 @@ pub fn save_final_record(cgroup: Cgroup) {
         what: cgroup.hierarchy() as u64,
     };
     if let Some(zero) = NO_RECORD.find(0)
-        && maps::insert(&LAST_RECORDS, &key, zero, 0)
-        && let Some(record) = LAST_RECORDS.find(key)
+        && maps::insert(&FINAL_RECORDS, &key, zero, 0)
+        && let Some(record) = FINAL_RECORDS.find(key)
     {
         fill(record, cgroup);
         pending::add(key, cgroup);
@@ -192,7 +192,7 @@ fn counter(to: Shared<PageCounter>, from: *const c_void) {
 
 /// Writes a record for each device for which the io controller keeps statistics of the cgroup.
 #[inline(always)]
-fn devices(control: Shared<PassControl>, id: u64, io: Css) {
+fn devices(control: Shared<IteratorControl>, id: u64, io: Css) {
     if !has!(field::BLKCG_LIST) || !has!(field::BLKG_STAT) || !has!(field::QUEUE_DISK) {
         return;
     }

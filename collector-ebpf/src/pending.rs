@@ -23,7 +23,7 @@ use crate::{
     cell::cpus,
     kernel::{Cgroup, address, has, read},
     maps::{self, Find},
-    pass::LAST_RECORDS,
+    pass::FINAL_RECORDS,
     shared::{Shared, member, repeat},
 };
 
@@ -97,7 +97,7 @@ extern "C" fn add_of_cpu(cpu: u64, _: *mut c_void) -> i64 {
         cgroup: member!(scratch.key.cgroup).get(),
         what: member!(scratch.key.what).get(),
     };
-    let Some(record) = LAST_RECORDS.find(key) else {
+    let Some(record) = FINAL_RECORDS.find(key) else {
         return 1;
     };
     let element = maps::address_on_cpu(&PROBE, cpu as u32);

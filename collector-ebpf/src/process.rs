@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use collector_common::{process::ProcessCell, sched::TaskBooks, stat::Stat};
+use collector_common::{process::ProcessCell, sched::TaskState, stat::Stat};
 
 use crate::{
     cell::{self, Cells},
@@ -102,7 +102,7 @@ fn cell_of(task: Task) -> Option<Shared<ProcessCell>> {
 }
 
 #[inline(always)]
-fn process_cell(state: Shared<TaskBooks>) -> Option<Shared<ProcessCell>> {
+fn process_cell(state: Shared<TaskState>) -> Option<Shared<ProcessCell>> {
     let (owner, slot) = (member!(state.owner).get(), member!(state.slot).get());
     cell::claimed(&PROCESS_CELLS, owner, slot)
 }

@@ -15,7 +15,7 @@
 //! interrupts off and by `in_flight` in one; what adds to them elsewhere does so atomically, because
 //! `in_flight` may interrupt it.
 //!
-//! To count another of a task's clocks: its field, a member of `SchedCell` and one of `TaskBooks` in
+//! To count another of a task's clocks: its field, a member of `SchedCell` and one of `TaskState` in
 //! collector-common/src/sched.rs; here its method, a line in `take_baseline` and one in `account`.
 
 use core::ffi::c_void;
@@ -29,7 +29,7 @@ use aya_log_ebpf::warn;
 use collector_common::{
     event::CgroupEventKind,
     histogram,
-    sched::{self, SchedCell, TaskBooks},
+    sched::{self, SchedCell, TaskState},
     stat::Stat,
 };
 
@@ -138,7 +138,7 @@ pub fn in_flight(_ctx: RawTracePointContext) -> i32 {
 
 /// Adds what the task's clocks have gained since they were last taken over.
 #[inline(always)]
-fn account(task: Task, state: Shared<TaskBooks>, cell: Shared<SchedCell>) {
+fn account(task: Task, state: Shared<TaskState>, cell: Shared<SchedCell>) {
     let run_ns = task.run_ns();
     member!(cell.run_ns).add_alone(run_ns - member!(state.run_ns).get());
     member!(state.run_ns).set(run_ns);
@@ -161,7 +161,7 @@ fn account(task: Task, state: Shared<TaskBooks>, cell: Shared<SchedCell>) {
 
 /// The clocks of a task that is older than the programs, from which its deltas are counted.
 #[inline(always)]
-pub fn take_baseline(task: Task, state: Shared<TaskBooks>) {
+pub fn take_baseline(task: Task, state: Shared<TaskState>) {
     member!(state.run_ns).set(task.run_ns());
     member!(state.wait_ns).set(task.wait_ns());
     member!(state.periods).set(task.periods());
@@ -203,7 +203,7 @@ fn add_period(cell: Shared<SchedCell>, wait_ns: u64) {
 /// The cell on this CPU of the task's cgroup. The usual way is two comparisons; everything else
 /// is in [`settle`].
 #[inline(always)]
-fn current_cell(task: Task, state: Shared<TaskBooks>) -> Option<Shared<SchedCell>> {
+fn current_cell(task: Task, state: Shared<TaskState>) -> Option<Shared<SchedCell>> {
     if member!(state.css_set).get() == task.css_set()
         && let Some(cell) = cell_on_this_cpu(member!(state.first_cell).get())
         && cell.owner().get() == member!(state.owner).get()
@@ -227,7 +227,7 @@ fn cell_on_this_cpu(first_cell: u32) -> Option<Shared<SchedCell>> {
 ///
 /// Not inlined, so that the hot way stays one straight line.
 #[inline(never)]
-fn settle(task: Task, state: Shared<TaskBooks>) -> i32 {
+fn settle(task: Task, state: Shared<TaskState>) -> i32 {
     let css_set = task.css_set();
     let id = task.cgroup().id();
     let owner = member!(state.owner).get();
@@ -254,7 +254,7 @@ fn settle(task: Task, state: Shared<TaskBooks>) -> i32 {
 /// Without one (a thread that was moved with its leader) up to now if it has been running since before
 /// the move, which the agent's `in_flight` cuts short; nothing if it got its CPU later.
 #[inline(always)]
-fn charge_left(task: Task, state: Shared<TaskBooks>, owner: u64, marked: bool) {
+fn charge_left(task: Task, state: Shared<TaskState>, owner: u64, marked: bool) {
     let run_ns = member!(state.run_ns).get();
     let (until, enter) = if marked {
         let until = member!(state.run_mark).get().max(run_ns);

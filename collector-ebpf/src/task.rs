@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{Global, macros::btf_map};
-use collector_common::{sched::TaskBooks, stat::Stat};
+use collector_common::{sched::TaskState, stat::Stat};
 
 use crate::{
     cell,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[btf_map]
-static TASK_BOOKS: TaskStorage<TaskBooks> = TaskStorage::new();
+static TASK_STATE: TaskStorage<TaskState> = TaskStorage::new();
 
 /// CLOCK_MONOTONIC at which the agent loaded the programs, ns: a task born later has done
 /// everything it ever did under their eyes.
@@ -25,18 +25,18 @@ static LOADED_AT: Global<u64> = Global::new(0);
 
 /// A task's state, `None` if it has none.
 #[inline(always)]
-pub fn state(task: Task) -> Option<Shared<TaskBooks>> {
-    TASK_BOOKS.find(task)
+pub fn state(task: Task) -> Option<Shared<TaskState>> {
+    TASK_STATE.find(task)
 }
 
 /// A task's state, made if need be: zero for a task born since the programs were loaded, else its
 /// present clocks.
 #[inline(always)]
-pub fn state_or_new(task: Task) -> Option<Shared<TaskBooks>> {
+pub fn state_or_new(task: Task) -> Option<Shared<TaskState>> {
     if let Some(state) = state(task) {
         return Some(state);
     }
-    let state = TASK_BOOKS.find_or_make(task)?;
+    let state = TASK_STATE.find_or_make(task)?;
     if task.start_time() <= LOADED_AT.load() {
         sched::take_baseline(task, state);
     }
@@ -46,7 +46,7 @@ pub fn state_or_new(task: Task) -> Option<Shared<TaskBooks>> {
 /// Notes the slot in which a task counts from now on. A task in the overflow slot tries again at its
 /// next switch-out.
 #[inline(always)]
-pub fn enter(state: Shared<TaskBooks>, slot: Slot, css_set: u64) {
+pub fn enter(state: Shared<TaskState>, slot: Slot, css_set: u64) {
     member!(state.slot).set(slot.number);
     member!(state.first_cell).set(cell::first_cell(slot.number));
     member!(state.owner).set(slot.owner);

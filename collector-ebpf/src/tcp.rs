@@ -19,7 +19,7 @@ use collector_common::{
     field,
     histogram::{bucket, long_bucket},
     stat::Stat,
-    tcp::{TcpBooks, TcpCell},
+    tcp::{TcpCell, TcpState},
 };
 
 use crate::{
@@ -38,7 +38,7 @@ static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
 /// State of connections. The kernel makes it on request and frees it with the socket.
 #[btf_map]
-static TCP_BOOKS: SkStorage<TcpBooks> = SkStorage::new();
+static TCP_BOOKS: SkStorage<TcpState> = SkStorage::new();
 
 /// States, include/net/tcp_states.h.
 const SYN_SENT: i32 = 2;
@@ -241,7 +241,7 @@ pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn count_retransmits(sock: TcpSock, state: Shared<TcpBooks>, cell: Shared<TcpCell>) {
+fn count_retransmits(sock: TcpSock, state: Shared<TcpState>, cell: Shared<TcpCell>) {
     let total = sock.retransmits();
     let counted = member!(state.retransmits);
     let gained = total.wrapping_sub(counted.get());
@@ -259,14 +259,14 @@ fn cell_of(sock: TcpSock) -> Option<Shared<TcpCell>> {
 
 /// A socket's state, `None` if it has none.
 #[inline(always)]
-fn state(sock: TcpSock) -> Option<Shared<TcpBooks>> {
+fn state(sock: TcpSock) -> Option<Shared<TcpState>> {
     // SAFETY: a full socket.
     unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), false) }
 }
 
 /// A socket's state, made if need be.
 #[inline(always)]
-fn state_or_new(sock: TcpSock) -> Option<Shared<TcpBooks>> {
+fn state_or_new(sock: TcpSock) -> Option<Shared<TcpState>> {
     // SAFETY: as in `state`.
     let state = unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), true) };
     if state.is_none() {

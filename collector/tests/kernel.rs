@@ -76,7 +76,7 @@ fn wrong_shapes() -> Result<()> {
     let kernel = Kernel::load(&Options {
         programs: Vec::new(),
         max_slots: 64,
-        lanes: kernel::possible_cpus()?,
+        cpus: kernel::possible_cpus()?,
         log_level: 0,
     })?;
     let drops = kernel.map("DROPS")?;

@@ -82,11 +82,11 @@ fn references_to_map_values_are_found() {
     for line in [
         "    let control = unsafe { &mut *control };",
         "    let Some(control) = TASKS.get_ptr_mut(0) else {",
-        "    unsafe { TASK_BOOKS.get(task, 0).as_mut() }",
+        "    unsafe { TASK_STATE.get(task, 0).as_mut() }",
         "pub unsafe fn add(counter: *mut u64, n: u64) {",
         "fn cell_of(sock: TcpSock) -> Option<*mut TcpCell> {",
         "        cell::add(&raw mut (*cell).active, 1);",
-        "    unsafe { bpf_loop(lanes(), callback as *mut c_void, ptr::null_mut(), 0) };",
+        "    unsafe { bpf_loop(cpus(), callback as *mut c_void, ptr::null_mut(), 0) };",
         "    match unsafe { SUBMITTERS.get(request) } {",
         "    let zero = zero.get(0)?;",
     ] {

@@ -45,7 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["agent", "cgroup", "kernel", "runtime", "settings"],
     ),
     ("healthcheck", &[]),
-    ("dump", &[]),
+    ("dump", &["exposition"]),
 ];
 
 fn files(path: &Path, found: &mut Vec<PathBuf>) {

@@ -229,12 +229,12 @@ fn interval() -> Result<()> {
     // The first request starts the intervals.
     let first = container(&agent, &cgroup.id)?;
     let metrics = agent.scrape()?;
-    let (books, usage) = (worker.books()?, cgroup.cpu_seconds()?);
+    let (statistics, usage) = (worker.statistics()?, cgroup.cpu_seconds()?);
     worker.run("spin 200")?;
     worker.run("sleeps 50")?;
     let record = container(&agent, &cgroup.id)?;
     let (periods, used) = (
-        worker.books()?.periods - books.periods,
+        worker.statistics()?.periods - statistics.periods,
         cgroup.cpu_seconds()? - usage,
     );
     let interval = number(&record, "/interval_seconds")?;

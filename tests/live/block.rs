@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     Test,
     agent::Agent,
+    block_device::{Disk, Loop, Mapped, Mounted, Stats, Zram},
     cgroup::{self, Cgroup, Hierarchy},
-    disk::{Disk, Loop, Mapped, Mounted, Stats, Zram},
     metrics::{Metrics, same},
     needs::Need,
     worker::Worker,
@@ -228,10 +228,10 @@ fn tells_of_flushes() -> Result<bool> {
 /// The kernel's statistics take the end of a request later than the agent, after the request's bios
 /// were completed. The difference is nanoseconds, or longer if that was interrupted. The kernel
 /// also drops fractions of a millisecond.
-fn same_time(what: &str, found: f64, books: f64) -> Result<()> {
+fn same_time(what: &str, found: f64, statistics: f64) -> Result<()> {
     ensure!(
-        found <= books * 1.001 + 1.0 && found * 2.0 >= books,
-        "{what}: {found} ms instead of {books} ms"
+        found <= statistics * 1.001 + 1.0 && found * 2.0 >= statistics,
+        "{what}: {found} ms instead of {statistics} ms"
     );
     Ok(())
 }

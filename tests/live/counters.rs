@@ -72,19 +72,19 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "container_fs_io_time_seconds_total",
-        "only the host has it, see `disk_stats`",
+        "only the host has it, see `disk`",
     ),
     (
         "container_fs_io_time_weighted_seconds_total",
-        "only the host has it, see `disk_stats`",
+        "only the host has it, see `disk`",
     ),
     (
         "container_fs_reads_merged_total",
-        "only the host has it, see `disk_stats`",
+        "only the host has it, see `disk`",
     ),
     (
         "container_fs_writes_merged_total",
-        "only the host has it, see `disk_stats`",
+        "only the host has it, see `disk`",
     ),
     (
         "container_pressure_memory_waiting_seconds_total",

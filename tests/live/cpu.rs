@@ -62,10 +62,10 @@ fn check(agent: &Agent, cgroup: &Cgroup, fraction: f64, slack: f64) -> Result<Me
 /// the last tick to the cgroup that it is moved to. The agent adds it to the cgroup that it leaves.
 /// An emulated CPU may have no tick while the real CPU is busy, so only the sum is certain there.
 fn check_both(agent: &Agent, both: [&Cgroup; 2], slack: f64) -> Result<()> {
-    let books = || -> Result<f64> { Ok(both[0].cpu_seconds()? + both[1].cpu_seconds()?) };
-    let before = books()?;
+    let statistics = || -> Result<f64> { Ok(both[0].cpu_seconds()? + both[1].cpu_seconds()?) };
+    let before = statistics()?;
     let metrics = agent.scrape()?;
-    let window = books()? - before;
+    let window = statistics()? - before;
     let found = metrics.of(&both[0].id, USAGE)? + metrics.of(&both[1].id, USAGE)?;
     agree("both", found, before, 0.01, TICK + window)?;
     if !emulated() {

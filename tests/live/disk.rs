@@ -1,442 +1,59 @@
-//! Disks for the tests, their statistics in /proc/diskstats, and I/O of known size on them.
+//! The kernel's statistics of whole disks. Oracle: /proc/diskstats, read before and after a scrape.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::{
-        fd::AsRawFd,
-        unix::fs::{FileExt, OpenOptionsExt},
-    },
-    path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-/// A disk's line in /proc/diskstats (Documentation/admin-guide/iostats.rst): requests, sectors of
-/// 512 bytes, milliseconds. Flushes have no sectors.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stats {
-    pub reads: f64,
-    pub read_sectors: f64,
-    pub read_ms: f64,
-    pub writes: f64,
-    pub write_sectors: f64,
-    pub write_ms: f64,
-    pub discards: f64,
-    pub discard_sectors: f64,
-    pub flushes: f64,
-}
+use crate::{Test, agent::Agent, needs::Need};
 
-impl std::ops::Sub for Stats {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        Self {
-            reads: self.reads - other.reads,
-            read_sectors: self.read_sectors - other.read_sectors,
-            read_ms: self.read_ms - other.read_ms,
-            writes: self.writes - other.writes,
-            write_sectors: self.write_sectors - other.write_sectors,
-            write_ms: self.write_ms - other.write_ms,
-            discards: self.discards - other.discards,
-            discard_sectors: self.discard_sectors - other.discard_sectors,
-            flushes: self.flushes - other.flushes,
-        }
-    }
-}
+pub const TESTS: &[Test] = &[("disk::equal_to_diskstats", &[Need::Agent], diskstats)];
 
-/// A disk by its path.
-#[derive(Clone, Debug)]
-pub struct Disk(pub String);
-
-impl Disk {
-    /// The kernel's statistics of the disk.
-    pub fn stats(&self) -> Result<Stats> {
-        let name = self.0.trim_start_matches("/dev/");
-        let text = fs::read_to_string("/proc/diskstats")?;
-        let numbers: Vec<f64> = text
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .find(|words| words.get(2) == Some(&name))
-            .with_context(|| format!("no {name} in /proc/diskstats"))?
-            .iter()
-            .skip(3)
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        ensure!(numbers.len() >= 17, "/proc/diskstats has no flushes");
-        Ok(Stats {
-            reads: numbers[0],
-            read_sectors: numbers[2],
-            read_ms: numbers[3],
-            writes: numbers[4],
-            write_sectors: numbers[6],
-            write_ms: numbers[7],
-            discards: numbers[11],
-            discard_sectors: numbers[13],
-            flushes: numbers[15],
-        })
-    }
-
-    /// `MAJOR:MINOR`
-    pub fn number(&self) -> Result<String> {
-        let name = self.0.trim_start_matches("/dev/");
-        let text = fs::read_to_string(format!("/sys/class/block/{name}/dev"))?;
-        Ok(text.trim().to_owned())
-    }
-}
-
-static NUMBER: AtomicU32 = AtomicU32::new(0);
-
-fn unique(what: &str) -> String {
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("cgmeter-test-{what}-{}-{number}", std::process::id())
-}
-
-// include/uapi/linux/loop.h, fs.h
-const LOOP_SET_FD: libc::c_ulong = 0x4C00;
-const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
-const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
-const BLKDISCARD: libc::c_ulong = 0x1277;
-
-fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<libc::c_int> {
-    // SAFETY: the argument is a number or the address of what the request takes.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, argument) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result)
-}
-
-/// A loop device over its own file.
-pub struct Loop {
-    /// The device.
-    pub disk: Disk,
-    device: File,
-    file: PathBuf,
-}
-
-impl Loop {
-    /// Creates a loop device of so many bytes over a sparse file.
-    pub fn new(bytes: u64) -> Result<Self> {
-        Self::over(std::env::temp_dir().join(unique("disk")), bytes)
-    }
-
-    /// Creates a loop device over the given file, which is created too.
-    pub fn over(file: PathBuf, bytes: u64) -> Result<Self> {
-        let backing = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&file)
-            .with_context(|| format!("making {}", file.display()))?;
-        let made = backing
-            .set_len(bytes)
-            .map_err(Into::into)
-            .and_then(|()| attach(&backing));
-        match made {
-            Ok((disk, device)) => Ok(Self { disk, device, file }),
-            Err(error) => {
-                let _ = fs::remove_file(&file);
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Binds a file to a free loop device.
-fn attach(backing: &File) -> Result<(Disk, File)> {
-    let control = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/loop-control")?;
-    for _ in 0..100 {
-        let number = ioctl(&control, LOOP_CTL_GET_FREE, 0)?;
-        let path = format!("/dev/loop{number}");
-        let device = OpenOptions::new().read(true).write(true).open(&path)?;
-        match ioctl(&device, LOOP_SET_FD, backing.as_raw_fd() as libc::c_ulong) {
-            Ok(_) => return Ok((Disk(path), device)),
-            // Another process was faster.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(error).context(path),
-        }
-    }
-    bail!("no loop device is free");
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = ioctl(&self.device, LOOP_CLR_FD, 0);
-        let _ = fs::remove_file(&self.file);
-    }
-}
-
-/// A compressed memory disk. Its driver handles bios without requests.
-pub struct Zram {
-    /// The device.
-    pub disk: Disk,
-    number: String,
-}
-
-/// The directory for creating zram devices.
-pub const ZRAM_CONTROL: &str = "/sys/class/zram-control";
-
-impl Zram {
-    /// Creates a zram device of so many bytes.
-    pub fn new(bytes: u64) -> Result<Self> {
-        let number = fs::read_to_string(format!("{ZRAM_CONTROL}/hot_add"))?;
-        let number = number.trim().to_owned();
-        let zram = Self {
-            disk: Disk(format!("/dev/zram{number}")),
-            number,
+/// The name of the first disk with any I/O, and its columns 12, 13, 14, 5 and 9.
+fn first() -> Result<(String, [f64; 5])> {
+    let text = fs::read_to_string("/proc/diskstats")?;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |column: usize| {
+            words
+                .get(column - 1)
+                .and_then(|word| word.parse::<f64>().ok())
         };
-        let size = format!("/sys/block/zram{}/disksize", zram.number);
-        fs::write(size, bytes.to_string()).context("sizing a zram device")?;
-        Ok(zram)
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        let _ = fs::write(format!("/sys/block/zram{}/reset", self.number), "1");
-        let _ = fs::write(format!("{ZRAM_CONTROL}/hot_remove"), &self.number);
-    }
-}
-
-/// A device-mapper disk, created by dmsetup from a table.
-pub struct Mapped {
-    /// The device.
-    pub disk: Disk,
-    name: String,
-}
-
-impl Mapped {
-    /// Creates a disk from a table.
-    pub fn new(table: &str) -> Result<Self> {
-        let name = unique("mapped");
-        run(Command::new("dmsetup").args(["create", &name, "--table", table]))?;
-        let mut mapped = Self {
-            disk: Disk(String::new()),
-            name,
-        };
-        let info = ["info", "-c", "--noheadings", "-o", "blkdevname"];
-        let named = run(Command::new("dmsetup").args(info).arg(&mapped.name))?;
-        mapped.disk = Disk(format!("/dev/{}", named.trim()));
-        Ok(mapped)
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        let _ = run(Command::new("dmsetup").args(["remove", "--retry", &self.name]));
-    }
-}
-
-/// A file system mounted on its own folder.
-pub struct Mounted(PathBuf);
-
-impl Mounted {
-    /// Formats a disk with ext4 and mounts it.
-    pub fn ext4(disk: &Disk) -> Result<Self> {
-        // Initialise everything now, so that nothing is written later in the background.
-        let eager = "lazy_itable_init=0,lazy_journal_init=0";
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", eager, &disk.0]))?;
-        Self::new(&disk.0, "ext4", "")
-    }
-
-    /// Mounts a tmpfs of so many bytes.
-    pub fn tmpfs(bytes: u64) -> Result<Self> {
-        Self::new("tmpfs", "tmpfs", &format!("size={bytes}"))
-    }
-
-    fn new(source: &str, kind: &str, options: &str) -> Result<Self> {
-        let folder = std::env::temp_dir().join(unique("mount"));
-        fs::create_dir(&folder)?;
-        let mounted = Self(folder);
-        let string = |text: &str| std::ffi::CString::new(text);
-        let (source, kind, options) = (string(source)?, string(kind)?, string(options)?);
-        let path = std::ffi::CString::new(mounted.0.as_os_str().as_encoded_bytes())?;
-        // SAFETY: all of them are NUL-terminated strings.
-        let result = unsafe {
-            libc::mount(
-                source.as_ptr(),
-                path.as_ptr(),
-                kind.as_ptr(),
-                0,
-                options.as_ptr().cast(),
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error()).context("mounting");
+        let name = words.get(2).context("no name")?;
+        let busy = number(13).unwrap_or(0.0) > 0.0;
+        if busy && fs::metadata(format!("/sys/block/{name}")).is_ok() {
+            let columns = [12, 13, 14, 5, 9].map(|column| number(column).unwrap_or(-1.0));
+            return Ok((format!("/dev/{name}"), columns));
         }
-        Ok(mounted)
     }
-
-    /// The mount point.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Writes back all dirty data of the file system, with syncfs(2).
-    pub fn sync(&self) -> Result<()> {
-        let folder = File::open(&self.0)?;
-        // SAFETY: the descriptor is open.
-        if unsafe { libc::syncfs(folder.as_raw_fd()) } != 0 {
-            return Err(io::Error::last_os_error()).context("syncfs");
-        }
-        Ok(())
-    }
+    anyhow::bail!("no disk has had any I/O")
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if let Ok(path) = std::ffi::CString::new(self.0.as_os_str().as_encoded_bytes()) {
-            // SAFETY: the string is NUL-terminated.
-            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-        }
-        let _ = fs::remove_dir(&self.0);
+fn diskstats() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let (device, before) = first()?;
+    let metrics = agent.scrape()?;
+    let (_, after) = first()?;
+    let labels = [("id", "/"), ("device", device.as_str())];
+    for (at, (name, unit)) in [
+        ("container_fs_io_time_seconds_total", 1e3),
+        ("container_fs_io_time_weighted_seconds_total", 1e3),
+        ("container_fs_reads_merged_total", 1.0),
+        ("container_fs_writes_merged_total", 1.0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let found = metrics.get(name, &labels)? * unit;
+        let (least, most) = (before[at + 1], after[at + 1]);
+        ensure!(
+            (least - 1e-6..=most + 1e-6).contains(&found),
+            "{name} of {device}: {found} instead of {least} to {most}"
+        );
     }
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {errors}");
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Alignment of direct I/O.
-const BLOCK: usize = 4096;
-
-/// A worker's order: `read|write|fail|dirty PATH SIZE COUNT`, `discard PATH BYTES`, `fsync PATH`,
-/// `mix PATH COUNT SEED`.
-pub fn order(words: &[&str]) -> Result<()> {
-    let path = *words.get(1).context("no path")?;
-    let number = |at: usize| -> Result<usize> { Ok(words.get(at).context("too few")?.parse()?) };
-    match words[0] {
-        "read" => direct(path, number(2)?, number(3)?, |file, buffer, at| {
-            file.read_exact_at(buffer, at)
-        }),
-        "write" => direct(path, number(2)?, number(3)?, |file, buffer, at| {
-            file.write_all_at(buffer, at)
-        }),
-        "fail" => direct(path, number(2)?, number(3)?, |file, buffer, at| match file
-            .write_at(buffer, at)
-        {
-            Err(_) => Ok(()),
-            Ok(_) => Err(io::Error::other("it did not fail")),
-        }),
-        "fail-read" => direct(path, number(2)?, number(3)?, |file, buffer, at| match file
-            .read_at(buffer, at)
-        {
-            Err(_) => Ok(()),
-            Ok(_) => Err(io::Error::other("it did not fail")),
-        }),
-        "dirty" => {
-            let file = File::create(path)?;
-            for at in 0..number(3)? {
-                file.write_all_at(&vec![at as u8; number(2)?], (at * number(2)?) as u64)?;
-            }
-            Ok(())
-        }
-        "discard" => {
-            let file = OpenOptions::new().write(true).open(path)?;
-            let range = [0u64, number(2)? as u64];
-            ioctl(&file, BLKDISCARD, (&raw const range) as libc::c_ulong)?;
-            Ok(())
-        }
-        "fsync" => Ok(OpenOptions::new().write(true).open(path)?.sync_all()?),
-        "mix" => mix(path, number(2)?, number(3)? as u64),
-        other => bail!("unknown I/O {other:?}"),
-    }
-}
-
-fn open_direct(path: &str) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-}
-
-/// Returns an aligned part of a buffer.
-fn aligned(buffer: &mut [u8], size: usize) -> &mut [u8] {
-    let start = buffer.as_ptr().align_offset(BLOCK);
-    &mut buffer[start..start + size]
-}
-
-/// Sequential direct I/O from the start of a disk.
-fn direct(
-    path: &str,
-    size: usize,
-    count: usize,
-    mut io: impl FnMut(&File, &mut [u8], u64) -> io::Result<()>,
-) -> Result<()> {
-    let file = open_direct(path)?;
-    let mut buffer = vec![0x5a; size + BLOCK];
-    let buffer = aligned(&mut buffer, size);
-    for at in 0..count {
-        io(&file, buffer, (at * size) as u64)?;
-    }
+    ensure!(metrics.get("container_fs_io_current", &labels)? >= 0.0);
+    ensure!(
+        metrics.count("container_fs_io_current", &[("device", device.as_str())]) == 1,
+        "only the host has it"
+    );
     Ok(())
-}
-
-/// Four threads read and write varying sizes at varying offsets, and the kernel merges and splits
-/// the requests. I/O in the first half of the disk is direct. In the second half it is cached, with
-/// a sync now and then.
-fn mix(path: &str, count: usize, seed: u64) -> Result<()> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4)
-            .map(|thread| scope.spawn(move || mix_one(path, count, seed * 4 + thread)))
-            .collect();
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        }
-        Ok(())
-    })
-}
-
-fn mix_one(path: &str, count: usize, seed: u64) -> Result<()> {
-    const LARGEST: usize = 512 << 10;
-    let direct = seed.is_multiple_of(2);
-    let file = if direct {
-        open_direct(path)?
-    } else {
-        OpenOptions::new().read(true).write(true).open(path)?
-    };
-    let half = file_size(&file)? as usize / BLOCK / 2;
-    let first = if direct { 0 } else { half };
-    let mut buffer = vec![0xa5; LARGEST + BLOCK];
-    let buffer = aligned(&mut buffer, LARGEST);
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 33) as usize % below
-    };
-    for n in 0..count {
-        let blocks = 1 + random(LARGEST / BLOCK);
-        let at = ((first + random(half - blocks)) * BLOCK) as u64;
-        let part = &mut buffer[..blocks * BLOCK];
-        if random(2) == 0 {
-            file.read_exact_at(part, at)?;
-        } else {
-            file.write_all_at(part, at)?;
-        }
-        if !direct && n % 16 == 15 {
-            file.sync_all()?;
-        }
-    }
-    if !direct {
-        file.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Size of a disk or a file, found by seeking.
-fn file_size(file: &File) -> Result<u64> {
-    Ok(io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?)
 }

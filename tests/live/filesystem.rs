@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     Test,
     agent::Agent,
-    disk::Loop,
+    block_device::Loop,
     metrics::{Metrics, same},
     mounted::{Folder, isolated, mount, unmount},
     needs::Need,

@@ -201,7 +201,7 @@ impl Workload {
     }
 
     /// The counters of its interface in /proc.
-    fn books(&self) -> Result<[f64; 8]> {
+    fn statistics(&self) -> Result<[f64; 8]> {
         wire::interface_of(self.0[0].worker.pid(), "eth0")
     }
 
@@ -222,9 +222,9 @@ impl Workload {
 /// itself.
 fn at_rest(workload: &Workload, contained: &Contained<'_>, agent: &Agent) -> Result<[String; 2]> {
     for _ in 0..100 {
-        let before = workload.books()?;
+        let before = workload.statistics()?;
         let scrapes = [contained.scrape()?, agent.body("/metrics", "")?];
-        if workload.books()? == before {
+        if workload.statistics()? == before {
             return Ok(scrapes);
         }
         sleep(Duration::from_millis(50));
@@ -270,7 +270,7 @@ fn same_numbers() -> Result<()> {
     same(
         "packets sent",
         workload.sent(&metrics),
-        workload.books()?[5],
+        workload.statistics()?[5],
     )?;
     ensure!(workload.sent(&metrics) >= DATAGRAMS);
     let used = metrics.of(id, "container_cpu_usage_seconds_total")?;

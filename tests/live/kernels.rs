@@ -24,7 +24,7 @@ const SHORT: &[&str] = &[
     "tasks::tables_of_threads",
     "tasks::a_sleeping_process_is_moved",
     // Controller files. On the host the controllers may be in v1.
-    "limits::",
+    "pids::",
     "memory::usage_and_statistics",
     "memory::the_host",
     "memory::limits",

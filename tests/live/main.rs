@@ -12,6 +12,7 @@ mod agent;
 mod alerts;
 mod api;
 mod block;
+mod block_device;
 mod cgroup;
 mod compose;
 mod counters;
@@ -21,7 +22,6 @@ mod custom;
 mod dashboards;
 mod demo;
 mod disk;
-mod disk_stats;
 mod docker;
 mod docker_ills;
 mod drops;
@@ -34,7 +34,6 @@ mod harness;
 mod image;
 mod io;
 mod kernels;
-mod limits;
 mod machine;
 mod memory;
 mod metrics;
@@ -46,6 +45,7 @@ mod net;
 mod netdev;
 mod netns;
 mod panels;
+mod pids;
 mod podman;
 mod pressure;
 mod process;
@@ -79,7 +79,7 @@ const TESTS: &[&[Test]] = &[
     tasks::TESTS,
     machine::TESTS,
     filesystem::TESTS,
-    limits::TESTS,
+    pids::TESTS,
     memory::TESTS,
     pressure::TESTS,
     io::TESTS,
@@ -88,7 +88,7 @@ const TESTS: &[&[Test]] = &[
     slots::TESTS,
     counters::TESTS,
     block::TESTS,
-    disk_stats::TESTS,
+    disk::TESTS,
     net::TESTS,
     netdev::TESTS,
     tcp::TESTS,

@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use crate::{
     Test,
     agent::Agent,
+    block_device::{Disk, Mounted},
     cgroup::Cgroup,
-    disk::{Disk, Mounted},
     metrics::{Metrics, agree, same},
     needs::{self, Need},
     trace::Trace,

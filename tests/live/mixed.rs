@@ -15,8 +15,8 @@ use http_client::Request;
 
 use crate::{
     agent::{binary, free_port},
+    block_device::{Loop, Mounted},
     cgroup::Cgroup,
-    disk::{Loop, Mounted},
     twin::Twin,
     worker::Worker,
 };

@@ -134,11 +134,19 @@ fn excess() -> Result<()> {
         .map(|n| top.child(&format!("n{n}")))
         .collect::<Result<Vec<_>>>()?;
     let metrics = agent.scrape()?;
-    same("folded", metrics.get("cgmeter_cgroups_folded", &[])?, 0.0)?;
+    same(
+        "suppressed",
+        metrics.get("cgmeter_cgroups_suppressed", &[])?,
+        0.0,
+    )?;
     let (one, two) = (top.child("one.service")?, top.child("two.service")?);
     Worker::once(&nameless[2], "spin 60")?;
     let metrics = agent.scrape()?;
-    same("folded", metrics.get("cgmeter_cgroups_folded", &[])?, 1.0)?;
+    same(
+        "suppressed",
+        metrics.get("cgmeter_cgroups_suppressed", &[])?,
+        1.0,
+    )?;
     // Cgroups with a name have priority, then older ones.
     for (cgroup, exported) in [
         (&top, 1),
@@ -157,7 +165,7 @@ fn excess() -> Result<()> {
     ensure!(logged("--cgroup.export-max") == 1, "{}", agent.log());
     one.remove()?;
     let until = Instant::now() + Duration::from_secs(20);
-    while agent.scrape()?.get("cgmeter_cgroups_folded", &[])? > 0.0 {
+    while agent.scrape()?.get("cgmeter_cgroups_suppressed", &[])? > 0.0 {
         ensure!(Instant::now() < until, "{} is still reported", one.id);
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -146,7 +146,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             .is_err()
             .then(|| "needs a kernel that measures pressure (psi=1)".to_owned()),
         Need::Loop => missing_path("/dev/loop-control", "loop devices"),
-        Need::Zram => missing_path(crate::disk::ZRAM_CONTROL, "zram devices"),
+        Need::Zram => missing_path(crate::block_device::ZRAM_CONTROL, "zram devices"),
         Need::DeviceMapper => missing_path("/dev/mapper/control", "the device mapper")
             .or_else(|| missing(&[Need::Program("dmsetup")])),
         Need::SpareDisk => match std::env::var_os("CGMETER_EMULATED") {

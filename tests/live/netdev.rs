@@ -70,17 +70,17 @@ fn scrape_at_rest<const N: usize>(
     agent: &Agent,
     ends: [&Worker; N],
 ) -> Result<(Metrics, [[f64; 8]; N])> {
-    let books = || -> Result<[[f64; 8]; N]> {
-        let mut books = [[0.0; 8]; N];
-        for (book, end) in books.iter_mut().zip(ends) {
+    let statistics = || -> Result<[[f64; 8]; N]> {
+        let mut statistics = [[0.0; 8]; N];
+        for (book, end) in statistics.iter_mut().zip(ends) {
             *book = wire::interface_of(end.pid(), "eth0")?;
         }
-        Ok(books)
+        Ok(statistics)
     };
     for _ in 0..100 {
-        let before = books()?;
+        let before = statistics()?;
         let metrics = agent.scrape()?;
-        if books()? == before {
+        if statistics()? == before {
             return Ok((metrics, before));
         }
         sleep(Duration::from_millis(50));
@@ -110,24 +110,24 @@ fn equal() -> Result<()> {
     datagrams(&mut ends, 60)?;
     ends[0].worker.run("frames eth0 7")?;
     let [one, other] = &ends;
-    let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
-    equals_proc(&metrics, one, books[0])?;
-    equals_proc(&metrics, other, books[1])?;
+    let (metrics, statistics) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
+    equals_proc(&metrics, one, statistics[0])?;
+    equals_proc(&metrics, other, statistics[1])?;
     let [bytes, packets, _, dropped, ..] = counters(&metrics, &other.cgroup.id, "eth0")?;
     same("frames of an unknown protocol", dropped, 7.0)?;
     ensure!(packets >= 67.0 && bytes >= 60.0 * 542.0 + 7.0 * 60.0);
     // The same at later scrapes.
     datagrams(&mut ends, 30)?;
     let [one, other] = &ends;
-    let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
-    equals_proc(&metrics, one, books[0])?;
-    equals_proc(&metrics, other, books[1])?;
+    let (metrics, statistics) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
+    equals_proc(&metrics, one, statistics[0])?;
+    equals_proc(&metrics, other, statistics[1])?;
     // An agent that starts later sees the same.
     drop(agent);
     let agent = Agent::start(&[])?;
-    let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
-    equals_proc(&metrics, one, books[0])?;
-    equals_proc(&metrics, other, books[1])
+    let (metrics, statistics) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
+    equals_proc(&metrics, one, statistics[0])?;
+    equals_proc(&metrics, other, statistics[1])
 }
 
 fn host() -> Result<()> {
@@ -196,8 +196,8 @@ fn shared() -> Result<()> {
     datagrams(&mut ends, 20)?;
     let [one, other] = &ends;
     for _ in 0..2 {
-        let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
-        equals_proc(&metrics, one, books[0])?;
+        let (metrics, statistics) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
+        equals_proc(&metrics, one, statistics[0])?;
         for guest in [&younger, &early] {
             same(
                 "interfaces of a guest",
@@ -216,8 +216,8 @@ fn heir() -> Result<()> {
     let (heir, heirs) = guest(&ends[0])?;
     datagrams(&mut ends, 20)?;
     let [one, other] = ends;
-    let (metrics, books) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
-    equals_proc(&metrics, &one, books[0])?;
+    let (metrics, statistics) = scrape_at_rest(&agent, [&one.worker, &other.worker])?;
+    equals_proc(&metrics, &one, statistics[0])?;
     let id = one.cgroup.id.clone();
     // The owner ends. It retains its counts, and new packets are counted for the heir.
     let End { worker, cgroup } = one;

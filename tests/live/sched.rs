@@ -9,7 +9,7 @@ use crate::{
     cgroup::Cgroup,
     metrics::{Metrics, agree, same},
     needs::Need,
-    worker::{Books, Worker},
+    worker::{TaskStatistics, Worker},
 };
 
 pub const TESTS: &[Test] = &[
@@ -65,7 +65,7 @@ impl Drop for DelayAccounting {
 
 /// The increase of the kernel's statistics and of the agent's counters during a job.
 struct Job {
-    books: Books,
+    statistics: TaskStatistics,
     before: Metrics,
     after: Metrics,
     id: String,
@@ -81,20 +81,20 @@ impl Job {
 
 /// Gives all workers, in one cgroup, their orders at once and waits for all of them.
 fn measure(agent: &Agent, cgroup: &Cgroup, workers: &mut [Worker], orders: &[&str]) -> Result<Job> {
-    let sum = |workers: &[Worker]| -> Result<Books> {
+    let sum = |workers: &[Worker]| -> Result<TaskStatistics> {
         workers
             .iter()
-            .try_fold(Books::default(), |mut sum, worker| {
-                let books = worker.books()?;
-                sum.run += books.run;
-                sum.wait += books.wait;
-                sum.periods += books.periods;
-                sum.voluntary += books.voluntary;
-                sum.involuntary += books.involuntary;
+            .try_fold(TaskStatistics::default(), |mut sum, worker| {
+                let statistics = worker.statistics()?;
+                sum.run += statistics.run;
+                sum.wait += statistics.wait;
+                sum.periods += statistics.periods;
+                sum.voluntary += statistics.voluntary;
+                sum.involuntary += statistics.involuntary;
                 Ok(sum)
             })
     };
-    let (books, before) = (sum(workers)?, agent.scrape()?);
+    let (statistics, before) = (sum(workers)?, agent.scrape()?);
     for order in orders {
         for worker in workers.iter_mut() {
             worker.order(order)?;
@@ -105,7 +105,7 @@ fn measure(agent: &Agent, cgroup: &Cgroup, workers: &mut [Worker], orders: &[&st
     }
     let (end, after) = (sum(workers)?, agent.scrape()?);
     Ok(Job {
-        books: end - books,
+        statistics: end - statistics,
         before,
         after,
         id: cgroup.id.clone(),
@@ -129,15 +129,21 @@ fn waiting() -> Result<()> {
     let mut workers = workers(&cgroup, 4)?;
     let job = measure(&agent, &cgroup, &mut workers, &["spin 400"])?;
     ensure!(
-        job.books.wait > 1.0,
+        job.statistics.wait > 1.0,
         "four tasks on one CPU waited for {} s only",
-        job.books.wait
+        job.statistics.wait
     );
-    agree("waiting", job.gained(WAIT, &[]), job.books.wait, 0.02, 0.0)?;
+    agree(
+        "waiting",
+        job.gained(WAIT, &[]),
+        job.statistics.wait,
+        0.02,
+        0.0,
+    )?;
     agree(
         "running",
         job.gained("container_cpu_schedstat_run_seconds_total", &[]),
-        job.books.run,
+        job.statistics.run,
         0.001,
         0.0,
     )
@@ -151,26 +157,30 @@ fn switches() -> Result<()> {
     let orders = ["sleeps 300", "spin 100", "pingpong 500", "threads 3 40"];
     let job = measure(&agent, &cgroup, &mut workers, &orders)?;
     ensure!(
-        job.books.voluntary > 900.0 && job.books.involuntary > 10.0,
+        job.statistics.voluntary > 900.0 && job.statistics.involuntary > 10.0,
         "{:?}",
-        job.books
+        job.statistics
     );
     same(
         "voluntary",
         job.gained(SWITCHES, &[("type", "voluntary")]),
-        job.books.voluntary,
+        job.statistics.voluntary,
     )?;
     same(
         "involuntary",
         job.gained(SWITCHES, &[("type", "involuntary")]),
-        job.books.involuntary,
+        job.statistics.involuntary,
     )?;
     same(
         "preemptions",
         job.gained(PREEMPTIONS, &[]),
-        job.books.involuntary,
+        job.statistics.involuntary,
     )?;
-    same("run periods", job.gained(PERIODS, &[]), job.books.periods)
+    same(
+        "run periods",
+        job.gained(PERIODS, &[]),
+        job.statistics.periods,
+    )
 }
 
 fn histogram() -> Result<()> {

@@ -33,7 +33,7 @@ pub struct Worker {
 
 /// The kernel's statistics of a process, summed over its threads.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Books {
+pub struct TaskStatistics {
     /// Seconds on a CPU.
     pub run: f64,
     /// Seconds waiting for a CPU.
@@ -46,7 +46,7 @@ pub struct Books {
     pub involuntary: f64,
 }
 
-impl std::ops::Sub for Books {
+impl std::ops::Sub for TaskStatistics {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
         Self {
@@ -175,8 +175,8 @@ impl Worker {
     }
 
     /// The kernel's statistics of all its threads.
-    pub fn books(&self) -> Result<Books> {
-        let mut sum = Books::default();
+    pub fn statistics(&self) -> Result<TaskStatistics> {
+        let mut sum = TaskStatistics::default();
         for thread in self.threads()? {
             let schedstat = fs::read_to_string(thread.join("schedstat"))?;
             let numbers: Vec<f64> = schedstat
@@ -259,7 +259,7 @@ pub fn main() -> ExitCode {
             "cache-some" => read_some(words.get(1).copied().unwrap_or_default(), number(2)),
             "write" => write_file(words.get(1).copied().unwrap_or_default(), number(2)),
             "io" => {
-                if let Err(error) = crate::disk::order(&words[1..]) {
+                if let Err(error) = crate::block_device::order(&words[1..]) {
                     eprintln!("{line}: {error:#}");
                     return ExitCode::FAILURE;
                 }

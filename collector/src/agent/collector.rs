@@ -72,7 +72,7 @@ impl Collector {
         let snapshot = Snapshot {
             tree,
             slots: &slots,
-            books: self.sources.statistics.as_ref(),
+            statistics: self.sources.statistics.as_ref(),
             time,
         };
         self.sources
@@ -98,7 +98,7 @@ impl Collector {
                 .map(|(name, runs)| (name.to_owned(), runs))
                 .collect(),
             cgroups: tree.counts(),
-            suppressed: tree.folded(),
+            suppressed: tree.suppressed(),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
             kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),

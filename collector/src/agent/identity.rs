@@ -185,7 +185,7 @@ impl Lifecycle {
     /// Chooses the cgroups to export. Logs when cgroups begin or cease to be suppressed.
     pub(super) fn settle(&mut self) {
         self.tree.settle();
-        let suppressed = self.tree.folded();
+        let suppressed = self.tree.suppressed();
         match (self.identities.suppressed, suppressed) {
             (0, 1..) => tracing::warn!(
                 suppressed,

@@ -16,7 +16,7 @@ use super::{collector::Collector, identity::Identities};
 use crate::{
     cgroup::{Event, Hierarchies, Tree, walk},
     kernel::{events, load::monotonic_ns},
-    source::{Change, FinalRecords, ForeignEvent},
+    source::{Change, FinalRecords, V1Event},
 };
 
 /// The tree, and what keeps it up to date.
@@ -69,7 +69,7 @@ impl Collector {
             let renamed = event.kind == CgroupEventKind::Renamed as u32;
             if event.hierarchy != self.lifecycle.hierarchies.unified.hierarchy {
                 let made = (made || renamed).then_some((event.parent, name));
-                let event = ForeignEvent {
+                let event = V1Event {
                     hierarchy: event.hierarchy,
                     id: event.id,
                     made,
@@ -78,7 +78,7 @@ impl Collector {
                     .sources
                     .statistics
                     .as_mut()
-                    .and_then(|books| books.foreign(&event, &self.lifecycle.tree));
+                    .and_then(|statistics| statistics.v1_event(&event, &self.lifecycle.tree));
                 if let Some((node, record)) = last {
                     let record = &record;
                     self.sources.notify(&Change::RemovedV1 { node, record });
@@ -105,7 +105,7 @@ impl Collector {
                     .sources
                     .statistics
                     .as_ref()
-                    .and_then(|books| books.take_last(event.id, 0));
+                    .and_then(|statistics| statistics.take_final_record(event.id, 0));
                 let removed = Change::Removed {
                     id: event.id,
                     node: node.map(|(node, _)| node),
@@ -173,11 +173,11 @@ impl Collector {
     /// Passes the records of v1 cgroups to the sources. Returns those of cgroup2 by id; they are
     /// used once the walk has found which cgroups are gone.
     fn kernel_statistics_after_loss(&mut self) -> HashMap<u64, CgroupRecord> {
-        let Some(books) = &mut self.sources.statistics else {
+        let Some(statistics) = &mut self.sources.statistics else {
             return HashMap::new();
         };
-        let FinalRecords { unified, v1 } = books.take_all_last(&self.lifecycle.tree);
-        books.walk_again();
+        let FinalRecords { unified, v1 } = statistics.take_final_records(&self.lifecycle.tree);
+        statistics.walk_again();
         for (node, record) in &v1 {
             let node = *node;
             self.sources.notify(&Change::RemovedV1 { node, record });

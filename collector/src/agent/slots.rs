@@ -163,7 +163,7 @@ impl Slots {
             }
             // If the node was reaped already, the id leads to the node that its values belong to.
             let node = tree.by_id(id);
-            if let Some(slot) = self.pool.disown(id, &mut sources.cells()) {
+            if let Some(slot) = self.pool.revoke(id, &mut sources.cells()) {
                 self.revoked.push(Revoked {
                     slot,
                     node,

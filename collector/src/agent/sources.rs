@@ -6,14 +6,14 @@ use super::collector::Stages;
 use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
-    source::{Books, Change, Lifecycle, Reading, Snapshot, Source, notify},
+    source::{CgroupStatistics, Change, Lifecycle, Reading, Snapshot, Source, notify},
 };
 
 /// Every source that could be created.
 pub(super) struct Sources {
     pub(super) list: List,
     /// The kernel statistics, where the cgroup iterator can run.
-    pub(super) statistics: Option<Books>,
+    pub(super) statistics: Option<CgroupStatistics>,
     pub(super) availability: Vec<Availability>,
     pub(super) outcome: Outcome,
 }
@@ -72,7 +72,10 @@ impl Outcome {
 }
 
 impl Sources {
-    pub(super) fn new(switchable: Vec<Box<dyn Source>>, statistics: Option<Books>) -> Self {
+    pub(super) fn new(
+        switchable: Vec<Box<dyn Source>>,
+        statistics: Option<CgroupStatistics>,
+    ) -> Self {
         let errors = switchable.iter().map(|source| (source.name(), 0));
         Self {
             outcome: Outcome {
@@ -159,7 +162,12 @@ impl Sources {
         let sources = self.list.switchable.iter();
         let beside: u64 = sources.map(|source| source.report().kernel_memory).sum();
         let cells: u64 = self.cells().iter().map(|cells| cells.bytes()).sum();
-        beside + cells + self.statistics.as_ref().map_or(0, Books::kernel_memory)
+        beside
+            + cells
+            + self
+                .statistics
+                .as_ref()
+                .map_or(0, CgroupStatistics::kernel_memory)
     }
 
     /// Lets sources do work that must not wait for a scrape. Returns the time until the next round.

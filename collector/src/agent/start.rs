@@ -29,7 +29,7 @@ use crate::{
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
     runtime::{self, Directory},
-    source::{Books, Builder, SOURCES, SelfMetrics, Source},
+    source::{Builder, CgroupStatistics, SOURCES, SelfMetrics, Source},
 };
 
 /// Settings of the agent.
@@ -110,11 +110,11 @@ impl Agent {
     ) -> Result<Arc<Self>> {
         let hierarchies = Hierarchies::find(options.root.as_deref())?;
         let root = hierarchies.unified.path.clone();
-        let lanes = kernel::possible_cpus()?;
+        let cpus = kernel::possible_cpus()?;
         let mut kernel = Kernel::load(&load::Options {
             programs: programs_for(&options.sources),
             max_slots: options.max_slots,
-            lanes,
+            cpus,
             log_level: options.kernel_log_level,
         })?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
@@ -130,10 +130,10 @@ impl Agent {
             let found = walk(path).with_context(|| format!("cannot read {}", path.display()))?;
             v1.push((mount.clone(), found));
         }
-        let mut books = None;
+        let mut statistics = None;
         if kernel.is_loaded("pass") {
-            match Books::new(&mut kernel, &hierarchies, v1) {
-                Ok(made) => books = Some(made),
+            match CgroupStatistics::new(&mut kernel, &hierarchies, v1) {
+                Ok(made) => statistics = Some(made),
                 Err(error) => kernel.set_failed("pass", format!("{error:#}")),
             }
         }
@@ -171,10 +171,10 @@ impl Agent {
                 linger: options.linger,
                 lost_events: 0,
             },
-            slots: Slots::new(kernel.slots()?, reserve(lanes)),
+            slots: Slots::new(kernel.slots()?, reserve(cpus)),
             kernel_log,
             kernel,
-            sources: Sources::new(sources, books),
+            sources: Sources::new(sources, statistics),
             own: SelfMetrics::new(registry)?,
         };
         let Collector {

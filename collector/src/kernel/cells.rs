@@ -98,7 +98,7 @@ pub trait SlotMemory: Send {
     fn provide(&mut self, slots: u32) -> io::Result<()>;
     /// Revokes a slot's cells: the next kernel program that would write to them looks up the slot
     /// again.
-    fn disown(&self, slot: u32);
+    fn revoke(&self, slot: u32);
     /// Zeroes a slot's cells.
     fn clear(&self, slot: u32);
     /// Kernel memory used by the chunks, bytes.
@@ -162,7 +162,7 @@ impl<T: Cell> SlotMemory for Cells<T> {
         self.chunks.grow_to(self.chunks_for(slots))
     }
 
-    fn disown(&self, slot: u32) {
+    fn revoke(&self, slot: u32) {
         for (chunk, entry) in self.places(slot) {
             chunk.store(entry, T::OWNER, 0);
         }

@@ -38,7 +38,7 @@ macro_rules! keyed {
 }
 
 keyed! {
-    CgroupRecord, "LAST_RECORDS", None;
+    CgroupRecord, "FINAL_RECORDS", None;
     BlockValue, "BLOCK_IO", Some("BLOCK_ROWS");
     Drops, "DROPS", None;
 }

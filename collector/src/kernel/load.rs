@@ -28,7 +28,7 @@ use super::{
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
     map::Map as TypedMap,
-    pass::{Maps, Pass},
+    pass::{CgroupIterator, Maps},
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     rows::{self, Rows},
     slots::SlotPool,
@@ -45,7 +45,7 @@ pub struct Options {
     /// Maximum number of slots (`--cgroup.max`).
     pub max_slots: u32,
     /// Number of possible CPUs.
-    pub lanes: u32,
+    pub cpus: u32,
     /// Log level of the kernel programs, as a number of aya-log; 0 is off.
     pub log_level: u8,
 }
@@ -55,7 +55,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// The running kernel's types. Present while sources are being created.
     types: Option<btf::Btf>,
-    lanes: u32,
+    cpus: u32,
     max_slots: u32,
     /// Why a program is not loaded. A program without an entry is loaded.
     failures: HashMap<&'static str, String>,
@@ -91,10 +91,10 @@ impl Kernel {
         let btf = types.view(&wanted())?;
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
-        let shards = Shards::Few.count(options.lanes);
-        let keep_last = u32::from(options.programs.contains(&"pass"));
+        let shards = Shards::Few.count(options.cpus);
+        let keep_final_records = u32::from(options.programs.contains(&"pass"));
         for &(map, shards) in CELL_MAPS {
-            let cells = u64::from(slots) * u64::from(shards.count(options.lanes));
+            let cells = u64::from(slots) * u64::from(shards.count(options.cpus));
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
             loader.map_max_entries(map, chunks);
         }
@@ -108,17 +108,17 @@ impl Kernel {
         let ebpf = loader
             .btf(Some(&btf))
             .allow_unsupported_maps()
-            .override_global("LANES", &options.lanes, true)
+            .override_global("CPUS", &options.cpus, true)
             .override_global("SHARDS", &shards, false)
             .override_global("ROWS", &rows, false)
-            .override_global("KEEP_LAST", &keep_last, false)
+            .override_global("KEEP_FINAL_RECORDS", &keep_final_records, false)
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
             .override_global(aya_log::LEVEL, &options.log_level, false)
             .map_max_entries("SLOTS", options.max_slots)
             .map_max_entries("FREE_SLOTS", slots)
             // Requests in flight. Each CPU reserves a part of the entries.
-            .map_max_entries("SUBMITTERS", 4096 + 256 * options.lanes)
+            .map_max_entries("SUBMITTERS", 4096 + 256 * options.cpus)
             // There can be more cgroups than slots. No host has 4 million.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
@@ -127,7 +127,7 @@ impl Kernel {
         let mut kernel = Self {
             ebpf,
             types: Some(types),
-            lanes: options.lanes,
+            cpus: options.cpus,
             max_slots: options.max_slots,
             failures: HashMap::new(),
             wanted: options.programs.clone(),
@@ -285,7 +285,7 @@ impl Kernel {
     ///
     /// If the object lacks the map, or the map has another type or size.
     pub fn cells<T: Cell>(&mut self) -> Result<Cells<T>> {
-        Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.lanes))?)
+        Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.cpus))?)
     }
 
     /// Values keyed by cgroup and a second key.
@@ -355,7 +355,7 @@ impl Kernel {
     /// # Errors
     ///
     /// If its maps can't be mapped.
-    pub fn pass(&mut self) -> Result<Pass> {
+    pub fn pass(&mut self) -> Result<CgroupIterator> {
         let AyaProgram::Iter(program) = self.program_mut("pass")? else {
             bail!("pass is not an iterator");
         };
@@ -365,7 +365,7 @@ impl Kernel {
             records: self.map("RECORDS")?,
             devices: self.map("IO_RECORDS")?,
         };
-        Pass::new(program.as_fd(), &maps)
+        CgroupIterator::new(program.as_fd(), &maps)
     }
 
     /// Lifecycle events.

@@ -73,7 +73,7 @@ impl<T> Word<T> {
     }
 }
 
-/// A field of a map value: `word!(PassControl, next)`.
+/// A field of a map value: `word!(IteratorControl, next)`.
 macro_rules! word {
     ($value:ty, $field:ident) => {
         $crate::kernel::mapping::Word::<$value>::new(
@@ -228,13 +228,13 @@ impl<T> Drop for Mapping<T> {
 
 #[cfg(test)]
 mod tests {
-    use collector_common::{pass::PassControl, sched::SchedCell};
+    use collector_common::{pass::IteratorControl, sched::SchedCell};
 
     use super::*;
 
     #[test]
     fn a_word_is_at_the_offset_of_its_field() {
-        const MISSED: Word<PassControl> = word!(PassControl, missed);
+        const MISSED: Word<IteratorControl> = word!(IteratorControl, missed);
         assert_eq!(MISSED.at, 1);
         assert_eq!(word!(SchedCell, owner).at, 0);
         assert_eq!(word!(SchedCell, migrations).at, 7);
@@ -243,12 +243,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "offset")]
     fn a_word_beyond_the_value_is_refused() {
-        let _ = Word::<PassControl>::new(size_of::<PassControl>(), |value| &value.next);
+        let _ = Word::<IteratorControl>::new(size_of::<IteratorControl>(), |value| &value.next);
     }
 
     #[test]
     #[should_panic(expected = "offset")]
     fn a_word_that_is_not_aligned_is_refused() {
-        let _ = Word::<PassControl>::new(4, |value| &value.next);
+        let _ = Word::<IteratorControl>::new(4, |value| &value.next);
     }
 }

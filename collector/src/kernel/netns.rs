@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use collector_common::netns::{Namespace, NamespacePass};
+use collector_common::netdev::{Namespace, NamespaceIterator};
 
 use super::{
     bpf,
@@ -19,20 +19,20 @@ use super::{
     netlink::Rtnetlink,
 };
 
-/// The task iterator that finds the namespaces (collector-ebpf/src/netns.rs).
+/// The task iterator that finds the namespaces (collector-ebpf/src/netdev.rs).
 #[derive(Debug)]
 pub struct Namespaces {
     link: OwnedFd,
-    control: Mapping<NamespacePass>,
+    control: Mapping<NamespaceIterator>,
     map: Map<u64, Namespace>,
     generation: u64,
     keys: Vec<u64>,
     values: Vec<Namespace>,
 }
 
-const GENERATION: Word<NamespacePass> = word!(NamespacePass, generation);
-const HOST: Word<NamespacePass> = word!(NamespacePass, host);
-const MISSED: Word<NamespacePass> = word!(NamespacePass, missed);
+const GENERATION: Word<NamespaceIterator> = word!(NamespaceIterator, generation);
+const HOST: Word<NamespaceIterator> = word!(NamespaceIterator, host);
+const MISSED: Word<NamespaceIterator> = word!(NamespaceIterator, missed);
 
 impl Namespaces {
     /// Attaches the iterator of a loaded object.

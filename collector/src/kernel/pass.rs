@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use collector_common::pass::{
-    CgroupRecord, IO_RECORDS_PER_CHUNK, IoRecord, PassControl, RECORDS_PER_CHUNK,
+    CgroupRecord, IO_RECORDS_PER_CHUNK, IoRecord, IteratorControl, RECORDS_PER_CHUNK,
 };
 
 use super::{
@@ -19,16 +19,16 @@ use super::{
 
 /// The cgroup iterator with its buffers.
 #[derive(Debug)]
-pub struct Pass {
+pub struct CgroupIterator {
     program: OwnedFd,
-    control: Mapping<PassControl>,
+    control: Mapping<IteratorControl>,
     records: Chunks<CgroupRecord>,
     devices: Chunks<IoRecord>,
 }
 
 /// The iterator attached to the root of a hierarchy.
 #[derive(Debug)]
-pub struct PassLink(OwnedFd);
+pub struct CgroupIteratorLink(OwnedFd);
 
 /// The iterator's maps.
 #[derive(Debug)]
@@ -41,15 +41,15 @@ pub struct Maps<'a> {
     pub devices: BorrowedFd<'a>,
 }
 
-const NEXT: Word<PassControl> = word!(PassControl, next);
-const MISSED: Word<PassControl> = word!(PassControl, missed);
-const IO_NEXT: Word<PassControl> = word!(PassControl, io_next);
-const IO_MISSED: Word<PassControl> = word!(PassControl, io_missed);
+const NEXT: Word<IteratorControl> = word!(IteratorControl, next);
+const MISSED: Word<IteratorControl> = word!(IteratorControl, missed);
+const IO_NEXT: Word<IteratorControl> = word!(IteratorControl, io_next);
+const IO_MISSED: Word<IteratorControl> = word!(IteratorControl, io_missed);
 
 const ID: Word<CgroupRecord> = word!(CgroupRecord, id);
 const FLAGS: Word<CgroupRecord> = word!(CgroupRecord, flags);
 
-impl Pass {
+impl CgroupIterator {
     /// Opens the iterator with the object's maps.
     ///
     /// # Errors
@@ -75,8 +75,8 @@ impl Pass {
     /// # Errors
     ///
     /// Errors of bpf(2): EINVAL before 6.1, which has no cgroup iterator.
-    pub fn link(&self, directory: &File) -> io::Result<PassLink> {
-        bpf::link_cgroup_iterator(self.program.as_fd(), directory.as_fd()).map(PassLink)
+    pub fn link(&self, directory: &File) -> io::Result<CgroupIteratorLink> {
+        bpf::link_cgroup_iterator(self.program.as_fd(), directory.as_fd()).map(CgroupIteratorLink)
     }
 
     /// Discards all records.
@@ -90,7 +90,7 @@ impl Pass {
     /// # Errors
     ///
     /// Errors of bpf(2).
-    pub fn run(&mut self, link: &PassLink) -> io::Result<()> {
+    pub fn run(&mut self, link: &CgroupIteratorLink) -> io::Result<()> {
         let before = [NEXT, IO_NEXT].map(|word| self.control.load(0, word));
         loop {
             self.control.store(0, NEXT, before[0]);

@@ -2,7 +2,7 @@
 //! without a hash lookup.
 //!
 //! Kernel programs claim free rows (collector-ebpf/src/keyed.rs). Like a slot, a row is returned in
-//! two steps. [`Rows::disown`] revokes it from its removed owner, so that late events are counted
+//! two steps. [`Rows::revoke`] revokes it from its removed owner, so that late events are counted
 //! elsewhere. [`Rows::free`] makes it free at least a grace period later, once its final numbers
 //! have been read.
 
@@ -69,7 +69,7 @@ impl<T: KeyedValue> Rows<T> {
     }
 
     /// Revokes a row from its owner. Its numbers stay until [`free`](Self::free).
-    pub fn disown(&self, row: usize) {
+    pub fn revoke(&self, row: usize) {
         self.mapping.store(row, Self::OWNER, ROW_TAKEN);
     }
 

@@ -1,7 +1,7 @@
 //! The slot pool: which cgroup owns which slot, and which slots are free or being recycled.
 //!
 //! Kernel programs take slots from a queue that the pool keeps filled. A slot is returned in two
-//! steps. [`SlotPool::disown`] revokes it from its removed owner, so that a late event looks up a
+//! steps. [`SlotPool::revoke`] revokes it from its removed owner, so that a late event looks up a
 //! new slot. [`SlotPool::recycle`] makes it free at least a grace period later, once its final
 //! numbers have been read.
 
@@ -129,7 +129,7 @@ impl SlotPool {
     }
 
     /// Revokes the slot of a removed cgroup. Its numbers stay until [`recycle`](Self::recycle).
-    pub fn disown(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
+    pub fn revoke(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
         let slot = self.used.remove(&id)?;
         // ENOENT would mean that another process changes the map.
         if let Err(error) = self.slots.remove(&id) {
@@ -137,7 +137,7 @@ impl SlotPool {
             return None;
         }
         for source in memory {
-            source.disown(slot);
+            source.revoke(slot);
         }
         self.quarantined += 1;
         Some(slot)

@@ -24,7 +24,7 @@ pub const RESULTS: [&str; 6] = [
 
 /// What is known of a runtime.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct RuntimeState {
     /// The runtime.
     pub runtime: Runtime,
     /// Whether it answers; `None` before the first answer, and where another service listens.
@@ -37,7 +37,7 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Status {
     socket: PathBuf,
-    reported: Mutex<Told>,
+    reported: Mutex<RuntimeState>,
     containers: AtomicUsize,
     results: [AtomicU64; RESULTS.len()],
     nanos: AtomicU64,
@@ -47,7 +47,7 @@ impl Status {
     pub(super) fn new(runtime: Runtime, socket: PathBuf) -> Self {
         Self {
             socket,
-            reported: Mutex::new(Told {
+            reported: Mutex::new(RuntimeState {
                 runtime,
                 up: None,
                 text: String::new(),
@@ -64,7 +64,7 @@ impl Status {
     }
 
     /// Its last known state.
-    pub fn told(&self) -> Told {
+    pub fn told(&self) -> RuntimeState {
         self.lock().clone()
     }
 
@@ -92,7 +92,7 @@ impl Status {
         Duration::from_nanos(self.nanos.load(Relaxed))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Told> {
+    fn lock(&self) -> MutexGuard<'_, RuntimeState> {
         self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,7 +121,7 @@ impl Status {
         if reported.up != Some(true) {
             tracing::info!(%runtime, socket = %self.socket.display(), version, "following the runtime");
         }
-        *reported = Told {
+        *reported = RuntimeState {
             runtime,
             up: Some(true),
             text: version.to_owned(),

@@ -118,7 +118,7 @@ async fn docker(target: String, mut stream: UnixStream, inspect: &str) {
     }
 }
 
-async fn ask(server: &Server) -> (Arc<Directory>, Told, u64) {
+async fn ask(server: &Server) -> (Arc<Directory>, RuntimeState, u64) {
     let (directory, _) = Directory::new();
     let statuses = ask_once(&directory, &server.choice(), LIMIT).await;
     let failed = statuses[0].results().filter(|(name, _)| *name != "ok");

@@ -1,6 +1,6 @@
 //! Settings: flags, environment variables and the configuration file.
 //!
-//! [`table`] defines each setting once: its name, help, type, default, and the field that it sets.
+//! `table.rs` defines each setting once: its name, help, type, default, and the field that it sets.
 //! The command line ([`arguments`]), the environment variables, the keys of the TOML file and
 //! docs/configuration.md are derived from it. [`Settings::resolve`] puts the values together: a
 //! flag wins over its environment variable, that over the file, that over the default.

@@ -273,7 +273,7 @@ impl Source for Cpu {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
         let mut column = self.numbers.places(tree.capacity());
         for (number, node) in tree.iter() {
             let numbers = &mut column[number];

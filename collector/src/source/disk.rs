@@ -3,7 +3,7 @@
 //!
 //! /proc/diskstats is read once per scrape (block/genhd.c, diskstats_show). The values are served
 //! at `/`, as in cAdvisor. Partitions and disks without any I/O are left out. Oracle:
-//! /proc/diskstats, before and after (tests/live/disk_stats.rs).
+//! /proc/diskstats, before and after (tests/live/disk.rs).
 
 use std::{path::Path, sync::Arc};
 

@@ -175,7 +175,7 @@ impl Source for Hugetlb {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
         let mut column = self.numbers.places(tree.capacity());
         for (number, _) in tree.iter().filter(|(number, _)| *number != ROOT) {
             let Some(record) = statistics.part(number, Part::Hugetlb) else {

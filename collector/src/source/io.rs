@@ -111,7 +111,7 @@ impl Source for Io {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
         let mut charges = self.charges.places(tree.capacity());
         for record in statistics.devices() {
             // The id of an earlier cgroup with the same path, which the kernel may still have,

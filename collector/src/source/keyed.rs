@@ -114,7 +114,7 @@ impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
                 live.entry((node, key.what)).or_default().add_from(&value);
                 continue;
             }
-            rows.disown(row);
+            rows.revoke(row);
             self.leaving.push(Leaving {
                 row,
                 node: tree.by_id(key.cgroup),

@@ -13,7 +13,7 @@ use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
 use super::{
-    Books, Change, Part, Reading, Registration, Snapshot, Source, SourceReport, Table,
+    CgroupStatistics, Change, Part, Reading, Registration, Snapshot, Source, SourceReport, Table,
     values::{Column, Continued, PerNode, Places, sums},
 };
 use crate::{
@@ -116,7 +116,7 @@ struct Memory {
 
 impl Memory {
     /// Locates the statistics, by means of the root's.
-    fn learn(&mut self, kernel: &Books) {
+    fn learn(&mut self, kernel: &CgroupStatistics) {
         let Some(root) = kernel.part(ROOT, Part::Memory) else {
             return;
         };
@@ -128,7 +128,12 @@ impl Memory {
         self.doubt = self.layout.learn(&root.memory, &before, &after).err();
     }
 
-    fn statistics(&self, record: &CgroupRecord, path: &[u8], kernel: &Books) -> Statistics {
+    fn statistics(
+        &self,
+        record: &CgroupRecord,
+        path: &[u8],
+        kernel: &CgroupStatistics,
+    ) -> Statistics {
         if let Some(statistics) = self.layout.read(&record.memory) {
             return statistics;
         }
@@ -141,7 +146,7 @@ impl Memory {
     fn read(
         &self,
         tree: &Tree,
-        kernel: &Books,
+        kernel: &CgroupStatistics,
         column: &mut Places<'_, MemoryNumbers>,
     ) -> Result<()> {
         for (number, node) in tree.iter() {
@@ -248,7 +253,7 @@ impl Source for Memory {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, kernel) = (snapshot.tree, snapshot.books()?);
+        let (tree, kernel) = (snapshot.tree, snapshot.statistics()?);
         if !self.layout.is_known() && self.attempts < ATTEMPTS {
             self.learn(kernel);
         }

@@ -8,9 +8,8 @@
 //! includes the descendants, also the removed ones.
 
 mod block;
-mod books;
 mod change;
-mod container;
+mod containers;
 mod counters;
 mod cpu;
 mod custom;
@@ -34,6 +33,7 @@ mod runtimes;
 mod sched;
 mod self_metrics;
 mod series;
+mod statistics;
 mod tasks;
 mod tcp;
 pub mod values;
@@ -41,11 +41,11 @@ pub mod values;
 use std::time::SystemTime;
 
 use anyhow::Context;
-pub use books::{Books, FinalRecords, ForeignEvent, Part};
 pub use change::{Change, notify};
 pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
 pub use runtimes::RuntimesReport;
 pub use self_metrics::{EncodingReport, FAMILIES, Report, SelfMetrics};
+pub use statistics::{CgroupStatistics, FinalRecords, Part, V1Event};
 
 use crate::{
     cgroup::{Hierarchies, Node, NodeId, Nodes, Tree},
@@ -109,7 +109,7 @@ pub const SOURCES: &[Registration] = &[
     machine::SOURCE,
     filesystem::SOURCE,
     custom::SOURCE,
-    container::SOURCE,
+    containers::SOURCE,
 ];
 
 /// What a source reads from for one frame.
@@ -120,7 +120,7 @@ pub struct Snapshot<'a> {
     /// Nodes and the slots that count for them, revoked slots included.
     pub slots: &'a [(NodeId, u32)],
     /// The kernel statistics, if the cgroup iterator can run.
-    pub books: Option<&'a Books>,
+    pub statistics: Option<&'a CgroupStatistics>,
     /// When the frame was taken.
     pub time: SystemTime,
 }
@@ -131,8 +131,8 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     ///
     /// When the cgroup iterator can't run. A source that needs it is off then.
-    pub fn books(&self) -> anyhow::Result<&'a Books> {
-        self.books.context("the cgroup iterator does not run")
+    pub fn statistics(&self) -> anyhow::Result<&'a CgroupStatistics> {
+        self.statistics.context("the cgroup iterator does not run")
     }
 }
 

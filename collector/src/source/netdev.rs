@@ -1,6 +1,6 @@
 //! Interfaces: counters of the network devices in a cgroup's namespace, with cAdvisor's names.
 //!
-//! Program: `namespaces` (collector-ebpf/src/netns.rs), which finds the namespaces. The counters
+//! Program: `namespaces` (collector-ebpf/src/netdev.rs), which finds the namespaces. The counters
 //! are the kernel's own, read from one rtnetlink socket per namespace (RTM_GETSTATS). Oracle:
 //! /proc/PID/net/dev (tests).
 //!
@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use collector_common::netns::{NAMESPACES, Namespace};
+use collector_common::netdev::{NAMESPACES, Namespace};
 use devices::{Devices, Rows};
 
 use super::{

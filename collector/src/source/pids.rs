@@ -1,6 +1,6 @@
 //! The limit on tasks, from the pids controller.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: pids.max (tests/live/limits.rs).
+//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: pids.max (tests/live/pids.rs).
 
 use anyhow::Result;
 
@@ -63,7 +63,7 @@ impl Source for Pids {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
         let mut limits = self.limits.cleared_places(tree.capacity());
         for (number, _) in tree.iter() {
             if let Some(record) = statistics.part(number, Part::Pids) {

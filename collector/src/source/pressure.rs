@@ -137,7 +137,7 @@ impl Source for Pressure {
     }
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.books()?);
+        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
         let mut stalls = self.stalls.places(tree.capacity());
         for (number, node) in tree.iter() {
             let reading = if number == ROOT {

@@ -85,6 +85,9 @@ pub struct RuntimesReport {
     refused: u64,
 }
 
+/// How a value is read from a runtime's state.
+type ReadKnown = fn(&Known) -> u64;
+
 impl RuntimesReport {
     /// Makes the report of all followed runtimes. `refused` counts records of containers that were
     /// dropped because there were too many.
@@ -124,7 +127,7 @@ impl RuntimesReport {
     /// Encodes the families.
     pub(super) fn encode(&self, out: &mut dyn Encoder) {
         let none = LabelSet::empty();
-        let read: [(&Family, fn(&Known) -> u64); 2] = [
+        let read: [(&Family, ReadKnown); 2] = [
             (&UP, |known| u64::from(known.up)),
             (&CONTAINERS, |known| known.containers),
         ];

@@ -219,7 +219,7 @@ impl Sched {
     /// Adds the CPU time before the agent's start, from the kernel statistics.
     fn join(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         self.joined = true;
-        let (tree, Some(statistics)) = (snapshot.tree, snapshot.books) else {
+        let (tree, Some(statistics)) = (snapshot.tree, snapshot.statistics) else {
             return Ok(());
         };
         let mut own = vec![0; tree.capacity()];

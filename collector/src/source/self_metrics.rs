@@ -131,8 +131,8 @@ const CGROUPS: Family = Family {
         Kind::Gauge,
     )
 };
-const CGROUPS_FOLDED: Family = family(
-    "cgmeter_cgroups_folded",
+const CGROUPS_SUPPRESSED: Family = family(
+    "cgmeter_cgroups_suppressed",
     "Suppressed cgroups: they have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
     Kind::Gauge,
 );
@@ -211,7 +211,7 @@ pub const FAMILIES: &[&Family] = &[
     &PROGRAM_RUNS,
     &PROGRAM_MISSES,
     &CGROUPS,
-    &CGROUPS_FOLDED,
+    &CGROUPS_SUPPRESSED,
     &SLOTS,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
@@ -344,7 +344,7 @@ impl Report {
             Labels::new(none, &[("state", "dead")]),
             count(report.cgroups.1),
         );
-        out.family(&CGROUPS_FOLDED);
+        out.family(&CGROUPS_SUPPRESSED);
         out.sample(Labels::new(none, &[]), count(report.suppressed));
         out.family(&SLOTS);
         out.sample(

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    block_device::{Disk, Loop, Mounted},
     cgroup::{self, Cgroup},
-    disk::{Disk, Loop, Mounted},
     needs::{self, Need},
     twin::Twin,
     wire::{self, End, V4},

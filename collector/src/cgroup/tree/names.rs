@@ -177,7 +177,7 @@ impl Tree {
     }
 
     /// Cgroups that are suppressed because there are too many.
-    pub fn folded(&self) -> usize {
+    pub fn suppressed(&self) -> usize {
         self.suppressed
     }
 

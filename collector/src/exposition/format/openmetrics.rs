@@ -41,7 +41,7 @@ impl Dialect for OpenMetricsDialect {
 
     fn has_quantile(value: f64) -> bool {
         // NaN is allowed: it is the quantile of no observations.
-        !(value < 0.0)
+        value.is_nan() || value >= 0.0
     }
 
     fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool) {

@@ -50,7 +50,7 @@ pub fn dashboard() -> Dashboard {
                 lines("Slots", "none", "Used, free, and being emptied.")
                     .query(all("instance, state", "cgmeter_slots"), "{{instance}} {{state}}"),
                 lines("Cgroups", "none", "In the agent's tree, live and dead ones, and those that have no series of their own because there are too many: see export-max.")
-                    .query(all("instance", "cgmeter_cgroups_folded"), "{{instance}} folded")
+                    .query(all("instance", "cgmeter_cgroups_suppressed"), "{{instance}} suppressed")
                     .query(all("instance, state", "cgmeter_cgroups"), "{{instance}} {{state}}"),
             ]),
             row("What it costs", vec![

@@ -196,7 +196,7 @@ fn an_included_container_is_shown_once_it_is_known() {
 
 #[test]
 fn where_there_are_too_many_containers_stay_longest() {
-    assert_eq!(tree((&[], &[]), 10).folded(), 0);
+    assert_eq!(tree((&[], &[]), 10).suppressed(), 0);
     for (max, expected) in [
         (9, &[1, 2, 3, 4, 5, 6, 7, 8, 9][..]),
         (7, &[1, 3, 5, 6, 7, 8, 9]),
@@ -205,7 +205,7 @@ fn where_there_are_too_many_containers_stay_longest() {
     ] {
         let tree = tree((&[], &[]), max);
         assert_eq!(exported(&tree), expected, "at most {max}");
-        assert_eq!(tree.folded(), 10 - max);
+        assert_eq!(tree.suppressed(), 10 - max);
     }
 }
 
@@ -224,14 +224,14 @@ fn the_living_come_before_the_dead_and_room_is_used_again() {
     tree.apply(&made);
     tree.settle();
     assert_eq!(exported(&tree), [1, 6, 7, 11]);
-    assert_eq!(tree.folded(), 7);
+    assert_eq!(tree.suppressed(), 7);
     for id in [10, 9, 8, 11] {
         tree.apply(&Event::Removed { id, at });
     }
     tree.reap(at, Duration::ZERO, |_| false, |_, _| {});
     tree.settle();
     assert_eq!(exported(&tree), [1, 5, 6, 7]);
-    assert_eq!(tree.folded(), 1);
+    assert_eq!(tree.suppressed(), 1);
 }
 
 #[test]

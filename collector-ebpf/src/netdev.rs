@@ -11,7 +11,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
-use collector_common::netns::{NAMESPACES, Namespace, NamespacePass};
+use collector_common::netdev::{NAMESPACES, Namespace, NamespaceIterator};
 
 use crate::{
     kernel::Task,
@@ -26,7 +26,7 @@ static NETNS: HashMap<u64, Namespace, { NAMESPACES as usize }, NO_PREALLOC> = Ha
 
 /// One entry, mapped by the agent.
 #[btf_map]
-static NETNS_PASS: Array<NamespacePass, 1, MMAPABLE> = Array::new();
+static NETNS_PASS: Array<NamespaceIterator, 1, MMAPABLE> = Array::new();
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]

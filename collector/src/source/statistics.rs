@@ -31,7 +31,7 @@ use crate::{
     kernel::{
         keyed::Keyed,
         load::Kernel,
-        pass::{Pass, PassLink},
+        pass::{CgroupIterator, CgroupIteratorLink},
     },
 };
 
@@ -64,7 +64,7 @@ const PARTS: [(Part, u64); 6] = [
 
 /// A cgroup was created or removed in a v1 hierarchy.
 #[derive(Clone, Debug)]
-pub struct ForeignEvent {
+pub struct V1Event {
     /// The hierarchy.
     pub hierarchy: u32,
     /// Id of the cgroup.
@@ -76,7 +76,7 @@ pub struct ForeignEvent {
 /// A v1 hierarchy.
 #[derive(Debug)]
 struct V1Hierarchy {
-    link: PassLink,
+    link: CgroupIteratorLink,
     mount: V1Mount,
     paths: V1Paths,
 }
@@ -95,9 +95,9 @@ pub struct RootTimes {
 
 /// Kernel statistics of all cgroups.
 #[derive(Debug)]
-pub struct Books {
-    pass: Pass,
-    unified: PassLink,
+pub struct CgroupStatistics {
+    pass: CgroupIterator,
+    unified: CgroupIteratorLink,
     v1: Vec<V1Hierarchy>,
     last: Keyed<CgroupRecord>,
     /// By node and part: the record's number plus one; 0 stands for no record.
@@ -127,7 +127,7 @@ pub struct FinalRecords {
 /// the root; the files of further ones are opened each time.
 const MAX_FLUSHERS: usize = 128;
 
-impl Books {
+impl CgroupStatistics {
     /// Attaches the cgroup iterator to cgroup2 and to every v1 hierarchy with controllers.
     ///
     /// # Errors
@@ -326,10 +326,10 @@ impl Books {
 
     /// Applies an event of a v1 hierarchy. If a cgroup was removed whose path is in the tree,
     /// returns its node and final record.
-    pub fn foreign(&mut self, event: &ForeignEvent, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
+    pub fn v1_event(&mut self, event: &V1Event, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
         let removed = event.made.is_none();
         let last = removed
-            .then(|| self.take_last(event.id, event.hierarchy))
+            .then(|| self.take_final_record(event.id, event.hierarchy))
             .flatten();
         let v1 = self
             .v1
@@ -349,7 +349,7 @@ impl Books {
 
     /// Takes every final record out of the kernel's map, after events were lost that would have
     /// said which cgroups have one. Paths of v1 cgroups are those that were known before the loss.
-    pub fn take_all_last(&mut self, tree: &Tree) -> FinalRecords {
+    pub fn take_final_records(&mut self, tree: &Tree) -> FinalRecords {
         let keys: Vec<CgroupKey> = match self.last.read() {
             Ok(entries) => entries.map(|(key, _)| key).collect(),
             Err(_) => Vec::new(),
@@ -392,7 +392,7 @@ impl Books {
     }
 
     /// Takes the final record of a removed cgroup.
-    pub fn take_last(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
+    pub fn take_final_record(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
         self.last.take(CgroupKey {
             cgroup: id,
             what: u64::from(hierarchy),

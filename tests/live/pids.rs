@@ -9,12 +9,12 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
-        "limits::a_quota_and_its_throttling",
+        "pids::a_quota_and_its_throttling",
         &[Need::Agent, Need::Controller("cpu")],
         quota,
     ),
     (
-        "limits::tasks",
+        "pids::tasks",
         &[Need::Agent, Need::Controller("pids")],
         tasks,
     ),

@@ -8,7 +8,7 @@ pub const NAMESPACES: u32 = 8192;
 /// Control block of the iterator.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-pub struct NamespacePass {
+pub struct NamespaceIterator {
     /// Number of the iteration, set by the agent.
     pub generation: u64,
     /// Cookie of the host's namespace, that of the kernel's threads; 0 until one has been met.
@@ -19,7 +19,7 @@ pub struct NamespacePass {
     pub reserved: u64,
 }
 
-const _: () = assert!(size_of::<NamespacePass>() == 32);
+const _: () = assert!(size_of::<NamespaceIterator>() == 32);
 
 /// A network namespace other than the host's; the key is its cookie (`net.net_cookie`), which is
 /// never used again.
