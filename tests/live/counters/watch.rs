@@ -6,8 +6,19 @@ use anyhow::{Result, ensure};
 
 use crate::{agent::Agent, metrics::Metrics};
 
-/// The families of a quota exist while one is set.
-const WHILE_SET: &str = "container_cpu_cfs_";
+/// Series that may be absent for a while, by the start of their name and a part of their labels.
+/// When they return they must not be lower than before.
+const MAY_BE_ABSENT: [(&str, &str); 2] = [
+    // Absent while no quota is set.
+    ("container_cpu_cfs_", ""),
+    // Absent while the interface does not exist.
+    ("container_network_", "interface="),
+];
+
+fn may_be_absent(name: &str, labels: &str) -> bool {
+    let mut series = MAY_BE_ABSENT.iter();
+    series.any(|(start, part)| name.starts_with(start) && labels.contains(part))
+}
 
 /// The last values of the counters of some cgroups, of the host and of the agent itself.
 pub struct Watch {
@@ -72,7 +83,7 @@ impl Watch {
                 }
                 Some(_) => {}
                 // Devices of the host may be removed by other processes.
-                None if id(labels).len() <= 1 || name.starts_with(WHILE_SET) => {}
+                None if id(labels).len() <= 1 || may_be_absent(name, labels) => {}
                 None => problems.push(format!(
                     "{name}{{{labels}}} has disappeared, it was {before}"
                 )),
