@@ -99,7 +99,7 @@ impl Link {
         limit: usize,
         time: Duration,
     ) -> Result<T, Fault> {
-        let text = self.get(target, limit, time).await?;
+        let (_, text) = self.get(target, limit, time).await?;
         let parsed = parse(&text);
         if parsed.is_err() {
             self.status.count(&parsed, Duration::ZERO);
@@ -108,13 +108,28 @@ impl Link {
     }
 }
 
+/// What the service reports of itself. Podman's /version looks up packages of the host, which takes
+/// seconds on a busy one; its /_ping has the same in headers.
+async fn version(link: &Link) -> Result<Version, Fault> {
+    match link.get("/_ping", ONE, TIME).await {
+        Ok((headers, _)) => {
+            if let Some(version) = Version::of_podman(&headers) {
+                return Ok(version);
+            }
+        }
+        Err(Fault::Unknown) => {}
+        Err(fault) => return Err(fault),
+    }
+    link.json("/version", ONE, TIME).await
+}
+
 /// Follows the runtime until a request fails; with `once`, until each container has been asked for.
 pub(super) async fn session(
     link: &Link,
     wanted: &mut Receiver<String>,
     once: bool,
 ) -> Result<(), Fault> {
-    let version: Version = link.json("/version", ONE, TIME).await?;
+    let version = version(link).await?;
     let descriptor = link.descriptor.reported(version.names());
     let runtime = descriptor.runtime();
     let mut session = Session {
@@ -288,8 +303,10 @@ impl Session<'_> {
         );
         if self.births.insert(id.to_owned()) {
             let (link, id) = (self.link.clone(), id.to_owned());
-            self.tasks
-                .spawn(async move { Done::Births(id, link.get(&target, ONE, TIME).await) });
+            self.tasks.spawn(async move {
+                let answer = link.get(&target, ONE, TIME).await;
+                Done::Births(id, answer.map(|(_, lines)| lines))
+            });
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     descriptor::Descriptor,
     directory::Directory,
     status::Status,
-    wire::{self, Fault},
+    wire::{self, Answer, Fault},
 };
 
 /// A runtime at a socket, for its follower.
@@ -63,7 +63,7 @@ impl Link {
         target: &str,
         limit: usize,
         time: Duration,
-    ) -> Result<bytes::Bytes, Fault> {
+    ) -> Result<Answer, Fault> {
         let begin = Instant::now();
         let result = wire::get(&self.socket, target, limit, time).await;
         self.status.count(&result, begin.elapsed());

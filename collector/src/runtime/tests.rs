@@ -141,6 +141,29 @@ async fn a_sound_runtime_tells_its_containers() {
 }
 
 #[tokio::test]
+async fn podman_is_followed_although_its_version_takes_too_long() {
+    let inspect = format!(r#"{{"Id":"{ID}","Name":"/web"}}"#);
+    let server = Server::new(move |target, mut stream| {
+        let inspect = inspect.clone();
+        async move {
+            match target.as_str() {
+                "/version" => std::future::pending::<()>().await,
+                "/_ping" => {
+                    let text = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nLibpod-Api-Version: 4.3.1\r\n\
+                                content-length: 2\r\n\r\nOK";
+                    let _ = stream.write_all(text.as_bytes()).await;
+                }
+                _ => docker(target, stream, &inspect).await,
+            }
+        }
+    });
+    let (directory, told, _) = ask(&server).await;
+    assert_eq!((told.up, told.text.as_str()), (Some(true), "4.3.1"));
+    assert_eq!(told.runtime.name(), "podman");
+    assert_eq!(directory.get(ID).unwrap().name, "web");
+}
+
+#[tokio::test]
 async fn a_container_that_was_gone_before_it_could_be_asked_for_has_its_name() {
     let server = Server::new(|target, stream| docker(target, stream, "{}"));
     let (directory, asked) = Directory::new();

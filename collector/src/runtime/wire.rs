@@ -74,6 +74,7 @@ fn broken(error: hyper::Error) -> Fault {
 
 /// A body that is read frame by frame.
 pub(super) struct Stream {
+    headers: HeaderMap,
     body: Incoming,
     buffer: BytesMut,
     trailers: HeaderMap,
@@ -82,8 +83,10 @@ pub(super) struct Stream {
 
 impl Stream {
     fn new(answer: Response<Incoming>, driver: Option<Driver>) -> Self {
+        let (head, body) = answer.into_parts();
         Self {
-            body: answer.into_body(),
+            headers: head.headers,
+            body,
             buffer: BytesMut::new(),
             trailers: HeaderMap::new(),
             _driver: driver,
@@ -169,15 +172,20 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(Fault::Late(time)))
 }
 
-/// GET, the whole body.
+/// An answer's headers and whole body.
+pub(super) type Answer = (HeaderMap, Bytes);
+
+/// GET.
 pub(super) async fn get(
     socket: &Path,
     target: &str,
     limit: usize,
     time: Duration,
-) -> Result<Bytes, Fault> {
+) -> Result<Answer, Fault> {
     within(time, async {
-        open(socket, target).await?.rest(limit).await
+        let mut stream = open(socket, target).await?;
+        let body = stream.rest(limit).await?;
+        Ok((stream.headers, body))
     })
     .await
 }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hyper::HeaderMap;
 use serde::{Deserialize, Deserializer};
 
 use crate::cgroup::{Container, Health, Limits, Pod, Runtime, State};
@@ -39,6 +40,19 @@ struct Component {
 }
 
 impl Version {
+    /// Podman's, by the headers of each of its answers; `None` of another service.
+    pub(super) fn of_podman(headers: &HeaderMap) -> Option<Self> {
+        let value = |name| headers.get(name)?.to_str().ok();
+        Some(Self {
+            version: value("libpod-api-version")?.to_owned(),
+            api_version: value("api-version")?.to_owned(),
+            components: vec![Component {
+                name: "Podman".to_owned(),
+            }],
+            ..Self::default()
+        })
+    }
+
     /// Names of the service's components; one is the runtime's.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.components
