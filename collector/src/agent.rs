@@ -119,15 +119,9 @@ impl Agent {
     /// Frees the encoded bodies of the latest frame once it is too old to be served. Returns
     /// whether nothing is left to free.
     pub fn release_bodies(&self) -> bool {
-        let latest = lock(&self.latest);
-        let Some(frame) = &*latest else {
-            return true;
-        };
-        let over = frame.age() >= self.min_interval;
-        if over {
-            frame.release_bodies();
-        }
-        over
+        // The lock is not held: whoever encodes holds a body's lock for long.
+        let latest = lock(&self.latest).clone();
+        latest.is_none_or(|frame| frame.age() >= self.min_interval && frame.release_bodies())
     }
 
     /// How long a frame is served before a new one is taken.

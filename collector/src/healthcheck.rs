@@ -1,7 +1,7 @@
 //! `cgmeter healthcheck`: asks the agent with the same settings whether it is ready, for container
 //! images without a shell.
 //!
-//! For container images without a shell. Invariants: it knows nothing of the agent but its address,
+//! Invariants: it knows nothing of the agent but its address,
 //! and never spends more than `PATIENCE` on an address. Checked over sockets, and in a container by
 //! tests/live/image.rs.
 

@@ -96,11 +96,17 @@ impl Frame {
         .clone()
     }
 
-    /// Frees the encoded bodies.
-    pub(super) fn release_bodies(&self) {
+    /// Frees what was encoded, without waiting for an encoding that is under way. Whether all of it
+    /// is free.
+    pub(super) fn release_bodies(&self) -> bool {
+        let mut all = true;
         for body in &self.bodies {
-            lock(body).take();
+            match body.try_lock() {
+                Ok(mut body) => drop(body.take()),
+                Err(_) => all = false,
+            }
         }
+        all
     }
 }
 
@@ -216,8 +222,21 @@ mod tests {
         let (encoded, encodings) = (Arc::default(), Arc::default());
         let frame = frame(&encoded, &encodings);
         let body = frame.body(Format::Text);
-        frame.release_bodies();
+        assert!(frame.release_bodies());
         assert_eq!(frame.body(Format::Text).to_vec(), body.to_vec());
+        assert_eq!(encoded.load(Relaxed), 2);
+    }
+    #[test]
+    fn freeing_does_not_wait_for_an_encoding() {
+        let (encoded, encodings) = (Arc::default(), Arc::default());
+        let frame = frame(&encoded, &encodings);
+        frame.body(Format::OpenMetrics);
+        // Held as while the text is encoded.
+        let encoding = lock(&frame.bodies[Format::Text as usize]);
+        assert!(!frame.release_bodies());
+        drop(encoding);
+        assert!(frame.release_bodies());
+        frame.body(Format::OpenMetrics);
         assert_eq!(encoded.load(Relaxed), 2);
     }
 }

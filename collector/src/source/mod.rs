@@ -1,6 +1,7 @@
 //! Sources: each turns its part of the kernel's values into metric families.
 //!
-//! One source is one file, with the same name in `collector-ebpf`, `collector-common` and `tests`.
+//! One source is one file. A source with programs of its own has the same name in `collector-ebpf`,
+//! `collector-common` and `tests`; those that read the cgroup iterator's records share its program.
 //! Its table of [`Metric`]s holds name, help, unit, labels and the origin of the number. The
 //! encoder, `cgmeter metrics` and the generated reference all read that table.
 //!

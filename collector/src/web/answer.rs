@@ -1,8 +1,11 @@
 //! Answers HTTP requests.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +24,9 @@ use super::{
 use crate::exposition::{Body, Format};
 
 type Answer = Response<Chunks>;
+
+/// Shortest time between two attempts to free encoded bodies.
+const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Answers the requests of all connections.
 pub(super) struct Handler {
@@ -105,7 +111,7 @@ impl Handler {
         );
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(metrics.shared_for()).await;
+                tokio::time::sleep(metrics.shared_for().max(RELEASE_PAUSE)).await;
                 // A scrape that arrives after this starts a task of its own.
                 releasing.store(false, Ordering::Release);
                 if metrics.release() || releasing.swap(true, Ordering::AcqRel) {
