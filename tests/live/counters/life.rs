@@ -328,6 +328,10 @@ fn exceed_quota(life: &mut Life) -> Result<()> {
 
 /// Reaches the limit with pages of a file, then with memory that can't be reclaimed.
 fn exceed_memory(life: &mut Life) -> Result<()> {
+    // Clean pages alone: v1 does not hold back who writes, and kills a task where too many are dirty.
+    let file = life.file.display().to_string();
+    life.worker.run(&format!("write {file} 40"))?;
+    life.worker.run(&format!("io fsync {file}"))?;
     let twin = life.twin("memory")?;
     let mib = |count: u64| (count << 20).to_string();
     if twin.v1 {
@@ -338,11 +342,9 @@ fn exceed_memory(life: &mut Life) -> Result<()> {
         twin.write("memory.max", &mib(16))?;
         twin.write("memory.swap.max", "0")?;
     }
-    let file = life.file.display().to_string();
-    life.worker.run(&format!("write {file} 40"))?;
+    life.worker.run(&format!("cache {file}"))?;
     if !life.twin("memory")?.v1 {
         life.twin("memory")?.write("memory.high", "max")?;
-        life.worker.run(&format!("write {file} 40"))?;
     }
     life.worker.run(&format!("cache {file}"))?;
     life.worker.run(&format!("cache {file}"))?;
