@@ -126,7 +126,7 @@ fn hangs() -> Result<()> {
     println!(
         "a scrape with a runtime: {alive:?}; with a hanging one: {medians:?}, at most {longest:?}"
     );
-    // The wait for a new name ends after 500 ms. A wait for an answer would take seconds.
+    // The wait for a new name ends after 250 ms. A wait for an answer would take seconds.
     ensure!(
         longest < Duration::from_secs(1),
         "a scrape took {longest:?}"

@@ -1,8 +1,8 @@
 //! Joins the tree with the records of container runtimes. Names can arrive late, change, and
 //! outlive their cgroup.
 //!
-//! Invariant: records are looked up only if one has changed, and only for nodes with a container
-//! id. A frame waits for the names of containers that have just started, for [`PATIENCE`] in total
+//! Invariant: records are looked up only for new nodes, or if a record has changed, and only for
+//! nodes with a container id. A frame waits for the names of containers that have just started, for [`PATIENCE`] in total
 //! per container. It does not wait for runtimes that are down or slow.
 
 use std::{
@@ -24,7 +24,7 @@ const FIRST: Duration = Duration::from_secs(1);
 const LAST: Duration = Duration::from_secs(60);
 
 /// How long frames wait for one container's name, in total.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(250);
 /// A frame waits for a name only within this time of the first request for the container.
 const YOUNG: Duration = Duration::from_secs(5);
 
@@ -35,6 +35,8 @@ pub(super) struct Identities {
     changes: Option<u64>,
     /// Containers without a record.
     unknown: HashMap<NodeId, Asked>,
+    /// Those requested since the last read. Their record may be older than the cgroup.
+    new: Vec<NodeId>,
     /// Number of suppressed cgroups, as last logged.
     suppressed: usize,
 }
@@ -57,6 +59,7 @@ impl Identities {
             directory,
             changes: None,
             unknown: HashMap::new(),
+            new: Vec::new(),
             suppressed: 0,
         }
     }
@@ -83,6 +86,7 @@ impl Identities {
                 patience: PATIENCE,
             };
             self.unknown.insert(number, asked);
+            self.new.push(number);
         }
     }
 
@@ -106,15 +110,20 @@ impl Identities {
         let mut renamed = Vec::new();
         // The counter is read first, so that a change in between is read the next time.
         let changes = self.directory.changes();
-        if self.changes != Some(changes) {
-            self.changes = Some(changes);
-            let records: Vec<_> = tree
-                .containers()
-                .filter_map(|(number, _, id)| Some((number, self.directory.get(id)?)))
-                .collect();
-            for (number, container) in records {
-                renamed.extend(tree.tell(number, &container));
-            }
+        let new = std::mem::take(&mut self.new);
+        let record = |number: NodeId| {
+            let id = tree.node(number)?.place.container.as_deref()?;
+            Some((number, self.directory.get(id)?))
+        };
+        let records: Vec<_> = if self.changes == Some(changes) {
+            new.into_iter().filter_map(record).collect()
+        } else {
+            let containers = tree.containers().map(|(number, ..)| number);
+            containers.filter_map(record).collect()
+        };
+        self.changes = Some(changes);
+        for (number, container) in records {
+            renamed.extend(tree.tell(number, &container));
         }
         let directory = &self.directory;
         self.unknown.retain(|&number, asked| {
@@ -256,6 +265,33 @@ mod tests {
             let (_, node, _) = self.tree.containers().next()?;
             Some(node.container.as_ref()?.name.clone())
         }
+    }
+
+    #[test]
+    fn a_record_that_is_there_before_the_cgroup_names_it_at_once() {
+        let mut host = Host::new();
+        let now = Instant::now();
+        let id = A.replace('3', "4");
+        // The runtime reports the container before it makes the cgroup, and the directory is read for
+        // another reason in between.
+        host.directory.put(Container {
+            id: id.clone(),
+            name: "early".to_owned(),
+            ..Container::new(id.clone(), Runtime::DOCKER)
+        });
+        host.refresh(now);
+        let made = Event::Made {
+            id: 9,
+            parent: 2,
+            name: id.into(),
+            at: SystemTime::now(),
+        };
+        let (number, _) = host.tree.apply(&made).unwrap();
+        host.identities.ask(&host.tree, number, now);
+        assert_eq!(host.refresh(now), 1);
+        let node = host.tree.node(number).unwrap();
+        assert_eq!(node.container.as_ref().unwrap().name, "early");
+        assert_eq!(host.refresh(now), 0);
     }
 
     #[test]
