@@ -76,6 +76,18 @@ impl Place {
         }
         self.twin.write("memory.max", &bytes)
     }
+
+    /// Reads a file of 48 MiB under a limit of 16 MiB.
+    ///
+    /// The file is written before, without the limit, so that its pages are clean. A task that dirties
+    /// pages faster than the disk takes them can be killed at its limit instead of reclaiming.
+    fn exceed_limit(&mut self, file: &Scratch) -> Result<()> {
+        let path = file.file.display();
+        self.worker.run(&format!("write {path} 48"))?;
+        self.worker.run(&format!("io fsync {path}"))?;
+        self.limit(16)?;
+        self.worker.run(&format!("cache {path}"))
+    }
 }
 
 /// A file on a disk, removed at the end. In a guest, temporary files are in memory, so its spare
@@ -340,7 +352,6 @@ fn reclaim() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut place = Place::new()?;
     let file = Scratch::new()?;
-    place.limit(16)?;
     let reclaim = "container_memory_reclaim_seconds";
     ensure!(
         !agent
@@ -353,10 +364,7 @@ fn reclaim() -> Result<()> {
         "vmscan/mm_vmscan_direct_reclaim_end",
     ];
     let trace = Trace::of(place.worker.pid(), &events)?;
-    place.worker.run(&file.order(48))?;
-    place
-        .worker
-        .run(&format!("cache {}", file.file.display()))?;
+    place.exceed_limit(&file)?;
     let twin = &place.twin;
     let read = || {
         Ok(if twin.v1 {
@@ -471,9 +479,8 @@ fn last() -> Result<()> {
     let mut place = Place::new()?;
     let file = Scratch::new()?;
     // The cgroup is never scraped while it exists.
-    place.limit(16)?;
     let entered = faults(place.worker.pid())?;
-    place.worker.run(&file.order(48))?;
+    place.exceed_limit(&file)?;
     place.worker.run("anon 8")?;
     let faults = faults(place.worker.pid())? - entered;
     let hits = |twin: &Twin| {
