@@ -1,6 +1,6 @@
 //! An encoded exposition, as bytes in chunks.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Approximate size of a chunk in bytes. A chunk ends with the line that reaches it.
 const CHUNK: usize = 64 << 10;
@@ -53,14 +53,14 @@ impl From<Bytes> for Body {
 /// The buffer that an encoder writes to.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    pub(super) buffer: BytesMut,
+    pub(super) buffer: Vec<u8>,
     done: Body,
 }
 
 impl Chunks {
     pub(super) fn new() -> Self {
         Self {
-            buffer: BytesMut::with_capacity(CHUNK + SLACK),
+            buffer: Vec::with_capacity(CHUNK + SLACK),
             done: Body::default(),
         }
     }
@@ -75,8 +75,8 @@ impl Chunks {
 
     #[cold]
     fn cut(&mut self) {
-        let full = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(CHUNK + SLACK));
-        self.push(full.freeze());
+        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK + SLACK));
+        self.push(full.into());
     }
 
     fn push(&mut self, chunk: Bytes) {

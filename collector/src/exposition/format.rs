@@ -10,8 +10,6 @@ use text::Text;
 
 /// An encoder of one exposition.
 pub trait Exposition: Encoder {
-    /// Number of samples encoded so far.
-    fn series(&self) -> u64;
     /// Ends the exposition and returns it.
     fn finish(self: Box<Self>) -> Body;
 }

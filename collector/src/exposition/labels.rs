@@ -7,8 +7,6 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use bytes::BufMut;
-
 /// Labels that are made once and used for many samples, such as those of a cgroup. A clone shares
 /// them.
 #[derive(Clone)]
@@ -174,27 +172,27 @@ impl<'a> Labels<'a> {
     }
 
     /// Appends the text between the braces of a sample.
-    pub(super) fn write(self, to: &mut impl BufMut) {
-        let mut first = true;
-        let own = self.own.map_or(&[][..], LabelSet::text);
-        for text in [self.set.text(), own] {
-            if !text.is_empty() {
-                if !first {
-                    to.put_u8(b',');
-                }
-                first = false;
-                to.put_slice(text);
+    #[inline]
+    pub(super) fn write(self, to: &mut Vec<u8>) {
+        let set = self.set.text();
+        to.extend_from_slice(set);
+        let mut first = set.is_empty();
+        if let Some(own) = self.own.map(LabelSet::text).filter(|own| !own.is_empty()) {
+            if !first {
+                to.push(b',');
             }
+            first = false;
+            to.extend_from_slice(own);
         }
         for (name, value) in self.extra {
             if !first {
-                to.put_u8(b',');
+                to.push(b',');
             }
             first = false;
-            to.put_slice(name.as_bytes());
-            to.put_slice(b"=\"");
+            to.extend_from_slice(name.as_bytes());
+            to.extend_from_slice(b"=\"");
             escape(value, to);
-            to.put_u8(b'"');
+            to.push(b'"');
         }
     }
 
@@ -204,30 +202,25 @@ impl<'a> Labels<'a> {
             && self.set.text().is_empty()
             && self.own.is_none_or(|own| own.text().is_empty())
     }
-
-    /// Returns the minimum length of their text.
-    pub(super) fn size(self) -> usize {
-        self.set.text().len() + self.own.map_or(0, |own| own.text().len())
-    }
 }
 
 /// Escapes a label value: backslash, quote and newline, the same in all text formats.
-pub(super) fn escape(value: &str, to: &mut impl BufMut) {
+pub(super) fn escape(value: &str, to: &mut Vec<u8>) {
     let mut rest = value.as_bytes();
     // Most values need no escape and are copied at once.
     while let Some(at) = rest
         .iter()
         .position(|byte| matches!(byte, b'\\' | b'"' | b'\n'))
     {
-        to.put_slice(&rest[..at]);
-        to.put_slice(match rest[at] {
+        to.extend_from_slice(&rest[..at]);
+        to.extend_from_slice(match rest[at] {
             b'\n' => b"\\n",
             b'"' => b"\\\"",
             _ => b"\\\\",
         });
         rest = &rest[at + 1..];
     }
-    to.put_slice(rest);
+    to.extend_from_slice(rest);
 }
 
 /// Undoes [`escape`].

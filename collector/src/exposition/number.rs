@@ -1,8 +1,6 @@
 //! Values and their text.
 
-use std::fmt::Write as _;
-
-use bytes::{BufMut, BytesMut};
+use std::io::Write as _;
 
 /// A sample's value. Durations are exact: they are written as decimal seconds and not rounded to a
 /// binary fraction.
@@ -17,9 +15,12 @@ pub enum Value {
 }
 
 impl Value {
-    pub(super) fn write(self, to: &mut BytesMut) {
+    #[inline]
+    pub(super) fn write(self, to: &mut Vec<u8>) {
         match self {
-            Self::Count(count) => to.put_slice(itoa::Buffer::new().format(count).as_bytes()),
+            Self::Count(count) => {
+                to.extend_from_slice(itoa::Buffer::new().format(count).as_bytes())
+            }
             Self::Nanos(ns) => nanos(ns, to),
             Self::Float(float) => write_float(float, to),
         }
@@ -28,8 +29,8 @@ impl Value {
 
 const NS: u64 = 1_000_000_000;
 
-fn nanos(ns: u64, to: &mut BytesMut) {
-    to.put_slice(itoa::Buffer::new().format(ns / NS).as_bytes());
+fn nanos(ns: u64, to: &mut Vec<u8>) {
+    to.extend_from_slice(itoa::Buffer::new().format(ns / NS).as_bytes());
     let mut fraction = ns % NS;
     if fraction == 0 {
         return;
@@ -44,17 +45,17 @@ fn nanos(ns: u64, to: &mut BytesMut) {
         .iter()
         .rposition(|&digit| digit != b'0')
         .map_or(0, |last| last + 1);
-    to.put_slice(&digits[..end]);
+    to.extend_from_slice(&digits[..end]);
 }
 
 /// Writes the shortest text that parses to the same number.
-fn write_float(float: f64, to: &mut BytesMut) {
+fn write_float(float: f64, to: &mut Vec<u8>) {
     if float.is_nan() {
-        to.put_slice(b"NaN");
+        to.extend_from_slice(b"NaN");
     } else if float.is_infinite() {
-        to.put_slice(if float > 0.0 { b"+Inf" } else { b"-Inf" });
+        to.extend_from_slice(if float > 0.0 { b"+Inf" } else { b"-Inf" });
     } else {
-        // Writing to BytesMut does not fail.
+        // Writing to a vector does not fail.
         let _ = write!(to, "{float}");
     }
 }
@@ -64,9 +65,9 @@ mod tests {
     use super::*;
 
     fn text(value: Value) -> String {
-        let mut to = BytesMut::new();
+        let mut to = Vec::new();
         value.write(&mut to);
-        String::from_utf8(to.to_vec()).unwrap()
+        String::from_utf8(to).unwrap()
     }
 
     #[test]

@@ -1,8 +1,5 @@
 //! Text formats made of lines: the common part of text 0.0.4 and OpenMetrics.
 
-use bytes::{BufMut, BytesMut};
-use collector_common::histogram::BUCKETS;
-
 use super::Exposition;
 use crate::exposition::{
     Body, Distribution, Encoder, Histogram, Kind, Labels, Metadata, Value, body::Chunks,
@@ -12,7 +9,7 @@ use crate::exposition::{
 /// Differences between the text formats. They are resolved at compile time.
 pub(super) trait Dialect {
     /// Appends HELP, TYPE and other metadata of a family.
-    fn heading(metadata: &Metadata<'_>, to: &mut BytesMut);
+    fn heading(metadata: &Metadata<'_>, to: &mut Vec<u8>);
     /// Returns the text of a bound or quantile.
     fn bound(bound: &BoundText) -> &str;
     /// Whether the format allows this quantile's value in a summary.
@@ -24,13 +21,15 @@ pub(super) trait Dialect {
 }
 
 /// Encodes one exposition.
+///
+/// Invariant: a line is appended in as few pieces as possible; this is the hot path of a scrape.
 pub(super) struct Lines<D> {
     out: Chunks,
     /// Metadata of the family last begun, until its first sample.
-    heading: BytesMut,
-    name: String,
+    heading: Vec<u8>,
+    /// Name of the family last begun, and an opening brace.
+    opening: Vec<u8>,
     kind: Kind,
-    series: u64,
     /// Common start of the lines of one histogram. Reused.
     prefix: Vec<u8>,
     dialect: std::marker::PhantomData<D>,
@@ -40,10 +39,9 @@ impl<D: Dialect> Lines<D> {
     pub(super) fn new() -> Self {
         Self {
             out: Chunks::new(),
-            heading: BytesMut::new(),
-            name: String::new(),
+            heading: Vec::new(),
+            opening: Vec::new(),
             kind: Kind::Untyped,
-            series: 0,
             prefix: Vec::new(),
             dialect: std::marker::PhantomData,
         }
@@ -53,27 +51,41 @@ impl<D: Dialect> Lines<D> {
     #[inline]
     fn flush_heading(&mut self) {
         if !self.heading.is_empty() {
-            self.out.buffer.extend_from_slice(&self.heading);
-            self.heading.clear();
+            self.out.buffer.append(&mut self.heading);
         }
     }
 
+    /// Adds a line whose metric name is that of the family.
     #[inline]
-    fn line(&mut self, suffix: &str, labels: Labels<'_>, value: Value) {
-        self.flush_heading();
-        self.series += 1;
-        let buffer = &mut self.out.buffer;
-        buffer.reserve(self.name.len() + suffix.len() + labels.size() + 96);
-        buffer.put_slice(self.name.as_bytes());
-        buffer.put_slice(suffix.as_bytes());
-        if !labels.is_empty() {
-            buffer.put_u8(b'{');
-            labels.write(buffer);
-            buffer.put_u8(b'}');
+    fn line(&mut self, labels: Labels<'_>, value: Value) {
+        if labels.is_empty() {
+            return self.suffixed_line("", labels, value);
         }
-        buffer.put_u8(b' ');
+        self.flush_heading();
+        let buffer = &mut self.out.buffer;
+        buffer.extend_from_slice(&self.opening);
+        labels.write(buffer);
+        buffer.extend_from_slice(b"} ");
         value.write(buffer);
-        buffer.put_u8(b'\n');
+        buffer.push(b'\n');
+        self.out.end_line();
+    }
+
+    /// Adds a line whose metric name is that of the family and a suffix.
+    fn suffixed_line(&mut self, suffix: &str, labels: Labels<'_>, value: Value) {
+        self.flush_heading();
+        let name = self.opening.strip_suffix(b"{").unwrap_or_default();
+        let buffer = &mut self.out.buffer;
+        buffer.extend_from_slice(name);
+        buffer.extend_from_slice(suffix.as_bytes());
+        if !labels.is_empty() {
+            buffer.push(b'{');
+            labels.write(buffer);
+            buffer.push(b'}');
+        }
+        buffer.push(b' ');
+        value.write(buffer);
+        buffer.push(b'\n');
         self.out.end_line();
     }
 
@@ -81,55 +93,53 @@ impl<D: Dialect> Lines<D> {
     fn begin_steps(&mut self, suffix: &str, labels: Labels<'_>, label: &str) {
         let prefix = &mut self.prefix;
         prefix.clear();
-        prefix.put_slice(self.name.as_bytes());
-        prefix.put_slice(suffix.as_bytes());
-        prefix.put_u8(b'{');
+        prefix.extend_from_slice(self.opening.strip_suffix(b"{").unwrap_or_default());
+        prefix.extend_from_slice(suffix.as_bytes());
+        prefix.push(b'{');
         labels.write(prefix);
         if !labels.is_empty() {
-            prefix.put_u8(b',');
+            prefix.push(b',');
         }
-        prefix.put_slice(label.as_bytes());
-        prefix.put_slice(b"=\"");
+        prefix.extend_from_slice(label.as_bytes());
+        prefix.extend_from_slice(b"=\"");
     }
 
+    #[inline]
     fn step(&mut self, bound: &BoundText, value: Value) {
         self.flush_heading();
-        let bound = D::bound(bound);
         let buffer = &mut self.out.buffer;
-        buffer.reserve(self.prefix.len() + bound.len() + 48);
-        buffer.put_slice(&self.prefix);
-        buffer.put_slice(bound.as_bytes());
-        buffer.put_slice(b"\"} ");
+        buffer.extend_from_slice(&self.prefix);
+        buffer.extend_from_slice(D::bound(bound).as_bytes());
+        buffer.extend_from_slice(b"\"} ");
         value.write(buffer);
-        buffer.put_u8(b'\n');
-        self.series += 1;
+        buffer.push(b'\n');
         self.out.end_line();
     }
 }
 
 impl<D: Dialect> Encoder for Lines<D> {
     fn begin(&mut self, metadata: &Metadata<'_>) {
-        self.name.clear();
-        self.name.push_str(metadata.name);
+        self.opening.clear();
+        self.opening.extend_from_slice(metadata.name.as_bytes());
+        self.opening.push(b'{');
         self.kind = metadata.kind;
         self.heading.clear();
         D::heading(metadata, &mut self.heading);
     }
 
     fn sample(&mut self, labels: Labels<'_>, value: Value) {
-        self.line("", labels, value);
+        self.line(labels, value);
     }
 
     fn histogram(&mut self, labels: Labels<'_>, histogram: Histogram<'_>) {
         self.begin_steps("_bucket", labels, "le");
-        self.out.buffer.reserve(BUCKETS * (self.prefix.len() + 48));
         let mut count = 0;
         for (bucket, bound) in histogram.buckets.iter().zip(histogram.layout.texts()) {
             count += bucket;
             self.step(bound, Value::Count(count));
         }
-        self.line("_sum", labels, histogram.sum);
-        self.line("_count", labels, Value::Count(count));
+        self.suffixed_line("_sum", labels, histogram.sum);
+        self.suffixed_line("_count", labels, Value::Count(count));
     }
 
     fn distribution(&mut self, labels: Labels<'_>, distribution: &Distribution) {
@@ -147,45 +157,41 @@ impl<D: Dialect> Encoder for Lines<D> {
         }
         let (has_sum, has_count) = D::has_sum_and_count(self.kind, distribution);
         if let Some(sum) = distribution.sum.filter(|_| has_sum) {
-            self.line("_sum", labels, Value::Float(sum));
+            self.suffixed_line("_sum", labels, Value::Float(sum));
         }
         if let Some(count) = distribution.count.filter(|_| has_count) {
-            self.line("_count", labels, Value::Float(count));
+            self.suffixed_line("_count", labels, Value::Float(count));
         }
     }
 }
 
 impl<D: Dialect> Exposition for Lines<D> {
-    fn series(&self) -> u64 {
-        self.series
-    }
-
     fn finish(mut self: Box<Self>) -> Body {
-        self.out.buffer.put_slice(D::END);
+        self.out.buffer.extend_from_slice(D::END);
         self.out.finish()
     }
 }
 
 /// Appends `# HELP` and `# TYPE`. Escapes quotes in the help text if `escape_quotes` is set.
 pub(super) fn help_and_type(
-    to: &mut BytesMut,
+    to: &mut Vec<u8>,
     (name, help, kind): (&str, &str, &str),
     escape_quotes: bool,
 ) {
-    to.put_slice(b"# HELP ");
-    to.put_slice(name.as_bytes());
-    to.put_u8(b' ');
+    to.extend_from_slice(b"# HELP ");
+    to.extend_from_slice(name.as_bytes());
+    to.push(b' ');
     for byte in help.bytes() {
         match byte {
-            b'\\' => to.put_slice(b"\\\\"),
-            b'\n' => to.put_slice(b"\\n"),
-            b'"' if escape_quotes => to.put_slice(b"\\\""),
-            byte => to.put_u8(byte),
+            b'\\' => to.extend_from_slice(b"\\\\"),
+            b'\n' => to.extend_from_slice(b"\\n"),
+            b'"' if escape_quotes => to.extend_from_slice(b"\\\""),
+            byte => to.push(byte),
         }
     }
-    to.put_slice(b"\n# TYPE ");
-    to.put_slice(name.as_bytes());
-    to.put_u8(b' ');
-    to.put_slice(kind.as_bytes());
-    to.put_u8(b'\n');
+    to.extend_from_slice(b"\n# TYPE ");
+    to.extend_from_slice(name.as_bytes());
+    to.push(b' ');
+    to.extend_from_slice(kind.as_bytes());
+    to.push(b'\n');
 }

@@ -1,8 +1,6 @@
 //! OpenMetrics 1.0. It is stricter than the text format: what it does not allow is left out, or its
 //! type is `unknown`.
 
-use bytes::{BufMut, BytesMut};
-
 use super::lines::{Dialect, Lines, help_and_type};
 use crate::exposition::{Distribution, Kind, Metadata, histogram::BoundText};
 
@@ -12,7 +10,7 @@ pub(super) type OpenMetrics = Lines<OpenMetricsDialect>;
 pub(super) enum OpenMetricsDialect {}
 
 impl Dialect for OpenMetricsDialect {
-    fn heading(metadata: &Metadata<'_>, to: &mut BytesMut) {
+    fn heading(metadata: &Metadata<'_>, to: &mut Vec<u8>) {
         let (name, kind) = match metadata.kind {
             // A counter's samples end in `_total`, its family does not. cAdvisor's `failcnt` lacks
             // the suffix and is not a counter here.
@@ -30,7 +28,7 @@ impl Dialect for OpenMetricsDialect {
             && name.ends_with(unit)
         {
             for part in ["# UNIT ", name, " ", unit, "\n"] {
-                to.put_slice(part.as_bytes());
+                to.extend_from_slice(part.as_bytes());
             }
         }
     }

@@ -1,7 +1,5 @@
 //! Prometheus text 0.0.4.
 
-use bytes::BytesMut;
-
 use super::lines::{Dialect, Lines, help_and_type};
 use crate::exposition::{Distribution, Kind, Metadata, histogram::BoundText};
 
@@ -11,7 +9,7 @@ pub(super) type Text = Lines<TextDialect>;
 pub(super) enum TextDialect {}
 
 impl Dialect for TextDialect {
-    fn heading(metadata: &Metadata<'_>, to: &mut BytesMut) {
+    fn heading(metadata: &Metadata<'_>, to: &mut Vec<u8>) {
         help_and_type(
             to,
             (metadata.name, metadata.help, metadata.kind.name()),
