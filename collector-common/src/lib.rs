@@ -10,6 +10,7 @@
 
 pub mod block;
 pub mod cell;
+pub mod cgroup_iterator;
 pub mod drops;
 pub mod event;
 pub mod field;
@@ -17,7 +18,6 @@ pub mod histogram;
 pub mod keyed;
 pub mod net;
 pub mod netdev;
-pub mod pass;
 pub mod process;
 pub mod reclaim;
 pub mod sched;

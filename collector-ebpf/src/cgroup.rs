@@ -18,8 +18,9 @@ use collector_common::{
 };
 
 use crate::{
+    cgroup_iterator,
     kernel::Cgroup,
-    maps, pass,
+    maps,
     shared::{Shared, member},
     stat,
 };
@@ -38,7 +39,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Removed);
     // Before the event: the agent takes the record when it gets that.
-    pass::save_final_record(subject(&ctx));
+    cgroup_iterator::save_final_record(subject(&ctx));
     report(&ctx, subject(&ctx), CgroupEventKind::Removed)
 }
 

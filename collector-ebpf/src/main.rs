@@ -10,13 +10,13 @@
 mod block;
 mod cell;
 mod cgroup;
+mod cgroup_iterator;
 mod drops;
 mod kernel;
 mod keyed;
 mod maps;
 mod net;
 mod netdev;
-mod pass;
 mod pending;
 mod process;
 mod reclaim;

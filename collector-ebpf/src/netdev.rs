@@ -26,7 +26,7 @@ static NETNS: HashMap<u64, Namespace, { NAMESPACES as usize }, NO_PREALLOC> = Ha
 
 /// One entry, mapped by the agent.
 #[btf_map]
-static NETNS_PASS: Array<NamespaceIterator, 1, MMAPABLE> = Array::new();
+static NETNS_ITERATOR: Array<NamespaceIterator, 1, MMAPABLE> = Array::new();
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
@@ -48,7 +48,7 @@ fn note(task: Task) {
     let Some(namespace) = task.net_namespace() else {
         return;
     };
-    let Some(control) = NETNS_PASS.find(0) else {
+    let Some(control) = NETNS_ITERATOR.find(0) else {
         return;
     };
     let cookie = namespace.cookie();

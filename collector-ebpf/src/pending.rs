@@ -14,16 +14,16 @@ use core::ffi::c_void;
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use collector_common::{
+    cgroup_iterator::{CgroupRecord, EVENTS, MemoryRecord},
     field,
     keyed::CgroupKey,
-    pass::{CgroupRecord, EVENTS, MemoryRecord},
 };
 
 use crate::{
     cell::cpus,
+    cgroup_iterator::FINAL_RECORDS,
     kernel::{Cgroup, address, has, read},
     maps::{self, Find},
-    pass::FINAL_RECORDS,
     shared::{Shared, member, repeat},
 };
 

@@ -37,7 +37,7 @@ pub struct Options {
     /// Cgroups to scrape
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000, 10_000])]
     cgroups: Vec<usize>,
-    /// Tasks for the task iterator, besides those of the host
+    /// Tasks for the tasks iterator, besides those of the host
     #[arg(long, value_delimiter = ',', default_values_t = [0, 6000])]
     tasks: Vec<usize>,
     /// Rounds of the context-switch benchmark, each with and without the agent
@@ -65,7 +65,7 @@ enum Part {
     Throughput,
     /// CPU of scrapes, alone and four at once; memory; time to start
     Scrapes,
-    /// The task iterator
+    /// The tasks iterator
     Tasks,
 }
 

@@ -68,7 +68,7 @@ impl Collector {
         let slots = self.slots.read(tree).context("reading the slots")?;
         stages.end("slots");
         self.sources.refresh_statistics(tree);
-        stages.end("pass");
+        stages.end("cgroup_iterator");
         let snapshot = Snapshot {
             tree,
             slots: &slots,

@@ -7,8 +7,8 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use collector_common::{
+    cgroup_iterator::CgroupRecord,
     event::{CgroupEvent, CgroupEventKind},
-    pass::CgroupRecord,
     stat::Stat,
 };
 

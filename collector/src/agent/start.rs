@@ -131,10 +131,10 @@ impl Agent {
             v1.push((mount.clone(), found));
         }
         let mut statistics = None;
-        if kernel.is_loaded("pass") {
+        if kernel.is_loaded("cgroup_iterator") {
             match CgroupStatistics::new(&mut kernel, &hierarchies, v1) {
                 Ok(made) => statistics = Some(made),
-                Err(error) => kernel.set_failed("pass", format!("{error:#}")),
+                Err(error) => kernel.set_failed("cgroup_iterator", format!("{error:#}")),
             }
         }
         let mut availability = availability(&kernel, &options.sources);

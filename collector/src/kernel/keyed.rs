@@ -8,7 +8,9 @@
 use std::{io, os::fd::BorrowedFd};
 
 use anyhow::Context;
-use collector_common::{block::BlockValue, drops::Drops, keyed::CgroupKey, pass::CgroupRecord};
+use collector_common::{
+    block::BlockValue, cgroup_iterator::CgroupRecord, drops::Drops, keyed::CgroupKey,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::map::Map;

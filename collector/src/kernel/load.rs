@@ -17,7 +17,7 @@ use aya::{
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    pass::{IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
+    cgroup_iterator::{IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
     stat::{STATS, Stat},
 };
 
@@ -25,10 +25,10 @@ use super::{
     OBJECT, bpf,
     btf::{self, Wanted},
     cells::{CELL_MAPS, Cell, Cells, Shards},
+    cgroup_iterator::{CgroupIterator, Maps},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
     map::Map as TypedMap,
-    pass::{CgroupIterator, Maps},
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     rows::{self, Rows},
     slots::SlotPool,
@@ -92,7 +92,7 @@ impl Kernel {
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
         let shards = Shards::Few.count(options.cpus);
-        let keep_final_records = u32::from(options.programs.contains(&"pass"));
+        let keep_final_records = u32::from(options.programs.contains(&"cgroup_iterator"));
         for &(map, shards) in CELL_MAPS {
             let cells = u64::from(slots) * u64::from(shards.count(options.cpus));
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
@@ -355,13 +355,13 @@ impl Kernel {
     /// # Errors
     ///
     /// If its maps can't be mapped.
-    pub fn pass(&mut self) -> Result<CgroupIterator> {
-        let AyaProgram::Iter(program) = self.program_mut("pass")? else {
-            bail!("pass is not an iterator");
+    pub fn cgroup_iterator(&mut self) -> Result<CgroupIterator> {
+        let AyaProgram::Iter(program) = self.program_mut("cgroup_iterator")? else {
+            bail!("cgroup_iterator is not an iterator");
         };
         let program = program.fd()?.as_fd().try_clone_to_owned()?;
         let maps = Maps {
-            control: self.map("PASS")?,
+            control: self.map("CGROUP_ITERATOR")?,
             records: self.map("RECORDS")?,
             devices: self.map("IO_RECORDS")?,
         };

@@ -228,7 +228,7 @@ impl<T> Drop for Mapping<T> {
 
 #[cfg(test)]
 mod tests {
-    use collector_common::{pass::IteratorControl, sched::SchedCell};
+    use collector_common::{cgroup_iterator::IteratorControl, sched::SchedCell};
 
     use super::*;
 

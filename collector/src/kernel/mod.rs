@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod btf;
 pub mod cells;
+pub mod cgroup_iterator;
 mod chunks;
 pub mod events;
 pub mod fields;
@@ -16,7 +17,6 @@ pub mod mapping;
 mod names;
 pub mod netlink;
 pub mod netns;
-pub mod pass;
 pub mod programs;
 pub mod rows;
 pub mod slots;

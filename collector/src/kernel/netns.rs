@@ -43,10 +43,10 @@ impl Namespaces {
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
         let link = kernel
             .task_iterator("namespaces")
-            .context("attaching the task iterator")?;
+            .context("attaching the namespaces' iterator")?;
         Ok(Self {
             link,
-            control: Mapping::open(kernel.map("NETNS_PASS")?)
+            control: Mapping::open(kernel.map("NETNS_ITERATOR")?)
                 .context("opening the control block of the namespaces' iterator")?,
             map: Map::hash(kernel.map("NETNS")?)?,
             generation: 0,

@@ -60,7 +60,7 @@ pub const PROGRAMS: &[Program] = &[
     program("baseline", Hook::Baseline),
     tracepoint("sched_switch"),
     program("in_flight", Hook::OnDemand),
-    program("pass", Hook::CgroupIterator),
+    program("cgroup_iterator", Hook::CgroupIterator),
     tracepoint("mm_vmscan_direct_reclaim_begin"),
     tracepoint("mm_vmscan_direct_reclaim_end"),
     tracepoint("mm_vmscan_memcg_reclaim_begin"),

@@ -25,15 +25,15 @@ const SAMPLE_SOCKET: Word<TasksControl> = word!(TasksControl, sample_socket);
 const SOCKET_OPS: Word<TasksControl> = word!(TasksControl, socket_ops);
 const WITH_SOCKETS: Word<TasksControl> = word!(TasksControl, with_sockets);
 
-/// The task iterator.
+/// The tasks iterator.
 #[derive(Debug)]
-pub struct TasksPass {
+pub struct TasksIterator {
     link: OwnedFd,
     control: Mapping<TasksControl>,
     generation: u64,
 }
 
-impl TasksPass {
+impl TasksIterator {
     /// Attaches the program. A first run finds what BTF can't tell it: which bit `in_iowait` is,
     /// and which file operations sockets have.
     ///
@@ -44,7 +44,7 @@ impl TasksPass {
         let bit = fields::bit_of(kernel.types()?, "task_struct.in_iowait")?;
         let link = kernel.task_iterator("tasks")?;
         let control = Mapping::open(kernel.map("TASKS")?)
-            .context("opening the control block of the task iterator")?;
+            .context("opening the control block of the tasks iterator")?;
         control.store(0, IOWAIT_MASK, 1 << bit);
         let iterator = Self {
             link,
@@ -56,10 +56,10 @@ impl TasksPass {
         iterator.control.store(0, SAMPLE_SOCKET, descriptor);
         // The run with generation 0 only finds these and counts nothing, because there are no slots
         // yet.
-        bpf::run_iterator(iterator.link.as_fd()).context("running the task iterator")?;
+        bpf::run_iterator(iterator.link.as_fd()).context("running the tasks iterator")?;
         anyhow::ensure!(
             iterator.control.load(0, SOCKET_OPS) != 0,
-            "the task iterator has not found the agent's own socket"
+            "the tasks iterator has not found the agent's own socket"
         );
         Ok(iterator)
     }

@@ -1,6 +1,6 @@
 //! Changes of cgroups, as sources are notified of them.
 
-use collector_common::pass::CgroupRecord;
+use collector_common::cgroup_iterator::CgroupRecord;
 
 use super::Source;
 use crate::cgroup::{NodeId, Tree};

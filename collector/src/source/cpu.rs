@@ -1,10 +1,11 @@
 //! User and system time, CFS bandwidth and settings of the cpu controller, from the kernel
 //! statistics.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: cpu.stat, cpu.max, cpu.cfs_* (tests).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs). Oracle: cpu.stat, cpu.max,
+//! cpu.cfs_* (tests).
 
 use anyhow::Result;
-use collector_common::pass::{CgroupRecord, HAS_CPU, UNIFIED};
+use collector_common::cgroup_iterator::{CgroupRecord, HAS_CPU, UNIFIED};
 
 use super::{
     Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
@@ -93,7 +94,7 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
         kind,
         unit,
         labels: &[],
-        origin: "pass: task_group.cfs_bandwidth",
+        origin: "cgroup_iterator: task_group.cfs_bandwidth",
         oracle: "cpu.stat, cpu.max",
     }
 }
@@ -128,7 +129,7 @@ fn micros(ns: u64) -> Value {
 pub const METRICS: &[Metric<CpuNumbers>] = &[
     Metric {
         family: Family {
-            origin: "pass: cgroup.bstat.cputime",
+            origin: "cgroup_iterator: cgroup.bstat.cputime",
             oracle: "cpu.stat user_usec",
             ..family(
                 "container_cpu_user_seconds_total",
@@ -141,7 +142,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
     },
     Metric {
         family: Family {
-            origin: "pass: cgroup.bstat.cputime",
+            origin: "cgroup_iterator: cgroup.bstat.cputime",
             oracle: "cpu.stat system_usec",
             ..family(
                 "container_cpu_system_seconds_total",
@@ -194,7 +195,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
     ),
     Metric {
         family: Family {
-            origin: "pass: task_group.shares",
+            origin: "cgroup_iterator: task_group.shares",
             oracle: "cpu.shares, cpu.weight",
             ..family(
                 "container_spec_cpu_shares",
@@ -211,7 +212,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "cpu",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

@@ -1,10 +1,10 @@
 //! Huge pages, from the hugetlb controller.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: hugetlb.*.current, hugetlb.*.events, and
-//! v1's usage_in_bytes, max_usage_in_bytes, failcnt (tests/live/memory.rs).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs). Oracle: hugetlb.*.current,
+//! hugetlb.*.events, and v1's usage_in_bytes, max_usage_in_bytes, failcnt (tests/live/memory.rs).
 
 use anyhow::Result;
-use collector_common::pass::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
+use collector_common::cgroup_iterator::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
 
 use super::{
     Change, Part, Reading, Registration, Snapshot, Source,
@@ -23,7 +23,7 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
         kind,
         unit,
         labels: &["pagesize"],
-        origin: "pass: hugetlb_cgroup.hugepage",
+        origin: "cgroup_iterator: hugetlb_cgroup.hugepage",
         oracle: "hugetlb.SIZE.current, hugetlb.SIZE.max_usage_in_bytes, hugetlb.SIZE.failcnt",
     }
 }
@@ -51,7 +51,7 @@ const FAILCNT: Family = family(
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "hugetlb",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || FAMILIES.iter().map(|(family, _)| *family).collect(),

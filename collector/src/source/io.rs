@@ -1,8 +1,8 @@
 //! I/O that the io controller has charged to cgroups, by device: io.stat without reading its files.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs): `blkcg_gq.iostat`. The kernel counts submitted I/O
-//! here (block/blk-cgroup.c, blk_cgroup_bio_start); the `block` source counts completed I/O. Only
-//! if the controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs): `blkcg_gq.iostat`. The
+//! kernel counts submitted I/O here (block/blk-cgroup.c, blk_cgroup_bio_start); the `block` source
+//! counts completed I/O. Only if the controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
 
 use anyhow::{Result, bail};
 
@@ -24,7 +24,7 @@ const BYTES: Family = Family {
     kind: Kind::Counter,
     unit: Unit::Bytes,
     labels: &["device", "operation"],
-    origin: "pass: blkcg_gq.iostat.cur.bytes",
+    origin: "cgroup_iterator: blkcg_gq.iostat.cur.bytes",
     oracle: "io.stat: rbytes, wbytes, dbytes",
 };
 
@@ -34,7 +34,7 @@ const OPERATIONS: Family = Family {
     kind: Kind::Counter,
     unit: Unit::None,
     labels: &["device", "operation"],
-    origin: "pass: blkcg_gq.iostat.cur.ios",
+    origin: "cgroup_iterator: blkcg_gq.iostat.cur.ios",
     oracle: "io.stat: rios, wios, dios",
 };
 
@@ -53,7 +53,7 @@ sums! {
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "io",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || vec![&BYTES, &OPERATIONS],

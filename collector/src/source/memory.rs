@@ -1,15 +1,17 @@
 //! Memory: usage, limits, statistics and events, from the memory controller.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: memory.current, memory.max, memory.stat,
-//! memory.events and related files; in v1 memory.usage_in_bytes and related files
-//! (tests/live/memory.rs).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs). Oracle: memory.current,
+//! memory.max, memory.stat, memory.events and related files; in v1 memory.usage_in_bytes and
+//! related files (tests/live/memory.rs).
 
 mod layout;
 mod metrics;
 mod stat;
 
 use anyhow::{Context, Result};
-use collector_common::pass::{CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED};
+use collector_common::cgroup_iterator::{
+    CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED,
+};
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
 use super::{
@@ -84,7 +86,7 @@ const MEMCG_MAX: usize = 2;
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "memory",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

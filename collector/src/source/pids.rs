@@ -1,6 +1,7 @@
 //! The limit on tasks, from the pids controller.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Oracle: pids.max (tests/live/pids.rs).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs). Oracle: pids.max
+//! (tests/live/pids.rs).
 
 use anyhow::Result;
 
@@ -28,7 +29,7 @@ pub const METRICS: &[Metric<Limit>] = &[Metric {
         kind: Kind::Gauge,
         unit: Unit::None,
         labels: &[],
-        origin: "pass: pids_cgroup.limit",
+        origin: "cgroup_iterator: pids_cgroup.limit",
         oracle: "pids.max",
     },
     samples: Samples::Scalars(&[(&[], |limit| limit.map(Value::Count))]),
@@ -38,7 +39,7 @@ pub const METRICS: &[Metric<Limit>] = &[Metric {
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "pids",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

@@ -1,11 +1,11 @@
 //! Pressure: how long tasks were stalled for lack of CPU, memory or I/O (PSI).
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs): `psi_group.total`. While there is pressure, the
-//! kernel updates it every 2 s (kernel/sched/psi.c, PSI_FREQ), so values are at most that old.
-//! Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs): `psi_group.total`. While
+//! there is pressure, the kernel updates it every 2 s (kernel/sched/psi.c, PSI_FREQ), so values are
+//! at most that old. Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
 
 use anyhow::{Context, Result, bail};
-use collector_common::pass::{HAS_PRESSURE, PRESSURES};
+use collector_common::cgroup_iterator::{HAS_PRESSURE, PRESSURES};
 
 use super::{
     Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
@@ -40,7 +40,7 @@ macro_rules! metric {
                 kind: Kind::Counter,
                 unit: Unit::Seconds,
                 labels: &[],
-                origin: "pass: psi_group.total",
+                origin: "cgroup_iterator: psi_group.total",
                 oracle: $file,
             },
             samples: Samples::Scalars(&[(&[], |v: &Stalls| v.state($state))]),
@@ -92,7 +92,7 @@ pub const METRICS: &[Metric<Stalls>] = &[
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "pressure",
-        required: &["pass"],
+        required: &["cgroup_iterator"],
         optional: &[],
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),

@@ -1,8 +1,8 @@
 //! Kernel statistics of every cgroup, read by the cgroup iterator, one run per hierarchy, and
 //! joined to the tree.
 //!
-//! Program: `pass` (collector-ebpf/src/pass.rs). Sources read their parts of the records: `cpu`,
-//! `memory`, `hugetlb`, `pids`, `pressure`, `io`.
+//! Program: `cgroup_iterator` (collector-ebpf/src/cgroup_iterator.rs). Sources read their parts of
+//! the records: `cpu`, `memory`, `hugetlb`, `pids`, `pressure`, `io`.
 //!
 //! On a hybrid host controllers are in v1 hierarchies. The iterator runs over those as well, and
 //! their cgroups are joined to those of cgroup2 by path. Invariant: no file of a cgroup is opened,
@@ -19,19 +19,19 @@ use std::{
 
 use anyhow::{Context, Result};
 use collector_common::{
-    keyed::CgroupKey,
-    pass::{
+    cgroup_iterator::{
         CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, IoRecord,
         UNIFIED,
     },
+    keyed::CgroupKey,
 };
 
 use crate::{
     cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, V1Paths},
     kernel::{
+        cgroup_iterator::{CgroupIterator, CgroupIteratorLink},
         keyed::Keyed,
         load::Kernel,
-        pass::{CgroupIterator, CgroupIteratorLink},
     },
 };
 
@@ -96,7 +96,7 @@ pub struct RootTimes {
 /// Kernel statistics of all cgroups.
 #[derive(Debug)]
 pub struct CgroupStatistics {
-    pass: CgroupIterator,
+    iterator: CgroupIterator,
     unified: CgroupIteratorLink,
     v1: Vec<V1Hierarchy>,
     last: Keyed<CgroupRecord>,
@@ -138,12 +138,12 @@ impl CgroupStatistics {
         hierarchies: &Hierarchies,
         v1: Vec<(V1Mount, Vec<Found>)>,
     ) -> Result<Self> {
-        let pass = kernel.pass()?;
+        let iterator = kernel.cgroup_iterator()?;
         let last = kernel.keyed::<CgroupRecord>()?;
         let link = |path: &Path| {
             let directory =
                 File::open(path).with_context(|| format!("opening {}", path.display()))?;
-            pass.link(&directory).with_context(|| {
+            iterator.link(&directory).with_context(|| {
                 format!(
                     "attaching the cgroup iterator to {} (kernel 6.1 or later has it)",
                     path.display()
@@ -173,7 +173,7 @@ impl CgroupStatistics {
         // Since 6.17 each controller flushes only its own statistics.
         flushing.extend(has("io").then_some("io.stat"));
         Ok(Self {
-            pass,
+            iterator,
             unified,
             v1: linked,
             last,
@@ -197,28 +197,28 @@ impl CgroupStatistics {
     /// When cpu.stat can't be read or the iterator fails.
     pub fn refresh(&mut self, tree: &Tree) -> Result<()> {
         self.flush(tree).context("reading the root's cpu.stat")?;
-        self.pass.clear();
-        self.pass
+        self.iterator.clear();
+        self.iterator
             .run(&self.unified)
             .context("running the cgroup iterator over cgroup2")?;
-        let mut ends = vec![self.pass.len()];
+        let mut ends = vec![self.iterator.len()];
         for v1 in &self.v1 {
-            self.pass.run(&v1.link).with_context(|| {
+            self.iterator.run(&v1.link).with_context(|| {
                 format!(
                     "running the cgroup iterator over {}",
                     v1.mount.mount.path.display()
                 )
             })?;
-            ends.push(self.pass.len());
+            ends.push(self.iterator.len());
         }
         self.places.clear();
         self.places.resize(tree.capacity(), [0; PARTS.len()]);
         let mut hierarchy = 0;
-        for number in 0..self.pass.len() {
+        for number in 0..self.iterator.len() {
             while number >= ends[hierarchy] {
                 hierarchy += 1;
             }
-            let (id, flags) = self.pass.head(number);
+            let (id, flags) = self.iterator.head(number);
             if flags & DYING != 0 {
                 continue;
             }
@@ -316,12 +316,12 @@ impl CgroupStatistics {
     pub fn part(&self, node: NodeId, part: Part) -> Option<CgroupRecord> {
         let column = PARTS.iter().position(|(other, _)| *other == part)?;
         let number = self.places.get(node)?[column].checked_sub(1)?;
-        self.pass.record(number as usize)
+        self.iterator.record(number as usize)
     }
 
     /// Returns the statistics of the io controller, by cgroup and device.
     pub fn devices(&self) -> impl Iterator<Item = IoRecord> + '_ {
-        self.pass.devices()
+        self.iterator.devices()
     }
 
     /// Applies an event of a v1 hierarchy. If a cgroup was removed whose path is in the tree,
@@ -401,7 +401,7 @@ impl CgroupStatistics {
 
     /// Kernel memory of the buffers, bytes.
     pub fn kernel_memory(&self) -> u64 {
-        self.pass.bytes()
+        self.iterator.bytes()
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
         mapping::{Word, word},
         programs::Requirement,
         system,
-        tasks::TasksPass,
+        tasks::TasksIterator,
     },
 };
 
@@ -228,12 +228,12 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells()?;
-        let pass = TasksPass::new(builder.kernel)?;
+        let iterator = TasksIterator::new(builder.kernel)?;
         if let Some(warning) = own_pid_namespace() {
             tracing::warn!(source = "tasks", "{warning}");
         }
         Ok(Box::new(Tasks {
-            pass,
+            iterator,
             cells,
             numbers: Column::default(),
             first: Column::default(),
@@ -257,7 +257,7 @@ fn own_pid_namespace() -> Option<&'static str> {
 }
 
 struct Tasks {
-    pass: TasksPass,
+    iterator: TasksIterator,
     cells: Cells<TasksCell>,
     numbers: Column<TaskNumbers>,
     /// The cgroup of each node, and the start of the oldest process ever seen in it
@@ -295,7 +295,7 @@ impl Tasks {
         let mut numbers = self.numbers.cleared_places(tree.capacity());
         // Uses the owners in the cells and not the slots of the frame: a cgroup whose first event
         // is this run gets its slot during the run.
-        for cell in self.cells.with(GENERATION, self.pass.generation()) {
+        for cell in self.cells.with(GENERATION, self.iterator.generation()) {
             if let Some(number) = tree.by_id(cell.owner) {
                 numbers[number] += &cell;
             }
@@ -367,12 +367,12 @@ impl Source for Tasks {
         let now = Instant::now();
         let context = "running the tasks iterator";
         if self.full.allows(now) {
-            let cost = self.pass.run(true).context(context)?;
+            let cost = self.iterator.run(true).context(context)?;
             tracing::debug!(?cost, "ran the tasks iterator");
             self.full.spend(cost);
             self.take(tree, true);
         } else if self.light.allows(now) {
-            let cost = self.pass.run(false).context(context)?;
+            let cost = self.iterator.run(false).context(context)?;
             tracing::debug!(?cost, "ran the tasks iterator without sockets");
             self.light.spend(cost);
             self.take(tree, false);

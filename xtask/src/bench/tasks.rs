@@ -1,4 +1,4 @@
-//! Cost of the task iterator by number of tasks.
+//! Cost of the tasks iterator by number of tasks.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};

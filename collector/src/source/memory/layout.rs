@@ -6,7 +6,7 @@
 //! (`memcg_vm_event_stat`). Invariant: a layout is used only if the root's memory.stat confirms it.
 //! Otherwise memory.stat is read for every cgroup, and the agent reports that.
 
-use collector_common::pass::{EVENTS, MemoryRecord, STATES};
+use collector_common::cgroup_iterator::{EVENTS, MemoryRecord, STATES};
 
 use super::stat::Statistics;
 use crate::kernel::{
@@ -242,7 +242,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use collector_common::pass::CgroupRecord;
+    use collector_common::cgroup_iterator::CgroupRecord;
     use zerocopy::FromZeros;
 
     const PAGE: u64 = 4096;

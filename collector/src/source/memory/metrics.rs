@@ -13,7 +13,7 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
         kind,
         unit,
         labels: &[],
-        origin: "pass: mem_cgroup.vmstats",
+        origin: "cgroup_iterator: mem_cgroup.vmstats",
         oracle: "memory.stat",
     }
 }
@@ -41,7 +41,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_usage_bytes",
         "Memory in use, including caches; for / the memory that is not free.",
         Bytes,
-        "pass: mem_cgroup.memory.usage",
+        "cgroup_iterator: mem_cgroup.memory.usage",
         "memory.current, memory.usage_in_bytes",
         |l| Some(l.usage)
     ),
@@ -49,7 +49,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_working_set_bytes",
         "Memory in use without the inactive page cache.",
         Bytes,
-        "pass: mem_cgroup.memory.usage, vmstats",
+        "cgroup_iterator: mem_cgroup.memory.usage, vmstats",
         "memory.current, memory.stat",
         Levels::working_set
     ),
@@ -57,7 +57,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_max_usage_bytes",
         "Highest memory usage so far.",
         Bytes,
-        "pass: mem_cgroup.memory.watermark",
+        "cgroup_iterator: mem_cgroup.memory.watermark",
         "memory.peak, memory.max_usage_in_bytes",
         |l| l.highest
     ),
@@ -65,7 +65,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_rss",
         "Anonymous memory in bytes, including transparent huge pages.",
         None,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: anon, total_rss",
         |l| l.statistics.anon
     ),
@@ -73,7 +73,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_cache",
         "Page cache in bytes, including shared memory and tmpfs.",
         None,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: file, total_cache",
         |l| l.statistics.file
     ),
@@ -81,7 +81,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_mapped_file",
         "Mapped page cache in bytes.",
         None,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: file_mapped, total_mapped_file",
         |l| l.statistics.mapped
     ),
@@ -89,7 +89,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_kernel_usage",
         "Kernel memory in bytes: slabs, stacks, page tables; without socket buffers.",
         None,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: kernel, memory.kmem.usage_in_bytes",
         |l| l.statistics.kernel
     ),
@@ -97,7 +97,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_swap",
         "Swap space in use, in bytes.",
         None,
-        "pass: mem_cgroup.swap.usage; vmstats in v1",
+        "cgroup_iterator: mem_cgroup.swap.usage; vmstats in v1",
         "memory.swap.current, total_swap",
         |l| l.swap
     ),
@@ -105,7 +105,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_file_dirty_bytes",
         "Dirty page cache.",
         Bytes,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: file_dirty",
         |l| l.statistics.dirty
     ),
@@ -113,7 +113,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_file_writeback_bytes",
         "Page cache under writeback.",
         Bytes,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: file_writeback",
         |l| l.statistics.writeback
     ),
@@ -121,7 +121,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_total_active_file_bytes",
         "Active page cache.",
         Bytes,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: active_file",
         |l| l.statistics.active_file
     ),
@@ -129,7 +129,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_memory_total_inactive_file_bytes",
         "Inactive page cache.",
         Bytes,
-        "pass: mem_cgroup.vmstats",
+        "cgroup_iterator: mem_cgroup.vmstats",
         "memory.stat: inactive_file",
         |l| l.statistics.inactive_file
     ),
@@ -137,7 +137,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_spec_memory_limit_bytes",
         "Memory limit; 0 if there is none.",
         Bytes,
-        "pass: mem_cgroup.memory.max",
+        "cgroup_iterator: mem_cgroup.memory.max",
         "memory.max, memory.limit_in_bytes",
         |l| Some(l.limit)
     ),
@@ -145,7 +145,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_spec_memory_reservation_limit_bytes",
         "Protected memory (memory.min), in v1 the soft limit; 0 if there is none.",
         Bytes,
-        "pass: mem_cgroup.memory.min, soft_limit",
+        "cgroup_iterator: mem_cgroup.memory.min, soft_limit",
         "memory.min, memory.soft_limit_in_bytes",
         |l| Some(l.reservation)
     ),
@@ -153,14 +153,14 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
         "container_spec_memory_swap_limit_bytes",
         "Swap limit, in v1 of memory and swap together; 0 if there is none.",
         Bytes,
-        "pass: mem_cgroup.swap.max",
+        "cgroup_iterator: mem_cgroup.swap.max",
         "memory.swap.max, memory.memsw.limit_in_bytes",
         |l| Some(l.swap_limit)
     ),
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.memory_events, memory.failcnt in v1",
+            origin: "cgroup_iterator: mem_cgroup.memory_events, memory.failcnt in v1",
             oracle: "memory.events: max; memory.failcnt",
             ..family(
                 "container_memory_failcnt",
@@ -174,7 +174,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &["failure_type", "scope"],
-            origin: "pass: mem_cgroup.vmstats->events, events_local",
+            origin: "cgroup_iterator: mem_cgroup.vmstats->events, events_local",
             oracle: "memory.stat: pgfault, pgmajfault",
             ..family(
                 "container_memory_failures_total",
@@ -205,7 +205,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.memory_events",
+            origin: "cgroup_iterator: mem_cgroup.memory_events",
             oracle: "memory.events: high",
             ..family(
                 "container_memory_events_high_total",
@@ -219,7 +219,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.memory_events",
+            origin: "cgroup_iterator: mem_cgroup.memory_events",
             oracle: "memory.events: max",
             ..family(
                 "container_memory_events_max_total",
@@ -233,7 +233,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.vmstats",
+            origin: "cgroup_iterator: mem_cgroup.vmstats",
             oracle: "memory.stat: pgscan",
             ..family(
                 "container_memory_pgscan_total",
@@ -247,7 +247,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.vmstats",
+            origin: "cgroup_iterator: mem_cgroup.vmstats",
             oracle: "memory.stat: pgsteal",
             ..family(
                 "container_memory_pgsteal_total",
@@ -261,7 +261,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.vmstats",
+            origin: "cgroup_iterator: mem_cgroup.vmstats",
             oracle: "memory.stat: workingset_refault_anon",
             ..family(
                 "container_memory_workingset_refault_anon_total",
@@ -275,7 +275,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     Metric {
         family: Family {
             labels: &[],
-            origin: "pass: mem_cgroup.vmstats",
+            origin: "cgroup_iterator: mem_cgroup.vmstats",
             oracle: "memory.stat: workingset_refault_file",
             ..family(
                 "container_memory_workingset_refault_file_total",

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use collector_common::pass::{
+use collector_common::cgroup_iterator::{
     CgroupRecord, IO_RECORDS_PER_CHUNK, IoRecord, IteratorControl, RECORDS_PER_CHUNK,
 };
 
@@ -33,7 +33,7 @@ pub struct CgroupIteratorLink(OwnedFd);
 /// The iterator's maps.
 #[derive(Debug)]
 pub struct Maps<'a> {
-    /// `PASS`
+    /// `CGROUP_ITERATOR`
     pub control: BorrowedFd<'a>,
     /// `RECORDS`
     pub records: BorrowedFd<'a>,

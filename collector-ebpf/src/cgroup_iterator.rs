@@ -9,13 +9,13 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{Global, btf_maps::Array, macros::btf_map};
 use collector_common::{
-    field,
-    keyed::CgroupKey,
-    pass::{
+    cgroup_iterator::{
         CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, HUGE_SIZES,
         IO_RECORDS_PER_CHUNK, IoRecord, IteratorControl, MAX_DEVICES, MemoryRecord, PageCounter,
         RECORDS_PER_CHUNK, UNIFIED,
     },
+    field,
+    keyed::CgroupKey,
     stat::Stat,
 };
 
@@ -36,7 +36,7 @@ static IO_RECORDS: Chunks<IoRecord, { IO_RECORDS_PER_CHUNK as usize }> = Chunks:
 
 /// One entry, mapped by the agent, which resets it before it iterates.
 #[btf_map]
-static PASS: Array<IteratorControl, 1, MMAPABLE> = Array::new();
+static CGROUP_ITERATOR: Array<IteratorControl, 1, MMAPABLE> = Array::new();
 
 /// Final records of removed cgroups, by id and hierarchy, until the agent takes them. The loader sets
 /// `max_entries`.
@@ -54,11 +54,11 @@ static NO_RECORD: Zero<CgroupRecord> = Zero::new();
 /// Iterations exclude each other (cgroup_mutex).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/cgroup")]
-pub extern "C" fn pass(ctx: *const c_void) -> i32 {
+pub extern "C" fn cgroup_iterator(ctx: *const c_void) -> i32 {
     let Some(cgroup) = Cgroup::iterated(ctx) else {
         return 0;
     };
-    let Some(control) = PASS.find(0) else {
+    let Some(control) = CGROUP_ITERATOR.find(0) else {
         return 0;
     };
     let Some(record) = RECORDS.find(member!(control.next).get() as u32) else {
@@ -205,7 +205,7 @@ fn devices(control: Shared<IteratorControl>, id: u64, io: Css) {
 /// One device: a callback of [`repeat`].
 #[inline(never)]
 extern "C" fn device(_index: u64, _: *mut c_void) -> i64 {
-    let Some(control) = PASS.find(0) else {
+    let Some(control) = CGROUP_ITERATOR.find(0) else {
         return 1;
     };
     let node = member!(control.io_node).get();
