@@ -55,15 +55,15 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
     match runtime::ask(&directory, &settings.runtimes) {
         Ok(statuses) => {
             for status in statuses {
-                let (told, socket) = (status.told(), status.socket());
+                let (reported, socket) = (status.reported(), status.socket());
                 // A socket in its usual place that the user did not name may be a leftover.
-                fine &= told.up == Some(true) || !settings.runtimes.names(socket);
-                let (word, text) = match told.up {
-                    Some(true) => ("up", format!("version {}", told.text)),
-                    Some(false) => ("down", told.text),
-                    None => ("off", told.text),
+                fine &= reported.up == Some(true) || !settings.runtimes.names(socket);
+                let (word, text) = match reported.up {
+                    Some(true) => ("up", format!("version {}", reported.text)),
+                    Some(false) => ("down", reported.text),
+                    None => ("off", reported.text),
                 };
-                let (name, socket) = (told.runtime.name(), socket.display());
+                let (name, socket) = (reported.runtime.name(), socket.display());
                 writeln!(out, "runtime    {name:<10} {word}: {socket}: {text}")?;
             }
         }

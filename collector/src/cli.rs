@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_flag_is_told_its_nearest() {
+    fn the_error_of_a_misspelt_flag_names_the_nearest() {
         let error = parsed("cgmeter --web.listen-adress x")
             .unwrap_err()
             .to_string();

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn only_200_is_ready() {
         assert!(run(&[answering("HTTP/1.1 200 OK\r\n\r\n")]).is_ok());
-        for (answer, told) in [
+        for (answer, expected) in [
             ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"),
             ("", "\"\""),
             ("HTTP/1.1 2000 No\r\n\r\n", "2000"),
@@ -90,7 +90,7 @@ mod tests {
         ] {
             let address = answering(answer);
             let error = format!("{:#}", run(&[address]).unwrap_err());
-            assert!(error.contains(told), "{error}");
+            assert!(error.contains(expected), "{error}");
             assert!(error.contains(&address.to_string()), "{error}");
         }
     }

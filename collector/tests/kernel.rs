@@ -58,7 +58,7 @@ fn is_root() -> bool {
     lines.any(|ids| ids.split_whitespace().nth(1) == Some("0"))
 }
 
-/// What differs, as the error tells it.
+/// What differs, as the error says it.
 fn shape<T>(result: Result<T, OpenError>) -> Result<(&'static str, u32, u32)> {
     match result {
         Ok(_) => bail!("a map of another shape was opened"),
@@ -104,7 +104,7 @@ fn wrong_shapes() -> Result<()> {
     let text = error.to_string();
     ensure!(text.contains("the map TASKS has a value size of"), "{text}");
 
-    // Entries round trip, and those that are not there are told.
+    // Entries round trip, and those that are not there are reported.
     let key = CgroupKey { cgroup: 7, what: 8 };
     map.insert(&key, &Drops { packets: 9 })?;
     let (mut keys, mut values) = (Vec::new(), Vec::new());

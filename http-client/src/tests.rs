@@ -175,7 +175,10 @@ fn a_refused_connection_is_an_error_of_the_system() {
     drop(listener);
     let error = Request::get("/").send(address).unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
-    assert!(std::error::Error::source(&error).is_none(), "told twice");
+    assert!(
+        std::error::Error::source(&error).is_none(),
+        "reported twice"
+    );
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn trouble() -> Result<()> {
     ];
     for (names, id) in expected {
         stack.wait(&format!("{names:?} firing for {id}"), || {
-            Ok(receiver.told("firing", of(names, id)))
+            Ok(receiver.notified("firing", of(names, id)))
         })?;
     }
     let throttled = cpu.stat("cpu.stat", "nr_throttled")?;
@@ -142,7 +142,7 @@ fn trouble() -> Result<()> {
     drop(burner);
     for (names, id) in expected {
         stack.wait(&format!("{names:?} resolved for {id}"), || {
-            Ok(receiver.told("resolved", of(names, id)))
+            Ok(receiver.notified("resolved", of(names, id)))
         })?;
     }
     for post in receiver.posts() {
@@ -218,12 +218,12 @@ fn down() -> Result<()> {
         labels["alertname"] == "CgmeterDown" && labels["instance"] == instance.as_str()
     };
     ensure!(
-        !receiver.told("firing", of_agent),
+        !receiver.notified("firing", of_agent),
         "notified about an agent that is up"
     );
     agent.stop(libc::SIGKILL)?;
     stack.wait("CgmeterDown firing", || {
-        Ok(receiver.told("firing", of_agent))
+        Ok(receiver.notified("firing", of_agent))
     })?;
 
     add_alert(&stack, "OfItsContainer", &instance)?;
@@ -232,14 +232,14 @@ fn down() -> Result<()> {
         Ok(stack.states("alertname", "OfItsContainer")? == ["suppressed"])
     })?;
     stack.wait("the alert of another instance is sent", || {
-        Ok(receiver.told("firing", |labels| labels["alertname"] == "OfAnother"))
+        Ok(receiver.notified("firing", |labels| labels["alertname"] == "OfAnother"))
     })?;
     let held = |labels: &Value| labels["alertname"] == "OfItsContainer";
-    ensure!(!receiver.told("firing", held), "told nevertheless");
+    ensure!(!receiver.notified("firing", held), "notified nevertheless");
 
     let again = Agent::start(&["--web.listen-address", &instance])?;
     stack.wait("CgmeterDown resolved", || {
-        Ok(receiver.told("resolved", of_agent))
+        Ok(receiver.notified("resolved", of_agent))
     })?;
     drop(again);
     Ok(())

@@ -401,18 +401,18 @@ fn schemathesis() -> Result<()> {
         .current_dir(&folder.0)
         .stdin(Stdio::null())
         .output()?;
-    let told = format!(
+    let text = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    ensure!(output.status.success(), "{}: {told}", output.status);
-    let generated = told.split(" generated, ").next().and_then(|before| {
+    ensure!(output.status.success(), "{}: {text}", output.status);
+    let generated = text.split(" generated, ").next().and_then(|before| {
         let number = before.rsplit(char::is_whitespace).next()?;
         number.parse::<u64>().ok()
     });
-    let generated = generated.with_context(|| format!("no number of cases in: {told}"))?;
-    ensure!(generated > 100, "only {generated} cases: {told}");
+    let generated = generated.with_context(|| format!("no number of cases in: {text}"))?;
+    ensure!(generated > 100, "only {generated} cases: {text}");
     println!("schemathesis: {generated} requests");
     let log = agent.log();
     ensure!(!log.contains("panicked"), "{log}");

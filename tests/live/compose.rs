@@ -154,18 +154,18 @@ fn stack() -> Result<()> {
             if state == "healthy" {
                 break;
             }
-            let told = || docker.logs(&id).unwrap_or_default();
-            ensure!(Instant::now() < until, "{service} is {state}: {}", told());
+            let log = || docker.logs(&id).unwrap_or_default();
+            ensure!(Instant::now() < until, "{service} is {state}: {}", log());
             sleep(Duration::from_millis(500));
         }
     }
     // The agent, reached as Prometheus would: from another container in the stack's network.
     let asked = docker.run(&["exec", &id("shop")?, "/shop", "check", "--address", INSIDE]);
     // It has no /healthz: a status of 404 is an answer, a refused connection is not.
-    let told = asked.err().map(|error| format!("{error:#}"));
+    let error = asked.err().map(|error| format!("{error:#}"));
     ensure!(
-        told.as_ref().is_some_and(|told| told.contains("404")),
-        "{told:?}"
+        error.as_ref().is_some_and(|error| error.contains("404")),
+        "{error:?}"
     );
     let host = get_from(INSIDE, "/metrics")?;
     let metrics = Metrics::parse(host.ok_text()?)?;

@@ -393,16 +393,16 @@ fn formats() -> Result<()> {
         .map(|line| format!("{line}\n"))
         .collect();
     let linted = fed(Command::new("promtool").args(["check", "metrics"]), &custom);
-    let told = linted
+    let complaints = linted
         .err()
         .map(|error| error.to_string())
         .unwrap_or_default();
-    let told: Vec<&str> = told
+    let complaints: Vec<&str> = complaints
         .lines()
         // Not every application gives help texts.
         .filter(|line| line.contains("custom_") && !line.ends_with("no help text"))
         .collect();
-    ensure!(told.is_empty(), "promtool: {told:?}");
+    ensure!(complaints.is_empty(), "promtool: {complaints:?}");
     for (parser, accept, expected) in [
         (
             "parser",
@@ -498,8 +498,8 @@ fn hostile() -> Result<()> {
     )?;
     // It is logged once, however often it happens.
     let log = agent.log();
-    let told = log.matches("no whole answer within 0.2 s").count();
-    ensure!((1..=2).contains(&told), "logged {told} times: {log}");
+    let logged = log.matches("no whole answer within 0.2 s").count();
+    ensure!((1..=2).contains(&logged), "logged {logged} times: {log}");
     Ok(())
 }
 
@@ -549,13 +549,13 @@ fn bad() -> Result<()> {
         10.0 + (22 - left - others) as f64,
     )?;
     let log = agent.log();
-    for told in [
+    for expected in [
         "bad lines: 3; line 2: ",
         "status is 404",
         "10 samples more than the 20 of --custom.max-samples",
         "connecting to port 9101",
     ] {
-        ensure!(log.contains(told), "not logged: {told}: {log}");
+        ensure!(log.contains(expected), "not logged: {expected}: {log}");
     }
     Ok(())
 }
@@ -606,8 +606,8 @@ fn host_network() -> Result<()> {
         !metrics.has("custom_plain", &[]),
         "an endpoint in the host's network was read"
     );
-    let told = careful.log().matches("--custom.host-network").count();
-    same("told", told as f64, 1.0)?;
+    let logged = careful.log().matches("--custom.host-network").count();
+    same("logged", logged as f64, 1.0)?;
     drop(careful);
     let agent = agent(&config, &["--custom.host-network"])?;
     until(&agent, "no answer", |metrics| {
@@ -802,7 +802,7 @@ fn bad_text_files() -> Result<()> {
         ensure!(errors(&metrics, reason) >= 1.0, "no {reason}");
     }
     let log = agent.log();
-    for told in [
+    for expected in [
         "fifo.prom: not a regular file",
         "folder.prom: not a regular file",
         "link.prom: links are not followed",
@@ -813,8 +813,8 @@ fn bad_text_files() -> Result<()> {
         "large.prom: more than 5000 bytes",
     ] {
         ensure!(
-            log.matches(told).count() == 1,
-            "not logged exactly once: {told}: {log}"
+            log.matches(expected).count() == 1,
+            "not logged exactly once: {expected}: {log}"
         );
     }
     // Once it is repaired, it is read.
@@ -827,7 +827,7 @@ fn bad_text_files() -> Result<()> {
     fs::write(at("new"), "partial 2\npart")?;
     fs::rename(at("new"), at("partial.prom"))?;
     let before = agent.log().matches("partial.prom: its last line").count();
-    until(&agent, "not told", |_| {
+    until(&agent, "not reported", |_| {
         agent.log().matches("partial.prom: its last line").count() > before
     })?;
     let metrics = agent.scrape()?;

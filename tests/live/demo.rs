@@ -106,8 +106,8 @@ impl Demo {
         let output = Command::new(self.binaries.join("shop"))
             .args(["chaos", "--address", &format!("127.0.0.1:{shop}"), setting])
             .output()?;
-        let told = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "chaos {setting}: {told}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "chaos {setting}: {errors}");
         Ok(())
     }
 

@@ -92,12 +92,12 @@ pub fn demo(options: &Options) -> Result<()> {
         }
         parts.check()?;
         if Instant::now() > deadline {
-            bail!("{}", parts.told(missing, "is not ready"));
+            bail!("{}", parts.message(missing, "is not ready"));
         }
         sleep(Duration::from_millis(100));
     }
-    tell(&ports, &cgroups, &binaries);
-    webhook.tell();
+    print_guide(&ports, &cgroups, &binaries);
+    webhook.print();
     while !over() {
         parts.check()?;
         sleep(Duration::from_millis(100));
@@ -129,7 +129,7 @@ fn install() -> Result<()> {
 }
 
 /// Prints what to look at and what to try.
-fn tell(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
+fn print_guide(ports: &Ports, cgroups: &Cgroups, binaries: &std::path::Path) {
     let Ports {
         agent,
         prometheus,
@@ -167,7 +167,7 @@ The rules are those of deploy/prometheus/rules, but that alerts wait for {} inst
   {chaos} reset=true           and resolves
   {chaos} error_rate=0.3       HighErrorRate
   {chaos} cpu=1                CPU above the shop's quota: throttled
-Alerts are told here as Alertmanager sends them. Ctrl-C ends it all.
+Alerts are printed here as Alertmanager sends them. Ctrl-C ends it all.
 ",
         graph(&format!(
             "rate(container_cpu_usage_seconds_total{{id=~\"/{name}/.+\"}}[1m])"

@@ -83,12 +83,12 @@ pub fn context(profile: &str) -> Result<PathBuf> {
 
 /// Makes a folder with the stripped binary and the Dockerfile.
 fn lay_out(binary: &Path, recipe: &Path, folder: &Path) -> Result<()> {
-    let told = || format!("making {}", folder.display());
+    let making = || format!("making {}", folder.display());
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => fs::create_dir_all(folder),
     }
-    .with_context(told)?;
+    .with_context(making)?;
     let inside = folder.join(binary.file_name().unwrap_or_default());
     let mut strip = Command::new("strip");
     strip.args(["--strip-debug", "-o"]).arg(&inside).arg(binary);
@@ -99,7 +99,7 @@ fn lay_out(binary: &Path, recipe: &Path, folder: &Path) -> Result<()> {
         "{} needs a dynamic loader, which an empty image does not have",
         inside.display()
     );
-    fs::copy(recipe, folder.join("Dockerfile")).with_context(told)?;
+    fs::copy(recipe, folder.join("Dockerfile")).with_context(making)?;
     Ok(())
 }
 

@@ -123,7 +123,7 @@ impl Identities {
         };
         self.changes = Some(changes);
         for (number, container) in records {
-            renamed.extend(tree.tell(number, &container));
+            renamed.extend(tree.set_container(number, &container));
         }
         let directory = &self.directory;
         self.unknown.retain(|&number, asked| {

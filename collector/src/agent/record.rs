@@ -328,7 +328,7 @@ fn seconds(unix: f64) -> Option<SystemTime> {
 }
 
 /// Returns `None` for an empty text.
-fn told(text: &str) -> Option<String> {
+fn non_empty(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
@@ -447,12 +447,12 @@ impl Record {
         let started = container.and_then(|c| c.started);
         let ended = container.and_then(|c| c.finished);
         let pod = container.and_then(|c| c.pod.as_ref());
-        let pod_uid = pod.and_then(|pod| told(&pod.uid));
+        let pod_uid = pod.and_then(|pod| non_empty(&pod.uid));
         Self {
             id: subject.container_id.clone(),
             name: label("name"),
             image: label("image"),
-            image_id: container.and_then(|c| told(&c.image_id)),
+            image_id: container.and_then(|c| non_empty(&c.image_id)),
             runtime: subject.runtime_name().map(str::to_owned),
             namespace: label("namespace"),
             pod: label("pod"),
@@ -467,7 +467,7 @@ impl Record {
                 .and_then(|c| c.health)
                 .map(|state| health(state).to_owned()),
             exit_code: container.and_then(|c| c.exit_code),
-            exit_reason: container.and_then(|c| told(&c.exit_reason)),
+            exit_reason: container.and_then(|c| non_empty(&c.exit_reason)),
             restarts: container.and_then(|c| c.restarts),
             created: created.or_else(|| time(Field::Created)).map(rfc3339),
             started: started.or_else(|| time(Field::Started)).map(rfc3339),
@@ -540,8 +540,8 @@ impl Subject {
 
     /// Name of the runtime that runs the container.
     pub fn runtime_name(&self) -> Option<&'static str> {
-        let told = self.container.as_ref().map(|container| container.runtime);
-        told.map(|runtime| runtime.name()).or(self.runtime)
+        let reported = self.container.as_ref().map(|container| container.runtime);
+        reported.map(|runtime| runtime.name()).or(self.runtime)
     }
 
     /// Whether it is a container, or a machine, which is reported like one.

@@ -73,13 +73,13 @@ mod tests {
         let (again, _) = tree.apply(&made).unwrap();
         assert_eq!(again, number);
         let after = tree.nodes();
-        let told = |nodes: &super::Nodes| {
+        let described = |nodes: &super::Nodes| {
             let node = nodes.node(number).unwrap();
             (node.path.clone(), node.id, node.died.is_some())
         };
-        assert_eq!(told(&before), (b"/a".to_vec(), 2, false));
-        assert_eq!(told(&ended), (b"/a".to_vec(), 2, true));
-        assert_eq!(told(&after), (b"/c".to_vec(), 9, false));
+        assert_eq!(described(&before), (b"/a".to_vec(), 2, false));
+        assert_eq!(described(&ended), (b"/a".to_vec(), 2, true));
+        assert_eq!(described(&after), (b"/c".to_vec(), 9, false));
         let ids =
             |nodes: &super::Nodes| -> Vec<u64> { nodes.iter().map(|(_, node)| node.id).collect() };
         assert_eq!(ids(&before), [1, u64::MAX, 2, 3]);

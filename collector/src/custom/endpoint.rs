@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn invalid_labels_are_an_error() {
-        for (labels, told) in [
+        for (labels, expected) in [
             (vec![SCRAPE], "prometheus.io/port is missing"),
             (vec![SCRAPE, ("prometheus.io/port", "0")], "1 to 65535"),
             (vec![SCRAPE, ("prometheus.io/port", "65536")], "1 to 65535"),
@@ -192,7 +192,7 @@ mod tests {
             ),
         ] {
             let error = found(&labels).unwrap_err();
-            assert!(error.contains(told), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 

@@ -66,9 +66,9 @@ pub async fn fetch(
             let frame = frame.map_err(|error| protocol(&error))?;
             if let Some(data) = frame.data_ref() {
                 if text.len() + data.len() > max_body {
-                    let told =
+                    let message =
                         format!("the answer has more than {max_body} bytes, see --custom.max-body");
-                    return Err(Failure::new(Reason::Size, told));
+                    return Err(Failure::new(Reason::Size, message));
                 }
                 text.extend_from_slice(data);
             }

@@ -116,8 +116,8 @@ impl Index {
             for (at, family) in input.families.iter().enumerate() {
                 let sum = samples.entry(input.node).or_default();
                 if *sum + family.samples() > max_samples {
-                    let told = format!("{}: more samples than --custom.max-samples", input.path);
-                    making.lose(told, Reason::Samples, family.samples());
+                    let message = format!("{}: more samples than --custom.max-samples", input.path);
+                    making.lose(message, Reason::Samples, family.samples());
                     continue;
                 }
                 *sum += family.samples();
@@ -135,8 +135,8 @@ impl Index {
 }
 
 impl Making<'_> {
-    fn lose(&mut self, told: String, reason: Reason, count: usize) {
-        self.losses.entry(told).or_insert((reason, 0)).1 += count;
+    fn lose(&mut self, message: String, reason: Reason, count: usize) {
+        self.losses.entry(message).or_insert((reason, 0)).1 += count;
     }
 
     fn add(&mut self, input: &Input, at: usize) {
@@ -148,12 +148,12 @@ impl Making<'_> {
         if let Some(group) = self.groups.get(&full)
             && group.kind != family.kind
         {
-            let told = format!(
+            let message = format!(
                 "{path}: {full} is a {} here, but a {} elsewhere",
                 family.kind.name(),
                 group.kind.name()
             );
-            return self.lose(told, Reason::Conflict, 1);
+            return self.lose(message, Reason::Conflict, 1);
         }
         if !self.groups.contains_key(&full) {
             let names = family.kind.suffixes().iter();
@@ -166,8 +166,9 @@ impl Making<'_> {
                     }
                     None => continue,
                 };
-                let told = format!("{path}: {full} uses the name {name}, which belongs to {other}");
-                return self.lose(told, Reason::Conflict, 1);
+                let message =
+                    format!("{path}: {full} uses the name {name}, which belongs to {other}");
+                return self.lose(message, Reason::Conflict, 1);
             }
             self.claims
                 .extend(names.into_iter().map(|name| (name, full.clone())));
@@ -212,8 +213,8 @@ impl Making<'_> {
             twice: twice.clone(),
         });
         if !twice.is_empty() {
-            let told = format!("{path}: {full} has duplicate series");
-            self.lose(told, Reason::Conflict, twice.len());
+            let message = format!("{path}: {full} has duplicate series");
+            self.lose(message, Reason::Conflict, twice.len());
         }
     }
 
@@ -281,7 +282,7 @@ mod tests {
             .collect()
     }
 
-    fn told(index: &Index) -> Vec<&str> {
+    fn messages(index: &Index) -> Vec<&str> {
         index.losses.keys().map(String::as_str).collect()
     }
 
@@ -306,7 +307,7 @@ mod tests {
         let both = index(vec![gauge.clone(), counter], &first);
         assert_eq!(shown(&both), [("c_x", Kind::Counter, 1)]);
         assert_eq!(
-            told(&both),
+            messages(&both),
             ["/a: c_x is a gauge here, but a counter elsewhere"]
         );
         let left = index(vec![gauge], &both);
@@ -323,12 +324,12 @@ mod tests {
         ];
         let index = index(inputs, &Index::default());
         assert_eq!(shown(&index), [("c_h", Kind::Histogram, 1)]);
-        let told = told(&index);
+        let messages = messages(&index);
         assert!(
-            told[0].contains("c_h_count, which belongs to c_h"),
-            "{told:?}"
+            messages[0].contains("c_h_count, which belongs to c_h"),
+            "{messages:?}"
         );
-        assert!(told[1].contains("--custom.prefix"), "{told:?}");
+        assert!(messages[1].contains("--custom.prefix"), "{messages:?}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ type Stamp = (u64, u64, i64, i64, i64, i64);
 #[derive(Debug, Default)]
 struct Seen {
     stamp: Option<Stamp>,
-    told: Option<String>,
+    reported: Option<String>,
 }
 
 /// The thread that reads. It ends when this value is dropped.
@@ -87,14 +87,14 @@ impl Folder {
     fn read(&mut self) {
         let names = match names(&self.directory) {
             Ok((names, excess)) => {
-                let told = (excess > 0)
+                let message = (excess > 0)
                     .then(|| format!(": {excess} files are left out, as at most {FILES} are read"));
-                self.tell("", told.map(|told| (Reason::File, 1, told)));
+                self.report("", message.map(|message| (Reason::File, 1, message)));
                 names
             }
             Err(error) => {
-                let told = format!(": the directory can't be read: {error}");
-                self.tell("", Some((Reason::File, 1, told)));
+                let message = format!(": the directory can't be read: {error}");
+                self.report("", Some((Reason::File, 1, message)));
                 Vec::new()
             }
         };
@@ -103,11 +103,11 @@ impl Folder {
             match open(&self.directory.join(name), self.max, stamp) {
                 Ok(None) => {}
                 Ok(Some((stamp, modified, text))) => {
-                    let told = self.take(name, modified, &text).err();
-                    self.tell(name, told);
+                    let error = self.take(name, modified, &text).err();
+                    self.report(name, error);
                     self.seen.entry(name.clone()).or_default().stamp = Some(stamp);
                 }
-                Err(failure) => self.tell(name, Some((failure.reason, 1, failure.text))),
+                Err(failure) => self.report(name, Some((failure.reason, 1, failure.text))),
             }
         }
         self.seen
@@ -119,13 +119,13 @@ impl Folder {
     }
 
     /// Counts the errors of a file, and logs them when they change.
-    fn tell(&mut self, name: &str, told: Option<(Reason, usize, String)>) {
+    fn report(&mut self, name: &str, error: Option<(Reason, usize, String)>) {
         let seen = self.seen.entry(name.to_owned()).or_default();
-        let text = told.as_ref().map(|(_, _, text)| text.clone());
-        if let Some((reason, count, _)) = told {
+        let text = error.as_ref().map(|(_, _, text)| text.clone());
+        if let Some((reason, count, _)) = error {
             self.store.lock().counters.add(reason, count);
         }
-        if text == seen.told {
+        if text == seen.reported {
             return;
         }
         let file = self.directory.join(name);
@@ -134,7 +134,7 @@ impl Folder {
             Some(text) => tracing::warn!("custom metrics: {file}{text}"),
             None => tracing::info!("custom metrics: {file} is read without errors again"),
         }
-        seen.told = text;
+        seen.reported = text;
     }
 
     /// Parses and stores the text of a file.
@@ -145,8 +145,8 @@ impl Folder {
         text: &[u8],
     ) -> Result<(), (Reason, usize, String)> {
         if !text.is_empty() && !text.ends_with(b"\n") {
-            let told = ": its last line has no end; write the file elsewhere and rename it into this directory";
-            return Err((Reason::File, 1, told.to_owned()));
+            let message = ": its last line has no end; write the file elsewhere and rename it into this directory";
+            return Err((Reason::File, 1, message.to_owned()));
         }
         let limits = Limits {
             samples: SAMPLES,
@@ -154,10 +154,10 @@ impl Folder {
         };
         let parsed = parse(text, limits);
         if let Some(line) = parsed.timestamp {
-            let told = format!(
+            let message = format!(
                 ":{line}: a timestamp; files must not have timestamps; the file is left out"
             );
-            return Err((Reason::Timestamp, 1, told));
+            return Err((Reason::Timestamp, 1, message));
         }
         let file = File {
             modified,
@@ -174,8 +174,8 @@ impl Folder {
                 .iter()
                 .map(|(line, what)| format!(":{line}: {what}"))
                 .collect();
-            let told = format!("{} (bad lines: {})", lines.join(", "), parsed.bad.count);
-            return Err((Reason::Parse, parsed.bad.count, told));
+            let message = format!("{} (bad lines: {})", lines.join(", "), parsed.bad.count);
+            return Err((Reason::Parse, parsed.bad.count, message));
         }
         Ok(())
     }
@@ -231,8 +231,8 @@ fn open(path: &Path, max: usize, known: Option<Stamp>) -> Result<Option<Text>, F
     let limit = max as u64 + 1;
     file.take(limit).read_to_end(&mut text).map_err(failed)?;
     if text.len() > max {
-        let told = format!(": more than {max} bytes, see --custom.max-body");
-        return Err(Failure::new(Reason::Size, told));
+        let message = format!(": more than {max} bytes, see --custom.max-body");
+        return Err(Failure::new(Reason::Size, message));
     }
     let modified = metadata.modified().map_err(failed)?;
     Ok(Some((stamp, modified, text)))

@@ -227,7 +227,7 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
         samples: 0,
         age: options.endpoint_age(target.endpoint.interval),
     };
-    let told = match result {
+    let failure = match result {
         Ok(parsed) => {
             contents.counters.good += 1;
             contents.counters.add(Reason::Parse, parsed.bad.count);
@@ -237,13 +237,14 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
             outcome.good = Some((begin, Arc::new(parsed.families)));
             if parsed.excess > 0 {
                 let (excess, max) = (parsed.excess, options.max_samples);
-                let told = format!("{excess} samples more than the {max} of --custom.max-samples");
-                Some(Failure::new(Reason::Samples, told))
+                let message =
+                    format!("{excess} samples more than the {max} of --custom.max-samples");
+                Some(Failure::new(Reason::Samples, message))
             } else {
                 parsed.bad.first.first().map(|(line, what)| {
                     let count = parsed.bad.count;
-                    let told = format!("bad lines: {count}; line {line}: {what}");
-                    Failure::new(Reason::Parse, told)
+                    let message = format!("bad lines: {count}; line {line}: {what}");
+                    Failure::new(Reason::Parse, message)
                 })
             }
         }
@@ -254,5 +255,5 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
         }
     };
     contents.outcomes.insert(key.clone(), outcome);
-    told
+    failure
 }

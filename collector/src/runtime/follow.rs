@@ -124,8 +124,8 @@ pub fn follow(
     choice: Choice,
     linger: Duration,
 ) -> Followers {
-    let (tell, settled) = watch::channel(false);
-    let task = tokio::spawn(supervise(directory, asked, choice, linger, tell));
+    let (notify, settled) = watch::channel(false);
+    let task = tokio::spawn(supervise(directory, asked, choice, linger, notify));
     Followers { task, settled }
 }
 
@@ -142,7 +142,7 @@ async fn supervise(
     mut asked: UnboundedReceiver<String>,
     choice: Choice,
     linger: Duration,
-    tell: watch::Sender<bool>,
+    notify: watch::Sender<bool>,
 ) {
     let (wanted, _) = broadcast::channel(BEHIND);
     let mut followers: HashMap<PathBuf, Follower> = HashMap::new();
@@ -183,12 +183,12 @@ async fn supervise(
             followers.insert(path, Follower(task));
         }
         if std::mem::take(&mut first) {
-            let tell = tell.clone();
+            let notify = notify.clone();
             tokio::spawn(async move {
                 for settled in new {
                     settled.notified().await;
                 }
-                let _ = tell.send(true);
+                let _ = notify.send(true);
             });
         }
     }
@@ -221,7 +221,7 @@ pub(super) async fn ask_once(
         tasks.spawn(async move {
             match timeout(limit, session(&link, &mut wanted, true)).await {
                 Ok(_) => {}
-                Err(_) if link.status.told().up == Some(true) => {}
+                Err(_) if link.status.reported().up == Some(true) => {}
                 Err(_) => link.status.down(&Fault::Late(limit)),
             }
         });

@@ -131,7 +131,7 @@ impl Questions {
             let missing = state.missing(containers, runtimes, begin);
             if missing.is_empty() {
                 // Those that are up answered in time.
-                let up = |status: &&Status| status.told().up == Some(true);
+                let up = |status: &&Status| status.reported().up == Some(true);
                 for status in waited_for.into_iter().filter(up) {
                     state.pauses.remove(status.socket());
                 }
@@ -169,7 +169,7 @@ impl State {
             pause.is_some_and(|pause| pause.lasts(status, now))
         };
         let may_answer = |status: &&Arc<Status>| {
-            let (reported, socket) = (status.told(), status.socket());
+            let (reported, socket) = (status.reported(), status.socket());
             reported.up == Some(true)
                 && !paused(status)
                 && open.iter().any(|(question, runtime)| {

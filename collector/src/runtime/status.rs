@@ -64,7 +64,7 @@ impl Status {
     }
 
     /// Its last known state.
-    pub fn told(&self) -> RuntimeState {
+    pub fn reported(&self) -> RuntimeState {
         self.lock().clone()
     }
 

@@ -123,19 +123,19 @@ async fn ask(server: &Server) -> (Arc<Directory>, RuntimeState, u64) {
     let statuses = ask_once(&directory, &server.choice(), LIMIT).await;
     let failed = statuses[0].results().filter(|(name, _)| *name != "ok");
     let failed = failed.map(|(_, count)| count).sum();
-    (directory, statuses[0].told(), failed)
+    (directory, statuses[0].reported(), failed)
 }
 
 #[tokio::test]
-async fn a_sound_runtime_tells_its_containers() {
+async fn a_sound_runtime_reports_its_containers() {
     let inspect =
         format!(r#"{{"Id":"{ID}","Name":"/web2","State":{{"Status":"running","Pid":7}}}}"#);
     let server = Server::new(move |target, stream| {
         let inspect = inspect.clone();
         async move { docker(target, stream, &inspect).await }
     });
-    let (directory, told, _) = ask(&server).await;
-    assert_eq!(told.up, Some(true), "{told:?}");
+    let (directory, reported, _) = ask(&server).await;
+    assert_eq!(reported.up, Some(true), "{reported:?}");
     let web = directory.get(ID).unwrap();
     assert_eq!((web.name.as_str(), web.pid), ("web2", Some(7)));
 }
@@ -157,9 +157,9 @@ async fn podman_is_followed_although_its_version_takes_too_long() {
             }
         }
     });
-    let (directory, told, _) = ask(&server).await;
-    assert_eq!((told.up, told.text.as_str()), (Some(true), "4.3.1"));
-    assert_eq!(told.runtime.name(), "podman");
+    let (directory, reported, _) = ask(&server).await;
+    assert_eq!((reported.up, reported.text.as_str()), (Some(true), "4.3.1"));
+    assert_eq!(reported.runtime.name(), "podman");
     assert_eq!(directory.get(ID).unwrap().name, "web");
 }
 
@@ -186,8 +186,8 @@ async fn a_container_that_was_gone_before_it_could_be_asked_for_has_its_name() {
 #[tokio::test]
 async fn an_answer_about_a_container_that_is_garbage_leaves_its_name() {
     let server = Server::new(|target, stream| docker(target, stream, "{\"Id\":"));
-    let (directory, told, failed) = ask(&server).await;
-    assert_eq!(told.up, Some(true), "{told:?}");
+    let (directory, reported, failed) = ask(&server).await;
+    assert_eq!(reported.up, Some(true), "{reported:?}");
     assert_eq!(directory.get(ID).unwrap().name, "web");
     assert!(failed > 0);
 }
@@ -226,9 +226,13 @@ async fn runtimes_that_misbehave_are_down_and_say_why() {
         (failing, "500 Internal Server Error: ill"),
     ];
     for (server, reason) in cases {
-        let (_, told, failed) = ask(&server).await;
-        assert_eq!(told.up, Some(false), "{reason}");
-        assert!(told.text.contains(reason), "{} is not {reason}", told.text);
+        let (_, reported, failed) = ask(&server).await;
+        assert_eq!(reported.up, Some(false), "{reason}");
+        assert!(
+            reported.text.contains(reason),
+            "{} is not {reason}",
+            reported.text
+        );
         assert!(failed > 0, "{reason} is not counted");
     }
 }
@@ -259,9 +263,13 @@ async fn so_are_those_that_speak_grpc() {
         let (directory, _) = Directory::new();
         let choice = server.choice_of(&CONTAINERD);
         let statuses = ask_once(&directory, &choice, LIMIT).await;
-        let told = statuses[0].told();
-        assert_eq!(told.up, Some(false), "{reason}");
-        assert!(told.text.contains(reason), "{} is not {reason}", told.text);
+        let reported = statuses[0].reported();
+        assert_eq!(reported.up, Some(false), "{reason}");
+        assert!(
+            reported.text.contains(reason),
+            "{} is not {reason}",
+            reported.text
+        );
         let failed = statuses[0]
             .results()
             .find(|&(name, count)| name != "ok" && count > 0);
@@ -274,7 +282,11 @@ async fn a_socket_that_is_not_there_is_down() {
     let word = Word::One(&CRIO, Some("/nonexistent/crio.sock".into()));
     let (directory, _) = Directory::new();
     let statuses = ask_once(&directory, &Choice::new(vec![word]).unwrap(), LIMIT).await;
-    let told = statuses[0].told();
-    assert_eq!(told.up, Some(false));
-    assert!(told.text.starts_with("cannot connect"), "{}", told.text);
+    let reported = statuses[0].reported();
+    assert_eq!(reported.up, Some(false));
+    assert!(
+        reported.text.starts_with("cannot connect"),
+        "{}",
+        reported.text
+    );
 }

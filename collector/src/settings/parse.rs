@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_line_and_nearest() {
+    fn unknown_keys_are_reported_with_line_and_nearest() {
         let text = "[web]\nmax-requests = 3\n\n[cgroup]\nlingre = \"5m\"\n";
         let message = file_error(text);
         assert!(
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_are_told_line_and_type() {
+    fn wrong_types_are_reported_with_line_and_type() {
         let message = file_error("[cgroup]\nmax = \"many\"\n");
         assert!(
             message.starts_with("2:7: invalid type: string \"many\", expected u32"),

@@ -127,8 +127,8 @@ struct Containers;
 /// State of a container. It takes the end of the cgroup into account, which the runtime may not
 /// have reported yet.
 fn state(node: &Node) -> &'static str {
-    let told = node.container.as_ref().map(|container| container.state);
-    match (told, node.died) {
+    let reported = node.container.as_ref().map(|container| container.state);
+    match (reported, node.died) {
         (Some(State::Running | State::Paused | State::Unknown), Some(_)) => "exited",
         (Some(state), _) => state.name(),
         (None, _) => "",
@@ -137,16 +137,18 @@ fn state(node: &Node) -> &'static str {
 
 /// Values of the labels of [`INFO`], in its order.
 fn identity(node: &Node) -> [&str; 5] {
-    let (place, told) = (&node.place, node.container.as_deref());
-    let runtime = told.map(|container| container.runtime).or(place.runtime);
-    let pod = told.and_then(|container| container.pod.as_ref());
+    let (place, reported) = (&node.place, node.container.as_deref());
+    let runtime = reported
+        .map(|container| container.runtime)
+        .or(place.runtime);
+    let pod = reported.and_then(|container| container.pod.as_ref());
     let pod = pod
         .map(|pod| pod.uid.as_str())
         .filter(|uid| !uid.is_empty());
     [
         place.container.as_deref().unwrap_or_default(),
         runtime.map_or("", |runtime| runtime.name()),
-        told.map_or("", |container| container.image_id.as_str()),
+        reported.map_or("", |container| container.image_id.as_str()),
         pod.or(place.pod.as_deref()).unwrap_or_default(),
         state(node),
     ]
@@ -199,7 +201,7 @@ impl Reading for ContainersReading {
             let reason = node
                 .container
                 .as_ref()
-                .map(|told| told.exit_reason.as_str());
+                .map(|container| container.exit_reason.as_str());
             if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
                 out.sample(
                     Labels::new(&node.labels, &[("reason", reason)]),
@@ -210,8 +212,8 @@ impl Reading for ContainersReading {
         for (family, read) in VALUES {
             out.family(family);
             for node in &containers {
-                let told = node.container.as_deref();
-                if let Some(value) = told.and_then(|container| read(node, container)) {
+                let reported = node.container.as_deref();
+                if let Some(value) = reported.and_then(|container| read(node, container)) {
                     out.sample(Labels::new(&node.labels, &[]), value);
                 }
             }
@@ -290,7 +292,7 @@ mod tests {
     fn a_runtime_s_record_is_served_also_after_the_end() {
         let mut tree = tree();
         let number = tree.by_id(3).unwrap();
-        tree.tell(number, &Arc::new(container()));
+        tree.set_container(number, &Arc::new(container()));
         let own = "id=\"/docker/A\",name=\"web\",image=\"nginx:1\",namespace=\"shop\",pod=\"web-0\",container=\"web\"";
         let info = |state| {
             format!(
@@ -321,7 +323,7 @@ mod tests {
             exit_reason: "OOMKilled".to_owned(),
             ..container()
         };
-        tree.tell(number, &Arc::new(ended));
+        tree.set_container(number, &Arc::new(ended));
         assert_eq!(
             samples(&mut tree),
             [
@@ -344,11 +346,11 @@ mod tests {
         ] {
             let mut tree = tree();
             let number = tree.by_id(3).unwrap();
-            let told = Container {
+            let reported = Container {
                 health,
                 ..container()
             };
-            tree.tell(number, &Arc::new(told));
+            tree.set_container(number, &Arc::new(reported));
             let samples = samples(&mut tree);
             let line = samples
                 .iter()

@@ -267,10 +267,10 @@ impl Custom {
             &taken,
             &self.index,
         );
-        for (told, &(reason, count)) in &index.losses {
-            if !self.index.losses.contains_key(told) {
+        for (message, &(reason, count)) in &index.losses {
+            if !self.index.losses.contains_key(message) {
                 contents.counters.add(reason, count);
-                tracing::warn!("custom metrics: left out: {told}");
+                tracing::warn!("custom metrics: left out: {message}");
             }
         }
         self.index = Arc::new(index);

@@ -72,8 +72,8 @@ impl Reading for Lifecycle {
         }
         out.family(&CREATION_TIME);
         for (_, node) in exported().filter(|(_, node)| node.died.is_none()) {
-            let told = node.container.as_ref();
-            let created = node.created.or_else(|| told?.created);
+            let reported = node.container.as_ref();
+            let created = node.created.or_else(|| reported?.created);
             if let Some(created) = created {
                 out.sample(
                     Labels::new(&node.labels, &[]),

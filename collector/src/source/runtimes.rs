@@ -95,14 +95,14 @@ impl RuntimesReport {
         let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
         let mut known = Vec::new();
         for status in statuses {
-            let told = status.told();
-            let name = told.runtime.name();
+            let reported = status.reported();
+            let name = reported.runtime.name();
             let sum = sums.entry(name).or_default();
             for (result, count) in status.results() {
                 *sum.results.entry(result).or_default() += count;
             }
             sum.nanos += u64::try_from(status.waited().as_nanos()).unwrap_or(u64::MAX);
-            if let Some(up) = told.up {
+            if let Some(up) = reported.up {
                 known.push(Known {
                     name,
                     socket: status.socket().to_string_lossy().into_owned(),

@@ -167,7 +167,7 @@ async fn accept(
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = told_to_stop(&mut stopped) => return,
+            () = stop_requested(&mut stopped) => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -194,7 +194,7 @@ async fn accept(
             let ended = tokio::select! {
                 result = connection.as_mut() => Some(result),
                 () = tokio::time::sleep(CONNECTION_TIMEOUT) => None,
-                () = told_to_stop(&mut stopped) => None,
+                () = stop_requested(&mut stopped) => None,
             };
             let ended = match ended {
                 Some(result) => Ok(result),
@@ -211,7 +211,7 @@ async fn accept(
     }
 }
 
-async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+async fn stop_requested(stopped: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, so the server has ended.
     let _ = stopped.wait_for(|&stop| stop).await;
 }

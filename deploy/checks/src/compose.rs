@@ -93,8 +93,8 @@ fn config(text: &str, set: &[&str]) -> Result<()> {
     stdin.write_all(text.as_bytes())?;
     drop(stdin);
     let output = child.wait_with_output()?;
-    let told = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}", told.trim());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}", errors.trim());
     Ok(())
 }
 

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_by_where_they_stand() {
+    fn names_are_recognised_by_their_position() {
         let query = r#"topk(10, sum by (id, name) (rate(one_total{id!="/",a=~"x{}y\"z"}[$__rate_interval]))
             / on (id) group_left () (two > 0.5e3)) or vector(0) and job:three:rate5m offset 5m unless 4 * NaN"#;
         let Names { selectors, grouped } = names(query);

@@ -98,8 +98,8 @@ impl Serve {
             ("cpu", &self.cpu),
             ("inventory", &self.inventory),
         ];
-        let told = |(key, value): (&str, &Option<String>)| Some((key.to_owned(), value.clone()?));
-        all.into_iter().filter_map(told).collect()
+        let given = |(key, value): (&str, &Option<String>)| Some((key.to_owned(), value.clone()?));
+        all.into_iter().filter_map(given).collect()
     }
 }
 

@@ -69,7 +69,7 @@ pub async fn ask(
 ///
 /// Returns an error unless the shop answers with 200.
 pub async fn check(address: &str) -> Result<()> {
-    told(ask(address, "GET", "/healthz", String::new(), None).await?)
+    report(ask(address, "GET", "/healthz", String::new(), None).await?)
 }
 
 /// `shop chaos`
@@ -83,10 +83,10 @@ pub async fn chaos(address: &str, settings: &[(String, String)]) -> Result<()> {
         .map(|(key, value)| (key.clone(), value.clone().into()));
     let object: serde_json::Map<String, serde_json::Value> = pairs.collect();
     let body = serde_json::Value::Object(object).to_string();
-    told(ask(address, "POST", "/chaos", body, None).await?)
+    report(ask(address, "POST", "/chaos", body, None).await?)
 }
 
-fn told(answer: Answer) -> Result<()> {
+fn report(answer: Answer) -> Result<()> {
     if !answer.status.is_success() {
         bail!("the shop answers {}: {}", answer.status, answer.text());
     }

@@ -73,12 +73,12 @@ async fn converse(
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let told = async {
+    let stop_requested = async {
         let _ = stopped.wait_for(|&stop| stop).await;
     };
     let result = tokio::select! {
         result = connection.as_mut() => Some(result),
-        () = told => None,
+        () = stop_requested => None,
     };
     let result = match result {
         Some(result) => result,

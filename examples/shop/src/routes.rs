@@ -84,8 +84,8 @@ impl Shop {
     pub fn change(&self, changes: &[(String, String)]) -> Result<chaos::Settings, String> {
         let before = self.chaos.settings();
         let after = self.chaos.change(changes)?;
-        let told = changes.iter().any(|(key, _)| key == "inventory");
-        if told || before.inventory != after.inventory {
+        let given = changes.iter().any(|(key, _)| key == "inventory");
+        if given || before.inventory != after.inventory {
             self.store.stock(after.inventory);
         }
         Ok(after)

@@ -57,7 +57,7 @@ impl Receiver {
     }
 
     /// Whether the webhook has received an alert in this state whose labels match `labels`.
-    pub fn told(&self, status: &str, labels: impl Fn(&Value) -> bool) -> bool {
+    pub fn notified(&self, status: &str, labels: impl Fn(&Value) -> bool) -> bool {
         self.posts()
             .iter()
             .filter(|post| post.path == "/alerts")

@@ -184,7 +184,7 @@ impl<'a> Parts<'a> {
             if let Some(status) = part.child.try_wait()? {
                 bail!(
                     "{}",
-                    self.told(self.running[index].name, &format!("ended ({status})"))
+                    self.message(self.running[index].name, &format!("ended ({status})"))
                 );
             }
         }
@@ -192,7 +192,7 @@ impl<'a> Parts<'a> {
     }
 
     /// A message about a part, with the end of its log.
-    pub fn told(&self, name: &str, what: &str) -> String {
+    pub fn message(&self, name: &str, what: &str) -> String {
         let log = fs::read(self.log(name)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();

@@ -29,8 +29,8 @@ impl Webhook {
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let told = body(stream).map(|body| told(&body)).unwrap_or_default();
-                for line in told {
+                let lines = body(stream).map(|body| lines_of(&body)).unwrap_or_default();
+                for line in lines {
                     if sender.send(line).is_err() {
                         return;
                     }
@@ -41,7 +41,7 @@ impl Webhook {
     }
 
     /// Prints alerts to standard output from now on, and those that have come before.
-    pub fn tell(self) {
+    pub fn print(self) {
         thread::spawn(move || {
             for line in self.lines {
                 println!("{line}");
@@ -74,7 +74,7 @@ fn body(mut stream: TcpStream) -> Option<Value> {
 }
 
 /// A line for each alert in a message of Alertmanager.
-fn told(message: &Value) -> Vec<String> {
+fn lines_of(message: &Value) -> Vec<String> {
     let alerts = message["alerts"].as_array().cloned().unwrap_or_default();
     let line = |alert: &Value| {
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
@@ -106,10 +106,10 @@ mod tests {
             {"status": "resolved", "labels": {}, "endsAt": "x"},
         ]});
         assert_eq!(
-            told(&message),
+            lines_of(&message),
             ["03:04:05 FIRING   A (critical): s", " RESOLVED ? (?): ?"]
         );
-        assert!(told(&Value::Null).is_empty());
+        assert!(lines_of(&Value::Null).is_empty());
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Tree {
 
     /// Sets the record of a node's container. Returns the nodes whose labels have changed: it and its
     /// pod.
-    pub fn tell(&mut self, number: NodeId, container: &Arc<Container>) -> Vec<NodeId> {
+    pub fn set_container(&mut self, number: NodeId, container: &Arc<Container>) -> Vec<NodeId> {
         let known = self.node(number).and_then(|node| node.container.as_ref());
         if known.is_some_and(|known| Arc::ptr_eq(known, container)) {
             return Vec::new();

@@ -93,7 +93,7 @@ fn a_path_made_again_is_the_same_node() {
     assert_eq!(again, Some((tree.by_id(3).unwrap(), true)));
     assert_eq!(tree.by_id(9), tree.by_id(3));
     assert_eq!(tree.counts(), (3, 0));
-    // The predecessor's removal, told late, doesn't end the successor.
+    // The predecessor's removal, reported late, doesn't end the successor.
     tree.apply(&Event::Removed {
         id: 3,
         at: SystemTime::now(),

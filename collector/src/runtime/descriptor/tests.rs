@@ -13,8 +13,8 @@ fn place_of(path: &[u8]) -> Place {
     Place::of(path, &runtimes())
 }
 
-/// One line for what a path tells: kind, then what there is of runtime, id, name, pod, QoS, unit.
-fn told(path: &str) -> String {
+/// One line for what a path says: kind, then what there is of runtime, id, name, pod, QoS, unit.
+fn described(path: &str) -> String {
     describe(&place_of(expand(path).as_bytes()))
 }
 
@@ -45,7 +45,7 @@ fn expand(path: &str) -> String {
     path.replace("{STATIC}", STATIC)
 }
 
-/// Paths, and what they tell.
+/// Paths, and what they say.
 const TABLE: &[(&str, &str)] = &[
     ("/", "root"),
     ("(overflow)", "other"),
@@ -386,11 +386,13 @@ const TABLE: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn each_path_tells_what_the_table_says() {
+fn each_path_means_what_the_table_says() {
     let wrong: Vec<String> = TABLE
         .iter()
-        .filter(|(path, expected)| told(path) != *expected)
-        .map(|(path, expected)| format!("{path}\n  is     {}\n  not    {expected}", told(path)))
+        .filter(|(path, expected)| described(path) != *expected)
+        .map(|(path, expected)| {
+            format!("{path}\n  is     {}\n  not    {expected}", described(path))
+        })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -411,17 +413,17 @@ fn names_need_not_be_utf8() {
 #[test]
 fn depth_does_not_matter() {
     let deep = "/d".repeat(2000);
-    assert_eq!(told(&deep), "other");
+    assert_eq!(described(&deep), "other");
     assert_eq!(
-        told(&format!("{deep}/docker/{A}")),
+        described(&format!("{deep}/docker/{A}")),
         "container by=docker id=A"
     );
-    assert_eq!(told(&format!("/docker/{A}{deep}")), "nested");
+    assert_eq!(described(&format!("/docker/{A}{deep}")), "nested");
 }
 
 #[test]
 fn no_path_has_more_than_one_owner_of_a_name() {
-    // A name is told by one cgroup of a path alone: what is within has none.
+    // One cgroup of a path alone has a name: what is within has none.
     for (path, _) in TABLE {
         let path = expand(path);
         let place = place_of(path.as_bytes());

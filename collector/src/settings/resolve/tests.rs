@@ -183,7 +183,7 @@ fn custom_metrics() {
     assert_eq!(custom.prefix, "app:");
     assert_eq!(custom.endpoint_age(custom.interval), custom.file_age());
     assert!(custom.host_network && custom.textfile_directory.is_some());
-    for (line, told) in [
+    for (line, expected) in [
         (
             "--custom.prefix 1a",
             "--custom.prefix: \"1a\" is not the beginning",
@@ -200,7 +200,7 @@ fn custom_metrics() {
         ("--custom.max-samples 100001", "1 to 100000"),
     ] {
         let error = error(&format!("cgmeter {line}"));
-        assert!(error.contains(told), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
@@ -214,8 +214,8 @@ fn a_linger_of_500_billion_years_does_not_end_the_events_thread() {
         "--custom.max-age 500000000000y",
     ] {
         let error = error(&format!("cgmeter {line}"));
-        let told = error.starts_with(line.split(' ').next().unwrap());
-        assert!(told && error.contains("at most 100 years"), "{error}");
+        let named = error.starts_with(line.split(' ').next().unwrap());
+        assert!(named && error.contains("at most 100 years"), "{error}");
     }
 }
 
@@ -258,16 +258,16 @@ fn a_fifo_as_configuration_does_not_hang() {
     let (send, receive) = std::sync::mpsc::channel();
     let line = format!("cgmeter --config.file {}", path.display());
     std::thread::spawn(move || send.send(error(&line)));
-    let told = receive.recv_timeout(Duration::from_secs(5));
+    let answer = receive.recv_timeout(Duration::from_secs(5));
     std::fs::remove_file(&path).unwrap();
-    let told = told.expect("no answer: it waits for a writer");
-    assert!(told.contains("regular file"), "{told}");
+    let error = answer.expect("no answer: it waits for a writer");
+    assert!(error.contains("regular file"), "{error}");
 }
 
 #[test]
 fn dev_zero_as_configuration_does_not_eat_the_memory() {
-    let told = error("cgmeter --config.file /dev/zero");
-    assert!(told.contains("regular file"), "{told}");
+    let error = error("cgmeter --config.file /dev/zero");
+    assert!(error.contains("regular file"), "{error}");
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn endpoints_of_custom_metrics() {
         interval: Duration::from_secs(seconds),
     };
     assert_eq!(found, [endpoint(1, "/metrics", 7), endpoint(2, "/x", 60)]);
-    for (keys, told) in [
+    for (keys, expected) in [
         ("port = 1", "custom.endpoint[1] is for no cgroup"),
         (
             "id = \"a\"\nport = 0",
@@ -307,7 +307,7 @@ fn endpoints_of_custom_metrics() {
         let (place, error) = error.split_once(": ").unwrap();
         assert!(place.contains(".toml:"), "{place}");
         assert!(
-            error.starts_with("custom.endpoint[1]") && error.contains(told),
+            error.starts_with("custom.endpoint[1]") && error.contains(expected),
             "{error}"
         );
     }

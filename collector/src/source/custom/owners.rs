@@ -62,7 +62,7 @@ mod tests {
     fn paths_ids_and_names() {
         let mut tree = tree(&[&format!("/docker/{ID}")]);
         let node = tree.by_path(format!("/docker/{ID}").as_bytes()).unwrap();
-        tree.tell(node, &container(&[], None));
+        tree.set_container(node, &container(&[], None));
         let owners = Owners::new(&tree);
         let id = |text: &str| owners.find(&Owner::ContainerId(text.to_owned()));
         assert_eq!(id(ID), Some(node));

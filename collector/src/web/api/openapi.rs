@@ -69,7 +69,7 @@ pub(super) fn template(route: &Route) -> String {
 }
 
 fn described(parameter: &Parameter, place: &str) -> Value {
-    let mut told = json!({
+    let mut object = json!({
         "name": parameter.name,
         "in": place,
         "required": place == "path",
@@ -78,9 +78,9 @@ fn described(parameter: &Parameter, place: &str) -> Value {
     });
     if place == "path" {
         // The one cgroup that exists on every host.
-        told["example"] = json!("/");
+        object["example"] = json!("/");
     }
-    told
+    object
 }
 
 fn refusals(route: &Route) -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -392,17 +392,17 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         assert_eq!(schema, &json!(true), "{at}");
         return;
     };
-    for (word, told) in schema {
+    for (word, argument) in schema {
         match word.as_str() {
             "$ref" => {
-                let pointer = told.as_str().unwrap().trim_start_matches('#');
+                let pointer = argument.as_str().unwrap().trim_start_matches('#');
                 check(document, document.pointer(pointer).unwrap(), value, at);
             }
             "type" => {
-                let types = told
+                let types = argument
                     .as_array()
                     .cloned()
-                    .unwrap_or_else(|| vec![told.clone()]);
+                    .unwrap_or_else(|| vec![argument.clone()]);
                 let is = |name: &Value| match name.as_str().unwrap() {
                     "null" => value.is_null(),
                     "string" => value.is_string(),
@@ -413,31 +413,31 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
                     "object" => value.is_object(),
                     other => panic!("{at}: type {other}"),
                 };
-                assert!(types.iter().any(is), "{at}: {value} is not {told}");
+                assert!(types.iter().any(is), "{at}: {value} is not {argument}");
             }
             "properties" => {
-                let told = told.as_object().unwrap();
+                let argument = argument.as_object().unwrap();
                 let object = value.as_object().unwrap();
                 for (name, value) in object {
-                    let schema = told.get(name);
+                    let schema = argument.get(name);
                     let schema = schema.unwrap_or_else(|| panic!("{at}: {name} is not described"));
                     check(document, schema, value, &format!("{at}.{name}"));
                 }
             }
             "required" => {
-                for name in told.as_array().unwrap() {
+                for name in argument.as_array().unwrap() {
                     let name = name.as_str().unwrap();
                     assert!(value.get(name).is_some(), "{at}: no {name}");
                 }
             }
             "items" => {
                 for value in value.as_array().unwrap() {
-                    check(document, told, value, at);
+                    check(document, argument, value, at);
                 }
             }
             "additionalProperties" => {
                 for value in value.as_object().unwrap().values() {
-                    check(document, told, value, at);
+                    check(document, argument, value, at);
                 }
             }
             "anyOf" | "oneOf" => {
@@ -446,13 +446,19 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
                     std::panic::catch_unwind(one).is_ok()
                 };
                 assert!(
-                    told.as_array().unwrap().iter().any(|s| fits(&s)),
+                    argument.as_array().unwrap().iter().any(|s| fits(&s)),
                     "{at}: {value}"
                 );
             }
-            "const" => assert_eq!(told, value, "{at}"),
-            "enum" => assert!(told.as_array().unwrap().contains(value), "{at}: {value}"),
-            "minimum" => assert!(value.is_null() || value.as_f64() >= told.as_f64(), "{at}"),
+            "const" => assert_eq!(argument, value, "{at}"),
+            "enum" => assert!(
+                argument.as_array().unwrap().contains(value),
+                "{at}: {value}"
+            ),
+            "minimum" => assert!(
+                value.is_null() || value.as_f64() >= argument.as_f64(),
+                "{at}"
+            ),
             "description" | "format" | "title" => {}
             other => panic!("{at}: {other} is not understood"),
         }

@@ -12,7 +12,7 @@ fn the_stack_keeps_the_rules() {
 fn faults_are_found() {
     let text = read().unwrap();
     let before = faults(&text).len();
-    for (from, to, told) in [
+    for (from, to, expected) in [
         (
             "127.0.0.1:9090:9090",
             "9090:9090",
@@ -79,8 +79,8 @@ fn faults_are_found() {
     ] {
         assert_eq!(text.matches(from).count(), 1, "{from}");
         let found = faults(&text.replace(from, to));
-        let told_of = found.iter().any(|fault| fault.contains(told));
-        assert!(told_of && found.len() == before + 1, "{from}: {found:?}");
+        let reported = found.iter().any(|fault| fault.contains(expected));
+        assert!(reported && found.len() == before + 1, "{from}: {found:?}");
     }
     assert_eq!(
         faults("services: {}").last().unwrap(),

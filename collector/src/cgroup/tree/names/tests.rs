@@ -72,9 +72,9 @@ fn unruled() -> Tree {
     tree((&[], &[]), usize::MAX)
 }
 
-fn tell(tree: &mut Tree, id: u64, container: &Arc<Container>) -> Vec<u64> {
+fn set_container(tree: &mut Tree, id: u64, container: &Arc<Container>) -> Vec<u64> {
     let number = tree.by_id(id).unwrap();
-    let changed = tree.tell(number, container);
+    let changed = tree.set_container(number, container);
     changed
         .iter()
         .map(|&number| tree.node(number).unwrap().id)
@@ -95,7 +95,7 @@ fn a_container_s_own_cgroup_is_named_and_what_is_nested_is_not() {
     let mut tree = unruled();
     let path = format!("/docker/{A}");
     assert_eq!(labels(&tree, 3), &LabelSet::new(&[("id", &path)]));
-    assert_eq!(tell(&mut tree, 3, &container(A, "web", None)), [3]);
+    assert_eq!(set_container(&mut tree, 3, &container(A, "web", None)), [3]);
     let expected = LabelSet::new(&[
         ("id", &path),
         ("name", "web"),
@@ -108,25 +108,28 @@ fn a_container_s_own_cgroup_is_named_and_what_is_nested_is_not() {
 }
 
 #[test]
-fn only_a_change_of_labels_is_told() {
+fn only_a_change_of_labels_is_reported() {
     let mut tree = unruled();
     let first = container(A, "web", None);
-    assert_eq!(tell(&mut tree, 3, &first), [3]);
-    assert!(tell(&mut tree, 3, &first).is_empty());
+    assert_eq!(set_container(&mut tree, 3, &first), [3]);
+    assert!(set_container(&mut tree, 3, &first).is_empty());
     let mut paused = (*first).clone();
     paused.state = State::Paused;
     let paused = Arc::new(paused);
-    assert!(tell(&mut tree, 3, &paused).is_empty());
+    assert!(set_container(&mut tree, 3, &paused).is_empty());
     let node = tree.node(tree.by_id(3).unwrap()).unwrap();
     assert_eq!(node.container.as_ref().unwrap().state, State::Paused);
-    assert_eq!(tell(&mut tree, 3, &container(A, "renamed", None)), [3]);
+    assert_eq!(
+        set_container(&mut tree, 3, &container(A, "renamed", None)),
+        [3]
+    );
 }
 
 #[test]
 fn a_pod_s_own_cgroup_has_namespace_and_pod_alone() {
     let mut tree = unruled();
     let sandbox = container(B, "k8s-web", Some(("shop", "web-0", "POD")));
-    assert_eq!(tell(&mut tree, 7, &sandbox), [7, 6]);
+    assert_eq!(set_container(&mut tree, 7, &sandbox), [7, 6]);
     let pod = "/kubepods/pod4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44";
     let expected = LabelSet::new(&[("id", pod), ("namespace", "shop"), ("pod", "web-0")]);
     assert_eq!(labels(&tree, 6), &expected);
@@ -143,7 +146,7 @@ fn a_pod_s_own_cgroup_has_namespace_and_pod_alone() {
     assert_eq!(labels(&tree, 7), &expected);
     // The pod's other containers say nothing new of it.
     let app = container(B, "app", Some(("shop", "web-0", "app")));
-    assert_eq!(tell(&mut tree, 7, &app), [7]);
+    assert_eq!(set_container(&mut tree, 7, &app), [7]);
 }
 
 #[test]
@@ -157,7 +160,7 @@ fn a_unit_has_its_name() {
 #[test]
 fn the_dead_keep_their_names_and_those_who_come_again_too() {
     let mut tree = unruled();
-    tell(&mut tree, 3, &container(A, "web", None));
+    set_container(&mut tree, 3, &container(A, "web", None));
     let named = labels(&tree, 3).clone();
     let at = SystemTime::now();
     tree.apply(&Event::Removed { id: 3, at });
@@ -176,10 +179,10 @@ fn an_excluded_container_takes_what_is_nested_along_once_its_name_is_learnt() {
     let mut tree = tree((&[], &["name=^web"]), usize::MAX);
     // The service is called so from the start.
     assert_eq!(exported(&tree), [1, 2, 3, 4, 5, 6, 7, 8]);
-    tell(&mut tree, 3, &container(A, "web", None));
+    set_container(&mut tree, 3, &container(A, "web", None));
     tree.settle();
     assert_eq!(exported(&tree), [1, 2, 5, 6, 7, 8]);
-    tell(&mut tree, 3, &container(A, "db", None));
+    set_container(&mut tree, 3, &container(A, "db", None));
     tree.settle();
     assert_eq!(exported(&tree), [1, 2, 3, 4, 5, 6, 7, 8]);
 }
@@ -189,7 +192,7 @@ fn an_included_container_is_shown_once_it_is_known() {
     let mut tree = tree((&["namespace=^shop$"], &[]), usize::MAX);
     assert_eq!(exported(&tree), [1, 2, 5, 8, 9, 10]);
     let sandbox = container(B, "k8s-web", Some(("shop", "web-0", "POD")));
-    tell(&mut tree, 7, &sandbox);
+    set_container(&mut tree, 7, &sandbox);
     tree.settle();
     assert_eq!(exported(&tree), [1, 2, 5, 6, 7, 8, 9, 10]);
 }

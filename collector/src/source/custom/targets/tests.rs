@@ -97,19 +97,19 @@ fn targets_follow_a_container_with_labels() {
     let node = tree.by_path(path.as_bytes()).unwrap();
     let mut targets = targets(Options::default());
     assert_eq!(listed(&mut targets, &tree), []);
-    tree.tell(node, &container(LABELS, None));
+    tree.set_container(node, &container(LABELS, None));
     let expected = (path.clone(), format!("/sys{path}"), 8080);
     assert_eq!(listed(&mut targets, &tree), [expected]);
     assert!(!targets.discover(&tree), "nothing has changed");
     // Invalid labels are an error, counted once.
     let wrong = container(&LABELS[..1], None);
     for _ in 0..2 {
-        tree.tell(node, &wrong);
+        tree.set_container(node, &wrong);
         assert_eq!(listed(&mut targets, &tree), []);
     }
     let errors = targets.store.lock().counters.errors.clone();
     assert_eq!(errors.get(&Reason::Discovery), Some(&1));
-    tree.tell(node, &container(LABELS, None));
+    tree.set_container(node, &container(LABELS, None));
     assert_eq!(listed(&mut targets, &tree).len(), 1);
     let id = tree.node(node).unwrap().id;
     tree.apply(&crate::cgroup::Event::Removed {
@@ -127,7 +127,7 @@ fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
     let mut tree = tree(&[&one, &other]);
     for (path, name) in [(&one, "POD"), (&other, "web")] {
         let node = tree.by_path(path.as_bytes()).unwrap();
-        tree.tell(node, &container(LABELS, Some(name)));
+        tree.set_container(node, &container(LABELS, Some(name)));
     }
     let mut targets = targets(Options::default());
     let expected = (pod.to_owned(), format!("/sys{one}"), 8080);
