@@ -121,13 +121,13 @@ fields! {
     ARRAY_POINTERS = "bpf_array.pptrs";
     CGROUP_RSTAT = "cgroup.rstat_base_cpu|cgroup.rstat_cpu";
     RSTAT_NOW = "cgroup_rstat_base_cpu.bstat.cputime|cgroup_rstat_cpu.bstat.cputime";
-    RSTAT_FOLDED = "cgroup_rstat_base_cpu.last_bstat.cputime|cgroup_rstat_cpu.last_bstat.cputime";
+    RSTAT_FLUSHED = "cgroup_rstat_base_cpu.last_bstat.cputime|cgroup_rstat_cpu.last_bstat.cputime";
     CPUTIME_UTIME = "task_cputime.utime";
     CPUTIME_STIME = "task_cputime.stime";
     CPUTIME_RUNTIME = "task_cputime.sum_exec_runtime";
     MEMCG_PERCPU = "mem_cgroup.vmstats_percpu";
     PERCPU_EVENTS = "memcg_vmstats_percpu.events";
-    PERCPU_FOLDED = "memcg_vmstats_percpu.events_prev";
+    PERCPU_EVENTS_FLUSHED = "memcg_vmstats_percpu.events_prev";
     PIDS_COUNTER = "pids_cgroup.counter";
     PIDS_LIMIT = "pids_cgroup.limit";
     HUGETLB_0 = "hugetlb_cgroup.hugepage[0]";

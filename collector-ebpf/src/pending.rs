@@ -1,6 +1,6 @@
 //! What a cgroup's CPUs have counted and the kernel has not yet added up.
 //!
-//! The kernel adds up (flushes rstat) when somebody reads, or when the cgroup is freed: too late for
+//! The kernel adds them up (a flush) when somebody reads, or when the cgroup is freed: too late for
 //! the final record of one that has just been removed. So its counts are added up here, CPU by CPU:
 //! once in a cgroup's life.
 //!
@@ -41,8 +41,8 @@ struct Scratch {
     address: u64,
     /// `memcg_vmstats_percpu.events`: what a CPU has counted,
     events: [u64; EVENTS],
-    /// and `events_prev`: how much of that the kernel has added up.
-    added: [u64; EVENTS],
+    /// and `events_prev`: how much of that the kernel has flushed.
+    flushed: [u64; EVENTS],
 }
 
 #[btf_map]
@@ -70,7 +70,7 @@ pub fn add(key: CgroupKey, cgroup: Cgroup) {
     if cgroup.hierarchy() == 0
         && has!(field::CGROUP_RSTAT)
         && has!(field::RSTAT_NOW)
-        && has!(field::RSTAT_FOLDED)
+        && has!(field::RSTAT_FLUSHED)
     {
         times = cgroup.rstat();
     }
@@ -78,7 +78,7 @@ pub fn add(key: CgroupKey, cgroup: Cgroup) {
     let mut statistics = 0;
     if has!(field::MEMCG_PERCPU)
         && has!(field::PERCPU_EVENTS)
-        && has!(field::PERCPU_FOLDED)
+        && has!(field::PERCPU_EVENTS_FLUSHED)
         && let Some(css) = cgroup.memory()
     {
         statistics = read(address!(css.0, field::MEMCG_PERCPU));
@@ -133,35 +133,35 @@ fn number(scratch: Shared<Scratch>, address: *const c_void) -> u64 {
 #[inline(always)]
 fn cpu_time(record: Shared<CgroupRecord>, of_cpu: u64) {
     let now = address!(of_cpu, field::RSTAT_NOW);
-    let added = address!(of_cpu, field::RSTAT_FOLDED);
-    let since = |now: *const c_void, added: *const c_void| {
-        read::<u64>(now).wrapping_sub(read::<u64>(added))
+    let flushed = address!(of_cpu, field::RSTAT_FLUSHED);
+    let since = |now: *const c_void, flushed: *const c_void| {
+        read::<u64>(now).wrapping_sub(read::<u64>(flushed))
     };
     member!(record.utime_ns).add_alone(since(
         address!(now, field::CPUTIME_UTIME),
-        address!(added, field::CPUTIME_UTIME),
+        address!(flushed, field::CPUTIME_UTIME),
     ));
     member!(record.stime_ns).add_alone(since(
         address!(now, field::CPUTIME_STIME),
-        address!(added, field::CPUTIME_STIME),
+        address!(flushed, field::CPUTIME_STIME),
     ));
     member!(record.usage_ns).add_alone(since(
         address!(now, field::CPUTIME_RUNTIME),
-        address!(added, field::CPUTIME_RUNTIME),
+        address!(flushed, field::CPUTIME_RUNTIME),
     ));
 }
 
 /// Adds a CPU's `memcg_vmstats_percpu`, at `of_cpu`.
 #[inline(always)]
 fn events(record: Shared<MemoryRecord>, of_cpu: u64, scratch: Shared<Scratch>) {
-    let (events, added) = (member!(scratch.events), member!(scratch.added));
+    let (events, flushed) = (member!(scratch.events), member!(scratch.flushed));
     events.copy(address!(of_cpu, field::PERCPU_EVENTS));
-    added.copy(address!(of_cpu, field::PERCPU_FOLDED));
+    flushed.copy(address!(of_cpu, field::PERCPU_EVENTS_FLUSHED));
     for at in 0..EVENTS {
-        let (Some(now), Some(added)) = (events.at(at), added.at(at)) else {
+        let (Some(now), Some(flushed)) = (events.at(at), flushed.at(at)) else {
             return;
         };
-        let since = now.get().wrapping_sub(added.get());
+        let since = now.get().wrapping_sub(flushed.get());
         if let Some(count) = member!(record.events).at(at) {
             count.add_alone(since);
         }
