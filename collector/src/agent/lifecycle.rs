@@ -74,12 +74,12 @@ impl Collector {
                     id: event.id,
                     made,
                 };
-                let last = self
+                let final_record = self
                     .sources
                     .statistics
                     .as_mut()
                     .and_then(|statistics| statistics.v1_event(&event, &self.lifecycle.tree));
-                if let Some((node, record)) = last {
+                if let Some((node, record)) = final_record {
                     let record = &record;
                     self.sources.notify(&Change::RemovedV1 { node, record });
                 }
@@ -101,7 +101,7 @@ impl Collector {
                     .lifecycle
                     .tree
                     .apply(&Event::Removed { id: event.id, at });
-                let last = self
+                let final_record = self
                     .sources
                     .statistics
                     .as_ref()
@@ -109,7 +109,7 @@ impl Collector {
                 let removed = Change::Removed {
                     id: event.id,
                     node: node.map(|(node, _)| node),
-                    record: last.as_ref(),
+                    record: final_record.as_ref(),
                 };
                 self.sources.notify(&removed);
                 self.slots.depart(event.id);

@@ -99,7 +99,7 @@ pub struct CgroupStatistics {
     iterator: CgroupIterator,
     unified: CgroupIteratorLink,
     v1: Vec<V1Hierarchy>,
-    last: Keyed<CgroupRecord>,
+    final_records: Keyed<CgroupRecord>,
     /// By node and part: the record's number plus one; 0 stands for no record.
     places: Vec<[u32; PARTS.len()]>,
     root: PathBuf,
@@ -139,7 +139,7 @@ impl CgroupStatistics {
         v1: Vec<(V1Mount, Vec<Found>)>,
     ) -> Result<Self> {
         let iterator = kernel.cgroup_iterator()?;
-        let last = kernel.keyed::<CgroupRecord>()?;
+        let final_records = kernel.keyed::<CgroupRecord>()?;
         let link = |path: &Path| {
             let directory =
                 File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -176,7 +176,7 @@ impl CgroupStatistics {
             iterator,
             unified,
             v1: linked,
-            last,
+            final_records,
             places: Vec::new(),
             flushers: HashMap::new(),
             flushing,
@@ -328,7 +328,7 @@ impl CgroupStatistics {
     /// returns its node and final record.
     pub fn v1_event(&mut self, event: &V1Event, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
         let removed = event.made.is_none();
-        let last = removed
+        let final_record = removed
             .then(|| self.take_final_record(event.id, event.hierarchy))
             .flatten();
         let v1 = self
@@ -342,7 +342,7 @@ impl CgroupStatistics {
             }
             None => {
                 let path = v1.paths.remove(event.id)?;
-                Some((tree.by_path(&path)?, last?))
+                Some((tree.by_path(&path)?, final_record?))
             }
         }
     }
@@ -350,14 +350,14 @@ impl CgroupStatistics {
     /// Takes every final record out of the kernel's map, after events were lost that would have
     /// said which cgroups have one. Paths of v1 cgroups are those that were known before the loss.
     pub fn take_final_records(&mut self, tree: &Tree) -> FinalRecords {
-        let keys: Vec<CgroupKey> = match self.last.read() {
+        let keys: Vec<CgroupKey> = match self.final_records.read() {
             Ok(entries) => entries.map(|(key, _)| key).collect(),
             Err(_) => Vec::new(),
         };
         let mut records = FinalRecords::default();
         // The overflow's record stays: no program writes it.
         for key in keys.into_iter().filter(|key| *key != CgroupKey::OVERFLOW) {
-            let Some(record) = self.last.take(key) else {
+            let Some(record) = self.final_records.take(key) else {
                 continue;
             };
             let hierarchy = key.what as u32;
@@ -393,7 +393,7 @@ impl CgroupStatistics {
 
     /// Takes the final record of a removed cgroup.
     pub fn take_final_record(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
-        self.last.take(CgroupKey {
+        self.final_records.take(CgroupKey {
             cgroup: id,
             what: u64::from(hierarchy),
         })
