@@ -29,8 +29,8 @@ use inventory::Inventories;
 pub use frame::Frame;
 pub use inventory::{Entry, Found, Inventory, SHORTEST_PREFIX};
 pub use record::{CgroupKind, Life, Record, Subject, rfc3339};
-pub use start::Options;
-pub use status::{Cgroups, RuntimeStatus, SlotStates, SourceStatus, Status};
+pub use start::AgentOptions;
+pub use status::{AgentStatus, Cgroups, RuntimeStatus, SlotStates, SourceStatus};
 
 use crate::exposition::{Body, Encoder, Format};
 

@@ -32,7 +32,7 @@ pub use worker::{Target, Worker};
 
 /// Settings of custom metrics.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct CustomOptions {
     /// `--custom.prefix`
     pub prefix: String,
     /// `--custom.interval`
@@ -43,8 +43,8 @@ pub struct Options {
     pub max_body: usize,
     /// `--custom.max-samples`
     pub max_samples: usize,
-    /// `--custom.max-age`; `None` selects the defaults of [`Options::file_age`] and
-    /// [`Options::endpoint_age`].
+    /// `--custom.max-age`; `None` selects the defaults of [`CustomOptions::file_age`] and
+    /// [`CustomOptions::endpoint_age`].
     pub max_age: Option<Duration>,
     /// `--custom.host-network`
     pub host_network: bool,
@@ -54,7 +54,7 @@ pub struct Options {
     pub rules: Vec<Rule>,
 }
 
-impl Default for Options {
+impl Default for CustomOptions {
     fn default() -> Self {
         Self {
             prefix: "custom_".to_owned(),
@@ -70,7 +70,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl CustomOptions {
     /// Maximum age of a text file.
     pub fn file_age(&self) -> Duration {
         self.max_age.unwrap_or(Duration::from_secs(300))

@@ -3,7 +3,7 @@
 use serde_json::{Map, Number, Value as Json, json};
 
 use crate::exposition::{
-    Distribution, Encoder, Histogram, Kind, Labels, Metadata, Value, bound_text,
+    Distribution, Encoder, Histogram, Labels, Metadata, MetricKind, Value, bound_text,
 };
 
 /// Encodes samples as an array of objects with `name`, `labels` and `value`. Histograms and
@@ -65,7 +65,7 @@ fn number(value: Value) -> Json {
 impl Encoder for Dump {
     fn begin(&mut self, metadata: &Metadata<'_>) {
         metadata.name.clone_into(&mut self.name);
-        self.histogram = metadata.kind == Kind::Histogram;
+        self.histogram = metadata.kind == MetricKind::Histogram;
     }
 
     fn sample(&mut self, labels: Labels<'_>, value: Value) {
@@ -110,7 +110,7 @@ mod tests {
         serde_json::from_str(&dump.finish().unwrap()).unwrap()
     }
 
-    fn begin(out: &mut dyn Encoder, name: &str, kind: Kind) {
+    fn begin(out: &mut dyn Encoder, name: &str, kind: MetricKind) {
         out.begin(&Metadata {
             name,
             help: "",
@@ -134,7 +134,7 @@ mod tests {
             Value::Float(f64::NEG_INFINITY),
         ];
         let samples = dump(|out| {
-            begin(out, "a", Kind::Gauge);
+            begin(out, "a", MetricKind::Gauge);
             out.sample(Labels::new(&set, &[("d", "e")]), values[0]);
             for &value in &values[1..] {
                 out.sample(Labels::new(&none, &[]), value);
@@ -166,9 +166,9 @@ mod tests {
             count: Some(2.0),
         };
         let samples = dump(|out| {
-            begin(out, "h", Kind::Histogram);
+            begin(out, "h", MetricKind::Histogram);
             out.histogram(Labels::new(&none, &[]), histogram);
-            begin(out, "s", Kind::Summary);
+            begin(out, "s", MetricKind::Summary);
             out.distribution(Labels::new(&none, &[]), &summary);
         });
         let lines: Vec<String> = samples

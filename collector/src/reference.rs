@@ -90,7 +90,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::exposition::Kind;
+    use crate::exposition::MetricKind;
 
     #[test]
     fn names_are_unique_and_follow_prometheus_s_rules() {
@@ -103,7 +103,7 @@ mod tests {
             // Of cAdvisor's names two counters lack the suffix, and one gauge has it.
             let counter = name.ends_with("_total") || name.ends_with("_failcnt");
             let counter = counter && name != "container_fs_inodes_total";
-            assert_eq!(counter, family.kind == Kind::Counter, "{name}");
+            assert_eq!(counter, family.kind == MetricKind::Counter, "{name}");
             assert!(
                 family.help.ends_with('.') && !family.help.contains('|'),
                 "{name}"

@@ -20,4 +20,4 @@ pub use choice::{Choice, Word};
 pub use descriptor::{Descriptor, runtimes};
 pub use directory::Directory;
 pub use follow::{Followers, ask, follow};
-pub use status::{RuntimeState, Status};
+pub use status::{RuntimeState, SocketStatus};

@@ -17,7 +17,7 @@ use cgmeter::kernel::{
     self, bpf,
     btf::Btf,
     fields,
-    load::{BTF_PATH, Kernel, Options},
+    load::{BTF_PATH, Kernel, LoadOptions},
     map::{Map, OpenError},
     mapping::Mapping,
 };
@@ -73,7 +73,7 @@ fn shape<T>(result: Result<T, OpenError>) -> Result<(&'static str, u32, u32)> {
 }
 
 fn wrong_shapes() -> Result<()> {
-    let kernel = Kernel::load(&Options {
+    let kernel = Kernel::load(&LoadOptions {
         programs: Vec::new(),
         max_slots: 64,
         cpus: kernel::possible_cpus()?,

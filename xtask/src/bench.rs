@@ -33,7 +33,7 @@ const ROUNDS: usize = 3;
 
 /// What to measure.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct BenchOptions {
     /// Cgroups to scrape
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 5000, 10_000])]
     cgroups: Vec<usize>,
@@ -69,7 +69,7 @@ enum Part {
     Tasks,
 }
 
-impl Options {
+impl BenchOptions {
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
@@ -95,7 +95,7 @@ impl Options {
 }
 
 /// Measures, prints a table, writes JSON.
-pub fn bench(options: &Options) -> Result<()> {
+pub fn bench(options: &BenchOptions) -> Result<()> {
     require_root("bench", "it loads BPF programs and makes cgroups")?;
     let binaries = options.binaries()?;
     let rounds = if binaries.len() == 1 { 1 } else { ROUNDS };

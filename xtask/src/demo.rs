@@ -32,7 +32,7 @@ use crate::{
 
 /// Options of the demo.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct DemoOptions {
     /// End after this many seconds, rather than at Ctrl-C
     #[arg(long, value_name = "SECONDS")]
     duration: Option<u64>,
@@ -54,7 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Builds and starts all parts, prints their addresses, and waits for the end.
-pub fn demo(options: &Options) -> Result<()> {
+pub fn demo(options: &DemoOptions) -> Result<()> {
     require_root(
         "demo",
         "the agent loads BPF programs, and the demo makes cgroups",

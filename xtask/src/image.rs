@@ -25,7 +25,7 @@ const IMAGES: [(&str, &str); 2] = [
 
 /// Options of the images.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct ImageOptions {
     /// Only the binaries and the folders to build from
     #[arg(long)]
     context_only: bool,
@@ -38,7 +38,7 @@ pub struct Options {
 }
 
 /// Builds the static binaries and, with docker, the images.
-pub fn image(options: &Options) -> Result<()> {
+pub fn image(options: &ImageOptions) -> Result<()> {
     if !options.context_only && !has("docker") {
         bail!(
             "there is no docker on the path (Debian: apt-get install docker.io); \

@@ -63,9 +63,9 @@ enum Verb {
         arguments: Vec<String>,
     },
     /// Set up, build, check and run the tests (as root)
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Build, then test
-    BuildAndTest(test::Options),
+    BuildAndTest(test::TestOptions),
     /// Check what needs no root: formatting, lints, docs, unit tests
     Check,
     /// Check licences, sources and known vulnerabilities of the dependencies
@@ -85,15 +85,15 @@ enum Verb {
         check: bool,
     },
     /// Run the live tests on other kernels, in virtual machines
-    Vm(vm::Options),
+    Vm(vm::VmOptions),
     /// Measure speed and memory (as root)
-    Bench(bench::Options),
+    Bench(bench::BenchOptions),
     /// Check the compose stack
     Compose,
     /// Build the agent's container image from the static binary
-    Image(image::Options),
+    Image(image::ImageOptions),
     /// Run a demo: agent, Prometheus, Alertmanager and an application under load (as root)
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
 }
 
 fn main() -> ExitCode {

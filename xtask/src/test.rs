@@ -23,7 +23,7 @@ use crate::{
 
 /// What to test.
 #[derive(Debug, Default, clap::Args)]
-pub struct Options {
+pub struct TestOptions {
     /// Only tests whose name contains this, no lints and no virtual machines
     filter: Option<String>,
     /// Both tiers: also tests that take long, and every live test in the virtual machines
@@ -38,7 +38,7 @@ pub struct Options {
 }
 
 /// Sets up, builds, checks, and runs the tests.
-pub fn test(options: &Options) -> Result<()> {
+pub fn test(options: &TestOptions) -> Result<()> {
     if !options.no_privileged {
         require_root("test", "the tests load BPF programs and make cgroups")?;
     }
@@ -59,7 +59,7 @@ pub fn test(options: &Options) -> Result<()> {
     live_tests(&mut tally, options)?;
     if filter.is_none() {
         if !options.no_vm {
-            vm::matrix(&mut tally, &vm::Options::tier(options.all));
+            vm::matrix(&mut tally, &vm::VmOptions::tier(options.all));
         }
         if !options.no_privileged {
             tally.stale_skips();
@@ -68,7 +68,7 @@ pub fn test(options: &Options) -> Result<()> {
     tally.close()
 }
 
-fn live_tests(tally: &mut Tally, options: &Options) -> Result<()> {
+fn live_tests(tally: &mut Tally, options: &TestOptions) -> Result<()> {
     let file = target().join("test-notes.txt");
     fs::write(&file, "").with_context(|| format!("writing {}", file.display()))?;
     let mut command = live_command(options);
@@ -112,7 +112,7 @@ fn live_cargo(arguments: &[&str]) -> Command {
     command
 }
 
-fn live_command(options: &Options) -> Command {
+fn live_command(options: &TestOptions) -> Command {
     let mut command = live_cargo(&["--", "--test-threads=1"]);
     command
         .args(&options.filter)

@@ -42,7 +42,7 @@ const DISK_BYTES: u64 = 256 << 20;
 
 /// What to test.
 #[derive(Debug, Default, clap::Args)]
-pub struct Options {
+pub struct VmOptions {
     /// Only tests whose name contains this
     filter: Option<String>,
     /// Only this kernel; may be given again
@@ -53,7 +53,7 @@ pub struct Options {
     all: bool,
 }
 
-impl Options {
+impl VmOptions {
     /// All kernels, and both tiers or the short one.
     pub fn tier(all: bool) -> Self {
         Self {
@@ -64,7 +64,7 @@ impl Options {
 }
 
 /// Sets up, builds, and runs the live tests on each kernel.
-pub fn vm(options: &Options) -> Result<()> {
+pub fn vm(options: &VmOptions) -> Result<()> {
     let mut tally = Tally::default();
     tally.required("setup", setup)?;
     matrix(&mut tally, options);
@@ -72,7 +72,7 @@ pub fn vm(options: &Options) -> Result<()> {
 }
 
 /// Runs the live tests on each kernel.
-pub fn matrix(tally: &mut Tally, options: &Options) {
+pub fn matrix(tally: &mut Tally, options: &VmOptions) {
     let wanted = |series: &&str| {
         options.kernels.is_empty() || options.kernels.iter().any(|kernel| kernel == series)
     };

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::{
         cgroup::{Filter, Tree, found},
-        exposition::{Family, Kind, LabelSet, Labels, Unit, Value},
+        exposition::{Family, LabelSet, Labels, MetricKind, Unit, Value},
         source::RuntimesReport,
     };
 
@@ -155,7 +155,7 @@ mod tests {
             out.family(&Family {
                 name: "a_total",
                 help: "A.",
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 unit: Unit::None,
                 labels: &[],
                 origin: "",

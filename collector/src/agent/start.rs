@@ -34,7 +34,7 @@ use crate::{
 
 /// Settings of the agent.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct AgentOptions {
     /// Sources that are switched on.
     pub sources: Vec<&'static str>,
     /// `--cgroup.root`
@@ -48,7 +48,7 @@ pub struct Options {
     /// `--web.min-interval`
     pub min_interval: Duration,
     /// `--custom.*`
-    pub custom: custom::Options,
+    pub custom: custom::CustomOptions,
     /// Log level of the kernel programs; 0 is off.
     pub kernel_log_level: u8,
 }
@@ -104,14 +104,14 @@ impl Agent {
     ///
     /// Without privileges, BTF, or a cgroup2 hierarchy. A source that can't run is no error.
     pub fn start(
-        options: Options,
+        options: AgentOptions,
         registry: Registry,
         directory: Arc<Directory>,
     ) -> Result<Arc<Self>> {
         let hierarchies = Hierarchies::find(options.root.as_deref())?;
         let root = hierarchies.unified.path.clone();
         let cpus = kernel::possible_cpus()?;
-        let mut kernel = Kernel::load(&load::Options {
+        let mut kernel = Kernel::load(&load::LoadOptions {
             programs: programs_for(&options.sources),
             max_slots: options.max_slots,
             cpus,

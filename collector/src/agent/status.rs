@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Agent, CgroupKind, Subject, lock};
-use crate::cgroup::{Kind, Nodes, printable};
+use crate::cgroup::{Nodes, PlaceKind, printable};
 
 /// The agent.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Status {
+pub struct AgentStatus {
     /// Version of the agent.
     pub version: String,
     /// Architecture and operating system that it was built for.
@@ -82,16 +82,16 @@ pub struct SlotStates {
     pub quarantined: usize,
 }
 
-fn kind(kind: Kind) -> CgroupKind {
+fn kind(kind: PlaceKind) -> CgroupKind {
     match kind {
-        Kind::Root => CgroupKind::Root,
-        Kind::Container => CgroupKind::Container,
-        Kind::Machine => CgroupKind::Machine,
-        Kind::Pod => CgroupKind::Pod,
-        Kind::Unit => CgroupKind::Unit,
-        Kind::Group => CgroupKind::Group,
-        Kind::Nested => CgroupKind::Nested,
-        Kind::Other => CgroupKind::Other,
+        PlaceKind::Root => CgroupKind::Root,
+        PlaceKind::Container => CgroupKind::Container,
+        PlaceKind::Machine => CgroupKind::Machine,
+        PlaceKind::Pod => CgroupKind::Pod,
+        PlaceKind::Unit => CgroupKind::Unit,
+        PlaceKind::Group => CgroupKind::Group,
+        PlaceKind::Nested => CgroupKind::Nested,
+        PlaceKind::Other => CgroupKind::Other,
     }
 }
 
@@ -127,7 +127,7 @@ impl Agent {
     ///
     /// When the kernel's release can't be read, or when no frame exists yet and the first one can't
     /// be taken.
-    pub fn status(&self) -> anyhow::Result<Status> {
+    pub fn status(&self) -> anyhow::Result<AgentStatus> {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let latest = lock(&self.latest).clone();
         let frame = match latest {
@@ -156,7 +156,7 @@ impl Agent {
         let seconds = |(name, time): (&str, Duration)| (name.to_owned(), time.as_secs_f64());
         let (live, dead) = report.cgroups;
         let (used, free, quarantined) = report.slots;
-        Ok(Status {
+        Ok(AgentStatus {
             version: crate::VERSION.to_owned(),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             uptime_seconds: self.started.elapsed().as_secs_f64(),

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use regex::Regex;
 
-use super::identity::{Kind, Names};
+use super::identity::{Names, PlaceKind};
 
 /// `--cgroup.include` and `--cgroup.exclude`, matched anywhere in the path, and the rules for
 /// containers.
@@ -97,12 +97,12 @@ impl Field {
     }
 
     /// Whether cgroups of this kind have the field.
-    fn concerns(self, kind: Kind) -> bool {
+    fn concerns(self, kind: PlaceKind) -> bool {
         match kind {
-            Kind::Container => true,
-            Kind::Machine | Kind::Unit => self == Self::Name,
-            Kind::Pod => self == Self::Namespace,
-            Kind::Root | Kind::Group | Kind::Nested | Kind::Other => false,
+            PlaceKind::Container => true,
+            PlaceKind::Machine | PlaceKind::Unit => self == Self::Name,
+            PlaceKind::Pod => self == Self::Namespace,
+            PlaceKind::Root | PlaceKind::Group | PlaceKind::Nested | PlaceKind::Other => false,
         }
     }
 }
@@ -115,7 +115,7 @@ impl Rules {
 
     /// Whether a cgroup with these names is exported. An unknown name is empty and matches no rule;
     /// the rules are applied again when it becomes known. Slices have none of the fields.
-    pub fn admit(&self, kind: Kind, names: &Names<'_>) -> bool {
+    pub fn admit(&self, kind: PlaceKind, names: &Names<'_>) -> bool {
         let matches = |rule: &Rule| {
             let text = rule.field.of(names);
             rule.field.concerns(kind) && !text.is_empty() && rule.regex.is_match(text)
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn rules_of_one_field_are_alternatives_and_fields_must_all_match() {
         let admit = |include: &[&str], exclude: &[&str]| {
-            rules(include, exclude).admit(Kind::Container, &WEB)
+            rules(include, exclude).admit(PlaceKind::Container, &WEB)
         };
         assert!(admit(&[], &[]));
         assert!(admit(&["name=^db$", "name=^web$"], &[]));
@@ -183,24 +183,29 @@ mod tests {
     #[test]
     fn what_is_not_known_matches_nothing() {
         let unknown = Names::default();
-        assert!(!rules(&["name=.*"], &[]).admit(Kind::Container, &unknown));
-        assert!(rules(&[], &["name=.*"]).admit(Kind::Container, &unknown));
+        assert!(!rules(&["name=.*"], &[]).admit(PlaceKind::Container, &unknown));
+        assert!(rules(&[], &["name=.*"]).admit(PlaceKind::Container, &unknown));
     }
 
     #[test]
     fn a_rule_concerns_only_what_can_have_its_field() {
         let none = Names::default();
         let include = rules(&["name=x", "image=x", "namespace=x"], &[]);
-        for kind in [Kind::Root, Kind::Group, Kind::Other] {
+        for kind in [PlaceKind::Root, PlaceKind::Group, PlaceKind::Other] {
             assert!(include.admit(kind, &none), "{kind:?}");
         }
-        for kind in [Kind::Container, Kind::Unit, Kind::Machine, Kind::Pod] {
+        for kind in [
+            PlaceKind::Container,
+            PlaceKind::Unit,
+            PlaceKind::Machine,
+            PlaceKind::Pod,
+        ] {
             assert!(!include.admit(kind, &none), "{kind:?}");
         }
         let image = rules(&["image=x"], &[]);
-        assert!(image.admit(Kind::Unit, &none) && image.admit(Kind::Pod, &none));
+        assert!(image.admit(PlaceKind::Unit, &none) && image.admit(PlaceKind::Pod, &none));
         // A pod is its containers' namespace, and has no name.
-        assert!(rules(&["name=x", "namespace=shop"], &[]).admit(Kind::Pod, &WEB));
+        assert!(rules(&["name=x", "namespace=shop"], &[]).admit(PlaceKind::Pod, &WEB));
     }
 
     #[test]

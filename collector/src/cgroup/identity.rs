@@ -11,5 +11,5 @@ mod runtime;
 pub use allow::{AllowError, AllowList};
 pub use container::{Container, Health, Limits, Pod, State, Writable};
 pub use names::Names;
-pub use path::{Kind, Place, Qos};
+pub use path::{Place, PlaceKind, Qos};
 pub use runtime::{Naming, Runtime};

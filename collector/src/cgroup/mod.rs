@@ -17,7 +17,7 @@ mod walk;
 pub use export::Export;
 pub use filter::{Field, Filter, Rule, RuleError, Rules};
 pub use identity::{
-    AllowError, AllowList, Container, Health, Kind, Limits, Names, Naming, Place, Pod, Qos,
+    AllowError, AllowList, Container, Health, Limits, Names, Naming, Place, PlaceKind, Pod, Qos,
     Runtime, State, Writable,
 };
 pub use label::printable;

@@ -13,7 +13,7 @@ use std::{
 use super::{Family, Reason};
 use crate::{
     cgroup::NodeId,
-    exposition::{Kind, LabelSet},
+    exposition::{LabelSet, MetricKind},
 };
 
 /// Families from an endpoint or a file, for one cgroup.
@@ -39,7 +39,7 @@ pub struct Group {
     /// The first help text that is not empty.
     pub help: String,
     /// Type.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Whether no other family has the name that this counter has without `_total`.
     pub alone: bool,
     /// The cgroups that have it.
@@ -98,7 +98,7 @@ impl Index {
         before: &Self,
     ) -> Self {
         inputs.sort_by(|left, right| left.path.cmp(&right.path));
-        let known: HashMap<&str, Kind> = before
+        let known: HashMap<&str, MetricKind> = before
             .groups
             .iter()
             .map(|group| (group.name.as_str(), group.kind))
@@ -229,7 +229,7 @@ impl Making<'_> {
         // In OpenMetrics a counter also has the names without `_total` and with `_created`.
         let bases: BTreeSet<String> = groups
             .values()
-            .filter(|group| group.kind == Kind::Counter)
+            .filter(|group| group.kind == MetricKind::Counter)
             .filter_map(|group| group.full.strip_suffix("_total"))
             .filter(|base| {
                 let used = |name: &str| claims.contains_key(name) || taken(name);
@@ -273,7 +273,7 @@ mod tests {
         Index::new(inputs, "c_", 5, &|name| name == "c_own_total", before)
     }
 
-    fn shown(index: &Index) -> Vec<(&str, Kind, usize)> {
+    fn shown(index: &Index) -> Vec<(&str, MetricKind, usize)> {
         let series = |group: &Group| group.members.iter().flat_map(Member::series).count();
         index
             .groups
@@ -293,7 +293,10 @@ mod tests {
         let index = index(vec![b, a], &Index::default());
         assert_eq!(
             shown(&index),
-            [("c_x", Kind::Gauge, 2), ("c_y", Kind::Untyped, 1)]
+            [
+                ("c_x", MetricKind::Gauge, 2),
+                ("c_y", MetricKind::Untyped, 1)
+            ]
         );
         assert_eq!(index.groups[0].help, "Of a.");
         assert!(index.losses.is_empty());
@@ -305,13 +308,13 @@ mod tests {
         let counter = input(3, "/b", "# TYPE x counter\nx 1\n");
         let first = index(vec![counter.clone()], &Index::default());
         let both = index(vec![gauge.clone(), counter], &first);
-        assert_eq!(shown(&both), [("c_x", Kind::Counter, 1)]);
+        assert_eq!(shown(&both), [("c_x", MetricKind::Counter, 1)]);
         assert_eq!(
             messages(&both),
             ["/a: c_x is a gauge here, but a counter elsewhere"]
         );
         let left = index(vec![gauge], &both);
-        assert_eq!(shown(&left), [("c_x", Kind::Gauge, 1)]);
+        assert_eq!(shown(&left), [("c_x", MetricKind::Gauge, 1)]);
         assert!(left.losses.is_empty());
     }
 
@@ -323,7 +326,7 @@ mod tests {
             input(3, "/b", "h_count 1\nown_total 1\n"),
         ];
         let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_h", Kind::Histogram, 1)]);
+        assert_eq!(shown(&index), [("c_h", MetricKind::Histogram, 1)]);
         let messages = messages(&index);
         assert!(
             messages[0].contains("c_h_count, which belongs to c_h"),
@@ -347,7 +350,7 @@ mod tests {
             input(2, "/a", "x{k=\"2\"} 3\nx{k=\"3\"} 3\n"),
         ];
         let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_x", Kind::Untyped, 3)]);
+        assert_eq!(shown(&index), [("c_x", MetricKind::Untyped, 3)]);
         assert_eq!(index.losses.values().next(), Some(&(Reason::Conflict, 1)));
     }
 

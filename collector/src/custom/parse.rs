@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::series::{Draft, Family, Labels, owner_of};
-use crate::exposition::Kind;
+use crate::exposition::MetricKind;
 
 /// Longest line that is parsed, bytes.
 const LINE: usize = 16 << 10;
@@ -191,7 +191,7 @@ impl Families {
         self.drafts.get_mut(at)
     }
 
-    fn kind(&self, name: &str) -> Option<Kind> {
+    fn kind(&self, name: &str) -> Option<MetricKind> {
         self.drafts.get(*self.by_name.get(name)?)?.kind
     }
 
@@ -218,11 +218,11 @@ impl Families {
             return Err("repeated type, or type after the first sample");
         }
         draft.kind = Some(match rest.trim() {
-            "counter" => Kind::Counter,
-            "gauge" | "info" | "stateset" => Kind::Gauge,
-            "histogram" => Kind::Histogram,
-            "summary" => Kind::Summary,
-            "untyped" | "unknown" | "gaugehistogram" => Kind::Untyped,
+            "counter" => MetricKind::Counter,
+            "gauge" | "info" | "stateset" => MetricKind::Gauge,
+            "histogram" => MetricKind::Histogram,
+            "summary" => MetricKind::Summary,
+            "untyped" | "unknown" | "gaugehistogram" => MetricKind::Untyped,
             _ => return Err("unknown type"),
         });
         Ok(())
@@ -233,8 +233,13 @@ impl Families {
         let Some(base) = name.strip_suffix("_created") else {
             return false;
         };
-        let counts = |kind| matches!(kind, Some(Kind::Counter | Kind::Histogram | Kind::Summary));
-        counts(self.kind(base)) || self.kind(&format!("{base}_total")) == Some(Kind::Counter)
+        let counts = |kind| {
+            matches!(
+                kind,
+                Some(MetricKind::Counter | MetricKind::Histogram | MetricKind::Summary)
+            )
+        };
+        counts(self.kind(base)) || self.kind(&format!("{base}_total")) == Some(MetricKind::Counter)
     }
 
     fn sample(&mut self, number: usize, sample: Sample<'_>) -> Result<(), &'static str> {
@@ -250,7 +255,7 @@ impl Families {
             let Some(base) = sample.name.strip_suffix(suffix) else {
                 continue;
             };
-            if let Some(kind @ (Kind::Histogram | Kind::Summary)) = self.kind(base)
+            if let Some(kind @ (MetricKind::Histogram | MetricKind::Summary)) = self.kind(base)
                 && kind.suffixes().contains(&suffix)
                 && let Some(draft) = self.entry(base)
             {
@@ -261,7 +266,7 @@ impl Families {
         let mut declared = None;
         if let Some(base) = sample.name.strip_suffix("_total")
             && self.kind(sample.name).is_none()
-            && self.kind(base) == Some(Kind::Counter)
+            && self.kind(base) == Some(MetricKind::Counter)
         {
             declared = self.entry(base).map(|draft| draft.help.clone());
         }
@@ -269,12 +274,12 @@ impl Families {
             return Ok(());
         };
         if let Some(help) = declared {
-            draft.kind = Some(Kind::Counter);
+            draft.kind = Some(MetricKind::Counter);
             draft.help = help;
         }
-        match *draft.kind.get_or_insert(Kind::Untyped) {
-            Kind::Histogram => Err("a sample of a histogram without _bucket, _sum or _count"),
-            Kind::Summary => draft.part(number, "", sample.labels, owner, sample.value),
+        match *draft.kind.get_or_insert(MetricKind::Untyped) {
+            MetricKind::Histogram => Err("a sample of a histogram without _bucket, _sum or _count"),
+            MetricKind::Summary => draft.part(number, "", sample.labels, owner, sample.value),
             _ => draft.single(number, sample.labels, owner, sample.value),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::parse::Bad;
-use crate::exposition::{Distribution, Kind, LabelSet, Points};
+use crate::exposition::{Distribution, LabelSet, MetricKind, Points};
 
 /// Labels of the cgroup. An application's label with such a name is renamed as Prometheus does.
 const RESERVED: &[&str] = &[
@@ -57,7 +57,7 @@ pub struct Family {
     /// Help text as given; may be empty.
     pub help: String,
     /// Type.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Series.
     pub series: Vec<Series>,
 }
@@ -104,7 +104,7 @@ pub struct Draft {
     /// See [`Family`].
     pub help: String,
     /// `None` until the type is declared or the first sample is found.
-    pub kind: Option<Kind>,
+    pub kind: Option<MetricKind>,
     parts: Vec<Part>,
     index: HashMap<(Option<Owner>, Labels), usize>,
 }
@@ -176,7 +176,7 @@ impl Draft {
         owner: Option<Owner>,
         value: f64,
     ) -> Result<(), &'static str> {
-        if self.kind == Some(Kind::Counter) && (value.is_nan() || value < 0.0) {
+        if self.kind == Some(MetricKind::Counter) && (value.is_nan() || value < 0.0) {
             return Err("the value of a counter is negative or not a number");
         }
         let part = self.series(line, labels, owner);
@@ -241,14 +241,13 @@ impl Draft {
 
     /// Returns the family with the series that are valid; the others count as bad lines.
     pub fn finish(self, bad: &mut Bad) -> Family {
-        let kind = self.kind.unwrap_or(Kind::Untyped);
+        let kind = self.kind.unwrap_or(MetricKind::Untyped);
         let mut series = Vec::with_capacity(self.parts.len());
         for part in self.parts {
             let points = match part.single {
                 Some(value) => Ok(Points::Single(value)),
-                None => {
-                    checked(part.distribution, kind == Kind::Histogram).map(Points::Distribution)
-                }
+                None => checked(part.distribution, kind == MetricKind::Histogram)
+                    .map(Points::Distribution),
             };
             match points {
                 Ok(points) => series.push(Series {

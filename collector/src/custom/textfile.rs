@@ -18,7 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Failure, Family, File, Limits, Options, Owner, Reason, Series, Store, parse};
+use super::{CustomOptions, Failure, Family, File, Limits, Owner, Reason, Series, Store, parse};
 
 /// Maximum number of files that are read.
 const FILES: usize = 256;
@@ -49,7 +49,7 @@ impl Reader {
     /// # Errors
     ///
     /// When the thread can't be created.
-    pub fn start(directory: PathBuf, options: &Options, store: Store) -> io::Result<Self> {
+    pub fn start(directory: PathBuf, options: &CustomOptions, store: Store) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let (first, read) = mpsc::sync_channel::<()>(1);
         let (interval, max) = (options.interval, options.max_body);

@@ -17,7 +17,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Endpoint, Failure, Key, Limits, Options, Outcome, Reason, Store, enter, fetch, parse};
+use super::{
+    CustomOptions, Endpoint, Failure, Key, Limits, Outcome, Reason, Store, enter, fetch, parse,
+};
 
 /// Maximum number of concurrent requests.
 const CONCURRENT: usize = 8;
@@ -52,14 +54,14 @@ impl Target {
 /// The thread that requests endpoints.
 #[derive(Debug)]
 pub struct Worker {
-    options: Options,
+    options: CustomOptions,
     store: Store,
     targets: Option<mpsc::UnboundedSender<Vec<Target>>>,
 }
 
 impl Worker {
     /// Makes a worker without a thread.
-    pub fn new(options: Options, store: Store) -> Self {
+    pub fn new(options: CustomOptions, store: Store) -> Self {
         Self {
             options,
             store,
@@ -89,7 +91,10 @@ impl Worker {
     }
 }
 
-fn start(options: Options, store: Store) -> std::io::Result<mpsc::UnboundedSender<Vec<Target>>> {
+fn start(
+    options: CustomOptions,
+    store: Store,
+) -> std::io::Result<mpsc::UnboundedSender<Vec<Target>>> {
     let (sender, mut lists) = mpsc::unbounded_channel::<Vec<Target>>();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -139,7 +144,7 @@ fn start(options: Options, store: Store) -> std::io::Result<mpsc::UnboundedSende
 struct Context {
     permits: Semaphore,
     random: RandomState,
-    options: Options,
+    options: CustomOptions,
     store: Store,
 }
 

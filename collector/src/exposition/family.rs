@@ -2,7 +2,7 @@
 
 /// Type of a family, as the exposition formats name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only increases; its name ends in `_total`.
     Counter,
     /// Can go up and down.
@@ -15,7 +15,7 @@ pub enum Kind {
     Untyped,
 }
 
-impl Kind {
+impl MetricKind {
     /// Returns the type's name in the text format.
     pub fn name(self) -> &'static str {
         match self {
@@ -85,7 +85,7 @@ pub struct Family {
     /// One sentence for `# HELP`.
     pub help: &'static str,
     /// Type.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Unit.
     pub unit: Unit,
     /// Names of the labels that its series have in addition to the cgroup's.
@@ -117,7 +117,7 @@ pub struct Metadata<'a> {
     /// Text for `# HELP`.
     pub help: &'a str,
     /// Type.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Unit.
     pub unit: Unit,
     /// Whether no other family has the name that a counter has without `_total`.

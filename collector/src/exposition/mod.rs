@@ -20,7 +20,7 @@ mod tests;
 
 pub use body::Body;
 pub use encoder::Encoder;
-pub use family::{Family, Kind, Metadata, Unit};
+pub use family::{Family, Metadata, MetricKind, Unit};
 pub use format::{Exposition, Format};
 pub use histogram::{Distribution, Histogram, LOG2, LOG2_LONG, Layout, Points, bound_text};
 pub use labels::{LabelSet, Labels};

@@ -2,16 +2,16 @@
 
 use prometheus::proto;
 
-use super::{Distribution, Encoder, Kind, LabelSet, Labels, Metadata, Unit, Value};
+use super::{Distribution, Encoder, LabelSet, Labels, Metadata, MetricKind, Unit, Value};
 
 /// Encodes what a registry has gathered.
 pub fn encode_registry(families: &[proto::MetricFamily], out: &mut dyn Encoder) {
     let none = LabelSet::empty();
     for family in families {
         let kind = match family.get_field_type() {
-            proto::MetricType::COUNTER => Kind::Counter,
-            proto::MetricType::HISTOGRAM => Kind::Histogram,
-            _ => Kind::Gauge,
+            proto::MetricType::COUNTER => MetricKind::Counter,
+            proto::MetricType::HISTOGRAM => MetricKind::Histogram,
+            _ => MetricKind::Gauge,
         };
         out.begin(&Metadata {
             name: family.name(),
@@ -28,10 +28,10 @@ pub fn encode_registry(families: &[proto::MetricFamily], out: &mut dyn Encoder) 
                 .collect();
             let labels = Labels::new(&none, &labels);
             match kind {
-                Kind::Counter => {
+                MetricKind::Counter => {
                     out.sample(labels, Value::Float(metric.get_counter().get_value()));
                 }
-                Kind::Histogram => {
+                MetricKind::Histogram => {
                     out.distribution(labels, &distribution(metric.get_histogram()));
                 }
                 _ => out.sample(labels, Value::Float(metric.get_gauge().get_value())),

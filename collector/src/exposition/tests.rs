@@ -7,7 +7,7 @@ use super::*;
 const COUNTER: Family = Family {
     name: "a_seconds_total",
     help: "With \"quotes\", a \\ and\na newline.",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     unit: Unit::Seconds,
     labels: &["type"],
     origin: "",
@@ -16,7 +16,7 @@ const COUNTER: Family = Family {
 
 const HISTOGRAM: Family = Family {
     name: "h_seconds",
-    kind: Kind::Histogram,
+    kind: MetricKind::Histogram,
     ..COUNTER
 };
 
@@ -136,7 +136,7 @@ fn registries_are_encoded_too() {
 }
 
 /// Encodes one series of an application.
-fn series(out: &mut dyn Encoder, name: &str, kind: Kind, points: &Points) {
+fn series(out: &mut dyn Encoder, name: &str, kind: MetricKind, points: &Points) {
     let (of, own) = (LabelSet::new(&[("id", "/x")]), LabelSet::new(&[("a", "b")]));
     out.begin(&Metadata {
         name,
@@ -155,9 +155,9 @@ fn series(out: &mut dyn Encoder, name: &str, kind: Kind, points: &Points) {
 #[test]
 fn counters_of_applications() {
     let encode = |out: &mut dyn Encoder| {
-        series(out, "a_total", Kind::Counter, &Points::Single(1.5));
-        series(out, "b", Kind::Counter, &Points::Single(2.0));
-        series(out, "c", Kind::Untyped, &Points::Single(f64::NAN));
+        series(out, "a_total", MetricKind::Counter, &Points::Single(1.5));
+        series(out, "b", MetricKind::Counter, &Points::Single(2.0));
+        series(out, "c", MetricKind::Untyped, &Points::Single(f64::NAN));
     };
     assert_eq!(
         text(Format::OpenMetrics, encode),
@@ -176,7 +176,7 @@ fn openmetrics_leaves_out_a_negative_sum() {
         sum: Some(-3.0),
         count: Some(2.0),
     });
-    let encode = |out: &mut dyn Encoder| series(out, "h", Kind::Histogram, &points);
+    let encode = |out: &mut dyn Encoder| series(out, "h", MetricKind::Histogram, &points);
     assert_eq!(
         text(Format::OpenMetrics, encode),
         "# HELP h Help.\n# TYPE h histogram\nh_bucket{id=\"/x\",a=\"b\",le=\"-1.0\"} 1\n\
@@ -195,7 +195,7 @@ fn a_summary_keeps_what_the_format_allows() {
         sum: None,
         count: Some(2.0),
     });
-    let encode = |out: &mut dyn Encoder| series(out, "s", Kind::Summary, &points);
+    let encode = |out: &mut dyn Encoder| series(out, "s", MetricKind::Summary, &points);
     assert!(text(Format::Text, encode).ends_with(
         "s{id=\"/x\",a=\"b\",quantile=\"0.5\"} -1\ns{id=\"/x\",a=\"b\",quantile=\"0.9\"} NaN\n\
          s_count{id=\"/x\",a=\"b\"} 2\n"

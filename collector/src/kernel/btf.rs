@@ -31,7 +31,7 @@ const MAGIC: u16 = 0xeb9f;
 /// The kind of a type: `BTF_KIND_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of the format")]
-pub enum Kind {
+pub enum BtfKind {
     Void,
     Int,
     Pointer,
@@ -54,7 +54,7 @@ pub enum Kind {
     Enum64,
 }
 
-impl Kind {
+impl BtfKind {
     /// The kind with this number in the file format.
     const ALL: [Self; 20] = [
         Self::Void,
@@ -119,7 +119,7 @@ pub struct Btf {
 pub struct Type<'a> {
     btf: &'a Btf,
     /// The kind.
-    pub kind: Kind,
+    pub kind: BtfKind,
     /// Offset of the name in the string section.
     name: u32,
     /// Number of members, enumerators or parameters.
@@ -224,7 +224,7 @@ impl Btf {
     /// The type at an offset, and where the next one is.
     fn read(&self, at: usize) -> Option<(Type<'_>, usize)> {
         let info = word(&self.bytes, at + 4)?;
-        let kind = *Kind::ALL.get((info >> 24 & 0x1f) as usize)?;
+        let kind = *BtfKind::ALL.get((info >> 24 & 0x1f) as usize)?;
         let count = (info & 0xffff) as usize;
         let ty = Type {
             btf: self,
@@ -243,7 +243,7 @@ impl Btf {
         if number == 0 {
             return Ok(Type {
                 btf: self,
-                kind: Kind::Void,
+                kind: BtfKind::Void,
                 name: 0,
                 count: 0,
                 bit_fields: false,
@@ -294,7 +294,7 @@ impl<'a> Type<'a> {
     }
 
     fn is_structure(&self) -> bool {
-        matches!(self.kind, Kind::Struct | Kind::Union)
+        matches!(self.kind, BtfKind::Struct | BtfKind::Union)
     }
 
     /// The type that a pointer, a typedef or a qualifier refers to.
@@ -304,12 +304,12 @@ impl<'a> Type<'a> {
     /// If the type is none of these.
     pub fn target(&self) -> Result<Self> {
         match self.kind {
-            Kind::Pointer
-            | Kind::Typedef
-            | Kind::Volatile
-            | Kind::Const
-            | Kind::Restrict
-            | Kind::TypeTag => self.btf.by_number(self.size_or_type),
+            BtfKind::Pointer
+            | BtfKind::Typedef
+            | BtfKind::Volatile
+            | BtfKind::Const
+            | BtfKind::Restrict
+            | BtfKind::TypeTag => self.btf.by_number(self.size_or_type),
             kind => bail!("a {kind:?} does not refer to another type"),
         }
     }
@@ -323,7 +323,11 @@ impl<'a> Type<'a> {
         let mut ty = self;
         for _ in 0..MAX_DEPTH {
             match ty.kind {
-                Kind::Typedef | Kind::Volatile | Kind::Const | Kind::Restrict | Kind::TypeTag => {
+                BtfKind::Typedef
+                | BtfKind::Volatile
+                | BtfKind::Const
+                | BtfKind::Restrict
+                | BtfKind::TypeTag => {
                     ty = ty.target()?;
                 }
                 _ => return Ok(ty),
@@ -387,7 +391,7 @@ impl<'a> Type<'a> {
     ///
     /// If the type is not an array.
     pub fn elements(&self) -> Result<(u32, Self)> {
-        ensure!(self.kind == Kind::Array, "not an array");
+        ensure!(self.kind == BtfKind::Array, "not an array");
         // struct btf_array: type, index_type, nelems.
         let element = self.btf.by_number(self.word(0)?)?.unqualified()?;
         Ok((self.word(2)?, element))
@@ -403,14 +407,14 @@ impl<'a> Type<'a> {
         let mut factor = 1u32;
         for _ in 0..MAX_DEPTH {
             let size = match ty.kind {
-                Kind::Pointer => size_of::<u64>() as u32,
-                Kind::Int
-                | Kind::Struct
-                | Kind::Union
-                | Kind::Enum
-                | Kind::Enum64
-                | Kind::Float => ty.size_or_type,
-                Kind::Array => {
+                BtfKind::Pointer => size_of::<u64>() as u32,
+                BtfKind::Int
+                | BtfKind::Struct
+                | BtfKind::Union
+                | BtfKind::Enum
+                | BtfKind::Enum64
+                | BtfKind::Float => ty.size_or_type,
+                BtfKind::Array => {
                     let (count, element) = ty.elements()?;
                     factor = factor.checked_mul(count).context("a size overflows")?;
                     ty = element;
@@ -429,14 +433,18 @@ impl<'a> Type<'a> {
     ///
     /// If the type is not a function prototype.
     pub fn parameters(&self) -> Result<usize> {
-        ensure!(self.kind == Kind::Prototype, "not a function");
+        ensure!(self.kind == BtfKind::Prototype, "not a function");
         Ok(self.count)
     }
 
     /// Names and values of the enumerators of a 32-bit enumeration. Empty for any other type.
     pub fn enumerators(&self) -> impl Iterator<Item = (&'a [u8], u32)> + 'a {
         let ty = *self;
-        let count = if ty.kind == Kind::Enum { ty.count } else { 0 };
+        let count = if ty.kind == BtfKind::Enum {
+            ty.count
+        } else {
+            0
+        };
         (0..2 * count).step_by(2).filter_map(move |at| {
             let name = ty.btf.string(ty.word(at).ok()?);
             Some((name, ty.word(at + 1).ok()?))

@@ -43,7 +43,7 @@ impl Shards {
 }
 
 /// The layout and the map of a source's cells in the kernel.
-pub trait Cell: FromBytes + Copy + Send {
+pub trait MappedCell: FromBytes + Copy + Send {
     /// Name of the array of maps in the kernel object.
     const MAP: &'static str;
     /// Number of cells per slot.
@@ -58,7 +58,7 @@ pub trait Cell: FromBytes + Copy + Send {
 macro_rules! cells {
     ($($cell:ident, $map:literal, $shards:ident $(, $counted:ident)?;)*) => {
         $(
-            impl Cell for $cell {
+            impl MappedCell for $cell {
                 const MAP: &'static str = $map;
                 const SHARDS: Shards = Shards::$shards;
                 const OWNER: Word<Self> = word!($cell, owner);
@@ -105,7 +105,7 @@ pub trait SlotMemory: Send {
     fn bytes(&self) -> u64;
 }
 
-impl<T: Cell> Cells<T> {
+impl<T: MappedCell> Cells<T> {
     /// Cells with so many shards in the array of maps `outer`.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl<T: Cell> Cells<T> {
     }
 }
 
-impl<T: Cell> SlotMemory for Cells<T> {
+impl<T: MappedCell> SlotMemory for Cells<T> {
     fn has_room(&self, slots: u32) -> bool {
         self.chunks.count() >= self.chunks_for(slots)
     }

@@ -16,7 +16,7 @@ use object::{
     Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolKind,
 };
 
-use super::btf::{Btf, Kind, Type};
+use super::btf::{Btf, BtfKind, Type};
 
 /// An object whose placeholders have been replaced.
 #[derive(Debug)]
@@ -285,11 +285,11 @@ fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
 /// arguments after the first (include/trace/bpf_probe.h).
 fn argument_offset(btf: &Btf, tracepoint: &str, number: usize) -> Result<u32> {
     for ty in btf.named(&format!("btf_trace_{tracepoint}")) {
-        if ty.kind != Kind::Typedef {
+        if ty.kind != BtfKind::Typedef {
             continue;
         }
         let pointer = ty.target()?;
-        if pointer.kind == Kind::Pointer && pointer.target()?.parameters()? > number {
+        if pointer.kind == BtfKind::Pointer && pointer.target()?.parameters()? > number {
             return Ok(8 * (number as u32 - 1));
         }
     }
@@ -311,7 +311,7 @@ fn walk<'a>(btf: &'a Btf, path: &str) -> Result<(u32, Type<'a>)> {
     let root = parts.next().unwrap_or_default();
     let mut current = btf
         .named(root)
-        .find(|ty| matches!(ty.kind, Kind::Struct | Kind::Union))
+        .find(|ty| matches!(ty.kind, BtfKind::Struct | BtfKind::Union))
         .with_context(|| format!("no struct {root}"))?;
     let mut offset = 0u32;
     for part in parts {
@@ -361,7 +361,7 @@ pub fn len_of(btf: &Btf, path: &str) -> Result<u32> {
 ///
 /// If this kernel doesn't have the enumeration.
 pub fn enumerators(btf: &Btf, of: &str) -> Result<Vec<(u32, String)>> {
-    let list = btf.named(of).find(|ty| ty.kind == Kind::Enum);
+    let list = btf.named(of).find(|ty| ty.kind == BtfKind::Enum);
     let list = list.with_context(|| format!("no enum {of}"))?;
     Ok(list
         .enumerators()
@@ -388,7 +388,7 @@ fn value_in(list: &Type<'_>, name: &str) -> Option<u32> {
 /// Whether the kernel has a tracepoint (include/trace/bpf_probe.h).
 pub fn has_tracepoint(btf: &Btf, name: &str) -> bool {
     btf.named(&format!("btf_trace_{name}"))
-        .any(|ty| ty.kind == Kind::Typedef)
+        .any(|ty| ty.kind == BtfKind::Typedef)
 }
 
 /// `RQF_FLUSH_SEQ`. Since 6.11 an enumerator gives the number of the bit (include/linux/blk-mq.h,
@@ -398,7 +398,7 @@ pub fn flush_sequence_flag(btf: &Btf) -> u32 {
     const NAME: &str = "__RQF_FLUSH_SEQ";
     let bit = enumerator_value(btf, "rqf_flags", NAME).ok().or_else(|| {
         btf.types()
-            .filter(|ty| ty.kind == Kind::Enum && ty.name().is_empty())
+            .filter(|ty| ty.kind == BtfKind::Enum && ty.name().is_empty())
             .find_map(|list| value_in(&list, NAME))
     });
     1u32.checked_shl(bit.unwrap_or(4)).unwrap_or(1 << 4)

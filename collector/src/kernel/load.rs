@@ -24,7 +24,7 @@ use collector_common::{
 use super::{
     OBJECT, bpf,
     btf::{self, Wanted},
-    cells::{CELL_MAPS, Cell, Cells, Shards},
+    cells::{CELL_MAPS, Cells, MappedCell, Shards},
     cgroup_iterator::{CgroupIterator, Maps},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
@@ -39,7 +39,7 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Options of the loader.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// Names of the programs to load.
     pub programs: Vec<&'static str>,
     /// Maximum number of slots (`--cgroup.max`).
@@ -81,7 +81,7 @@ impl Kernel {
     /// # Errors
     ///
     /// If privileges or BTF are missing, or maps can't be created.
-    pub fn load(options: &Options) -> Result<Self> {
+    pub fn load(options: &LoadOptions) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         // Free the loader's copy of the kernel's BTF, which is not needed.
         loader.btf(None);
@@ -284,7 +284,7 @@ impl Kernel {
     /// # Errors
     ///
     /// If the object lacks the map, or the map has another type or size.
-    pub fn cells<T: Cell>(&mut self) -> Result<Cells<T>> {
+    pub fn cells<T: MappedCell>(&mut self) -> Result<Cells<T>> {
         Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.cpus))?)
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use message::Kind;
+use message::MessageKind;
 
 /// Counters of an interface, by [`Counter`].
 pub type Counters = [u64; COUNTERS];
@@ -173,7 +173,7 @@ impl Rtnetlink {
     pub fn names(&mut self, buffer: &mut Buffer, names: &mut Vec<(u32, String)>) -> io::Result<()> {
         let request = message::link_request();
         self.changed = false;
-        let result = self.dump(Kind::GetLink, &request, buffer, names, |payload| {
+        let result = self.dump(MessageKind::GetLink, &request, buffer, names, |payload| {
             message::link(payload).map(Some)
         });
         self.changed |= result.is_err();
@@ -191,15 +191,19 @@ impl Rtnetlink {
         counters: &mut Vec<(u32, Counters)>,
     ) -> io::Result<()> {
         let request = message::statistics_request();
-        self.dump(Kind::GetStatistics, &request, buffer, counters, |payload| {
-            message::statistics(payload)
-        })
+        self.dump(
+            MessageKind::GetStatistics,
+            &request,
+            buffer,
+            counters,
+            message::statistics,
+        )
     }
 
     /// Requests a dump and collects what `read` returns for each answer.
     fn dump<T>(
         &mut self,
-        kind: Kind,
+        kind: MessageKind,
         request: &[u8],
         buffer: &mut Buffer,
         found: &mut Vec<T>,
@@ -219,7 +223,7 @@ impl Rtnetlink {
     /// Requests a dump once. Returns whether it is consistent, that is, nothing changed meanwhile.
     fn dump_once<T>(
         &mut self,
-        kind: Kind,
+        kind: MessageKind,
         request: &[u8],
         buffer: &mut Buffer,
         found: &mut Vec<T>,

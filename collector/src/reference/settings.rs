@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use crate::{
     cli::ReferenceFormat,
-    settings::{CONFIG, DefaultValue, ENDPOINT_KEYS, Kind, SECTIONS, Setting, Settings, settings},
+    settings::{
+        CONFIG, DefaultValue, ENDPOINT_KEYS, SECTIONS, Setting, SettingKind, Settings, settings,
+    },
 };
 
 /// What follows the table of a section's settings: Markdown whose links begin at docs/.
@@ -42,8 +44,8 @@ fn text() -> String {
         for setting in members(section) {
             let name = setting.name;
             let flags = match &setting.kind {
-                Kind::Source(..) => format!("--{name}, --no-{name}"),
-                Kind::Switch(_) => format!("--{name}"),
+                SettingKind::Source(..) => format!("--{name}, --no-{name}"),
+                SettingKind::Switch(_) => format!("--{name}"),
                 kind => format!("--{name} {}", kind.placeholder()),
             };
             let _ = writeln!(page, "  {flags}\n      {}", setting.help);
@@ -63,7 +65,7 @@ fn markdown() -> String {
              | --- | --- | --- | --- | --- | --- |\n"
         );
         for setting in members(section) {
-            if let Kind::Source(..) = setting.kind {
+            if let SettingKind::Source(..) = setting.kind {
                 continue;
             }
             let file = match *section {
@@ -83,7 +85,7 @@ fn markdown() -> String {
         if *section == "collector" {
             page.push_str(SOURCE_ROW);
             let sources: Vec<_> = members(section)
-                .filter(|setting| matches!(setting.kind, Kind::Source(..)))
+                .filter(|setting| matches!(setting.kind, SettingKind::Source(..)))
                 .map(|setting| format!("`{}`", setting.key()))
                 .collect();
             let _ = write!(page, "\nThe sources are {}.\n", sources.join(", "));
@@ -113,24 +115,26 @@ const SOURCE_ROW: &str = "| `--collector.NAME`, `--no-collector.NAME` | `CGMETER
                           the source NAME |\n";
 
 /// A type as documentation says it.
-fn value<T>(kind: &Kind<T>) -> String {
+fn value<T>(kind: &SettingKind<T>) -> String {
     match kind {
-        Kind::Text(placeholder, _) | Kind::Path(placeholder, _) => (*placeholder).to_owned(),
-        Kind::List(placeholder, _) | Kind::CommaList(placeholder, _) => {
+        SettingKind::Text(placeholder, _) | SettingKind::Path(placeholder, _) => {
+            (*placeholder).to_owned()
+        }
+        SettingKind::List(placeholder, _) | SettingKind::CommaList(placeholder, _) => {
             format!("list of {placeholder}")
         }
-        Kind::Number(placeholder, range, _) => {
+        SettingKind::Number(placeholder, range, _) => {
             format!("{placeholder}, {} to {}", range.start(), range.end())
         }
-        Kind::Duration(least, _) if least.is_zero() => kind.placeholder(),
-        Kind::Duration(least, _) => {
+        SettingKind::Duration(least, _) if least.is_zero() => kind.placeholder(),
+        SettingKind::Duration(least, _) => {
             format!(
                 "{}, at least {}",
                 kind.placeholder(),
                 humantime::format_duration(*least)
             )
         }
-        Kind::Choice(_, words, _) => {
+        SettingKind::Choice(_, words, _) => {
             let words = words();
             let words: Vec<_> = words
                 .iter()
@@ -138,7 +142,7 @@ fn value<T>(kind: &Kind<T>) -> String {
                 .collect();
             words.join(", ")
         }
-        Kind::Switch(_) | Kind::Source(..) => "true or false".to_owned(),
+        SettingKind::Switch(_) | SettingKind::Source(..) => "true or false".to_owned(),
     }
 }
 
@@ -171,7 +175,7 @@ mod tests {
                 setting.name
             );
             let markdown_has = match setting.kind {
-                Kind::Source(name, _) => markdown.contains(&format!("`{name}`")),
+                SettingKind::Source(name, _) => markdown.contains(&format!("`{name}`")),
                 _ => markdown.contains(&format!(
                     "| `--{}` | `{}`",
                     setting.name,

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{questions::Questions, status::Status};
+use super::{questions::Questions, status::SocketStatus};
 use crate::cgroup::{Container, Runtime, State};
 
 /// Most records.
@@ -118,7 +118,7 @@ pub struct Directory {
     containers: Mutex<Records>,
     changes: AtomicU64,
     refused: AtomicU64,
-    runtimes: Mutex<Vec<Arc<Status>>>,
+    runtimes: Mutex<Vec<Arc<SocketStatus>>>,
     wanted: mpsc::UnboundedSender<String>,
     questions: Questions,
 }
@@ -175,7 +175,7 @@ impl Directory {
     }
 
     /// Notes that a runtime doesn't have a container that was asked for, or failed to answer.
-    pub(super) fn denied(&self, id: &str, status: &Status) {
+    pub(super) fn denied(&self, id: &str, status: &SocketStatus) {
         self.questions.denied(id, status.socket());
     }
 
@@ -274,11 +274,11 @@ impl Directory {
     }
 
     /// The runtimes that are followed.
-    pub fn runtimes(&self) -> Vec<Arc<Status>> {
+    pub fn runtimes(&self) -> Vec<Arc<SocketStatus>> {
         self.statuses().clone()
     }
 
-    pub(super) fn statuses(&self) -> MutexGuard<'_, Vec<Arc<Status>>> {
+    pub(super) fn statuses(&self) -> MutexGuard<'_, Vec<Arc<SocketStatus>>> {
         self.runtimes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

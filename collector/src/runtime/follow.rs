@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     choice::Choice, cri, descriptor::Protocol, directory::Directory, docker, link::Link,
-    status::Status, wire::Fault,
+    status::SocketStatus, wire::Fault,
 };
 
 /// How often sockets are looked for and records of removed containers dropped.
@@ -199,7 +199,7 @@ async fn supervise(
 /// # Errors
 ///
 /// When no tokio runtime can be made.
-pub fn ask(directory: &Arc<Directory>, choice: &Choice) -> std::io::Result<Vec<Arc<Status>>> {
+pub fn ask(directory: &Arc<Directory>, choice: &Choice) -> std::io::Result<Vec<Arc<SocketStatus>>> {
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -211,7 +211,7 @@ pub(super) async fn ask_once(
     directory: &Arc<Directory>,
     choice: &Choice,
     limit: Duration,
-) -> Vec<Arc<Status>> {
+) -> Vec<Arc<SocketStatus>> {
     let (wanted, _) = broadcast::channel(1);
     let mut tasks = tokio::task::JoinSet::new();
     for (path, descriptor) in choice.sockets() {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::{
     descriptor::Descriptor,
     directory::Directory,
-    status::Status,
+    status::SocketStatus,
     wire::{self, Answer, Fault},
 };
 
@@ -19,7 +19,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) directory: Arc<Directory>,
-    pub(super) status: Arc<Status>,
+    pub(super) status: Arc<SocketStatus>,
     pub(super) socket: PathBuf,
     /// The runtime that is expected there.
     pub(super) descriptor: &'static Descriptor,
@@ -34,7 +34,7 @@ impl Link {
     ) -> Self {
         Self {
             directory: Arc::clone(directory),
-            status: Arc::new(Status::new(descriptor.runtime(), socket.clone())),
+            status: Arc::new(SocketStatus::new(descriptor.runtime(), socket.clone())),
             socket,
             descriptor,
             settled: Arc::default(),

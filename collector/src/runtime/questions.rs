@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::status::Status;
+use super::status::SocketStatus;
 use crate::cgroup::Runtime;
 
 /// Most open questions.
@@ -61,7 +61,7 @@ struct Pause {
 }
 
 impl Pause {
-    fn lasts(&self, status: &Status, now: Instant) -> bool {
+    fn lasts(&self, status: &SocketStatus, now: Instant) -> bool {
         self.until > now && (self.misses >= FORGIVEN || status.answers() == self.answers)
     }
 }
@@ -121,17 +121,17 @@ impl Questions {
     pub(super) fn wait(
         &self,
         containers: &[(&str, Option<Runtime>)],
-        runtimes: &[Arc<Status>],
+        runtimes: &[Arc<SocketStatus>],
         limit: Duration,
     ) -> Duration {
         let begin = Instant::now();
         let mut state = self.lock();
-        let mut waited_for: Vec<&Status> = Vec::new();
+        let mut waited_for: Vec<&SocketStatus> = Vec::new();
         loop {
             let missing = state.missing(containers, runtimes, begin);
             if missing.is_empty() {
                 // Those that are up answered in time.
-                let up = |status: &&Status| status.reported().up == Some(true);
+                let up = |status: &&SocketStatus| status.reported().up == Some(true);
                 for status in waited_for.into_iter().filter(up) {
                     state.pauses.remove(status.socket());
                 }
@@ -157,18 +157,18 @@ impl State {
     fn missing<'a>(
         &self,
         containers: &[(&str, Option<Runtime>)],
-        runtimes: &'a [Arc<Status>],
+        runtimes: &'a [Arc<SocketStatus>],
         now: Instant,
-    ) -> Vec<&'a Status> {
+    ) -> Vec<&'a SocketStatus> {
         let open: Vec<_> = containers
             .iter()
             .filter_map(|(id, runtime)| Some((self.open.get(*id)?, *runtime)))
             .collect();
-        let paused = |status: &Status| {
+        let paused = |status: &SocketStatus| {
             let pause = self.pauses.get(status.socket());
             pause.is_some_and(|pause| pause.lasts(status, now))
         };
-        let may_answer = |status: &&Arc<Status>| {
+        let may_answer = |status: &&Arc<SocketStatus>| {
             let (reported, socket) = (status.reported(), status.socket());
             reported.up == Some(true)
                 && !paused(status)
@@ -182,7 +182,7 @@ impl State {
     }
 
     /// A runtime was too slow.
-    fn pause(&mut self, status: &Status) {
+    fn pause(&mut self, status: &SocketStatus) {
         let now = Instant::now();
         let recent = |pause: &&Pause| now < pause.until + FORGOTTEN;
         let before = self.pauses.get(status.socket()).filter(recent);
@@ -213,8 +213,8 @@ mod tests {
     /// Far more than any machine takes to wake a thread.
     const LONG: Duration = Duration::from_secs(60);
 
-    fn runtime(runtime: Runtime, socket: &str, up: bool) -> Arc<Status> {
-        let status = Status::new(runtime, socket.into());
+    fn runtime(runtime: Runtime, socket: &str, up: bool) -> Arc<SocketStatus> {
+        let status = SocketStatus::new(runtime, socket.into());
         if up {
             status.up(runtime, "1");
         }

@@ -35,7 +35,7 @@ pub struct RuntimeState {
 
 /// One runtime at one socket.
 #[derive(Debug)]
-pub struct Status {
+pub struct SocketStatus {
     socket: PathBuf,
     reported: Mutex<RuntimeState>,
     containers: AtomicUsize,
@@ -43,7 +43,7 @@ pub struct Status {
     nanos: AtomicU64,
 }
 
-impl Status {
+impl SocketStatus {
     pub(super) fn new(runtime: Runtime, socket: PathBuf) -> Self {
         Self {
             socket,

@@ -6,8 +6,8 @@ use regex::Regex;
 
 use super::{
     DefaultValue::{Required, Unset, Value},
-    Kind::{Duration as Time, Number, Text},
     Setting,
+    SettingKind::{Duration as Time, Number, Text},
     parse::{Entries, Wrong},
     table::LEAST_INTERVAL,
     value,

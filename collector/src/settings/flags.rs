@@ -8,7 +8,7 @@ use clap::{
     parser::ValueSource,
 };
 
-use super::{CONFIG, DefaultValue, Kind, SECTIONS, Setting, Settings, settings};
+use super::{CONFIG, DefaultValue, SECTIONS, Setting, SettingKind, Settings, settings};
 
 /// Settings that the command line or, where it is silent, the environment has.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +32,7 @@ fn arguments_of(setting: &Setting<Settings>) -> Vec<Arg> {
     let name = setting.name;
     let base = Arg::new(name).long(name).global(true);
     let base = base.help_heading(heading(setting.section()));
-    if let Kind::Source(source, _) = setting.kind {
+    if let SettingKind::Source(source, _) = setting.kind {
         let variable = setting.variable();
         let (on, off) = (name, negated(name));
         return vec![
@@ -56,11 +56,14 @@ fn arguments_of(setting: &Setting<Settings>) -> Vec<Arg> {
     };
     let any = || valued(ValueParser::os_string());
     vec![match &setting.kind {
-        Kind::Switch(_) | Kind::Source(..) => base.action(ArgAction::SetTrue),
-        Kind::Choice(_, words, _) => valued(PossibleValuesParser::new(words()).into()),
-        Kind::List(..) => any().action(ArgAction::Append),
-        Kind::CommaList(..) => any().action(ArgAction::Append).value_delimiter(','),
-        Kind::Text(..) | Kind::Path(..) | Kind::Number(..) | Kind::Duration(..) => any(),
+        SettingKind::Switch(_) | SettingKind::Source(..) => base.action(ArgAction::SetTrue),
+        SettingKind::Choice(_, words, _) => valued(PossibleValuesParser::new(words()).into()),
+        SettingKind::List(..) => any().action(ArgAction::Append),
+        SettingKind::CommaList(..) => any().action(ArgAction::Append).value_delimiter(','),
+        SettingKind::Text(..)
+        | SettingKind::Path(..)
+        | SettingKind::Number(..)
+        | SettingKind::Duration(..) => any(),
     }]
 }
 
@@ -70,11 +73,13 @@ fn negated(name: &str) -> String {
 
 fn help(setting: &Setting<Settings>) -> String {
     let several = match setting.kind {
-        Kind::List(..) | Kind::CommaList(..) => "; may be given several times",
+        SettingKind::List(..) | SettingKind::CommaList(..) => "; may be given several times",
         _ => "",
     };
     let default = match (setting.default, &setting.kind) {
-        (DefaultValue::Value(_), Kind::Switch(_)) | (DefaultValue::Required, _) => String::new(),
+        (DefaultValue::Value(_), SettingKind::Switch(_)) | (DefaultValue::Required, _) => {
+            String::new()
+        }
         (DefaultValue::Value(text) | DefaultValue::Unset(text), _) => format!(" [default: {text}]"),
     };
     format!("{}{several}{default}", setting.help)
@@ -93,7 +98,7 @@ impl Flags {
     pub fn of(matches: &ArgMatches) -> Self {
         let given = |setting: &Setting<Settings>| {
             let given = match setting.kind {
-                Kind::Source(..) => source(matches, setting.name),
+                SettingKind::Source(..) => source(matches, setting.name),
                 _ => given(matches, setting),
             };
             given.map(|given| (setting.name, given))
@@ -120,7 +125,7 @@ fn given(matches: &ArgMatches, setting: &Setting<Settings>) -> Option<Given> {
         _ => return None,
     };
     let values = match setting.kind {
-        Kind::Switch(_) => vec![matches.get_flag(setting.name).to_string().into()],
+        SettingKind::Switch(_) => vec![matches.get_flag(setting.name).to_string().into()],
         _ => matches.get_raw(setting.name)?.map(Into::into).collect(),
     };
     Some(Given { variable, values })

@@ -6,7 +6,7 @@
 //! flag wins over its environment variable, that over the file, that over the default.
 //!
 //! Invariants: settings are validated here and can be used as they are. This module fills the
-//! `Options` of the other modules; none of them imports it.
+//! options of the other modules; none of them imports it.
 
 mod endpoint;
 mod file;
@@ -20,5 +20,5 @@ mod value;
 pub use endpoint::ENDPOINT_KEYS;
 pub use flags::{Flags, arguments};
 pub use resolve::{ConfigError, unknown_variables};
-pub use setting::{DefaultValue, Kind, Setting};
+pub use setting::{DefaultValue, Setting, SettingKind};
 pub use table::{CONFIG, SECTIONS, Settings, settings};

@@ -11,7 +11,7 @@ use toml::{
 };
 
 use super::{
-    CONFIG, DefaultValue, ENDPOINT_KEYS, Kind, SECTIONS, Setting, Settings, endpoint::Draft,
+    CONFIG, DefaultValue, ENDPOINT_KEYS, SECTIONS, Setting, SettingKind, Settings, endpoint::Draft,
     settings,
 };
 
@@ -122,18 +122,20 @@ fn in_order<'t, 'i>(
     entries
 }
 
-fn values<T>(value: &Spanned<DeValue<'_>>, kind: &Kind<T>) -> Result<Vec<OsString>, Wrong> {
+fn values<T>(value: &Spanned<DeValue<'_>>, kind: &SettingKind<T>) -> Result<Vec<OsString>, Wrong> {
     let wrong = || mistyped(value, kind.expected());
     let single = match (value.get_ref(), kind) {
-        (DeValue::Array(items), Kind::List(..) | Kind::CommaList(..)) => {
+        (DeValue::Array(items), SettingKind::List(..) | SettingKind::CommaList(..)) => {
             let text = |item: &Spanned<DeValue<'_>>| {
                 let text = item.get_ref().as_str().map(Into::into);
                 text.ok_or_else(|| mistyped(item, "a string"))
             };
             return items.iter().map(text).collect();
         }
-        (DeValue::String(_), Kind::List(..) | Kind::CommaList(..)) => return Err(wrong()),
-        (DeValue::String(text), Kind::Choice(_, words, _)) => {
+        (DeValue::String(_), SettingKind::List(..) | SettingKind::CommaList(..)) => {
+            return Err(wrong());
+        }
+        (DeValue::String(text), SettingKind::Choice(_, words, _)) => {
             let words = words();
             let names: Vec<_> = words.iter().map(|word| word.get_name()).collect();
             if !names.contains(&text.as_ref()) {
@@ -142,16 +144,17 @@ fn values<T>(value: &Spanned<DeValue<'_>>, kind: &Kind<T>) -> Result<Vec<OsStrin
             }
             text.to_string()
         }
-        (DeValue::String(text), Kind::Text(..) | Kind::Path(..) | Kind::Duration(..)) => {
-            text.to_string()
-        }
-        (DeValue::Integer(number), Kind::Number(..)) => {
+        (
+            DeValue::String(text),
+            SettingKind::Text(..) | SettingKind::Path(..) | SettingKind::Duration(..),
+        ) => text.to_string(),
+        (DeValue::Integer(number), SettingKind::Number(..)) => {
             match i128::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => number.to_string(),
                 Err(_) => number.to_string(),
             }
         }
-        (DeValue::Boolean(on), Kind::Switch(_) | Kind::Source(..)) => on.to_string(),
+        (DeValue::Boolean(on), SettingKind::Switch(_) | SettingKind::Source(..)) => on.to_string(),
         _ => return Err(wrong()),
     };
     Ok(vec![single.into()])

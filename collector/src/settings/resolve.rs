@@ -3,7 +3,7 @@
 
 use std::{env, ffi::OsString, path::Path};
 
-use super::{Flags, Kind, Setting, Settings, endpoint, file::File, settings};
+use super::{Flags, Setting, SettingKind, Settings, endpoint, file::File, settings};
 
 /// A setting that can't be used: one line that says where it stands and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ impl Settings {
                     false => format!("--{}", setting.name),
                 };
                 (place, setting.apply(&mut resolved, &given.values))
-            } else if let Kind::Source(..) = setting.kind
+            } else if let SettingKind::Source(..) = setting.kind
                 && let Some(value) = environment(&variable)
             {
                 (variable, setting.apply(&mut resolved, &[value]))

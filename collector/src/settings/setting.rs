@@ -17,7 +17,7 @@ pub struct Setting<T> {
     /// The value if nothing sets it.
     pub default: DefaultValue,
     /// Type of the value, and where it is stored.
-    pub kind: Kind<T>,
+    pub kind: SettingKind<T>,
 }
 
 /// The value of a setting that nothing sets.
@@ -32,7 +32,7 @@ pub enum DefaultValue {
 }
 
 /// Type of a setting, and how its value is stored. A text before it is the placeholder in `--help`.
-pub enum Kind<T> {
+pub enum SettingKind<T> {
     /// A string with a syntax of its own.
     Text(&'static str, fn(&mut T, &str) -> Result<()>),
     /// Several strings, each with a flag or key of its own.
@@ -58,13 +58,13 @@ pub enum Kind<T> {
     Source(&'static str, fn(&mut T, &'static str, Option<bool>)),
 }
 
-impl<T> fmt::Debug for Kind<T> {
+impl<T> fmt::Debug for SettingKind<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.placeholder())
     }
 }
 
-impl<T> Kind<T> {
+impl<T> SettingKind<T> {
     /// What stands for the value in help and documentation.
     pub fn placeholder(&self) -> String {
         match self {
@@ -111,9 +111,9 @@ impl<T> Setting<T> {
     /// Stores the default.
     pub(super) fn apply_default(&self, target: &mut T) -> Result<()> {
         match (&self.kind, self.default) {
-            (Kind::Source(name, set), _) => set(target, name, None),
+            (SettingKind::Source(name, set), _) => set(target, name, None),
             (_, DefaultValue::Unset(_) | DefaultValue::Required) => {}
-            (Kind::CommaList(..), DefaultValue::Value(texts)) => {
+            (SettingKind::CommaList(..), DefaultValue::Value(texts)) => {
                 let texts: Vec<OsString> = texts.split(',').map(Into::into).collect();
                 self.apply(target, &texts)?;
             }
@@ -130,25 +130,25 @@ impl<T> Setting<T> {
     pub(super) fn apply(&self, target: &mut T, values: &[OsString]) -> Result<()> {
         let raw = values.first().cloned().unwrap_or_default();
         match &self.kind {
-            Kind::List(_, set) | Kind::CommaList(_, set) => {
+            SettingKind::List(_, set) | SettingKind::CommaList(_, set) => {
                 let texts = values.iter().map(value::utf8).collect::<Result<Vec<_>>>()?;
                 return set(target, &texts);
             }
-            Kind::Path(_, set) => set(target, raw.into()),
-            Kind::Text(_, set) | Kind::Choice(_, _, set) => {
+            SettingKind::Path(_, set) => set(target, raw.into()),
+            SettingKind::Text(_, set) | SettingKind::Choice(_, _, set) => {
                 return set(target, &value::utf8(&raw)?);
             }
-            Kind::Number(placeholder, range, set) => {
+            SettingKind::Number(placeholder, range, set) => {
                 set(
                     target,
                     value::number(&value::utf8(&raw)?, placeholder, range)?,
                 );
             }
-            Kind::Duration(least, set) => {
+            SettingKind::Duration(least, set) => {
                 set(target, value::duration(&value::utf8(&raw)?, *least)?);
             }
-            Kind::Switch(set) => set(target, value::boolean(&value::utf8(&raw)?)?),
-            Kind::Source(name, set) => {
+            SettingKind::Switch(set) => set(target, value::boolean(&value::utf8(&raw)?)?),
+            SettingKind::Source(name, set) => {
                 set(target, name, Some(value::boolean(&value::utf8(&raw)?)?));
             }
         }

@@ -1,5 +1,5 @@
 //! The table of settings. To add one, add a row to [`table`], and the field that the row sets:
-//! here, or in the `Options` of the module that uses it.
+//! here, or in the options of the module that uses it, such as `WebOptions`.
 //!
 //! The flag, the environment variable, the key of the configuration file, `--help` and
 //! docs/configuration.md follow from the row.
@@ -8,8 +8,9 @@ use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use super::{
     DefaultValue::{Unset, Value},
-    Kind::{Choice, CommaList, Duration as Time, List, Number, Path, Source, Switch, Text},
-    Setting, value,
+    Setting,
+    SettingKind::{Choice, CommaList, Duration as Time, List, Number, Path, Source, Switch, Text},
+    value,
 };
 use crate::{
     agent,
@@ -27,9 +28,9 @@ pub struct Settings {
     /// `--web.listen-address`, at least one.
     pub listen: Vec<SocketAddr>,
     /// `--web.*`
-    pub web: web::Options,
+    pub web: web::WebOptions,
     /// `--cgroup.*`, `--custom.*`, the sources, and what is exported.
-    pub agent: agent::Options,
+    pub agent: agent::AgentOptions,
     /// `--container.runtime`
     pub runtimes: runtime::Choice,
     /// `--collector.disable-defaults`

@@ -67,7 +67,7 @@ pub fn duration(text: &str, least: Duration) -> Result<Duration> {
     Ok(found)
 }
 
-/// The words of an enumeration, for [`super::Kind::Choice`].
+/// The words of an enumeration, for [`super::SettingKind::Choice`].
 pub fn words<V: ValueEnum>() -> Vec<PossibleValue> {
     let variants = V::value_variants().iter();
     variants.filter_map(ValueEnum::to_possible_value).collect()

@@ -18,7 +18,7 @@ use super::{
     values::sums,
 };
 use crate::{
-    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
+    exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -118,7 +118,7 @@ const fn counter(name: &'static str, help: &'static str, unit: Unit) -> Family {
     Family {
         name,
         help,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit,
         labels: &["device"],
         origin: COMPLETED,
@@ -146,7 +146,7 @@ const fn by_operation(
         family: Family {
             name,
             help,
-            kind: Kind::Histogram,
+            kind: MetricKind::Histogram,
             unit: Unit::Seconds,
             labels: &["device", "operation"],
             origin,

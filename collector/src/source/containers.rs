@@ -9,12 +9,12 @@ use anyhow::Result;
 
 use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
-    cgroup::{Container, Health, Kind as What, Node, Nodes, State},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    cgroup::{Container, Health, Node, Nodes, PlaceKind, State},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
         name,
         help,
@@ -32,20 +32,20 @@ const INFO: Family = Family {
     ..family(
         "container_info",
         "1 for each container, with labels that identify it in addition to those of all its series; also for an ended container while it is reported.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 
 const HEALTH: Family = family(
     "container_health_state",
     "Result of the container's health check: 1 healthy, 0 unhealthy or not known yet, -1 without a check.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 
 const EXIT_CODE: Family = family(
     "container_exit_code",
     "Exit code of the container's last run that ended; also for an ended container while it is reported.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 
 const LAST_EXIT: Family = Family {
@@ -53,14 +53,14 @@ const LAST_EXIT: Family = Family {
     ..family(
         "container_last_exit_info",
         "1, with the reason that the runtime reports for the end of the container's last run, such as OOMKilled or Error.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 
 const RESTARTS: Family = family(
     "container_restarts_total",
     "Number of times that the runtime has restarted the container.",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 
 const LAYER_BYTES: Family = Family {
@@ -68,14 +68,14 @@ const LAYER_BYTES: Family = Family {
     ..family(
         "container_fs_writable_layer_bytes",
         "Size of the container's writable layer, as last reported by its runtime.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 
 const LAYER_INODES: Family = family(
     "container_fs_writable_layer_inodes",
     "Inodes of the container's writable layer, as last reported by its runtime.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 
 /// How a family's value is read; `None` leaves the series out.
@@ -182,7 +182,7 @@ impl Reading for ContainersReading {
         let containers: Vec<&Node> = nodes
             .exported()
             .map(|(_, node)| node)
-            .filter(|node| node.place.kind == What::Container)
+            .filter(|node| node.place.kind == PlaceKind::Container)
             .collect();
         out.family(&INFO);
         for node in &containers {

@@ -4,9 +4,9 @@ use std::ops::AddAssign;
 
 use super::{
     Change, Metric, Reading, Snapshot, Source, Table,
-    values::{Numbers, PerNode, Summed},
+    values::{PerNode, Summable, Summed},
 };
-use crate::kernel::cells::{Cell, Cells, SlotMemory};
+use crate::kernel::cells::{Cells, MappedCell, SlotMemory};
 
 /// A source of counters: `C` is the cell in the kernel, `T` a node's counters.
 pub struct Counters<C, T: 'static> {
@@ -16,7 +16,7 @@ pub struct Counters<C, T: 'static> {
     values: Summed<T>,
 }
 
-impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Counters<C, T> {
+impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Counters<C, T> {
     /// Makes a source over its cells.
     pub fn new(name: &'static str, metrics: &'static [Metric<T>], cells: Cells<C>) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Counters<C, T> {
     }
 }
 
-impl<C: Cell, T: Numbers + for<'a> AddAssign<&'a C>> Source for Counters<C, T> {
+impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for Counters<C, T> {
     fn name(&self) -> &'static str {
         self.name
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cgroup::ROOT,
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -87,7 +87,7 @@ impl CpuTime {
     }
 }
 
-const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind, unit: Unit) -> Family {
     Family {
         name,
         help,
@@ -102,7 +102,7 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
 macro_rules! bandwidth {
     ($name:literal, $help:literal, $unit:ident, $read:expr) => {
         Metric {
-            family: family($name, $help, Kind::Counter, Unit::$unit),
+            family: family($name, $help, MetricKind::Counter, Unit::$unit),
             samples: Samples::Scalars(&[(&[], |v: &CpuNumbers| v.bandwidth($read))]),
         }
     };
@@ -111,7 +111,7 @@ macro_rules! bandwidth {
 macro_rules! quota {
     ($name:literal, $help:literal, $read:expr) => {
         Metric {
-            family: family($name, $help, Kind::Gauge, Unit::None),
+            family: family($name, $help, MetricKind::Gauge, Unit::None),
             samples: Samples::Scalars(&[(&[], |v: &CpuNumbers| {
                 let read: fn(&Quota) -> u64 = $read;
                 v.quota.as_ref().map(read).map(micros)
@@ -134,7 +134,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
             ..family(
                 "container_cpu_user_seconds_total",
                 "CPU time spent in user mode.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::Seconds,
             )
         },
@@ -147,7 +147,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
             ..family(
                 "container_cpu_system_seconds_total",
                 "CPU time spent in kernel mode.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::Seconds,
             )
         },
@@ -200,7 +200,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
             ..family(
                 "container_spec_cpu_shares",
                 "CPU shares, 1024 by default; on cgroup2 converted from cpu.weight as in cAdvisor.",
-                Kind::Gauge,
+                MetricKind::Gauge,
                 Unit::None,
             )
         },

@@ -27,14 +27,14 @@ use super::{
 };
 use crate::{
     cgroup::{Node, NodeId, Nodes, ROOT, Tree, printable},
-    custom::{self, Counters, Index, Input, Key, Options, Outcome, Reader, Reason, Store},
-    exposition::{Encoder, Family, Kind, LabelSet, Labels, Metadata, Points, Unit, Value},
+    custom::{self, Counters, CustomOptions, Index, Input, Key, Outcome, Reader, Reason, Store},
+    exposition::{Encoder, Family, LabelSet, Labels, Metadata, MetricKind, Points, Unit, Value},
     kernel::programs::Requirement,
 };
 use owners::Owners;
 use targets::Targets;
 
-const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
         name,
         help,
@@ -53,25 +53,25 @@ const METRIC: Family = Family {
         "container_custom_metric",
         "Plain values of an application's own metrics, by name, with the application's labels. \
          Every family is also served under its own name with the prefix --custom.prefix.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const UP: Family = family(
     "container_custom_up",
     "Whether an application's endpoint answered the last request (1) or not (0).",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 const SAMPLES: Family = family(
     "container_custom_samples",
     "Number of samples in an endpoint's last answer; 0 if the request failed.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 const DURATION: Family = Family {
     unit: Unit::Seconds,
     ..family(
         "container_custom_scrape_duration_seconds",
         "Duration of the last request to an endpoint.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const SCRAPES: Family = Family {
@@ -79,7 +79,7 @@ const SCRAPES: Family = Family {
     ..family(
         "cgmeter_custom_scrapes_total",
         "Requests to applications' endpoints, by result.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const ERRORS: Family = Family {
@@ -88,7 +88,7 @@ const ERRORS: Family = Family {
         "cgmeter_custom_errors_total",
         "Errors of custom metrics by reason; the log has the details. A conflict, a missing owner \
          and samples beyond a cgroup's limit count once while they last.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const FILE_TIME: Family = Family {
@@ -98,7 +98,7 @@ const FILE_TIME: Family = Family {
     ..family(
         "cgmeter_custom_file_mtime_seconds",
         "Modification time of each text file in --custom.textfile-directory that could be read.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 
@@ -124,7 +124,7 @@ pub const SOURCE: Registration = Registration {
 type Read = fn(&Outcome) -> Value;
 
 struct Custom {
-    options: Options,
+    options: CustomOptions,
     store: Store,
     targets: Targets,
     _reader: Option<Reader>,
@@ -159,7 +159,7 @@ fn own_names() -> BTreeSet<String> {
 }
 
 impl Custom {
-    fn new(options: Options, root: PathBuf) -> Result<Self> {
+    fn new(options: CustomOptions, root: PathBuf) -> Result<Self> {
         let store = Store::default();
         let reader = options
             .textfile_directory

@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, ROOT},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
-const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind, unit: Unit) -> Family {
     Family {
         name,
         help,
@@ -34,7 +34,7 @@ const FAMILIES: &[(Family, usize)] = &[
         family(
             "container_fs_io_current",
             "Requests in flight on a disk; only for the host.",
-            Kind::Gauge,
+            MetricKind::Gauge,
             Unit::None,
         ),
         12,
@@ -43,7 +43,7 @@ const FAMILIES: &[(Family, usize)] = &[
         family(
             "container_fs_io_time_seconds_total",
             "Time in which a disk had requests in flight; only for the host.",
-            Kind::Counter,
+            MetricKind::Counter,
             Unit::Seconds,
         ),
         13,
@@ -52,7 +52,7 @@ const FAMILIES: &[(Family, usize)] = &[
         family(
             "container_fs_io_time_weighted_seconds_total",
             "Time that requests were in flight on a disk, summed over all requests; only for the host.",
-            Kind::Counter,
+            MetricKind::Counter,
             Unit::Seconds,
         ),
         14,
@@ -61,7 +61,7 @@ const FAMILIES: &[(Family, usize)] = &[
         family(
             "container_fs_reads_merged_total",
             "Reads that were merged with another one; only for the host.",
-            Kind::Counter,
+            MetricKind::Counter,
             Unit::None,
         ),
         5,
@@ -70,7 +70,7 @@ const FAMILIES: &[(Family, usize)] = &[
         family(
             "container_fs_writes_merged_total",
             "Writes that were merged with another one; only for the host.",
-            Kind::Counter,
+            MetricKind::Counter,
             Unit::None,
         ),
         9,

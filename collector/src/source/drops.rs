@@ -9,7 +9,7 @@ use collector_common::drops::Drops;
 
 use super::{Metric, Registration, Samples, keyed::KeyedCounters, values::sums};
 use crate::{
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::{fields, programs::Requirement},
 };
 
@@ -27,7 +27,7 @@ pub const METRICS: &[Metric<Dropped>] = &[Metric {
         help: "Packets of IPv4 and IPv6 sockets that the kernel dropped, by the kernel's reason \
                (enum skb_drop_reason, in lower case); packets without a reason, or left when a socket \
                closed, are not counted.",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: Unit::None,
         labels: &["reason"],
         origin: "kfree_skb: reason, rx_sk or sk_buff.sk; udp_fail_queue_rcv_skb where there is no rx_sk",

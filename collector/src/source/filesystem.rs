@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, ROOT},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{programs::Requirement, system::FileSystem},
 };
 use prober::Prober;
@@ -37,7 +37,7 @@ const fn family(
     Family {
         name,
         help,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit,
         labels: &["device"],
         origin,

@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     cgroup::{Nodes, ROOT},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{self, programs::Requirement},
 };
 
-const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind, unit: Unit) -> Family {
     Family {
         name,
         help,
@@ -31,19 +31,19 @@ const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) 
 const USAGE: Family = family(
     "container_hugetlb_usage_bytes",
     "Huge pages in use.",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Bytes,
 );
 const MAX_USAGE: Family = family(
     "container_hugetlb_max_usage_bytes",
     "Highest use of huge pages so far.",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Bytes,
 );
 const FAILCNT: Family = family(
     "container_hugetlb_failcnt",
     "Number of times that the limit of huge pages was hit, if the kernel counts that.",
-    Kind::Counter,
+    MetricKind::Counter,
     Unit::None,
 );
 

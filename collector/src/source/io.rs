@@ -14,14 +14,14 @@ use super::{
 };
 use crate::{
     cgroup::{Nodes, Tree},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
 const BYTES: Family = Family {
     name: "container_io_charged_bytes_total",
     help: "Bytes charged by the io controller, by device and operation (read, write, discard).",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     unit: Unit::Bytes,
     labels: &["device", "operation"],
     origin: "cgroup_iterator: blkcg_gq.iostat.cur.bytes",
@@ -31,7 +31,7 @@ const BYTES: Family = Family {
 const OPERATIONS: Family = Family {
     name: "container_io_charged_operations_total",
     help: "I/O requests (bios) charged by the io controller, by device and operation.",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     unit: Unit::None,
     labels: &["device", "operation"],
     origin: "cgroup_iterator: blkcg_gq.iostat.cur.ios",

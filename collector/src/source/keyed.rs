@@ -10,7 +10,7 @@ use collector_common::keyed::CgroupKey;
 use super::{
     Change, Metric, Reading, Snapshot, Source, SourceReport,
     series::{Series, ThingLabels},
-    values::{AddFrom, Column, Numbers, PerNode, Summed, Things},
+    values::{AddFrom, Column, PerNode, Summable, Summed, Things},
 };
 use crate::{
     cgroup::{NodeId, Nodes, Tree},
@@ -59,7 +59,7 @@ pub struct KeyedCounters<V, T: 'static> {
 /// Values in the kernel now, by node and second key.
 type Live<T> = HashMap<(NodeId, u64), T>;
 
-impl<V: KeyedValue, T: Numbers + AddFrom<V>> KeyedCounters<V, T> {
+impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
     /// Makes a source over its entries, and over its rows if it has any. `labels` names the second
     /// part of a key. A family's series have those labels that the family lists.
     pub fn new(
@@ -153,7 +153,7 @@ fn living(tree: &Tree, now: SystemTime, key: CgroupKey) -> Option<NodeId> {
     (node.id == key.cgroup && !node.died.is_some_and(over)).then_some(number)
 }
 
-impl<V: KeyedValue, T: Numbers + AddFrom<V>> Source for KeyedCounters<V, T> {
+impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
     fn name(&self) -> &'static str {
         self.name
     }

@@ -5,13 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{Change, Reading, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, OVERFLOW},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
 };
 
 const LAST_SEEN: Family = Family {
     name: "container_last_seen",
     help: "Unix time at which the cgroup was last seen; constant once the cgroup is removed.",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     unit: Unit::None,
     labels: &[],
     origin: "cgroup_rmdir",
@@ -21,7 +21,7 @@ const LAST_SEEN: Family = Family {
 const CREATION_TIME: Family = Family {
     name: "container_creation_time_seconds",
     help: "Unix time at which the cgroup was created or, if that was before the agent's start, the container; absent if unknown.",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     origin: "cgroup_mkdir; the runtime",

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
 use crate::{
     cgroup::Nodes,
-    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value},
+    exposition::{Encoder, Family, LabelSet, Labels, MetricKind, Unit, Value},
     kernel::{
         programs::Requirement,
         system::{self, HostMemory},
@@ -32,7 +32,7 @@ const fn family(
     Family {
         name,
         help,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit,
         labels: &["machine_id", "system_uuid", "boot_id"],
         origin,

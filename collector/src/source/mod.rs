@@ -73,7 +73,7 @@ pub struct Builder<'a> {
     /// The mounted hierarchies.
     pub hierarchies: &'a Hierarchies,
     /// Settings of custom metrics.
-    pub custom: &'a crate::custom::Options,
+    pub custom: &'a crate::custom::CustomOptions,
 }
 
 impl Builder<'_> {

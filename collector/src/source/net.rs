@@ -13,7 +13,7 @@ use super::{
     values::{AddFrom, sums},
 };
 use crate::{
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -54,7 +54,7 @@ macro_rules! metric {
             family: Family {
                 name: $name,
                 help: $help,
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 unit: Unit::$unit,
                 labels: &["family", "protocol"],
                 origin: $origin,

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     cgroup::{NodeId, Nodes, ROOT, Tree},
-    exposition::{Encoder, Family, Kind, Labels, Unit, Value},
+    exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{
         self,
         netlink::{Buffer, Counter, Counters, Rtnetlink},
@@ -57,7 +57,7 @@ const fn family(
     Family {
         name,
         help,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit,
         labels: &["interface"],
         origin,

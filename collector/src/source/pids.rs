@@ -10,7 +10,7 @@ use super::{
     values::{Column, PerNode},
 };
 use crate::{
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -26,7 +26,7 @@ pub const METRICS: &[Metric<Limit>] = &[Metric {
     family: Family {
         name: "container_threads_max",
         help: "Maximum number of threads in the cgroup; 0 if there is no limit.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: Unit::None,
         labels: &[],
         origin: "cgroup_iterator: pids_cgroup.limit",

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cgroup::ROOT,
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -37,7 +37,7 @@ macro_rules! metric {
             family: Family {
                 name: $name,
                 help: $help,
-                kind: Kind::Counter,
+                kind: MetricKind::Counter,
                 unit: Unit::Seconds,
                 labels: &[],
                 origin: "cgroup_iterator: psi_group.total",

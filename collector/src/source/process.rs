@@ -7,7 +7,7 @@ use collector_common::process::ProcessCell;
 
 use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -28,7 +28,7 @@ pub const METRICS: &[Metric<Processes>] = &[
         family: Family {
             name: "container_processes_started_total",
             help: "Processes started (fork, vfork, clone without CLONE_THREAD).",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels: &[],
             origin: "sched_process_fork",
@@ -40,7 +40,7 @@ pub const METRICS: &[Metric<Processes>] = &[
         family: Family {
             name: "container_processes_executed_total",
             help: "Programs executed (execve).",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels: &[],
             origin: "sched_process_exec",
@@ -52,7 +52,7 @@ pub const METRICS: &[Metric<Processes>] = &[
         family: Family {
             name: "container_processes_exited_total",
             help: "Processes that ended: by exit (exited) or by a signal (signaled).",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels: &["reason"],
             origin: "sched_process_exit: task_struct.exit_code, signal_struct.live",
@@ -69,7 +69,7 @@ pub const METRICS: &[Metric<Processes>] = &[
         family: Family {
             name: "container_oom_events_total",
             help: "Processes killed by the OOM killer.",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels: &[],
             origin: "sched_process_exit: signal_struct.oom_mm, task_struct.exit_code",

@@ -7,7 +7,7 @@ use collector_common::{histogram::BUCKETS, reclaim::ReclaimCell};
 
 use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
-    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
+    exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -24,7 +24,7 @@ pub const METRICS: &[Metric<Reclaims>] = &[Metric {
     family: Family {
         name: "container_memory_reclaim_seconds",
         help: "Time that a task spent in direct reclaim, because the host or its cgroup was short of memory.",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: Unit::Seconds,
         labels: &[],
         origin: "mm_vmscan_direct_reclaim_begin and _end, mm_vmscan_memcg_reclaim_begin and _end",

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    exposition::{Encoder, Family, Kind, LabelSet, Labels, Unit, Value},
-    runtime::Status,
+    exposition::{Encoder, Family, LabelSet, Labels, MetricKind, Unit, Value},
+    runtime::SocketStatus,
 };
 
-const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
         name,
         help,
@@ -24,7 +24,7 @@ pub(super) const UP: Family = Family {
     ..family(
         "cgmeter_runtime_up",
         "Whether a container runtime answers (1) or not (0); the log has the reason.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 pub(super) const REQUESTS: Family = Family {
@@ -32,7 +32,7 @@ pub(super) const REQUESTS: Family = Family {
     ..family(
         "cgmeter_runtime_requests_total",
         "Requests to a container runtime by result; malformed events count as invalid.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 pub(super) const SECONDS: Family = Family {
@@ -40,7 +40,7 @@ pub(super) const SECONDS: Family = Family {
     ..family(
         "cgmeter_runtime_request_seconds_total",
         "Total duration of requests to a container runtime.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 pub(super) const CONTAINERS: Family = Family {
@@ -48,7 +48,7 @@ pub(super) const CONTAINERS: Family = Family {
     ..family(
         "cgmeter_runtime_containers",
         "Number of containers of a runtime, including ended ones.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 pub(super) const REFUSED: Family = Family {
@@ -56,7 +56,7 @@ pub(super) const REFUSED: Family = Family {
     ..family(
         "cgmeter_runtime_containers_refused_total",
         "Records of containers that were dropped because there were too many.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 
@@ -91,7 +91,7 @@ type ReadKnown = fn(&Known) -> u64;
 impl RuntimesReport {
     /// Makes the report of all followed runtimes. `refused` counts records of containers that were
     /// dropped because there were too many.
-    pub fn new(statuses: &[Arc<Status>], refused: u64) -> Self {
+    pub fn new(statuses: &[Arc<SocketStatus>], refused: u64) -> Self {
         let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
         let mut known = Vec::new();
         for status in statuses {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cgroup::ROOT,
-    exposition::{Family, Histogram, Kind, LOG2, Unit, Value},
+    exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::{cells::SlotMemory, programs::Requirement},
 };
 
@@ -49,7 +49,7 @@ const fn counter(name: &'static str, help: &'static str, unit: Unit) -> Family {
     Family {
         name,
         help,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit,
         labels: &[],
         origin: "sched_switch",
@@ -109,7 +109,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
     },
     Metric {
         family: Family {
-            kind: Kind::Histogram,
+            kind: MetricKind::Histogram,
             origin: "sched_switch: task_struct.sched_info.run_delay of each run period",
             ..counter(
                 "container_sched_runqueue_latency_seconds",

@@ -7,7 +7,9 @@ use prometheus::{Registry, process_collector::ProcessCollector, proto};
 
 use super::runtimes::{self, RuntimesReport};
 use crate::{
-    exposition::{Encoder, Family, Format, Kind, LabelSet, Labels, Unit, Value, encode_registry},
+    exposition::{
+        Encoder, Family, Format, LabelSet, Labels, MetricKind, Unit, Value, encode_registry,
+    },
     kernel::{bpf::Runs, load::KernelStats, programs::Availability},
 };
 
@@ -53,7 +55,7 @@ pub struct EncodingReport {
     pub last: Option<Duration>,
 }
 
-const fn family(name: &'static str, help: &'static str, kind: Kind) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
         name,
         help,
@@ -70,7 +72,7 @@ const BUILD_INFO: Family = Family {
     ..family(
         "cgmeter_build_info",
         "1, with the version of the agent as a label.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const SOURCE_UP: Family = Family {
@@ -78,7 +80,7 @@ const SOURCE_UP: Family = Family {
     ..family(
         "cgmeter_source_up",
         "Whether a source runs (1) or not (0); the log has the reason.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const SOURCE_ERRORS: Family = Family {
@@ -86,7 +88,7 @@ const SOURCE_ERRORS: Family = Family {
     ..family(
         "cgmeter_source_errors_total",
         "Failed readings of a source.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const EVENTS: Family = Family {
@@ -94,7 +96,7 @@ const EVENTS: Family = Family {
     ..family(
         "cgmeter_events_total",
         "Events counted by a kernel program.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const PROGRAM_SECONDS: Family = Family {
@@ -103,7 +105,7 @@ const PROGRAM_SECONDS: Family = Family {
     ..family(
         "cgmeter_program_run_seconds_total",
         "Run time of a kernel program; only while kernel.bpf_stats_enabled is 1.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const PROGRAM_RUNS: Family = Family {
@@ -111,7 +113,7 @@ const PROGRAM_RUNS: Family = Family {
     ..family(
         "cgmeter_program_runs_total",
         "Runs of a kernel program; only while kernel.bpf_stats_enabled is 1.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const PROGRAM_MISSES: Family = Family {
@@ -120,7 +122,7 @@ const PROGRAM_MISSES: Family = Family {
     ..family(
         "cgmeter_program_misses_total",
         "Events for which a kernel program did not run, because it was already running on that CPU.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const CGROUPS: Family = Family {
@@ -128,54 +130,54 @@ const CGROUPS: Family = Family {
     ..family(
         "cgmeter_cgroups",
         "Cgroups in the agent's tree, by state (live, dead).",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const CGROUPS_SUPPRESSED: Family = family(
     "cgmeter_cgroups_suppressed",
     "Suppressed cgroups: they have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
         "cgmeter_slots",
         "Slots of cgroups by state (used, free, quarantined).",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const OVERFLOW_EVENTS: Family = family(
     "cgmeter_overflow_events_total",
     "Number of times that a cgroup got no slot because none was free; see --cgroup.max.",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 const LOST_EVENTS: Family = family(
     "cgmeter_lost_events_total",
     "Cgroup events that did not fit into the ring buffer; the agent then walks the hierarchy again.",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 const LOST_RECORDS: Family = family(
     "cgmeter_lost_records_total",
     "Removed cgroups whose final record could not be stored.",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 const UNTRACKED_TASKS: Family = family(
     "cgmeter_untracked_tasks_total",
     "Tasks for which no task storage could be allocated: the kernel was short of memory.",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 const UNTRACKED_SOCKETS: Family = family(
     "cgmeter_untracked_sockets_total",
     "TCP sockets for which no socket storage could be allocated: the kernel was short of memory, or \
      the socket had reached its limit (net.core.optmem_max).",
-    Kind::Counter,
+    MetricKind::Counter,
 );
 const KERNEL_MEMORY: Family = Family {
     unit: Unit::Bytes,
     ..family(
         "cgmeter_kernel_memory_bytes",
         "Kernel memory of the agent's BPF maps.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const SCRAPE_DURATION: Family = Family {
@@ -184,7 +186,7 @@ const SCRAPE_DURATION: Family = Family {
     ..family(
         "cgmeter_scrape_duration_seconds",
         "Duration of each stage of the last snapshot, and of the last encoding.",
-        Kind::Gauge,
+        MetricKind::Gauge,
     )
 };
 const ENCODINGS: Family = Family {
@@ -192,13 +194,13 @@ const ENCODINGS: Family = Family {
     ..family(
         "cgmeter_encodings_total",
         "Snapshots that were encoded, by format. Scrapes of the same snapshot share the encoding.",
-        Kind::Counter,
+        MetricKind::Counter,
     )
 };
 const SCRAPE_ERROR: Family = family(
     "container_scrape_error",
     "1 if a source could not be read for the last snapshot, else 0.",
-    Kind::Gauge,
+    MetricKind::Gauge,
 );
 
 /// Families of the agent, without those of its process.

@@ -84,13 +84,13 @@ impl PerNode for Series {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exposition::{Kind, Unit};
+    use crate::exposition::{MetricKind, Unit};
 
     const fn family(labels: &'static [&'static str]) -> Family {
         Family {
             name: "n",
             help: "h",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels,
             origin: "o",

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cgroup::Tree,
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     kernel::{
         cells::{Cells, SlotMemory},
         mapping::{Word, word},
@@ -119,7 +119,7 @@ const fn gauge(
     Family {
         name,
         help,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: Unit::None,
         labels: &[],
         origin,

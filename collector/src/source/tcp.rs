@@ -12,7 +12,7 @@ use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
 use super::{Metric, Registration, Samples, counters::Counters, values::sums};
 use crate::{
-    exposition::{Family, Histogram, Kind, LOG2, LOG2_LONG, Layout, Unit, Value},
+    exposition::{Family, Histogram, LOG2, LOG2_LONG, Layout, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -49,7 +49,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     Family {
         name,
         help,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: Unit::None,
         labels: &[],
         origin: "inet_sock_set_state",
@@ -119,7 +119,7 @@ pub const METRICS: &[Metric<Connections>] = &[
     },
     Metric {
         family: Family {
-            kind: Kind::Histogram,
+            kind: MetricKind::Histogram,
             unit: Unit::Seconds,
             origin: "inet_sock_set_state: tcp_sock.srtt_us",
             oracle: "TCP_INFO tcpi_rtt before the close",
@@ -132,7 +132,7 @@ pub const METRICS: &[Metric<Connections>] = &[
     },
     Metric {
         family: Family {
-            kind: Kind::Histogram,
+            kind: MetricKind::Histogram,
             unit: Unit::Seconds,
             origin: "inet_sock_set_state: tcp_sock.tcp_mstamp",
             oracle: "a known number of connections, the test's clock",

@@ -16,15 +16,15 @@
 
 mod column;
 mod continued;
-mod numbers;
 mod summed;
+mod sums;
 mod things;
 
 pub use column::{Column, Places};
 pub use continued::Continued;
-pub(super) use numbers::sums;
-pub use numbers::{AddFrom, Numbers};
 pub use summed::{Summed, roll_up};
+pub(super) use sums::sums;
+pub use sums::{AddFrom, Summable};
 pub use things::Things;
 
 use crate::cgroup::NodeId;

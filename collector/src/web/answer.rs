@@ -17,7 +17,7 @@ use hyper::{
 use tokio::sync::Semaphore;
 
 use super::{
-    Counters, Options, Served,
+    Counters, Served, WebOptions,
     api::{self, Call},
     body::Chunks,
 };
@@ -31,7 +31,7 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 /// Answers the requests of all connections.
 pub(super) struct Handler {
     served: Served,
-    options: Options,
+    options: WebOptions,
     counters: Counters,
     scrapes: Arc<Semaphore>,
     landing: Bytes,
@@ -40,7 +40,7 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(served: Served, options: Options, counters: Counters) -> Self {
+    pub(super) fn new(served: Served, options: WebOptions, counters: Counters) -> Self {
         let landing = include_str!("landing.html")
             .replace("{version}", crate::VERSION)
             .replace("{metrics}", &html(&options.telemetry_path));

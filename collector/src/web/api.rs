@@ -18,10 +18,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 
 pub(super) use accept::json_is_welcome;
-use parameters::{Kind, Parameter, Query};
+use parameters::{Parameter, ParameterKind, Query};
 
 use super::Served;
-use crate::agent::Status;
+use crate::agent::AgentStatus;
 
 /// Path prefix of the API.
 pub(super) const PREFIX: &str = "/api/v1/";
@@ -63,7 +63,7 @@ const ROUTES: &[Route] = &[
             name: "key",
             about: "Full id of a container, its name, a unique prefix of its id (at least 4 characters), \
                     or the percent-encoded path of any cgroup",
-            kind: Kind::Text,
+            kind: ParameterKind::Text,
         }),
         name: "container",
         summary: "Show one container or cgroup with its numbers",
@@ -110,7 +110,7 @@ struct ServerStatus {
     /// Addresses that the server listens on.
     listen: Vec<String>,
     #[serde(flatten)]
-    agent: Status,
+    agent: AgentStatus,
 }
 
 fn status(served: &Served) -> Result<ServerStatus, Refusal> {

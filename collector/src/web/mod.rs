@@ -29,7 +29,7 @@ pub use counters::Counters;
 pub use listen::{BindError, bind};
 
 use crate::{
-    agent::{Agent, Inventory, Status},
+    agent::{Agent, AgentStatus, Inventory},
     exposition::{Body, Format},
 };
 
@@ -57,7 +57,7 @@ pub trait Metrics: Send + Sync + 'static {
     /// # Errors
     ///
     /// The message for the client.
-    fn status(&self) -> Result<Status, String>;
+    fn status(&self) -> Result<AgentStatus, String>;
 }
 
 impl Metrics for Agent {
@@ -77,7 +77,7 @@ impl Metrics for Agent {
         Self::inventory(self).map_err(|error| format!("{error:#}"))
     }
 
-    fn status(&self) -> Result<Status, String> {
+    fn status(&self) -> Result<AgentStatus, String> {
         Self::status(self).map_err(|error| format!("{error:#}"))
     }
 }
@@ -92,7 +92,7 @@ struct Served {
 
 /// Settings of the server.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct WebOptions {
     /// `--web.telemetry-path`
     pub telemetry_path: String,
     /// `--web.max-requests`
@@ -119,7 +119,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub async fn serve(
     listeners: Vec<TcpListener>,
     metrics: Arc<dyn Metrics>,
-    options: Options,
+    options: WebOptions,
     counters: Counters,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {

@@ -14,9 +14,9 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Counters, Metrics, Options, bind, serve};
+use super::{Counters, Metrics, WebOptions, bind, serve};
 use crate::{
-    agent::{Inventory, Status},
+    agent::{AgentStatus, Inventory},
     exposition::{Body, Format},
 };
 
@@ -52,7 +52,7 @@ impl Metrics for Fixed {
         Ok(Arc::new(api::inventory()))
     }
 
-    fn status(&self) -> Result<Status, String> {
+    fn status(&self) -> Result<AgentStatus, String> {
         Ok(api::status())
     }
 }
@@ -74,7 +74,7 @@ impl Server {
         });
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = mpsc::channel();
-        let options = Options {
+        let options = WebOptions {
             telemetry_path: "/metrics".to_owned(),
             max_requests,
         };

@@ -415,7 +415,7 @@ fn custom_key(labels: Labels<'_>, identity: &BTreeMap<String, String>) -> String
 mod tests {
     use super::*;
     use crate::{
-        exposition::{Family, Kind, LabelSet, Unit},
+        exposition::{Family, LabelSet, MetricKind, Unit},
         source::{FAMILIES as OWN, LIFECYCLE_FAMILIES, SOURCES},
     };
 
@@ -437,7 +437,7 @@ mod tests {
         Family {
             name,
             help: "",
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             unit: Unit::None,
             labels: &[],
             origin: "",

@@ -8,7 +8,7 @@
 use super::{
     allow::AllowList,
     container::{Container, Pod},
-    path::{Kind, Place},
+    path::{Place, PlaceKind},
 };
 use crate::exposition::LabelSet;
 
@@ -45,7 +45,7 @@ impl<'a> Names<'a> {
             names.namespace = &pod.namespace;
             names.pod = &pod.name;
         }
-        if let (Some(pod), Kind::Container) = (own, place.kind) {
+        if let (Some(pod), PlaceKind::Container) = (own, place.kind) {
             names.container = &pod.container;
         }
         names

@@ -9,7 +9,7 @@ use crate::cgroup::label::printable;
 
 /// What a cgroup is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum PlaceKind {
     /// The root.
     Root,
     /// A container's own cgroup.
@@ -56,7 +56,7 @@ impl Qos {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: PlaceKind,
     /// The runtime, if the path has it.
     pub runtime: Option<Runtime>,
     /// Full id of the container, as its runtime has it.
@@ -80,9 +80,9 @@ impl Place {
     pub fn of(path: &[u8], runtimes: &[Runtime]) -> Self {
         let mut place = Self {
             kind: if path == b"/" {
-                Kind::Root
+                PlaceKind::Root
             } else {
-                Kind::Other
+                PlaceKind::Other
             },
             ..Self::default()
         };
@@ -103,7 +103,7 @@ impl Place {
             };
             let next = below.step(&segment);
             kubepods = match next.kind {
-                Kind::Group | Kind::Pod => kubepods || segment == "kubepods",
+                PlaceKind::Group | PlaceKind::Pod => kubepods || segment == "kubepods",
                 _ => false,
             };
             place = next;
@@ -114,7 +114,10 @@ impl Place {
 
     /// Whether cgroups below it may be units of the host's systemd.
     fn is_open(&self) -> bool {
-        matches!(self.kind, Kind::Root | Kind::Other | Kind::Group)
+        matches!(
+            self.kind,
+            PlaceKind::Root | PlaceKind::Other | PlaceKind::Group
+        )
     }
 }
 
@@ -142,9 +145,9 @@ impl Below<'_> {
     fn kubernetes(&self, segment: &str) -> Option<Place> {
         let group = |qos, pod: Option<String>| Place {
             kind: if pod.is_some() {
-                Kind::Pod
+                PlaceKind::Pod
             } else {
-                Kind::Group
+                PlaceKind::Group
             },
             pod: pod.map(Into::into),
             qos,
@@ -160,7 +163,7 @@ impl Below<'_> {
         if segment == "kubepods" && !self.kubepods {
             return Some(group(None, None));
         }
-        let within = self.kubepods && self.place.kind == Kind::Group;
+        let within = self.kubepods && self.place.kind == PlaceKind::Group;
         match (segment, segment.strip_prefix("pod")) {
             ("burstable", _) if within => Some(group(Some(Qos::Burstable), None)),
             ("besteffort", _) if within => Some(group(Some(Qos::BestEffort), None)),
@@ -189,7 +192,7 @@ impl Below<'_> {
     /// A container of one of the runtimes.
     fn container(&self, segment: &str) -> Option<Place> {
         let mut pod =
-            (self.place.kind == Kind::Pod).then(|| (self.place.qos, self.place.pod.clone()));
+            (self.place.kind == PlaceKind::Pod).then(|| (self.place.qos, self.place.pod.clone()));
         let mut named = None;
         let (runtime, id) = if let Some((slice, rest)) = segment.split_once(':') {
             // A name meant for systemd, used by a runtime that makes its cgroups itself.
@@ -202,7 +205,7 @@ impl Below<'_> {
         } else if is_id(segment) {
             if self.runtime(|naming| naming.groups, self.above).is_some() {
                 return Some(Place {
-                    kind: Kind::Group,
+                    kind: PlaceKind::Group,
                     ..Place::default()
                 });
             }
@@ -225,7 +228,7 @@ impl Below<'_> {
         };
         let (qos, pod) = pod.unwrap_or_default();
         Some(Place {
-            kind: Kind::Container,
+            kind: PlaceKind::Container,
             runtime,
             container: Some(id.into()),
             name: named,
@@ -246,11 +249,11 @@ impl Below<'_> {
             })
         };
         let lxc = match self.above {
-            "lxc" | "lxc.payload" if self.place.kind == Kind::Other => Some(segment),
+            "lxc" | "lxc.payload" if self.place.kind == PlaceKind::Other => Some(segment),
             _ => segment.strip_prefix("lxc.payload."),
         };
         if let Some(name) = lxc.filter(|name| !name.is_empty()) {
-            return named(Kind::Container, name, None);
+            return named(PlaceKind::Container, name, None);
         }
         if !self.place.is_open() {
             return None;
@@ -263,7 +266,7 @@ impl Below<'_> {
             .strip_prefix("systemd-nspawn@")
             .and_then(|rest| rest.strip_suffix(".service"));
         let name = scope.or(service).filter(|name| !name.is_empty())?;
-        named(Kind::Machine, &unescape_unit(name), Some(segment))
+        named(PlaceKind::Machine, &unescape_unit(name), Some(segment))
     }
 
     /// A unit of the host's systemd, or of a user's.
@@ -280,7 +283,11 @@ impl Below<'_> {
         let manager = unit.starts_with("user@") && unit.ends_with(".service");
         let group = unit.ends_with(".slice") || manager;
         Some(Place {
-            kind: if group { Kind::Group } else { Kind::Unit },
+            kind: if group {
+                PlaceKind::Group
+            } else {
+                PlaceKind::Unit
+            },
             name: (!group).then(|| unit.as_str().into()),
             unit: Some(unit.into()),
             ..Place::default()
@@ -293,9 +300,9 @@ impl Below<'_> {
             return Place::default();
         }
         // What is nested in a unit belongs to it; what is nested in a container has no unit.
-        let within_unit = matches!(self.place.kind, Kind::Unit | Kind::Nested);
+        let within_unit = matches!(self.place.kind, PlaceKind::Unit | PlaceKind::Nested);
         Place {
-            kind: Kind::Nested,
+            kind: PlaceKind::Nested,
             unit: self.place.unit.clone().filter(|_| within_unit),
             ..Place::default()
         }

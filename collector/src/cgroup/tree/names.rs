@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{Node, NodeId, OVERFLOW, Tree};
-use crate::cgroup::{Container, Kind, Names, Pod, label::printable};
+use crate::cgroup::{Container, Names, PlaceKind, Pod, label::printable};
 
 #[cfg(test)]
 mod tests;
@@ -18,17 +18,17 @@ impl Node {
     }
 
     /// Whether it has samples of a family of this type: gauges end with their cgroup.
-    pub fn serves(&self, kind: crate::exposition::Kind) -> bool {
-        self.died.is_none() || kind != crate::exposition::Kind::Gauge
+    pub fn serves(&self, kind: crate::exposition::MetricKind) -> bool {
+        self.died.is_none() || kind != crate::exposition::MetricKind::Gauge
     }
 
     /// Order of export if there are too many: containers, pods and machines, then units and their
     /// groups, then cgroups without a name; of each kind, live ones first, then older ones.
     fn rank(&self) -> (u8, bool, u64) {
         let rank = match self.place.kind {
-            Kind::Root | Kind::Container | Kind::Machine | Kind::Pod => 0,
-            Kind::Unit | Kind::Group => 1,
-            Kind::Nested | Kind::Other => 2,
+            PlaceKind::Root | PlaceKind::Container | PlaceKind::Machine | PlaceKind::Pod => 0,
+            PlaceKind::Unit | PlaceKind::Group => 1,
+            PlaceKind::Nested | PlaceKind::Other => 2,
         };
         (rank, self.died.is_some(), self.birth)
     }
@@ -92,9 +92,9 @@ impl Tree {
         while let Some(number) = at {
             let node = self.node(number)?;
             match node.place.kind {
-                Kind::Pod => return Some(number),
+                PlaceKind::Pod => return Some(number),
                 // A pod further up is not this container's.
-                Kind::Container | Kind::Machine => return None,
+                PlaceKind::Container | PlaceKind::Machine => return None,
                 _ => at = node.parent,
             }
         }
@@ -124,7 +124,7 @@ impl Tree {
         let rules = &self.export.filter.containers;
         let kind = node.place.kind;
         let by_name = match (kind, node.parent) {
-            (Kind::Nested, Some(parent)) => self.node(parent).is_none_or(|node| node.by_name),
+            (PlaceKind::Nested, Some(parent)) => self.node(parent).is_none_or(|node| node.by_name),
             _ => rules.is_empty() || rules.admit(kind, &node.names()),
         };
         let admitted = by_name && node.path_admitted;
@@ -146,7 +146,7 @@ impl Tree {
             for at in 0..self.order.len() {
                 let number = self.order[at];
                 let kind = self.node(number).map(|node| node.place.kind);
-                if kind == Some(Kind::Nested) {
+                if kind == Some(PlaceKind::Nested) {
                     self.decide(number);
                 }
             }

@@ -36,7 +36,7 @@ fn labels(text: &str) -> LabelText {
     encoder.begin(&Metadata {
         name: "x",
         help: "",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: Unit::None,
         base_is_free: true,
     });
@@ -61,12 +61,12 @@ fn plain_samples() {
     };
     assert_eq!(
         (a.kind, a.help.as_str()),
-        (Kind::Counter, "Some \\ help,\ntwo lines.")
+        (MetricKind::Counter, "Some \\ help,\ntwo lines.")
     );
     assert_eq!(a.series[1].points, Points::Single(f64::INFINITY));
     assert_eq!(
         (b.kind, &b.series[0].points),
-        (Kind::Untyped, &Points::Single(-1000.0))
+        (MetricKind::Untyped, &Points::Single(-1000.0))
     );
     assert!(matches!(c.series[0].points, Points::Single(value) if value.is_nan()));
 }
@@ -92,7 +92,7 @@ fn openmetrics() {
          # TYPE i info\ni_info{v=\"1\"} 1\n# EOF\nnot read\n",
     );
     assert_eq!(parsed.bad, Bad::default());
-    let found: Vec<(&str, Kind, &str)> = parsed
+    let found: Vec<(&str, MetricKind, &str)> = parsed
         .families
         .iter()
         .map(|family| (family.name.as_str(), family.kind, family.help.as_str()))
@@ -100,8 +100,8 @@ fn openmetrics() {
     assert_eq!(
         found,
         [
-            ("a_seconds_total", Kind::Counter, "Help."),
-            ("i_info", Kind::Untyped, "")
+            ("a_seconds_total", MetricKind::Counter, "Help."),
+            ("i_info", MetricKind::Untyped, "")
         ]
     );
     assert_eq!(parsed.timestamp, None);

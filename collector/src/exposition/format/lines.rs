@@ -2,7 +2,7 @@
 
 use super::Exposition;
 use crate::exposition::{
-    Body, Distribution, Encoder, Histogram, Kind, Labels, Metadata, Value, body::Chunks,
+    Body, Distribution, Encoder, Histogram, Labels, Metadata, MetricKind, Value, body::Chunks,
     histogram::BoundText,
 };
 
@@ -15,7 +15,7 @@ pub(super) trait Dialect {
     /// Whether the format allows this quantile's value in a summary.
     fn has_quantile(value: f64) -> bool;
     /// Whether the format allows the sum of this distribution, and its count.
-    fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool);
+    fn has_sum_and_count(kind: MetricKind, distribution: &Distribution) -> (bool, bool);
     /// End of the exposition.
     const END: &'static [u8];
 }
@@ -29,7 +29,7 @@ pub(super) struct Lines<D> {
     heading: Vec<u8>,
     /// Name of the family last begun, and an opening brace.
     opening: Vec<u8>,
-    kind: Kind,
+    kind: MetricKind,
     /// Common start of the lines of one histogram. Reused.
     prefix: Vec<u8>,
     dialect: std::marker::PhantomData<D>,
@@ -41,7 +41,7 @@ impl<D: Dialect> Lines<D> {
             out: Chunks::new(),
             heading: Vec::new(),
             opening: Vec::new(),
-            kind: Kind::Untyped,
+            kind: MetricKind::Untyped,
             prefix: Vec::new(),
             dialect: std::marker::PhantomData,
         }
@@ -143,7 +143,7 @@ impl<D: Dialect> Encoder for Lines<D> {
     }
 
     fn distribution(&mut self, labels: Labels<'_>, distribution: &Distribution) {
-        let histogram = self.kind == Kind::Histogram;
+        let histogram = self.kind == MetricKind::Histogram;
         let (suffix, label) = if histogram {
             ("_bucket", "le")
         } else {

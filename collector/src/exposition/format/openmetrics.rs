@@ -2,7 +2,7 @@
 //! type is `unknown`.
 
 use super::lines::{Dialect, Lines, help_and_type};
-use crate::exposition::{Distribution, Kind, Metadata, histogram::BoundText};
+use crate::exposition::{Distribution, Metadata, MetricKind, histogram::BoundText};
 
 /// The encoder.
 pub(super) type OpenMetrics = Lines<OpenMetricsDialect>;
@@ -14,14 +14,14 @@ impl Dialect for OpenMetricsDialect {
         let (name, kind) = match metadata.kind {
             // A counter's samples end in `_total`, its family does not. cAdvisor's `failcnt` lacks
             // the suffix and is not a counter here.
-            Kind::Counter => match metadata.name.strip_suffix("_total") {
+            MetricKind::Counter => match metadata.name.strip_suffix("_total") {
                 Some(base) if metadata.base_is_free && !base.is_empty() => (base, "counter"),
                 _ => (metadata.name, "unknown"),
             },
-            Kind::Gauge => (metadata.name, "gauge"),
-            Kind::Histogram => (metadata.name, "histogram"),
-            Kind::Summary => (metadata.name, "summary"),
-            Kind::Untyped => (metadata.name, "unknown"),
+            MetricKind::Gauge => (metadata.name, "gauge"),
+            MetricKind::Histogram => (metadata.name, "histogram"),
+            MetricKind::Summary => (metadata.name, "summary"),
+            MetricKind::Untyped => (metadata.name, "unknown"),
         };
         help_and_type(to, (name, metadata.help, kind), true);
         if let Some(unit) = metadata.unit.name()
@@ -42,8 +42,8 @@ impl Dialect for OpenMetricsDialect {
         value.is_nan() || value >= 0.0
     }
 
-    fn has_sum_and_count(kind: Kind, distribution: &Distribution) -> (bool, bool) {
-        let histogram = kind == Kind::Histogram;
+    fn has_sum_and_count(kind: MetricKind, distribution: &Distribution) -> (bool, bool) {
+        let histogram = kind == MetricKind::Histogram;
         // A histogram with negative observations has no sum, and without a sum no count.
         let negative = distribution.sum.is_some_and(|sum| sum < 0.0)
             || (histogram && distribution.steps.first().is_some_and(|step| step.0 < 0.0));

@@ -1,7 +1,7 @@
 //! Prometheus text 0.0.4.
 
 use super::lines::{Dialect, Lines, help_and_type};
-use crate::exposition::{Distribution, Kind, Metadata, histogram::BoundText};
+use crate::exposition::{Distribution, Metadata, MetricKind, histogram::BoundText};
 
 /// The encoder.
 pub(super) type Text = Lines<TextDialect>;
@@ -25,7 +25,7 @@ impl Dialect for TextDialect {
         true
     }
 
-    fn has_sum_and_count(_: Kind, _: &Distribution) -> (bool, bool) {
+    fn has_sum_and_count(_: MetricKind, _: &Distribution) -> (bool, bool) {
         (true, true)
     }
 

@@ -27,7 +27,7 @@ impl Writer {
         offset
     }
 
-    fn ty(&mut self, kind: Kind, name: &str, count: u32, last: u32, rest: &[u32]) -> u32 {
+    fn ty(&mut self, kind: BtfKind, name: &str, count: u32, last: u32, rest: &[u32]) -> u32 {
         let name = self.name(name);
         self.types.extend([name, (kind as u32) << 24 | count, last]);
         self.types.extend_from_slice(rest);
@@ -36,20 +36,20 @@ impl Writer {
     }
 
     fn int(&mut self, name: &str, size: u32) -> u32 {
-        self.ty(Kind::Int, name, 0, size, &[size * 8])
+        self.ty(BtfKind::Int, name, 0, size, &[size * 8])
     }
 
-    fn of(&mut self, kind: Kind, name: &str, ty: u32) -> u32 {
+    fn of(&mut self, kind: BtfKind, name: &str, ty: u32) -> u32 {
         self.ty(kind, name, 0, ty, &[])
     }
 
     fn array(&mut self, ty: u32, count: u32) -> u32 {
-        self.ty(Kind::Array, "", 0, 0, &[ty, 1, count])
+        self.ty(BtfKind::Array, "", 0, 0, &[ty, 1, count])
     }
 
     fn structure(
         &mut self,
-        kind: Kind,
+        kind: BtfKind,
         name: &str,
         size: u32,
         members: &[(&str, u32, u32)],
@@ -66,7 +66,7 @@ impl Writer {
         for &(name, value) in list {
             rest.extend([self.name(name), value]);
         }
-        self.ty(Kind::Enum, name, list.len() as u32, 4, &rest)
+        self.ty(BtfKind::Enum, name, list.len() as u32, 4, &rest)
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -87,22 +87,27 @@ fn example() -> Writer {
     let mut file = Writer::default();
     let int = file.int("int", 4);
     let long = file.int("unsigned long", 8);
-    let u64 = file.of(Kind::Typedef, "u64", long);
-    let constant = file.of(Kind::Const, "", u64);
-    let volatile = file.of(Kind::Volatile, "", constant);
+    let u64 = file.of(BtfKind::Typedef, "u64", long);
+    let constant = file.of(BtfKind::Const, "", u64);
+    let volatile = file.of(BtfKind::Volatile, "", constant);
     let inner = file.structure(
-        Kind::Struct,
+        BtfKind::Struct,
         "",
         16,
         &[("first", long, 0), ("second", volatile, 64)],
     );
-    let choice = file.structure(Kind::Union, "", 16, &[("", inner, 0), ("other", long, 0)]);
+    let choice = file.structure(
+        BtfKind::Union,
+        "",
+        16,
+        &[("", inner, 0), ("other", long, 0)],
+    );
     let elements = file.array(inner, 3);
     let table = file.array(elements, 2);
-    let of_structures = file.of(Kind::Typedef, "table_t", table);
-    let pointer = file.of(Kind::Pointer, "", 0);
+    let of_structures = file.of(BtfKind::Typedef, "table_t", table);
+    let pointer = file.of(BtfKind::Pointer, "", 0);
     file.structure(
-        Kind::Struct,
+        BtfKind::Struct,
         "outer",
         152,
         &[
@@ -120,16 +125,16 @@ fn example() -> Writer {
     }
     let name = file.name("flags");
     file.types
-        .extend([name, (Kind::Struct as u32) << 24 | 3 | FLAG, 8]);
+        .extend([name, (BtfKind::Struct as u32) << 24 | 3 | FLAG, 8]);
     file.types.extend(rest);
     file.count += 1;
     file.enumeration("colour", &[("RED", 1), ("BLUE", u32::MAX)]);
     file.enumeration("", &[("NAMELESS", 7)]);
     let parameters = [0, pointer, 0, pointer, 0, int];
-    let prototype = file.ty(Kind::Prototype, "", 3, 0, &parameters);
-    let function = file.of(Kind::Pointer, "", prototype);
-    file.of(Kind::Typedef, "btf_trace_thing", function);
-    file.of(Kind::Function, "bpf_iter_task", prototype);
+    let prototype = file.ty(BtfKind::Prototype, "", 3, 0, &parameters);
+    let function = file.of(BtfKind::Pointer, "", prototype);
+    file.of(BtfKind::Typedef, "btf_trace_thing", function);
+    file.of(BtfKind::Function, "bpf_iter_task", prototype);
     file
 }
 
@@ -178,8 +183,8 @@ fn members_are_found_at_any_depth() {
 fn types_are_found_by_name_and_kind() {
     let btf = parsed(&example());
     let kinds = |name| btf.named(name).map(|ty| ty.kind).collect::<Vec<_>>();
-    assert_eq!(kinds("outer"), [Kind::Struct]);
-    assert_eq!(kinds("u64"), [Kind::Typedef]);
+    assert_eq!(kinds("outer"), [BtfKind::Struct]);
+    assert_eq!(kinds("u64"), [BtfKind::Typedef]);
     assert_eq!(kinds("int"), [], "integers are not looked up");
     assert_eq!(btf.types().count(), 19);
     let list = btf.named("colour").next().unwrap();
@@ -203,8 +208,8 @@ fn the_loader_sees_the_same_numbers() {
         of.map(|(at, _)| at).collect::<Vec<_>>()
     };
     for (kind, name) in [
-        (Kind::Typedef, &b"btf_trace_thing"[..]),
-        (Kind::Function, b"bpf_iter_task"),
+        (BtfKind::Typedef, &b"btf_trace_thing"[..]),
+        (BtfKind::Function, b"bpf_iter_task"),
     ] {
         let found = numbers(&view, kind, name);
         assert_eq!(found.len(), 1);
@@ -219,11 +224,16 @@ fn the_loader_sees_the_same_numbers() {
 fn types_that_contain_themselves_do_not_loop() {
     let mut file = Writer::default();
     // [1] typedef of itself; [2], [3] structures of each other, twice each; [4] array of itself.
-    file.of(Kind::Typedef, "round", 1);
-    file.structure(Kind::Struct, "a", 8, &[("", 3, 0), ("", 3, 0)]);
-    file.structure(Kind::Struct, "b", 8, &[("", 2, 0), ("", 2, 0)]);
+    file.of(BtfKind::Typedef, "round", 1);
+    file.structure(BtfKind::Struct, "a", 8, &[("", 3, 0), ("", 3, 0)]);
+    file.structure(BtfKind::Struct, "b", 8, &[("", 2, 0), ("", 2, 0)]);
     file.array(4, 2);
-    file.structure(Kind::Struct, "c", 8, &[("typedef", 1, 0), ("array", 4, 0)]);
+    file.structure(
+        BtfKind::Struct,
+        "c",
+        8,
+        &[("typedef", 1, 0), ("array", 4, 0)],
+    );
     let btf = parsed(&file);
     let named = |name| btf.named(name).next().unwrap();
     assert!(named("round").unqualified().is_err());
@@ -238,9 +248,9 @@ fn sizes_that_overflow_are_refused() {
     let mut file = Writer::default();
     let int = file.int("int", 4);
     let array = file.array(int, u32::MAX);
-    file.structure(Kind::Struct, "large", 4, &[("array", array, 0)]);
+    file.structure(BtfKind::Struct, "large", 4, &[("array", array, 0)]);
     let outer = file.array(array, u32::MAX);
-    file.structure(Kind::Struct, "larger", 4, &[("array", outer, 0)]);
+    file.structure(BtfKind::Struct, "larger", 4, &[("array", outer, 0)]);
     let btf = parsed(&file);
     use crate::kernel::fields::offset_of;
     assert!(offset_of(&btf, "large.array[4294967294]").is_err());

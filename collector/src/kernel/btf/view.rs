@@ -2,7 +2,7 @@
 
 use aya::Endianness;
 
-use super::{Btf, COMMON, Kind};
+use super::{Btf, BtfKind, COMMON};
 
 /// A type that the loader looks up by kind and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -14,10 +14,10 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> BtfKind {
         match self {
-            Self::Tracepoint(_) => Kind::Typedef,
-            Self::Iterator(_) => Kind::Function,
+            Self::Tracepoint(_) => BtfKind::Typedef,
+            Self::Iterator(_) => BtfKind::Function,
         }
     }
 
@@ -43,7 +43,7 @@ impl Btf {
     }
 
     pub(super) fn view_bytes(&self, wanted: &[Wanted]) -> Vec<u8> {
-        let mut waiting: Vec<(Kind, String)> = wanted
+        let mut waiting: Vec<(BtfKind, String)> = wanted
             .iter()
             .map(|wanted| (wanted.kind(), wanted.name()))
             .collect();
@@ -53,9 +53,9 @@ impl Btf {
         let mut used = 0;
         for ty in self.types() {
             let is_it =
-                |(kind, name): &(Kind, String)| *kind == ty.kind && name.as_bytes() == ty.name();
+                |(kind, name): &(BtfKind, String)| *kind == ty.kind && name.as_bytes() == ty.name();
             let found = match ty.kind {
-                Kind::Typedef | Kind::Function => waiting.iter().position(is_it),
+                BtfKind::Typedef | BtfKind::Function => waiting.iter().position(is_it),
                 _ => None,
             };
             let name = match found {
@@ -72,7 +72,7 @@ impl Btf {
             let kind = if found.is_some() {
                 ty.kind
             } else {
-                Kind::Const
+                BtfKind::Const
             };
             for word in [name, (kind as u32) << 24, 0] {
                 types.extend_from_slice(&word.to_ne_bytes());

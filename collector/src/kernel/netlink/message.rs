@@ -7,14 +7,14 @@ use super::{COUNTERS, Counter, Counters};
 
 /// A dump that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MessageKind {
     /// RTM_GETLINK
     GetLink = 18,
     /// RTM_GETSTATS
     GetStatistics = 94,
 }
 
-impl Kind {
+impl MessageKind {
     /// The type of its answers: RTM_NEWLINK, RTM_NEWSTATS.
     pub fn answer(self) -> u16 {
         self as u16 - 2
@@ -66,7 +66,7 @@ impl Header {
 }
 
 /// A request for a dump.
-pub fn dump(kind: Kind, sequence: u32, body: &[u8]) -> Vec<u8> {
+pub fn dump(kind: MessageKind, sequence: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + body.len());
     bytes.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
     bytes.extend_from_slice(&(kind as u16).to_ne_bytes());
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = dump(Kind::GetLink, sequence, payload);
+        let mut bytes = dump(MessageKind::GetLink, sequence, payload);
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         bytes.resize(bytes.len().next_multiple_of(4), 0);
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn requests_have_the_kernels_format() {
         // A request as `ip -s -s link` sends it: length, type, flags, sequence.
-        let request = dump(Kind::GetStatistics, 7, &statistics_request());
+        let request = dump(MessageKind::GetStatistics, 7, &statistics_request());
         let mut expected = Vec::new();
         expected.extend(28u32.to_ne_bytes());
         expected.extend(94u16.to_ne_bytes());
@@ -248,8 +248,8 @@ mod tests {
         expected.extend(1u32.to_ne_bytes());
         assert_eq!(request, expected);
         assert_eq!(link_request().len() % 4, 0);
-        assert_eq!(Kind::GetStatistics.answer(), 92);
-        assert_eq!(Kind::GetLink.answer(), 16);
+        assert_eq!(MessageKind::GetStatistics.answer(), 92);
+        assert_eq!(MessageKind::GetLink.answer(), 16);
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub(super) struct StatusRequest {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct StatusResponse {
     #[prost(message, optional, tag = "1")]
-    pub(super) status: Option<Status>,
+    pub(super) status: Option<ContainerStatus>,
     #[prost(map = "string, string", tag = "2")]
     pub(super) info: Map,
 }
@@ -136,7 +136,7 @@ pub(super) struct SandboxStatusResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Status {
+pub(super) struct ContainerStatus {
     #[prost(int32, tag = "3")]
     pub(super) state: i32,
     #[prost(int64, tag = "4")]

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{
     super::descriptor::{Descriptor, Protocol},
-    message::{Listed, Sandbox, Status},
+    message::{ContainerStatus, Listed, Sandbox},
 };
 use crate::cgroup::{Container, Limits, Pod, State};
 
@@ -202,7 +202,7 @@ pub(super) fn of_container(
 }
 
 /// Adds what only the status has.
-pub(super) fn add(container: &mut Container, status: &Status) {
+pub(super) fn add(container: &mut Container, status: &ContainerStatus) {
     container.state = state(status.state);
     container.created = time(status.created_at).or(container.created);
     container.started = time(status.started_at);
@@ -294,7 +294,7 @@ mod tests {
             "cpu":{"shares":512,"quota":50000,"period":100000}}}}}"#;
         refine(&mut made, &[("info".to_owned(), text.to_owned())].into());
         assert_eq!((made.pid, made.limits.memory), (Some(42), Some(1_048_576)));
-        let status = Status {
+        let status = ContainerStatus {
             state: 2,
             exit_code: 137,
             finished_at: 7,
@@ -303,7 +303,7 @@ mod tests {
                 user_specified: String::new(),
             }),
             reason: "OOMKilled".to_owned(),
-            ..Status::default()
+            ..ContainerStatus::default()
         };
         add(&mut made, &status);
         assert_eq!(

@@ -122,7 +122,7 @@ pub(super) struct Inspected {
     #[serde(deserialize_with = "nullable")]
     host_config: HostConfig,
     #[serde(deserialize_with = "nullable")]
-    state: Status,
+    state: InspectedState,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,7 +149,7 @@ struct HostConfig {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Status {
+struct InspectedState {
     #[serde(deserialize_with = "nullable")]
     status: String,
     #[serde(rename = "OOMKilled")]

@@ -17,8 +17,8 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    cgroup::{Container, Kind, Names, Node, NodeId, Tree, printable},
-    custom::{Endpoint, Options, Reason, Store, Target, Worker, by_labels},
+    cgroup::{Container, Names, Node, NodeId, PlaceKind, Tree, printable},
+    custom::{CustomOptions, Endpoint, Reason, Store, Target, Worker, by_labels},
 };
 
 /// Endpoints found for a node, and what they were found from.
@@ -33,7 +33,7 @@ struct Seen {
 
 /// The endpoints to request.
 pub struct Targets {
-    options: Options,
+    options: CustomOptions,
     root: PathBuf,
     store: Store,
     worker: Worker,
@@ -46,7 +46,7 @@ pub struct Targets {
 
 impl Targets {
     /// Starts without endpoints.
-    pub fn new(options: Options, root: PathBuf, store: Store) -> Self {
+    pub fn new(options: CustomOptions, root: PathBuf, store: Store) -> Self {
         Self {
             worker: Worker::new(options.clone(), store.clone()),
             options,
@@ -175,7 +175,7 @@ fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
     let mut at = tree.node(number)?.parent;
     while let Some(number) = at {
         let node = tree.node(number)?;
-        if node.place.kind == Kind::Pod && node.exported {
+        if node.place.kind == PlaceKind::Pod && node.exported {
             return Some((number, node.id));
         }
         at = node.parent;
@@ -184,7 +184,7 @@ fn pod_of(tree: &Tree, number: NodeId) -> Option<(NodeId, u64)> {
 }
 
 /// Finds the endpoints of a cgroup.
-fn look(options: &Options, node: &Node, container: Option<&Arc<Container>>) -> Seen {
+fn look(options: &CustomOptions, node: &Node, container: Option<&Arc<Container>>) -> Seen {
     let mut seen = Seen {
         cgroup: node.id,
         container: container.cloned(),

@@ -2,11 +2,11 @@
 
 use super::{Levels, MemoryNumbers};
 use crate::{
-    exposition::{Family, Kind, Unit, Value},
+    exposition::{Family, MetricKind, Unit, Value},
     source::{Metric, Samples},
 };
 
-const fn family(name: &'static str, help: &'static str, kind: Kind, unit: Unit) -> Family {
+const fn family(name: &'static str, help: &'static str, kind: MetricKind, unit: Unit) -> Family {
     Family {
         name,
         help,
@@ -25,7 +25,7 @@ macro_rules! level {
             family: Family {
                 origin: $origin,
                 oracle: $oracle,
-                ..family($name, $help, Kind::Gauge, Unit::$unit)
+                ..family($name, $help, MetricKind::Gauge, Unit::$unit)
             },
             samples: Samples::Scalars(&[(&[], |v: &MemoryNumbers| {
                 let read: fn(&Levels) -> Option<u64> = $read;
@@ -165,7 +165,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_failcnt",
                 "Number of times that the memory limit was hit.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -179,7 +179,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_failures_total",
                 "Page faults by kind (pgmajfault: with a wait for a device; pgfault: all) and scope (container: the cgroup itself, if the kernel counts that; hierarchy: with its descendants).",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -210,7 +210,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_events_high_total",
                 "Number of times that memory.high was exceeded and the cgroup throttled; cgroup2 only.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -224,7 +224,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_events_max_total",
                 "Number of times that memory.max was about to be exceeded; cgroup2 only.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -238,7 +238,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_pgscan_total",
                 "Pages scanned by reclaim.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -252,7 +252,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_pgsteal_total",
                 "Pages freed by reclaim.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -266,7 +266,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_workingset_refault_anon_total",
                 "Refaults of anonymous pages that were swapped out recently.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },
@@ -280,7 +280,7 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
             ..family(
                 "container_memory_workingset_refault_file_total",
                 "Refaults of page cache that was evicted recently.",
-                Kind::Counter,
+                MetricKind::Counter,
                 Unit::None,
             )
         },

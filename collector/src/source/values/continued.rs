@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::Numbers;
+use super::Summable;
 
 /// Counters that the kernel keeps for a path, descendants included: of the cgroup that has the path
 /// now, and of those that had it before.
@@ -20,7 +20,7 @@ pub struct Continued<T> {
     earlier: Option<Box<T>>,
 }
 
-impl<T: Numbers> Continued<T> {
+impl<T: Summable> Continued<T> {
     /// Returns the values of the cgroup `id`, to be replaced by a reading. `None` if a later cgroup
     /// with this path has been read already. Ids are those of the hierarchy that has the counters.
     /// They only increase there (fs/kernfs/dir.c, `__kernfs_new_node`).
@@ -51,7 +51,7 @@ impl<T> Continued<T> {
     }
 }
 
-impl<T: Numbers> Continued<T> {
+impl<T: Summable> Continued<T> {
     /// Returns the sum over the present cgroup and earlier ones.
     pub fn total(&self) -> Cow<'_, T> {
         match &self.earlier {

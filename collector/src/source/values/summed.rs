@@ -1,6 +1,6 @@
 //! Values that a source counts for each cgroup, summed up the tree.
 
-use super::{Column, Numbers, PerNode, Places};
+use super::{Column, PerNode, Places, Summable};
 use crate::cgroup::{NodeId, Tree};
 
 /// Values that a source counts for each cgroup, and their sums over the descendants.
@@ -30,7 +30,7 @@ impl<T> Summed<T> {
     }
 }
 
-impl<T: Numbers> Summed<T> {
+impl<T: Summable> Summed<T> {
     /// Returns what is retained at a node, for additions.
     pub fn retained(&mut self, node: NodeId) -> &mut T {
         self.retained.at(node)
@@ -44,7 +44,7 @@ impl<T: Numbers> Summed<T> {
     }
 }
 
-impl<T: Numbers> PerNode for Summed<T> {
+impl<T: Summable> PerNode for Summed<T> {
     fn reap(&mut self, node: NodeId, into: NodeId) {
         if self.retained.get(node).is_some() {
             let retained = std::mem::take(self.retained.at(node));
@@ -55,7 +55,7 @@ impl<T: Numbers> PerNode for Summed<T> {
 }
 
 /// Adds each node's values to its parent's, children before parents.
-pub fn roll_up<T: Numbers>(tree: &Tree, values: &mut Places<'_, T>) {
+pub fn roll_up<T: Summable>(tree: &Tree, values: &mut Places<'_, T>) {
     for (number, node) in tree.iter().rev() {
         if let Some(parent) = node.parent {
             let child = std::mem::take(&mut values[number]);

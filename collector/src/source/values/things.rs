@@ -1,6 +1,6 @@
 //! Values of a node for several things: devices, reasons.
 
-use super::{AddFrom, Numbers};
+use super::{AddFrom, Summable};
 
 /// Values by the number of a thing, in the order of the numbers. A cgroup has few things.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl<T: Default> Things<T> {
     }
 }
 
-impl<T: Numbers> AddFrom for Things<T> {
+impl<T: Summable> AddFrom for Things<T> {
     fn add_from(&mut self, other: &Self) {
         for (what, value) in other.iter() {
             self.of(what).add_from(value);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Refusal, Served,
-    parameters::{Kind, Parameter, Query},
+    parameters::{Parameter, ParameterKind, Query},
     reply,
 };
 use crate::agent::{CgroupKind, Inventory, Life, rfc3339};
@@ -17,12 +17,12 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "root",
         about: "Path of the cgroup at the root of the tree. Default: all cgroups",
-        kind: Kind::Text,
+        kind: ParameterKind::Text,
     },
     Parameter {
         name: "depth",
         about: "Number of levels to show below the root",
-        kind: Kind::Number {
+        kind: ParameterKind::Number {
             min: 0,
             max: 32,
             default: 8,
@@ -31,7 +31,7 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "limit",
         about: "Maximum number of cgroups in the answer; those nearest to the root come first",
-        kind: Kind::Number {
+        kind: ParameterKind::Number {
             min: 1,
             max: 10_000,
             default: 1_000,

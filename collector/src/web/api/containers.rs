@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     Refusal, Served,
-    parameters::{Kind, Parameter, Query},
+    parameters::{Parameter, ParameterKind, Query},
     reply,
 };
 use crate::agent::{Entry, Found, Life, Record, SHORTEST_PREFIX, rfc3339};
@@ -18,7 +18,7 @@ const fn text(name: &'static str, about: &'static str) -> Parameter {
     Parameter {
         name,
         about,
-        kind: Kind::Text,
+        kind: ParameterKind::Text,
     }
 }
 
@@ -39,23 +39,23 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "state",
         about: "Filter by state: running, or ended",
-        kind: Kind::OneOf(&["running", "ended"]),
+        kind: ParameterKind::OneOf(&["running", "ended"]),
     },
     Parameter {
         name: "all",
         about: "List every cgroup, not only containers",
-        kind: Kind::Flag,
+        kind: ParameterKind::Flag,
     },
     Parameter {
         name: "sort",
         about: "Sort key; ascending, or descending with a minus sign before it. Records without a value \
                 come last. Default: by path",
-        kind: Kind::OneOf(SORTS),
+        kind: ParameterKind::OneOf(SORTS),
     },
     Parameter {
         name: "limit",
         about: "Maximum number of records in the answer",
-        kind: Kind::Number {
+        kind: ParameterKind::Number {
             min: 1,
             max: 10_000,
             default: 1_000,
@@ -64,7 +64,7 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "offset",
         about: "Number of records to skip",
-        kind: Kind::Number {
+        kind: ParameterKind::Number {
             min: 0,
             max: 1_000_000,
             default: 0,

@@ -14,12 +14,12 @@ use super::Refusal;
 pub(super) struct Parameter {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: ParameterKind,
 }
 
 /// Type of a parameter.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum ParameterKind {
     /// Any text.
     Text,
     /// `true` or `false`. The default is `false`.
@@ -30,7 +30,7 @@ pub(super) enum Kind {
     Number { min: u64, max: u64, default: u64 },
 }
 
-impl Kind {
+impl ParameterKind {
     fn check(self, name: &str, value: &str) -> Result<(), Refusal> {
         let expected = match self {
             Self::Text => return Ok(()),
@@ -121,7 +121,7 @@ impl Query {
             kinds
                 .filter(|(known, _)| *known == name)
                 .find_map(|(_, kind)| match kind {
-                    Kind::Number { default, .. } => usize::try_from(default).ok(),
+                    ParameterKind::Number { default, .. } => usize::try_from(default).ok(),
                     _ => None,
                 })
         };

@@ -13,9 +13,12 @@ use serde_json::{Map, Value, json};
 use super::Server;
 use crate::{
     agent::{
-        CgroupKind, Cgroups, Inventory, RuntimeStatus, SlotStates, SourceStatus, Status, Subject,
+        AgentStatus, CgroupKind, Cgroups, Inventory, RuntimeStatus, SlotStates, SourceStatus,
+        Subject,
     },
-    exposition::{Encoder, Family, Histogram, Kind, LOG2, LabelSet, Labels, Unit, Value as Number},
+    exposition::{
+        Encoder, Family, Histogram, LOG2, LabelSet, Labels, MetricKind, Unit, Value as Number,
+    },
 };
 
 const WEB: &str = "aaaa1111222233334444555566667777888899990000aaaabbbbccccddddeeee";
@@ -33,7 +36,7 @@ const CGROUPS: [(&str, Option<&str>, &str, Option<usize>); 7] = [
     ("/system.slice/ssh.service", None, "ssh.service", Some(0)),
 ];
 
-fn family(name: &'static str, kind: Kind) -> Family {
+fn family(name: &'static str, kind: MetricKind) -> Family {
     Family {
         name,
         help: "",
@@ -62,22 +65,31 @@ fn encode(out: &mut dyn Encoder, round: u64) {
             out.sample(Labels::new(labels, &[]), value(at, round));
         }
     };
-    gauge("container_last_seen", Kind::Gauge, |_, _| Number::Count(1));
-    gauge("container_memory_usage_bytes", Kind::Gauge, |at, _| {
-        Number::Count(at * 1000)
-    });
-    gauge("container_spec_memory_limit_bytes", Kind::Gauge, |at, _| {
-        Number::Count(if at == 3 { 5000 } else { 0 })
+    gauge("container_last_seen", MetricKind::Gauge, |_, _| {
+        Number::Count(1)
     });
     gauge(
+        "container_memory_usage_bytes",
+        MetricKind::Gauge,
+        |at, _| Number::Count(at * 1000),
+    );
+    gauge(
+        "container_spec_memory_limit_bytes",
+        MetricKind::Gauge,
+        |at, _| Number::Count(if at == 3 { 5000 } else { 0 }),
+    );
+    gauge(
         "container_cpu_usage_seconds_total",
-        Kind::Counter,
+        MetricKind::Counter,
         |at, round| Number::Nanos(round * at * 500_000_000),
     );
-    out.family(&family("container_fs_reads_bytes_total", Kind::Counter));
+    out.family(&family(
+        "container_fs_reads_bytes_total",
+        MetricKind::Counter,
+    ));
     out.family(&family(
         "container_sched_runqueue_latency_seconds",
-        Kind::Histogram,
+        MetricKind::Histogram,
     ));
     let mut buckets = [0; BUCKETS];
     buckets[21] = round * 10;
@@ -87,7 +99,7 @@ fn encode(out: &mut dyn Encoder, round: u64) {
         sum: Number::Nanos(0),
     };
     out.histogram(Labels::new(&sets[2], &[]), histogram);
-    out.family(&family("container_custom_metric", Kind::Gauge));
+    out.family(&family("container_custom_metric", MetricKind::Gauge));
     let value = Number::Float(7.5);
     out.sample(Labels::new(&sets[2], &[("metric_name", "jobs")]), value);
     let nan = Number::Float(f64::NAN);
@@ -124,8 +136,8 @@ pub(super) fn inventory() -> Inventory {
     )
 }
 
-pub(super) fn status() -> Status {
-    Status {
+pub(super) fn status() -> AgentStatus {
+    AgentStatus {
         version: "1".to_owned(),
         target: "x".to_owned(),
         uptime_seconds: 1.5,

@@ -86,7 +86,7 @@ fn listed(targets: &mut Targets, tree: &Tree) -> Vec<(String, String, u16)> {
         .collect()
 }
 
-fn targets(options: Options) -> Targets {
+fn targets(options: CustomOptions) -> Targets {
     Targets::new(options, "/sys".into(), Store::default())
 }
 
@@ -95,7 +95,7 @@ fn targets_follow_a_container_with_labels() {
     let path = format!("/docker/{ID}");
     let mut tree = tree(&[&path, "/other"]);
     let node = tree.by_path(path.as_bytes()).unwrap();
-    let mut targets = targets(Options::default());
+    let mut targets = targets(CustomOptions::default());
     assert_eq!(listed(&mut targets, &tree), []);
     tree.set_container(node, &container(LABELS, None));
     let expected = (path.clone(), format!("/sys{path}"), 8080);
@@ -129,7 +129,7 @@ fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
         let node = tree.by_path(path.as_bytes()).unwrap();
         tree.set_container(node, &container(LABELS, Some(name)));
     }
-    let mut targets = targets(Options::default());
+    let mut targets = targets(CustomOptions::default());
     let expected = (pod.to_owned(), format!("/sys{one}"), 8080);
     assert_eq!(listed(&mut targets, &tree), [expected]);
 }
@@ -147,10 +147,10 @@ fn rules_apply_to_matching_cgroups() {
             interval: std::time::Duration::from_secs(1),
         },
     };
-    let options = Options {
+    let options = CustomOptions {
         // The same endpoint from a second rule is listed once.
         rules: vec![rule("^/a", 1), rule("^/a$", 1), rule("^/a$", 2)],
-        ..Options::default()
+        ..CustomOptions::default()
     };
     let tree = tree(&["/a/b", "/c"]);
     let owner = |path: &str, port| (path.to_owned(), format!("/sys{path}"), port);

@@ -8,9 +8,9 @@ pub trait AddFrom<C: ?Sized = Self> {
 }
 
 /// A node's values, all of them sums.
-pub trait Numbers: AddFrom + Clone + Default + Send + Sync + 'static {}
+pub trait Summable: AddFrom + Clone + Default + Send + Sync + 'static {}
 
-impl<T: AddFrom + Clone + Default + Send + Sync + 'static> Numbers for T {}
+impl<T: AddFrom + Clone + Default + Send + Sync + 'static> Summable for T {}
 
 impl AddFrom for u64 {
     #[inline]
@@ -41,9 +41,9 @@ impl<T: AddFrom<C>, C, const N: usize> AddFrom<[C; N]> for [T; N] {
 
 /// Declares a struct of values that are sums, one line per counter.
 ///
-/// `struct Name: Cell { field: Type, … }` supports addition of its own type and of a `Cell` of the
-/// kernel side, whose fields have the same names. `beside { field: Type, … }` declares values that
-/// the cell does not have. Without `: Cell` there is no cell.
+/// `struct Name: NameCell { field: Type, … }` supports addition of its own type and of a `NameCell`
+/// of the kernel side, whose fields have the same names. `beside { field: Type, … }` declares
+/// values that the cell does not have. Without `: NameCell` there is no cell.
 macro_rules! sums {
     (
         $(#[$meta:meta])*
@@ -90,13 +90,13 @@ pub(in crate::source) use sums;
 mod tests {
     use super::*;
 
-    struct Cell {
+    struct TestCell {
         one: u64,
         many: [u64; 3],
     }
 
     sums! {
-        struct Counted: Cell {
+        struct Counted: TestCell {
             one: u64,
             many: [u64; 3],
         }
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn each_field_is_added() {
-        let cell = Cell {
+        let cell = TestCell {
             one: 1,
             many: [2, 3, 4],
         };
