@@ -10,7 +10,6 @@ pub mod agent;
 pub mod cgroup;
 pub mod check;
 pub mod cli;
-pub mod custom;
 pub mod dump;
 pub mod exposition;
 pub mod healthcheck;

@@ -15,28 +15,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),
     ("runtime", &["cgroup"]),
-    ("custom", &["cgroup", "exposition", "kernel"]),
-    (
-        "source",
-        &["cgroup", "custom", "exposition", "kernel", "runtime"],
-    ),
+    ("source", &["cgroup", "exposition", "kernel", "runtime"]),
     (
         "agent",
-        &[
-            "source",
-            "cgroup",
-            "custom",
-            "exposition",
-            "kernel",
-            "runtime",
-        ],
+        &["source", "cgroup", "exposition", "kernel", "runtime"],
     ),
     ("web", &["agent", "exposition"]),
     (
         "settings",
-        &[
-            "agent", "cgroup", "custom", "log", "runtime", "source", "web",
-        ],
+        &["agent", "cgroup", "log", "runtime", "source", "web"],
     ),
     ("cli", &["exposition", "settings"]),
     ("reference", &["cli", "exposition", "settings", "source"]),

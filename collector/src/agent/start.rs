@@ -22,14 +22,13 @@ use super::{
 };
 use crate::{
     cgroup::{Export, Hierarchies, Tree, walk},
-    custom,
     kernel::{
         self,
         load::{self, Kernel},
         programs::{Availability, LIFECYCLE, PROGRAMS},
     },
     runtime::{self, Directory},
-    source::{Builder, CgroupStatistics, SOURCES, SelfMetrics, Source},
+    source::{Builder, CgroupStatistics, SOURCES, SelfMetrics, Source, custom::CustomOptions},
 };
 
 /// Settings of the agent.
@@ -48,7 +47,7 @@ pub struct AgentOptions {
     /// `--web.min-interval`
     pub min_interval: Duration,
     /// `--custom.*`
-    pub custom: custom::CustomOptions,
+    pub custom: CustomOptions,
     /// Log level of the kernel programs; 0 is off.
     pub kernel_log_level: u8,
 }

@@ -12,7 +12,7 @@ use super::{
     table::LEAST_INTERVAL,
     value,
 };
-use crate::custom::{Endpoint, Rule};
+use crate::source::custom::{Endpoint, Rule};
 
 /// What one table says.
 #[derive(Debug, Default)]

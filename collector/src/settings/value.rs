@@ -182,5 +182,5 @@ pub fn metric_prefix(text: &str) -> Result<String> {
 
 /// Path of a request to an application's endpoint.
 pub fn endpoint_path(text: &str) -> Result<String> {
-    crate::custom::path_of(text).ok_or_else(|| invalid(text, "a path such as /metrics"))
+    crate::source::custom::path_of(text).ok_or_else(|| invalid(text, "a path such as /metrics"))
 }

@@ -1,16 +1,31 @@
-//! Custom metrics: an application's own metrics.
+//! Custom metrics: an application's own metrics, served with the labels of its container.
 //!
-//! They come from an application's own Prometheus endpoint, inside its network namespace, and from
-//! text files; see [`crate::custom`]. Oracle: the tests' own endpoints and files
-//! (tests/live/custom.rs).
+//! They come from two places: an application's own Prometheus endpoint, requested from inside its
+//! network namespace (`worker`), and text files in a directory (`textfile`). Each has its own
+//! thread with limits of time and size, and puts its results into the `store`. The `index` merges
+//! the families of all containers. A scrape reads the latest results and waits for nothing.
 //!
 //! A plain value appears twice: in `container_custom_metric` with its name as a label, and under
 //! its own name with `--custom.prefix`. Histograms and summaries appear only under their own names.
-//! A scrape reads the latest results and waits for nothing. The metrics of a cgroup's application
-//! end with the cgroup.
+//! The metrics of a cgroup's application end with the cgroup.
+//!
+//! Invariants: a reader of the store never waits for an application or a file. What an application
+//! exports is bounded, parsed and renamed before it gets here. Only ports in the container's own
+//! network namespace are requested; those of the host's only if `--custom.host-network` allows it.
+//! Oracle: the tests' own endpoints and files (tests/live/custom.rs).
 
+mod endpoint;
+mod enter;
+mod fetch;
+mod index;
+mod options;
 mod owners;
+mod parse;
+mod series;
+mod store;
 mod targets;
+mod textfile;
+mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +42,16 @@ use super::{
 };
 use crate::{
     cgroup::{Node, NodeId, Nodes, ROOT, Tree, printable},
-    custom::{self, Counters, CustomOptions, Index, Input, Key, Outcome, Reader, Reason, Store},
     exposition::{Encoder, Family, LabelSet, Labels, Metadata, MetricKind, Points, Unit, Value},
     kernel::programs::Requirement,
 };
+pub use endpoint::{Endpoint, Rule, path_of};
+use index::{Index, Input};
+pub use options::CustomOptions;
 use owners::Owners;
+use store::{Counters, Key, Outcome, Reason, Store};
 use targets::Targets;
+use textfile::Reader;
 
 const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
@@ -278,7 +297,7 @@ impl Custom {
     }
 }
 
-fn input(number: NodeId, node: &Node, families: &Arc<Vec<custom::Family>>) -> Input {
+fn input(number: NodeId, node: &Node, families: &Arc<Vec<series::Family>>) -> Input {
     Input {
         node: number,
         cgroup: node.id,

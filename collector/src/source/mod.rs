@@ -13,7 +13,7 @@ mod change;
 mod containers;
 mod counters;
 mod cpu;
-mod custom;
+pub mod custom;
 mod devices;
 mod disk;
 mod drops;
@@ -73,7 +73,7 @@ pub struct Builder<'a> {
     /// The mounted hierarchies.
     pub hierarchies: &'a Hierarchies,
     /// Settings of custom metrics.
-    pub custom: &'a crate::custom::CustomOptions,
+    pub custom: &'a custom::CustomOptions,
 }
 
 impl Builder<'_> {

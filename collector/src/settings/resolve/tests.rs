@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{super::flags::Given, *};
-use crate::{custom::Endpoint, source::SOURCES};
+use crate::source::{SOURCES, custom::Endpoint};
 
 fn cli(line: &str) -> Flags {
     let command = clap::Command::new("cgmeter").args(super::super::arguments());
@@ -170,7 +170,7 @@ fn labels_and_rules_for_containers() {
 #[test]
 fn custom_metrics() {
     let defaults = Settings::resolve(&cli("cgmeter")).unwrap().agent.custom;
-    let expected = format!("{:?}", crate::custom::CustomOptions::default());
+    let expected = format!("{:?}", crate::source::custom::CustomOptions::default());
     assert_eq!(format!("{defaults:?}"), expected);
     assert_eq!(defaults.file_age(), Duration::from_secs(300));
     assert_eq!(

@@ -2,11 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::targets::container_of;
-use crate::{
-    cgroup::{Node, NodeId, Tree, printable},
-    custom::Owner,
-};
+use super::{series::Owner, targets::container_of};
+use crate::cgroup::{Node, NodeId, Tree, printable};
 
 /// Indexes by which owners are found.
 pub struct Owners {

@@ -16,10 +16,13 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{
-    cgroup::{Container, Names, Node, NodeId, PlaceKind, Tree, printable},
-    custom::{CustomOptions, Endpoint, Reason, Store, Target, Worker, by_labels},
+use super::{
+    endpoint::{Endpoint, by_labels},
+    options::CustomOptions,
+    store::{Reason, Store},
+    worker::{Target, Worker},
 };
+use crate::cgroup::{Container, Names, Node, NodeId, PlaceKind, Tree, printable};
 
 /// Endpoints found for a node, and what they were found from.
 #[derive(Clone, Debug, Default)]

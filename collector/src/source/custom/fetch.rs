@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{Failure, Reason};
+use super::store::{Failure, Reason};
 
 /// Largest head of an answer, bytes.
 const HEAD: usize = 16 << 10;

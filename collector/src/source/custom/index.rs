@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Family, Reason};
+use super::{series::Family, store::Reason};
 use crate::{
     cgroup::NodeId,
     exposition::{LabelSet, MetricKind},
@@ -61,7 +61,7 @@ pub struct Member {
 
 impl Member {
     /// Returns its series.
-    pub fn series(&self) -> impl Iterator<Item = &super::Series> {
+    pub fn series(&self) -> impl Iterator<Item = &super::series::Series> {
         let all = self.families.get(self.at).map(|family| &family.series);
         all.into_iter()
             .flatten()
@@ -252,7 +252,7 @@ impl Making<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::custom::{Limits, parse};
+    use crate::source::custom::parse::{Limits, parse};
 
     fn input(node: NodeId, path: &str, text: &str) -> Input {
         let limits = Limits {

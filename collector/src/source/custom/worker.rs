@@ -18,7 +18,11 @@ use tokio::{
 };
 
 use super::{
-    CustomOptions, Endpoint, Failure, Key, Limits, Outcome, Reason, Store, enter, fetch, parse,
+    endpoint::Endpoint,
+    enter, fetch,
+    options::CustomOptions,
+    parse::{Limits, parse},
+    store::{Failure, Key, Outcome, Reason, Store},
 };
 
 /// Maximum number of concurrent requests.

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Failure, Reason};
+use super::store::{Failure, Reason};
 use crate::kernel::netns;
 
 /// Time limit for a connection.

@@ -1,34 +1,8 @@
-//! Custom metrics: an application's own metrics, served with the labels of its container.
-//!
-//! They come from two places: an application's own Prometheus endpoint, requested from inside its
-//! network namespace ([`Worker`]), and text files in a directory (`textfile`). Each has its own
-//! thread with limits of time and size, and puts its results into the [`Store`]. [`Index`] merges
-//! the families of all containers for an exposition.
-//!
-//! Invariants: a reader of the store never waits for an application or a file. What an application
-//! exports is bounded, parsed and renamed before it gets here. Only ports in the container's own
-//! network namespace are requested; those of the host's only if `--custom.host-network` allows it.
-//! Checked by tests/live/custom.rs.
-
-mod endpoint;
-mod enter;
-mod fetch;
-mod index;
-mod parse;
-mod series;
-mod store;
-mod textfile;
-mod worker;
+//! Settings of custom metrics, which `settings` fills in.
 
 use std::{path::PathBuf, time::Duration};
 
-pub use endpoint::{Endpoint, Rule, by_labels, path_of};
-pub use index::{Group, Index, Input, Member};
-pub use parse::{Bad, Limits, Parsed, parse};
-pub use series::{Family, Owner, Series};
-pub use store::{Counters, Failure, File, Key, Outcome, Reason, Store};
-pub use textfile::Reader;
-pub use worker::{Target, Worker};
+use super::endpoint::Rule;
 
 /// Settings of custom metrics.
 #[derive(Clone, Debug)]

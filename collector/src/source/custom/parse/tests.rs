@@ -246,7 +246,7 @@ fn limits() {
 
 #[test]
 fn owners() {
-    use super::super::Owner;
+    use super::super::series::Owner;
     let text = "a{id=\"/x\",container=\"c\",k=\"v\"} 1\na{container_id=\"0123\"} 1\n\
                 a{container=\"c\"} 1\na{name=\"n\"} 1\na{id=\"/x\",k=\"v\"} 1\n";
     let limits = Limits {

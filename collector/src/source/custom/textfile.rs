@@ -18,7 +18,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{CustomOptions, Failure, Family, File, Limits, Owner, Reason, Series, Store, parse};
+use super::{
+    options::CustomOptions,
+    parse::{Limits, parse},
+    series::{Family, Owner, Series},
+    store::{Failure, File, Reason, Store},
+};
 
 /// Maximum number of files that are read.
 const FILES: usize = 256;
