@@ -57,10 +57,10 @@ const _: () = assert!(OPERATIONS.is_power_of_two());
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Submitter {
-    /// Cgroup id; 0 if it was somebody else on behalf of the cgroup that is charged.
+    /// Cgroup id of the submitter; 0 if another task submitted it for the cgroup that is charged.
     pub cgroup: u64,
-    /// Not 0: `start_time_ns` of the request, where that was noted. Requests are used again and entries
-    /// are not removed: one with another time is of an earlier use.
+    /// If not 0, `start_time_ns` of the request. Requests are used again and entries are not
+    /// removed, so an entry with another time is of an earlier use.
     pub start_ns: u64,
 }
 

@@ -15,9 +15,9 @@ pub const PLACEHOLDER: i16 = 0x5A00;
 /// field and by 0 if it has not, see [`present`].
 pub const PRESENT: i32 = 0x5E1D_0000;
 
-/// The number that stands for "this kernel has the field". A program that asks may read the field
-/// behind the answer; to it the field is optional, and the verifier never sees the reading where
-/// the answer is 0.
+/// The number that the loader replaces by the answer to "has this kernel the field?". A program
+/// that asks may read the field after the answer. The field is optional for such a program: where
+/// the answer is 0, the verifier removes the code that reads it.
 pub const fn present(field: i16) -> i32 {
     PRESENT + (field - PLACEHOLDER) as i32
 }

@@ -1,4 +1,5 @@
-//! Keys of values that a cgroup has one of for each of something: a device, a reason.
+//! Keys of values that are counted for each cgroup and something else, such as a device or a
+//! reason.
 
 use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -30,7 +31,7 @@ pub struct CgroupKey {
 }
 
 impl CgroupKey {
-    /// The entry of everything for which there was no room. The agent makes it.
+    /// The entry that counts whatever finds no room for an entry of its own. The agent makes it.
     pub const OVERFLOW: Self = Self {
         cgroup: OVERFLOW_OWNER,
         what: 0,
@@ -39,8 +40,8 @@ impl CgroupKey {
 
 const _: () = assert!(size_of::<CgroupKey>() == 16);
 
-/// A value in an array, where it costs no hash lookup: for those keys that came when there was
-/// room. The others have an entry in the hash, and a key may have both.
+/// A value in an array, where finding it costs no hash lookup. Keys that came when there was no
+/// room have an entry in the hash instead. A key may have both.
 ///
 /// Aligned, so that no more cache lines are touched than need be.
 #[repr(C, align(64))]
@@ -57,7 +58,7 @@ pub struct Row<T> {
 const _: () = assert!(offset_of!(Row<u64>, value) == size_of::<CgroupKey>());
 const _: () = assert!(WAYS.is_power_of_two() && MAX_ROWS.is_power_of_two());
 
-/// In place of the cgroup id of a row that is being claimed, or taken from its owner; no cgroup has
+/// Stands for the cgroup id while a row is being claimed, or taken from its owner. No cgroup has
 /// this id.
 pub const ROW_TAKEN: u64 = OVERFLOW_OWNER - 1;
 /// Consecutive rows that a key may be in. A power of two.

@@ -25,8 +25,8 @@ pub const TRAFFIC: usize = 16;
 pub struct NetCell {
     /// Cgroup id of the slot's owner, 0 while untouched.
     pub owner: u64,
-    /// 1 once somebody has owned the cell: what it has counted is still read after it has been revoked.
-    /// (And TCP over IPv4 shares the owner's cache line.)
+    /// 1 once the cell has had an owner. A revoked cell has none, but what it has counted is still
+    /// read. (This word also puts TCP over IPv4 into the owner's cache line.)
     pub used: u64,
     /// By [`index`].
     pub traffic: [Traffic; TRAFFIC],

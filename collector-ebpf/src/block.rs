@@ -84,8 +84,8 @@ const REQ_OP_WRITE: u32 = 1;
 /// Some bytes of a request are complete, perhaps the last ones.
 ///
 /// What needs a flush before or after its data completes twice: the data, while the request is in
-/// the flush sequence, and then nothing, which ends it (block/blk-flush.c). What is nothing but a
-/// flush is a write without pages; it is not counted as a write, because the flush command that
+/// the flush sequence, and then nothing, which ends it (block/blk-flush.c). A request that only
+/// flushes is a write without pages. It is not counted as a write, because the flush command that
 /// it waits for is counted as a flush.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
@@ -121,8 +121,8 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The flush machinery's own command: no bio, no bytes. It is charged to whom the request belongs
-/// that has waited for it longest; others may share it.
+/// The flush machinery's own command: no bio, no bytes. It is charged to the owner of the request
+/// that has waited for it longest. Other requests may share it.
 ///
 /// Not inlined: it is rare beside the rest, and reads through unchecked pointers.
 #[inline(never)]
@@ -248,8 +248,8 @@ fn first_known(submitter: u64, charged: u64) -> u64 {
     }
 }
 
-/// Who submitted a request, 0 if that isn't known. Whoever uses the request again writes before it can
-/// complete again.
+/// Cgroup id of who submitted a request, 0 if that isn't known. When the request is used again, its
+/// entry is written before it can complete again.
 #[inline(always)]
 fn remembered(request: u64, start_ns: u64) -> u64 {
     let Some(submitter) = SUBMITTERS.find(request) else {
@@ -265,8 +265,8 @@ fn remembered(request: u64, start_ns: u64) -> u64 {
 /// A bio is submitted, in the context of the submitter. Those for drivers that take requests are
 /// counted when their request completes.
 ///
-/// Bytes are counted here, because a driver may use up the bio's iterator, and split bios don't come
-/// by again; nothing remembers when it was.
+/// Bytes are counted here, because a driver may use up the bio's iterator, and split bios don't
+/// pass here again. The time of submission is not stored, so there is no latency.
 #[btf_tracepoint(function = "block_bio_queue")]
 pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     // TP_PROTO(struct bio *bio)
@@ -294,8 +294,8 @@ pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A bio has ended that never became part of a request: its error is counted. Who submitted it is
-/// known by what the kernel charges alone.
+/// A bio has ended that never became part of a request: its error is counted. It belongs to the
+/// cgroup that the kernel charges; the submitter is not noted.
 #[btf_tracepoint(function = "block_bio_complete")]
 pub fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
     // TP_PROTO(struct request_queue *q, struct bio *bio)

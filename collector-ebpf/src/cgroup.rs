@@ -25,7 +25,7 @@ use crate::{
     stat,
 };
 
-/// 512 KiB: some 1,700 events, while the agent is woken by the first.
+/// 512 KiB hold some 1,700 events. The first one wakes the agent.
 #[btf_map]
 static CGROUP_EVENTS: RingBuf<CgroupEvent, { 512 * 1024 }> = RingBuf::new();
 
@@ -38,7 +38,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Removed);
-    // Before the event: the agent takes the record when it gets that.
+    // The record comes before the event, because the agent takes it when it gets the event.
     cgroup_iterator::save_final_record(subject(&ctx));
     report(&ctx, subject(&ctx), CgroupEventKind::Removed)
 }

@@ -88,7 +88,7 @@ macro_rules! has {
 /// `bpf_probe_read_kernel`.
 macro_rules! address {
     ($base:expr, $field:expr) => {{
-        // A pointer to the verifier, a number to Rust, which need not know that it points.
+        // The verifier sees a pointer, Rust sees a number.
         let mut address = $base as u64;
         // SAFETY: pure arithmetic.
         unsafe {

@@ -23,8 +23,8 @@ pub type Keyed<T> = HashMap<CgroupKey, T, 1, NO_PREALLOC>;
 /// One value that nobody writes: what a new entry starts as. (A value may be larger than the stack.)
 pub type Zero<T> = Array<T, 1>;
 
-/// The value of a key, a new one if it has none, that of the overflow if there is no room. Every CPU
-/// and context adds to the same.
+/// The value of a key. It is made if there is none. If there is no room for it, this is the
+/// overflow's value. Every CPU and context adds to the same value.
 #[inline(always)]
 pub fn entry<T>(map: &Keyed<T>, zero: &Zero<T>, key: CgroupKey) -> Option<Shared<T>> {
     if let Some(value) = map.find(key) {
@@ -46,10 +46,10 @@ pub type Rows<T> = Array<Row<T>, 1, MMAPABLE>;
 #[unsafe(no_mangle)]
 static ROWS: Global<u32> = Global::new(WAYS);
 
-/// The value of a key in its row: about 5 ns. `None` if it has none and there is no room for it:
-/// then [`entry`] is where it is counted.
+/// The value of a key in its row, which takes about 5 ns. `None` if the key has no row and there is
+/// no room for one: then it is counted in its [`entry`].
 ///
-/// A row is taken from its owner long before it is another's.
+/// A row is taken from its owner long before another gets it.
 #[inline(always)]
 pub fn row<T>(rows: &Rows<T>, key: CgroupKey) -> Option<Shared<T>> {
     let first = first_way(key, ROWS.load());
@@ -59,12 +59,12 @@ pub fn row<T>(rows: &Rows<T>, key: CgroupKey) -> Option<Shared<T>> {
             return Some(member!(row.value));
         }
     }
-    // Free ones only now: the key's may be behind one that has become free.
+    // Free rows are tried only now: the key's own row may come after one that has become free.
     for way in 0..WAYS {
         let row = rows.find(first + way)?;
         let cgroup = member!(row.cgroup);
-        // Who has exchanged the id is alone until it writes its own; should two CPUs claim a row each
-        // for the same key, both count.
+        // The CPU that has exchanged the id has the row to itself until it writes the key's id. If
+        // two CPUs claim a row each for the same key, both rows count.
         if cgroup.get() == 0 && cgroup.exchange(0, ROW_TAKEN) == 0 {
             member!(row.what).set(key.what);
             cgroup.swap(key.cgroup);

@@ -57,7 +57,7 @@ impl<K, T, const N: usize, const FLAGS: usize> Find<K, T> for HashMap<K, T, N, F
 impl<K, T, const N: usize, const FLAGS: usize> Find<K, T> for LruHashMap<K, T, N, FLAGS> {
     #[inline(always)]
     fn find(&self, key: K) -> Option<Shared<T>> {
-        // SAFETY: entries are never freed before the map is, but used again.
+        // SAFETY: entries are used again, and are not freed before the map is.
         unsafe { Shared::new(self.get_ptr_mut(key)?) }
     }
 }
@@ -73,8 +73,8 @@ impl<T, const LENGTH: usize> Find<u32, T> for Chunks<T, LENGTH> {
     }
 }
 
-/// Inserts a copy of a value that nobody writes; a value may be larger than the stack. Whether it
-/// succeeded.
+/// Inserts a copy of a value that nobody writes; a value may be larger than the stack. Returns
+/// whether it succeeded.
 #[inline(always)]
 pub fn insert<K, T, const N: usize, const FLAGS: usize>(
     map: &HashMap<K, T, N, FLAGS>,

@@ -77,7 +77,8 @@ fn count(ctx: &SkBuffContext, direction: Direction) {
     let Some((cell, protocol)) = known(sk).or_else(|| settled(sk)) else {
         return;
     };
-    // By the packet and not by the socket: one of IPv6 may speak IPv4 as well. Network byte order.
+    // The packet's version counts, not the socket's: an IPv6 socket may speak IPv4 as well. Network
+    // byte order.
     const IPV6: u32 = 0x86dd_u16.to_be() as u32;
     let at = index(protocol, u32::from(ethertype == IPV6), direction);
     // 0 for a packet that is neither to be segmented nor merged from segments.
@@ -97,8 +98,8 @@ fn known(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
     (owner != 0 && cell.owner().get() == owner).then_some((cell, protocol))
 }
 
-/// The cell after the slot has been resolved: of a socket that is new, on CPUs where its cgroup's
-/// cell is, after the slot was recycled, and for want of a slot or of storage.
+/// Resolves the slot and returns the cell. This is the way for a new socket, on a CPU where the
+/// cgroup's cell is new, after the slot was recycled, and where there is no slot or no storage.
 #[inline(always)]
 fn settled(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
     let settled = settle(sk);
@@ -109,8 +110,8 @@ fn settled(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
 /// Resolves a socket's slot and claims the cell. Returns the slot's first cell (high half) and the
 /// protocol.
 ///
-/// Two CPUs may do this for one socket at the same time; both write the same, or the later one
-/// what is true by then, and a torn pair of owner and cell is noticed by [`known`].
+/// Two CPUs may do this for one socket at the same time. Both write the same, or the later one
+/// writes what is true by then. [`known`] notices a torn pair of owner and cell.
 ///
 /// Not inlined, so that the usual way stays one straight line.
 #[inline(never)]
@@ -118,15 +119,15 @@ fn settle(sk: *mut bpf_sock) -> u64 {
     // SAFETY: the verifier proves that `sk` is a socket.
     let mut slot = slot::resolve(unsafe { bpf_sk_cgroup_id(sk.cast()) });
     if !claim(slot) {
-        // The slot belongs to another cgroup by now; its cells are not this one's to touch.
+        // The slot belongs to another cgroup by now. Its cells must not be touched.
         stat::count(Stat::Overflow);
         slot = Slot::OVERFLOW;
         claim(slot);
     }
     let protocol = protocol(sk);
     let first_cell = cell::first_shard(slot.number);
-    // None if the socket is being freed or has used up its memory for options: the next packet
-    // comes this way again. So does that of a socket in the overflow slot.
+    // There is no storage if the socket is being freed or has used up its memory for options. Then
+    // the next packet comes this way again, and so does that of a socket in the overflow slot.
     if let Some(socket) = storage(sk, true) {
         member!(socket.owner).set(if slot.is_overflow() { 0 } else { slot.owner });
         member!(socket.first_cell).set(first_cell);
@@ -135,7 +136,7 @@ fn settle(sk: *mut bpf_sock) -> u64 {
     u64::from(first_cell) << 32 | u64::from(protocol)
 }
 
-/// Whether the cell on this CPU is the slot's owner's; made so if it is nobody's yet.
+/// Whether the cell on this CPU belongs to the slot's owner. Claims it if it has no owner yet.
 #[inline(always)]
 fn claim(slot: Slot) -> bool {
     let Some(cell) = NET_CELLS.find(cell::shard(cell::first_shard(slot.number))) else {

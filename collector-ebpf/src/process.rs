@@ -82,8 +82,8 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     member!(cell.signaled).add(1);
-    // The OOM killer marks its victim before it kills it (mm/oom_kill.c, mark_oom_victim).
-    // Counted here rather than there: before 6.8 the tracepoint of the mark has no more than a pid.
+    // The OOM killer marks its victim before it kills it (mm/oom_kill.c, mark_oom_victim). It is
+    // counted here, because before 6.8 the tracepoint of the mark has only a pid.
     if task.is_oom_victim() {
         member!(cell.oom_killed).add(1);
     }

@@ -143,7 +143,8 @@ fn account(task: Task, state: Shared<TaskState>, cell: Shared<SchedCell>) {
     member!(cell.run_ns).add_alone(run_ns - member!(state.run_ns).get());
     member!(state.run_ns).set(run_ns);
 
-    // A run period began since: once a switch-out, and never twice for an in-flight reading.
+    // A run period has begun since the last reading: it counts once, at the switch-out or at an
+    // in-flight reading.
     let periods = task.periods();
     if periods != member!(state.periods).get() {
         member!(state.periods).set(periods);
@@ -239,7 +240,7 @@ fn settle(task: Task, state: Shared<TaskState>) -> i32 {
     task::enter(state, slot::resolve(id), css_set);
     member!(state.mark_owner).set(0);
     if claimed_cell(member!(state.owner).get(), member!(state.first_cell).get()).is_none() {
-        // The slot belongs to another cgroup by now; its cells are not this one's to touch.
+        // The slot belongs to another cgroup by now. Its cells must not be touched.
         stat::count(Stat::Overflow);
         task::enter(state, Slot::OVERFLOW, 0);
         claimed_cell(
@@ -250,9 +251,10 @@ fn settle(task: Task, state: Shared<TaskState>) -> i32 {
     0
 }
 
-/// Charges the cgroup that a task has left for what the task did before: up to the mover's mark.
-/// Without one (a thread that was moved with its leader) up to now if it has been running since before
-/// the move, which the agent's `in_flight` cuts short; nothing if it got its CPU later.
+/// Charges the cgroup that a task has left for what the task did there, up to the mover's mark. A
+/// thread that was moved with its leader has no mark. If it has been running since before the move,
+/// it is charged up to now; the agent's `in_flight` keeps that short. If it got its CPU after the
+/// move, nothing is charged.
 #[inline(always)]
 fn charge_left(task: Task, state: Shared<TaskState>, owner: u64, marked: bool) {
     let run_ns = member!(state.run_ns).get();
@@ -265,7 +267,7 @@ fn charge_left(task: Task, state: Shared<TaskState>, owner: u64, marked: bool) {
         let now = task.run_ns();
         (now, now)
     };
-    // By the hash and not by the cached number: the slot may have been recycled since.
+    // Looks the slot up in the hash instead of using the cached number: it may have been recycled.
     let left = slot::resolve(owner);
     if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
         member!(cell.run_ns).add_alone(until - run_ns);
@@ -346,7 +348,7 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     let run_ns = moved.run_ns();
     let mark_owner = member!(state.mark_owner).get();
     if member!(state.css_set).get() == 0 && mark_owner != 0 {
-        // Moved again before it was switched out: what it ran in the cgroup between is charged here.
+        // Moved again before it was switched out: the cgroup in between is charged here.
         let slot = slot::resolve(mark_owner);
         if let Some(cell) = claimed_cell(slot.owner, cell::first_cell(slot.number)) {
             let enter = member!(state.run_enter_mark).get().min(run_ns);
@@ -361,7 +363,7 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     // The current task is the mover.
     member!(state.moved_at).set(Task::current().run_queue_clock());
     member!(state.run_enter_mark).set(run_ns);
-    // Last, and a barrier: who finds the state unresolved finds the marks.
+    // This comes last and is a barrier: a CPU that finds the state unresolved also finds the marks.
     member!(state.css_set).swap(0);
     let threadgroup = ctx.arg::<u8>(3) != 0;
     if threadgroup && moved.live_threads() > 1 {

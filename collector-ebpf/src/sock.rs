@@ -28,8 +28,8 @@ impl TcpSock {
     #[inline(always)]
     pub fn of(ctx: &BtfTracePointContext, number: usize) -> Option<Self> {
         let sock = ctx.arg::<*const c_void>(number);
-        // For kernels that know it may be null; the others remove this (see `argument!`), and the
-        // helper looks itself.
+        // Kernels that know that it may be null keep this check. The others remove it (see
+        // `argument!`), and there the helper checks.
         if sock.is_null() {
             return None;
         }

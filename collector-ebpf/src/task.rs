@@ -18,8 +18,8 @@ use crate::{
 #[btf_map]
 static TASK_STATE: TaskStorage<TaskState> = TaskStorage::new();
 
-/// CLOCK_MONOTONIC at which the agent loaded the programs, ns: a task born later has done
-/// everything it ever did under their eyes.
+/// CLOCK_MONOTONIC at which the agent loaded the programs, ns. They have seen all that a task born
+/// later ever did.
 #[unsafe(no_mangle)]
 static LOADED_AT: Global<u64> = Global::new(0);
 
@@ -29,8 +29,8 @@ pub fn state(task: Task) -> Option<Shared<TaskState>> {
     TASK_STATE.find(task)
 }
 
-/// A task's state, made if need be: zero for a task born since the programs were loaded, else its
-/// present clocks.
+/// A task's state. If it has none, one is made: with zeros for a task born since the programs were
+/// loaded, else with its present clocks.
 #[inline(always)]
 pub fn state_or_new(task: Task) -> Option<Shared<TaskState>> {
     if let Some(state) = state(task) {

@@ -148,7 +148,7 @@ fn counted(table: Files, control: Shared<TasksControl>) -> bool {
 #[inline(always)]
 fn walk(task: Task, control: Shared<TasksControl>) -> i32 {
     let table = task.files();
-    // Gone by exit, exec or unshare: what has been found was there.
+    // The task has left the table by exit, exec or unshare. What was found until then counts.
     if table.is_null() || table.0 as u64 != member!(control.table).get() {
         return finish(control);
     }
@@ -210,8 +210,8 @@ extern "C" fn look_at_word(index: u64, _: *mut c_void) -> i64 {
         let file = word.wrapped(at).get();
         if open & 1 != 0 && file != 0 {
             descriptors += 1;
-            // A cache line of the file's own, mostly a cold one: the main cost where there are very
-            // many.
+            // This reads a cache line of the file, mostly a cold one. It is the main cost where
+            // there are very many files.
             if with_sockets {
                 sockets += u64::from(file_operations(file) == socket_ops);
             }
@@ -223,8 +223,8 @@ extern "C" fn look_at_word(index: u64, _: *mut c_void) -> i64 {
     0
 }
 
-/// Learns the file operations of sockets from a socket of the agent's, which runs the iteration: the
-/// one that counts nothing.
+/// Learns the file operations of sockets from a socket of the agent, which is the process that runs
+/// the iteration. The iteration that does this counts nothing.
 ///
 /// Sockets are recognised by their operations, as the kernel does (net/socket.c, `sock_from_file`): an
 /// O_PATH descriptor of a Unix socket's name has an inode of type S_IFSOCK too, and is none.

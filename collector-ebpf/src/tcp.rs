@@ -108,7 +108,8 @@ fn opened(ctx: &BtfTracePointContext, old: i32) -> i32 {
     0
 }
 
-/// Refused, timed out, or given up. A child that fails was not opened by this side, and is not counted.
+/// The connection was refused, timed out, or given up. A child that fails was not opened by this
+/// side and is not counted.
 #[inline(always)]
 fn failed(ctx: &BtfTracePointContext, old: i32) -> i32 {
     let Some(sock) = TcpSock::of(ctx, 0) else {
@@ -145,7 +146,7 @@ fn closed(ctx: &BtfTracePointContext) -> i32 {
             count.add(1);
         }
     }
-    // Without state it is older than the agent: its age is unknown.
+    // A socket without state is older than the agent: its age is unknown.
     let Some(state) = state(sock) else {
         return 0;
     };
@@ -182,7 +183,8 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     if !known {
-        // A socket older than the agent: all but this one was before its time.
+        // The socket is older than the agent: all its retransmissions but this one came before the
+        // agent started.
         let failed =
             has!(field::RETRANSMIT_ERR) && load64!(ctx.as_ptr(), field::RETRANSMIT_ERR) as i32 != 0;
         let segments = if failed {

@@ -119,7 +119,8 @@ impl Agent {
     /// Frees the encoded bodies of the latest frame once it is too old to be served. Returns
     /// whether nothing is left to free.
     pub fn release_bodies(&self) -> bool {
-        // The lock is not held: whoever encodes holds a body's lock for long.
+        // The lock of `latest` is not held while bodies are freed: an encoder may hold a body's
+        // lock for long.
         let latest = lock(&self.latest).clone();
         latest.is_none_or(|frame| frame.age() >= self.min_interval && frame.release_bodies())
     }

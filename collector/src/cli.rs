@@ -83,7 +83,7 @@ pub fn command() -> clap::Command {
     let command = clap::Command::new("cgmeter")
         .version(crate::VERSION)
         .args(arguments());
-    // Last: the subcommands' enumeration has a description of its own.
+    // The description comes last, because that of the subcommands' enumeration would replace it.
     Command::augment_subcommands(command)
         .subcommand_required(false)
         .about("Meters every cgroup from inside the kernel and serves the result to Prometheus")

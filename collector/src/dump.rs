@@ -7,8 +7,8 @@ use crate::exposition::{
 };
 
 /// Encodes samples as an array of objects with `name`, `labels` and `value`. Histograms and
-/// summaries are the samples that the text format makes of them. What JSON has no number for is a
-/// string: `NaN`, `+Inf`, `-Inf`.
+/// summaries are the samples that the text format makes of them. Values that JSON has no number for
+/// are strings: `NaN`, `+Inf`, `-Inf`.
 #[derive(Debug, Default)]
 pub struct Dump {
     name: String,

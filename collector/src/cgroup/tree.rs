@@ -93,7 +93,7 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Option<Arc<Node>>>,
-    /// What [`nodes`](Self::nodes) gave last, until something changes.
+    /// What [`nodes`](Self::nodes) returned last; `None` after a change.
     view: Option<Arc<Nodes>>,
     vacant: Vec<NodeId>,
     by_id: HashMap<u64, NodeId>,
@@ -104,7 +104,7 @@ pub struct Tree {
     /// Runtimes whose cgroups are recognised by their paths.
     runtimes: Vec<Runtime>,
     births: u64,
-    /// Ids of cgroups whose path has another cgroup now and whose removal nobody reported.
+    /// Ids of cgroups whose removal was not reported and whose path another cgroup has now.
     replaced: Vec<u64>,
     /// Whether the choice of exported cgroups may have changed.
     unsettled: bool,

@@ -1,8 +1,8 @@
 //! Paths of a v1 hierarchy's cgroups.
 //!
-//! A v1 cgroup is joined with the cgroup2 one of the same path, and its events tell ids. Unlike
-//! cgroup2's, v1 cgroups can be renamed (kernel/cgroup/cgroup-v1.c, `cgroup1_rename`, Linux 6.18:
-//! within their parent only; `cgroup_kf_syscall_ops` of cgroup2 has no rename).
+//! A v1 cgroup is joined with the cgroup2 one of the same path. Its events carry ids, not paths.
+//! Unlike cgroup2's, v1 cgroups can be renamed (kernel/cgroup/cgroup-v1.c, `cgroup1_rename`, Linux
+//! 6.18: within their parent only; `cgroup_kf_syscall_ops` of cgroup2 has no rename).
 //!
 //! Invariant: every path consists of the present names of the cgroups above.
 
@@ -26,8 +26,8 @@ impl V1Paths {
         self.0.get(&id).map(Vec::as_slice)
     }
 
-    /// Takes in that a cgroup was made or renamed. Without effect where the parent isn't known:
-    /// outside the root that the agent was given.
+    /// Notes that a cgroup was made or renamed. Does nothing if the parent isn't known, because it
+    /// is outside the root that the agent was given.
     pub fn place(&mut self, id: u64, parent: u64, name: &[u8]) {
         let Some(parent) = self.0.get(&parent) else {
             return;

@@ -37,7 +37,7 @@ pub struct Descriptor {
     pub(super) user_socket: Option<&'static str>,
     /// How it is followed.
     pub(super) protocol: Protocol,
-    /// Beginning of the name by which it reports itself: others may listen at its socket.
+    /// Beginning of the name by which it reports itself. Another runtime may listen at its socket.
     pub(super) reported_as: &'static str,
 }
 
@@ -46,14 +46,14 @@ pub struct Descriptor {
 pub(super) enum Protocol {
     /// By the API of Docker Engine.
     Docker {
-        /// Whether it answers about a container only after it has started. Its log of events is asked
-        /// for the births of new containers then.
+        /// Whether it answers about a container only after the container has started. If so, new
+        /// containers are looked up in its log of events.
         answers_late: bool,
     },
     /// By the Kubernetes container runtime interface, version 1.
     Cri {
-        /// Whether containers have names as Docker gave them to those of pods; else their ids are
-        /// their names.
+        /// Whether containers are named as Docker named those of pods. If not, their ids are their
+        /// names.
         named: bool,
     },
 }
@@ -69,8 +69,8 @@ impl Descriptor {
         Runtime::new(&self.naming)
     }
 
-    /// The one that reports itself by one of these names, of those that are followed alike; else this
-    /// one.
+    /// Of the runtimes with the same protocol, the one that reports itself by one of these names;
+    /// else this one.
     pub(super) fn reported<'a>(
         &'static self,
         names: impl Iterator<Item = &'a str> + Clone,

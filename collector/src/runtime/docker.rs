@@ -244,7 +244,7 @@ impl Session<'_> {
         }
         match (self.pending.get(&id), urgency) {
             (Some(Pending::Queued), Urgency::Routine) => return,
-            // It moves ahead; its place in the other queue is skipped later.
+            // It moves to the urgent queue. Its place in the other queue is skipped later.
             (Some(Pending::Queued), Urgency::Now) => {}
             (Some(_), _) => {
                 self.pending.insert(id, Pending::Outdated);
@@ -283,8 +283,8 @@ impl Session<'_> {
     }
 
     /// Looks up a container's birth in the log of events of a runtime that answers about it only
-    /// after it has started. The stream of events would have it late: Podman reads its log now and
-    /// then.
+    /// after it has started. The stream of events would bring it late, because Podman reads its log
+    /// only now and then.
     fn ask_birth(&mut self, id: &str) {
         let known = self.link.directory.get(id).is_some();
         if !self.answers_late || known || !valid(id) || self.tasks.len() >= QUEUE {

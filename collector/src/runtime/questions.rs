@@ -24,9 +24,10 @@ const KEPT: Duration = Duration::from_secs(15);
 /// The first pause of a runtime that was too slow, and the longest.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(300);
-/// Waits in a row that may end at their limit before a pause lasts whatever the runtime answers.
+/// Number of waits in a row that may reach their limit. After that, a pause lasts even if the
+/// runtime answers.
 const FORGIVEN: u32 = 3;
-/// How long after a pause the next one is a first one again.
+/// How long after a pause the next one counts as the first again.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Questions without an answer, by container id.
@@ -100,7 +101,7 @@ impl Questions {
 
     /// Wakes those who wait, since a runtime went down.
     pub(super) fn look_again(&self) {
-        // Under the lock, so that nobody is between looking and waiting.
+        // The lock is held, so that nobody who has just looked begins to wait without this notice.
         let _state = self.lock();
         self.changed.notify_all();
     }

@@ -94,7 +94,7 @@ fn tables(value: &Spanned<DeValue<'_>>) -> Result<Vec<(usize, Entries<Draft>)>, 
     tables.iter().map(endpoint).collect()
 }
 
-/// The keys of a table, which `members` defines. `also` is one more, for error messages.
+/// The keys of a table, which `members` defines. `also` is a further key that error messages list.
 fn entries<T>(
     table: &DeTable<'_>,
     members: impl Iterator<Item = &'static Setting<T>> + Clone,

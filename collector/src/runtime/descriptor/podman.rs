@@ -6,7 +6,8 @@ use crate::cgroup::Naming;
 /// The runtime.
 pub static PODMAN: Descriptor = Descriptor {
     naming: Naming {
-        // The second one of containers that share their service's cgroup (--cgroups=split).
+        // The second prefix is that of containers that share their service's cgroup
+        // (--cgroups=split).
         prefixes: &["libpod", "libpod-payload"],
         monitors: &["libpod-conmon"],
         groups: &["libpod_parent"],

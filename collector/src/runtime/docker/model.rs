@@ -40,7 +40,7 @@ struct Component {
 }
 
 impl Version {
-    /// Podman's, by the headers of each of its answers; `None` of another service.
+    /// Podman's version, from the headers of its answers; `None` for another service.
     pub(super) fn of_podman(headers: &HeaderMap) -> Option<Self> {
         let value = |name| headers.get(name)?.to_str().ok();
         Some(Self {
