@@ -20,6 +20,7 @@ mod deny;
 mod deploy;
 mod docs;
 mod image;
+mod new_source;
 mod notes;
 mod run;
 mod setup;
@@ -88,6 +89,8 @@ enum Verb {
     Vm(vm::VmOptions),
     /// Measure speed and memory (as root)
     Bench(bench::BenchOptions),
+    /// Write the skeleton of a source with one counter
+    NewSource(new_source::NewSourceOptions),
     /// Check the compose stack
     Compose,
     /// Build the agent's container image from the static binary
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Verb::Dashboards { check } => deploy_checks::dashboards::write(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::NewSource(options) => new_source::new_source(&options),
         Verb::Compose => compose::compose(),
         Verb::Image(options) => image::image(&options),
         Verb::Demo(options) => demo::demo(&options),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::{QUICK, build_example, build_only, static_cargo},
     check::{lints, unit_tests},
-    compose, deny, deploy, image,
+    compose, deny, deploy, image, new_source,
     notes::Notes,
     setup::{setup, setup_tests},
     shell::{agent, require_root, run, target, watched},
@@ -58,6 +58,9 @@ pub fn test(options: &TestOptions) -> Result<()> {
     unit_tests(&mut tally, filter);
     live_tests(&mut tally, options)?;
     if filter.is_none() {
+        if options.all && !options.no_privileged {
+            tally.step("a new source, in a copy of the project", new_source::check);
+        }
         if !options.no_vm {
             vm::matrix(&mut tally, &vm::VmOptions::tier(options.all));
         }
