@@ -1,6 +1,9 @@
 //! Cost of a scrape by number of cgroups.
 
-use std::time::Instant;
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -14,6 +17,8 @@ use super::{
 };
 
 const SCRAPES: usize = 15;
+/// How long agents rest before their memory is read.
+const REST: Duration = Duration::from_secs(3);
 /// Starts of each agent.
 const STARTS: usize = 3;
 
@@ -47,6 +52,8 @@ pub fn measure(binaries: &[Binary], count: usize) -> Result<Vec<Value>> {
             watching[at].scrape()?;
         }
     }
+    // At rest: an agent frees an encoded body a moment after it was sent.
+    sleep(REST);
     let mut rows = watching
         .iter()
         .map(|watching| watching.row(count))
