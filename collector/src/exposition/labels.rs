@@ -10,13 +10,10 @@ use std::{
 /// Labels that are made once and used for many samples, such as those of a cgroup. A clone shares
 /// them.
 #[derive(Clone)]
-pub struct LabelSet(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    /// As in the text formats: `id="/a",name="b"`.
-    text: String,
-    labels: Vec<Span>,
+pub struct LabelSet {
+    /// As in the text formats: `id="/a",name="b"`. An encoder reads nothing else of the set.
+    text: Arc<str>,
+    labels: Arc<[Span]>,
 }
 
 /// Position of a label in the text.
@@ -47,8 +44,8 @@ impl LabelSet {
 
     /// Returns these labels and some more. Empty values are left out.
     pub fn with<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut text = self.0.text.clone().into_bytes();
-        let mut labels = self.0.labels.clone();
+        let mut text = self.text.as_bytes().to_vec();
+        let mut labels = self.labels.to_vec();
         for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
             if !text.is_empty() {
                 text.push(b',');
@@ -65,30 +62,31 @@ impl LabelSet {
             });
             text.push(b'"');
         }
-        text.shrink_to_fit();
-        labels.shrink_to_fit();
-        Self(Arc::new(Inner {
+        Self {
             // Names and values are UTF-8, and escaping adds only ASCII.
-            text: String::from_utf8(text).unwrap_or_default(),
-            labels,
-        }))
+            text: String::from_utf8(text).unwrap_or_default().into(),
+            labels: labels.into(),
+        }
     }
 
     /// Returns the empty set.
     pub fn empty() -> Self {
-        static EMPTY: LazyLock<LabelSet> = LazyLock::new(|| LabelSet(Arc::default()));
+        static EMPTY: LazyLock<LabelSet> = LazyLock::new(|| LabelSet {
+            text: Arc::default(),
+            labels: Arc::default(),
+        });
         EMPTY.clone()
     }
 
     /// Returns the text between the braces of a sample.
     pub(super) fn text(&self) -> &[u8] {
-        self.0.text.as_bytes()
+        self.text.as_bytes()
     }
 
     /// Returns names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        let text = &self.0.text;
-        self.0.labels.iter().map(|span| {
+        let text = &self.text;
+        self.labels.iter().map(|span| {
             let value = text.get(span.value()).unwrap_or_default();
             (text.get(span.name()).unwrap_or_default(), unescape(value))
         })
@@ -103,13 +101,13 @@ impl Default for LabelSet {
 
 impl std::fmt::Debug for LabelSet {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{{{}}}", self.0.text)
+        write!(out, "{{{}}}", self.text)
     }
 }
 
 impl PartialEq for LabelSet {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.text == other.0.text
+        Arc::ptr_eq(&self.text, &other.text) || self.text == other.text
     }
 }
 
@@ -117,7 +115,7 @@ impl Eq for LabelSet {}
 
 impl Hash for LabelSet {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.text.hash(state);
+        self.text.hash(state);
     }
 }
 
