@@ -3,7 +3,7 @@
 use std::{
     os::fd::AsRawFd,
     sync::{Arc, Weak},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use super::{Agent, collector::Collector, lock};
@@ -80,7 +80,7 @@ impl Collector {
         slots.retire(&mut lifecycle.tree, sources, Instant::now());
         let mut reaped = Vec::new();
         lifecycle.tree.reap(
-            SystemTime::now(),
+            Instant::now(),
             lifecycle.linger,
             |id| slots.is_pending(id),
             |node, into| {

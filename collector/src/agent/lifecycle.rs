@@ -36,7 +36,7 @@ impl Lifecycle {
     pub(super) fn next_round(&self) -> Duration {
         let at = self.tree.next_reaping(self.linger);
         at.map_or(Duration::MAX, |at| {
-            at.duration_since(SystemTime::now()).unwrap_or_default()
+            at.saturating_duration_since(Instant::now())
         })
     }
 }

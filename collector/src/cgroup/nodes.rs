@@ -48,7 +48,7 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::{Duration, Instant, SystemTime};
 
     use crate::cgroup::{Event, Filter, Tree, found};
 
@@ -63,7 +63,7 @@ mod tests {
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id: 2, at });
         let ended = tree.nodes();
-        tree.reap(at, Duration::ZERO, |_| false, |_, _| {});
+        tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
         let made = Event::Made {
             id: 9,
             parent: 1,

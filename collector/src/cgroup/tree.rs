@@ -7,7 +7,7 @@ mod tests;
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
@@ -74,6 +74,8 @@ pub struct Node {
     pub labels: LabelSet,
     /// When it was removed; `None` while it lives.
     pub died: Option<SystemTime>,
+    /// When the tree learnt of its removal, on the clock that nobody sets.
+    pub gone: Option<Instant>,
     /// When it was made, if its birth was reported.
     pub created: Option<SystemTime>,
     /// Whether its series are exported.
@@ -233,6 +235,7 @@ impl Tree {
             let node = self.node_mut(number)?;
             node.id = id;
             node.died = None;
+            node.gone = None;
             node.created = at;
             self.unsettled = true;
             self.by_id.insert(id, number);
@@ -264,6 +267,7 @@ impl Tree {
             birth: self.births,
             path: path.clone(),
             died: None,
+            gone: None,
             created,
             children: 0,
         };
@@ -290,7 +294,9 @@ impl Tree {
         let node = self.node(number)?;
         // Otherwise the path has another cgroup by now.
         if node.id == id && node.died.is_none() {
-            self.node_mut(number)?.died = Some(at);
+            let node = self.node_mut(number)?;
+            node.died = Some(at);
+            node.gone = Some(Instant::now());
             self.unsettled = true;
         }
         Some(number)
@@ -301,7 +307,7 @@ impl Tree {
     /// slots are still to be read, lead to that parent from now on.
     pub fn reap(
         &mut self,
-        now: SystemTime,
+        now: Instant,
         linger: Duration,
         pending: impl Fn(u64) -> bool,
         mut reap: impl FnMut(NodeId, NodeId),
@@ -312,10 +318,10 @@ impl Tree {
             let Some(node) = self.nodes.get(number).cloned().flatten() else {
                 continue;
             };
-            let (Some(died), Some(parent)) = (node.died, node.parent) else {
+            let (Some(gone), Some(parent)) = (node.gone, node.parent) else {
                 continue;
             };
-            let over = now.duration_since(died).is_ok_and(|dead| dead >= linger);
+            let over = now.saturating_duration_since(gone) >= linger;
             if !over || node.children > 0 {
                 continue;
             }
@@ -354,9 +360,9 @@ impl Tree {
     }
 
     /// When the next removed node is to be reaped.
-    pub fn next_reaping(&self, linger: Duration) -> Option<SystemTime> {
+    pub fn next_reaping(&self, linger: Duration) -> Option<Instant> {
         self.iter()
-            .filter_map(|(_, node)| Some(node.died? + linger))
+            .filter_map(|(_, node)| node.gone?.checked_add(linger))
             .min()
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use collector_common::keyed::CgroupKey;
@@ -83,7 +83,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
 
     /// Reads the kernel's entries. Takes out and retains those of cgroups that are past their
     /// quarantine.
-    fn read(&mut self, tree: &Tree, now: SystemTime) -> anyhow::Result<Live<T>> {
+    fn read(&mut self, tree: &Tree, now: Instant) -> anyhow::Result<Live<T>> {
         let mut live = Live::<T>::new();
         let mut gone = Vec::new();
         for (key, value) in self.map.read()? {
@@ -104,7 +104,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
     }
 
     /// Reads the kernel's rows in the same way.
-    fn read_rows(&mut self, tree: &Tree, now: SystemTime, live: &mut Live<T>) {
+    fn read_rows(&mut self, tree: &Tree, now: Instant, live: &mut Live<T>) {
         let Some(rows) = self.kernel_rows.take() else {
             return;
         };
@@ -146,11 +146,11 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
 
 /// Returns the node of a key's cgroup. `None` if there is none, or if the cgroup was removed so
 /// long ago that its entries are to be taken out.
-fn living(tree: &Tree, now: SystemTime, key: CgroupKey) -> Option<NodeId> {
-    let over = |died: SystemTime| now.duration_since(died).is_ok_and(|d| d >= QUARANTINE);
+fn living(tree: &Tree, now: Instant, key: CgroupKey) -> Option<NodeId> {
+    let over = |gone: Instant| now.saturating_duration_since(gone) >= QUARANTINE;
     let number = tree.by_id(key.cgroup)?;
     let node = tree.node(number)?;
-    (node.id == key.cgroup && !node.died.is_some_and(over)).then_some(number)
+    (node.id == key.cgroup && !node.gone.is_some_and(over)).then_some(number)
 }
 
 impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
@@ -164,7 +164,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
 
     fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let tree = snapshot.tree;
-        let live = self.read(tree, snapshot.time)?;
+        let live = self.read(tree, Instant::now())?;
         self.values.renew(tree, |own| {
             for ((node, what), value) in live {
                 own[node].of(what).add_from(&value);
@@ -184,7 +184,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
         match *change {
             Change::Relabelled { node } => self.series.relabel(node),
             Change::QuarantineOver { tree } => {
-                if let Err(error) = self.read(tree, SystemTime::now()) {
+                if let Err(error) = self.read(tree, Instant::now()) {
                     tracing::warn!(
                         source = self.name,
                         %error,

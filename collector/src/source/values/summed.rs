@@ -67,7 +67,7 @@ pub fn roll_up<T: Summable>(tree: &Tree, values: &mut Places<'_, T>) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
     use crate::cgroup::{Event, Filter, OVERFLOW, ROOT, found};
@@ -88,7 +88,7 @@ mod tests {
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id, at });
         tree.reap(
-            at,
+            Instant::now(),
             Duration::ZERO,
             |_| false,
             |node, into| {
@@ -150,9 +150,8 @@ mod tests {
                 at: SystemTime::UNIX_EPOCH,
             });
         }
-        let at = SystemTime::now();
         tree.reap(
-            at,
+            Instant::now(),
             Duration::ZERO,
             |_| false,
             |node, into| {
