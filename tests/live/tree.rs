@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     Test,
     agent::Agent,
-    cgroup::Cgroup,
+    cgroup::{Cgroup, root},
     metrics::{Metrics, agree, same},
     needs::Need,
     twin::Twin,
@@ -33,6 +33,16 @@ pub const TESTS: &[Test] = &[
         "tree::removed_cgroups_linger_and_are_reaped",
         &[Need::Agent],
         linger,
+    ),
+    (
+        "tree::empty_cgroups_leave_nothing_behind",
+        &[Need::Agent],
+        empty,
+    ),
+    (
+        "tree::removed_cgroups_above_the_bound_count_in_their_parent",
+        &[Need::Agent],
+        bounded,
     ),
     (
         "tree::a_recreated_path_continues",
@@ -75,7 +85,7 @@ fn wait_until_gone(agent: &Agent, id: &str) -> Result<Metrics> {
 
 fn short_lives() -> Result<()> {
     const LIVES: usize = 1000;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::start(&["--cgroup.dead-max=10000"])?;
     let parent = Cgroup::new()?;
     let mut work = 0.0;
     let mut longest = Duration::ZERO;
@@ -227,6 +237,68 @@ fn linger() -> Result<()> {
         seen,
     )?;
     wait_until_gone(&agent, &cgroup.id).map(drop)
+}
+
+/// 8,000 cgroups that never had a task were reported for as long as any other, and cost 16 MB of each
+/// scrape.
+fn empty() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    let before = agent.scrape()?;
+    for n in 0..8000 {
+        let child = root()?.join(&parent.id[1..]).join(format!("empty-{n}"));
+        std::fs::create_dir(&child).context("making a cgroup")?;
+        std::fs::remove_dir(&child).context("removing a cgroup")?;
+    }
+    let prefix = format!("{}/", parent.id);
+    let last_seen = "container_last_seen";
+    let metrics = agent.scrape()?;
+    let kept = metrics.ids(last_seen);
+    let kept = kept.iter().filter(|id| id.starts_with(&prefix)).count();
+    same("cgroups kept", kept as f64, 0.0)?;
+    let unreported = "cgmeter_cgroups_unreported_total";
+    let count = |metrics: &Metrics| metrics.get(unreported, &[]);
+    same("unreported", count(&metrics)?, count(&before)?)
+}
+
+/// However many cgroups come and go between two scrapes, only so many are reported by themselves, and
+/// their parent has all that they counted.
+fn bounded() -> Result<()> {
+    const LIVES: usize = 60;
+    let agent = Agent::start(&["--cgroup.dead-max=40"])?;
+    let parent = Cgroup::new()?;
+    for n in 0..LIVES {
+        let cgroup = parent.child(&format!("job-{n}"))?;
+        Worker::once(&cgroup, "spin 5")?;
+        cgroup.remove()?;
+    }
+    let metrics = agent.scrape()?;
+    let started = "container_processes_started_total";
+    let prefix = format!("{}/", parent.id);
+    let kept = metrics.ids(started);
+    let kept = kept.iter().filter(|id| id.starts_with(&prefix)).count();
+    ensure!(
+        (1..=10).contains(&kept),
+        "{kept} removed cgroups are reported, at most 10 may be"
+    );
+    let unreported = metrics.get("cgmeter_cgroups_unreported_total", &[])?;
+    ensure!(
+        unreported >= (LIVES - kept) as f64,
+        "{unreported} cgroups were not reported, of {LIVES} only {kept} were"
+    );
+    // The workers start elsewhere and enter their cgroups.
+    let exited = |id| {
+        metrics.get(
+            "container_processes_exited_total",
+            &[("id", id), ("reason", "exited")],
+        )
+    };
+    same(
+        "processes that ended",
+        exited(parent.id.as_str())?,
+        LIVES as f64,
+    )?;
+    usage_agrees(&metrics, &parent)
 }
 
 fn made_again() -> Result<()> {

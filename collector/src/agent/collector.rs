@@ -64,8 +64,9 @@ impl Collector {
         self.kernel.take_in_flight()?;
         let (read, time) = (Instant::now(), SystemTime::now());
         stages.end("in_flight");
+        self.refresh_slots().context("reading the slots")?;
         let tree = &mut self.lifecycle.tree;
-        let slots = self.slots.read(tree).context("reading the slots")?;
+        let slots = self.slots.by_node(tree);
         stages.end("slots");
         self.sources.refresh_statistics(tree);
         stages.end("cgroup_iterator");
@@ -83,6 +84,7 @@ impl Collector {
         self.slots.provide(tree, &mut self.sources);
         stages.end("kernel");
         let nodes = tree.nodes();
+        tree.served(read);
         let readings = self.sources.readings();
         let directory = self.lifecycle.identities.directory();
         let report = Report {
@@ -99,6 +101,7 @@ impl Collector {
                 .collect(),
             cgroups: tree.counts(),
             suppressed: tree.suppressed(),
+            unreported: tree.unreported(),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
             kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),

@@ -177,6 +177,7 @@ mod tests {
             program_runs: Vec::new(),
             cgroups: (2, 0),
             suppressed: 0,
+            unreported: 0,
             runtimes: RuntimesReport::new(&[], 0),
             slots: (0, 0, 0),
             kernel_memory: 0,

@@ -45,7 +45,7 @@ fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
     let mut collector = lock(&agent.collector);
     let came = collector.housekeeping();
     if came > 0
-        && let Err(error) = collector.slots.refresh()
+        && let Err(error) = collector.refresh_slots()
     {
         tracing::warn!(%error, "slots could not be read");
     }
@@ -88,10 +88,34 @@ impl Collector {
                 reaped.push((node, into));
             },
         );
-        for (node, into) in reaped {
-            slots.reaped(node, into);
-        }
+        slots.reaped(&reaped);
         self.identify();
         events
+    }
+
+    /// Reads which cgroups have slots, then drops removed cgroups that never counted anything.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's map of slots can't be read.
+    pub(super) fn refresh_slots(&mut self) -> std::io::Result<()> {
+        let Self {
+            lifecycle,
+            slots,
+            sources,
+            ..
+        } = self;
+        slots.refresh()?;
+        let mut reaped = Vec::new();
+        lifecycle.tree.discard(
+            |id| slots.has(id),
+            |id| slots.is_pending(id),
+            |node, into| {
+                sources.notify(&Change::Reaped { node, into });
+                reaped.push((node, into));
+            },
+        );
+        slots.reaped(&reaped);
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Slots of cgroups: which cgroup has one, and which are being taken back.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -71,10 +71,19 @@ impl Slots {
         self.pool.has(id) || self.departed.iter().any(|&(found, _)| found == id)
     }
 
-    /// After a node was reaped: its revoked slots count for its parent.
-    pub(super) fn reaped(&mut self, node: NodeId, into: NodeId) {
+    /// Whether a cgroup has a slot, as of the last [`refresh`](Self::refresh).
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.pool.has(id)
+    }
+
+    /// After nodes were reaped, children before parents: their revoked slots count for their parents.
+    pub(super) fn reaped(&mut self, nodes: &[(NodeId, NodeId)]) {
+        if nodes.is_empty() {
+            return;
+        }
+        let heirs: HashMap<NodeId, NodeId> = nodes.iter().copied().collect();
         for slot in &mut self.revoked {
-            if slot.node == Some(node) {
+            while let Some(&into) = slot.node.and_then(|node| heirs.get(&node)) {
                 slot.node = Some(into);
             }
         }
@@ -89,22 +98,17 @@ impl Slots {
         self.pool.refresh()
     }
 
-    /// Reads which cgroup has which slot. Returns the slots with the nodes that they count for.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel's map of slots can't be read.
-    pub(super) fn read(&mut self, tree: &Tree) -> anyhow::Result<Vec<(NodeId, u32)>> {
-        self.pool.refresh()?;
+    /// Returns the slots with the nodes that they count for, as of the last
+    /// [`refresh`](Self::refresh).
+    pub(super) fn by_node(&mut self, tree: &Tree) -> Vec<(NodeId, u32)> {
         self.depart_left_behind(tree);
         let used = self.pool.used();
         let used = used.filter_map(|(id, slot)| Some((tree.by_id(id)?, slot)));
         let revoked = self.revoked.iter();
         let revoked = revoked.filter_map(|slot| Some((slot.node?, slot.slot)));
-        Ok(used
-            .chain(revoked)
+        used.chain(revoked)
             .chain([(OVERFLOW, OVERFLOW_SLOT)])
-            .collect())
+            .collect()
     }
 
     /// Starts the quarantine of slots whose cgroups are not in the tree any more.

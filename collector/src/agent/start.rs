@@ -21,7 +21,7 @@ use super::{
     lifecycle::Lifecycle, lock, slots::Slots, sources::Sources,
 };
 use crate::{
-    cgroup::{Export, Hierarchies, Tree, walk},
+    cgroup::{DeadMax, Export, Hierarchies, Tree, walk},
     kernel::{
         self,
         load::{self, Kernel},
@@ -44,6 +44,8 @@ pub struct AgentOptions {
     pub max_slots: u32,
     /// `--cgroup.linger`
     pub linger: Duration,
+    /// `--cgroup.dead-max`
+    pub dead_max: DeadMax,
     /// `--web.min-interval`
     pub min_interval: Duration,
     /// `--custom.*`
@@ -161,11 +163,13 @@ impl Agent {
         let kernel_log = (options.kernel_log_level > 0)
             .then(|| kernel.logger())
             .transpose()?;
+        let mut tree = Tree::with_runtimes(runtime::runtimes(), &found, options.export);
+        tree.set_dead_max(options.dead_max);
         let mut collector = Collector {
             lifecycle: Lifecycle {
                 hierarchies,
                 events: kernel.events()?,
-                tree: Tree::with_runtimes(runtime::runtimes(), &found, options.export),
+                tree,
                 identities: Identities::new(directory),
                 linger: options.linger,
                 lost_events: 0,

@@ -24,7 +24,7 @@ pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
 pub use nodes::Nodes;
-pub use tree::{Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
+pub use tree::{DeadMax, Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
 pub use v1::V1Paths;
 #[cfg(test)]
 pub(crate) use walk::found;

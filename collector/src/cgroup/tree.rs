@@ -1,5 +1,6 @@
 //! The tree of cgroups: live ones, and removed ones that linger.
 
+mod dead;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -7,8 +8,11 @@ mod tests;
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
+
+use dead::Dead;
+pub use dead::DeadMax;
 
 use super::{
     export::Export,
@@ -86,6 +90,8 @@ pub struct Node {
     by_name: bool,
     /// Whether the filters admit it: it is exported unless there are too many.
     admitted: bool,
+    /// Whether it, or a descendant, is known to have counted an event.
+    counted: bool,
     /// Its number in the order of births.
     birth: u64,
     children: usize,
@@ -98,6 +104,8 @@ pub struct Tree {
     /// What [`nodes`](Self::nodes) returned last; `None` after a change.
     view: Option<Arc<Nodes>>,
     vacant: Vec<NodeId>,
+    /// Numbers of reaped nodes that are still in `order`.
+    vacated: Vec<NodeId>,
     by_id: HashMap<u64, NodeId>,
     by_path: HashMap<Vec<u8>, NodeId>,
     /// Nodes, parents before children.
@@ -106,6 +114,7 @@ pub struct Tree {
     /// Runtimes whose cgroups are recognised by their paths.
     runtimes: Vec<Runtime>,
     births: u64,
+    dead: Dead,
     /// Ids of cgroups whose removal was not reported and whose path another cgroup has now.
     replaced: Vec<u64>,
     /// Whether the choice of exported cgroups may have changed.
@@ -144,6 +153,8 @@ impl Tree {
             nodes: Vec::new(),
             view: None,
             vacant: Vec::new(),
+            vacated: Vec::new(),
+            dead: Dead::default(),
             by_id: HashMap::new(),
             by_path: HashMap::new(),
             order: Vec::new(),
@@ -227,11 +238,12 @@ impl Tree {
         let path = join(&self.node(parent)?.path, name);
         if let Some(&number) = self.by_path.get(&path) {
             // The path is remade: its series go on where the predecessor's stopped.
-            let before = self.node(number)?;
+            let before = Arc::clone(self.nodes.get(number)?.as_ref()?);
             if before.died.is_none() {
-                let id = before.id;
-                self.replaced.push(id);
+                self.replaced.push(before.id);
             }
+            self.dead.take(number, &before);
+            self.dead.alias(number, before.id);
             let node = self.node_mut(number)?;
             node.id = id;
             node.died = None;
@@ -264,6 +276,7 @@ impl Tree {
             path_admitted: true,
             by_name: true,
             admitted: true,
+            counted: false,
             birth: self.births,
             path: path.clone(),
             died: None,
@@ -294,60 +307,14 @@ impl Tree {
         let node = self.node(number)?;
         // Otherwise the path has another cgroup by now.
         if node.id == id && node.died.is_none() {
+            let (gone, kind) = (Instant::now(), node.place.kind);
             let node = self.node_mut(number)?;
             node.died = Some(at);
-            node.gone = Some(Instant::now());
+            node.gone = Some(gone);
+            self.dead.add(number, kind, gone);
             self.unsettled = true;
         }
         Some(number)
-    }
-
-    /// Reaps removed nodes that have lingered long enough, children before parents. Calls `reap` with
-    /// each node and the parent to which its values now belong. Ids that are `pending`, because their
-    /// slots are still to be read, lead to that parent from now on.
-    pub fn reap(
-        &mut self,
-        now: Instant,
-        linger: Duration,
-        pending: impl Fn(u64) -> bool,
-        mut reap: impl FnMut(NodeId, NodeId),
-    ) {
-        let mut reaped = false;
-        for at in (0..self.order.len()).rev() {
-            let number = self.order[at];
-            let Some(node) = self.nodes.get(number).cloned().flatten() else {
-                continue;
-            };
-            let (Some(gone), Some(parent)) = (node.gone, node.parent) else {
-                continue;
-            };
-            let over = now.saturating_duration_since(gone) >= linger;
-            if !over || node.children > 0 {
-                continue;
-            }
-            reap(number, parent);
-            self.by_id.retain(|&id, found| {
-                if *found == number {
-                    *found = parent;
-                    return pending(id);
-                }
-                true
-            });
-            self.by_path.remove(&node.path);
-            self.nodes[number] = None;
-            self.vacant.push(number);
-            self.view = None;
-            if let Some(parent) = self.node_mut(parent) {
-                parent.children -= 1;
-            }
-            reaped = true;
-        }
-        if reaped {
-            self.unsettled = true;
-            let nodes = &self.nodes;
-            let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);
-            self.order.retain(alive);
-        }
     }
 
     /// Forgets an id whose node has another cgroup by now.
@@ -356,14 +323,8 @@ impl Tree {
             && self.node(number).is_some_and(|node| node.id != id)
         {
             self.by_id.remove(&id);
+            self.dead.forget(number, id);
         }
-    }
-
-    /// When the next removed node is to be reaped.
-    pub fn next_reaping(&self, linger: Duration) -> Option<Instant> {
-        self.iter()
-            .filter_map(|(_, node)| node.gone?.checked_add(linger))
-            .min()
     }
 
     /// A node.
@@ -456,7 +417,7 @@ impl Tree {
 
     /// (live, dead) cgroups.
     pub fn counts(&self) -> (usize, usize) {
-        let dead = self.iter().filter(|(_, node)| node.died.is_some()).count();
+        let dead = self.dead.len();
         // The overflow node is not a cgroup.
         (self.order.len() - 1 - dead, dead)
     }

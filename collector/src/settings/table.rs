@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     agent,
+    cgroup::DeadMax,
     log::{LogFormat, LogLevel},
     runtime,
     source::SOURCES,
@@ -133,6 +134,15 @@ fn table() -> Vec<Setting<Settings>> {
             help: "How long a removed cgroup is still reported",
             default: Value("5m"),
             kind: Time(Duration::ZERO, |s, time| s.agent.linger = time),
+        },
+        Setting {
+            name: "cgroup.dead-max",
+            help: "Maximum number of removed containers, pods and machines that are still reported, and of four \
+               times as many as other removed cgroups; the oldest count in their parents",
+            default: Value("4000"),
+            kind: Number("N", 0..=1_000_000, |s, n| {
+                s.agent.dead_max = DeadMax::new(n as usize);
+            }),
         },
         Setting {
             name: "container.runtime",

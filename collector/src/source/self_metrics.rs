@@ -32,6 +32,8 @@ pub struct Report {
     pub cgroups: (usize, usize),
     /// Number of suppressed cgroups: there are more than `--cgroup.export-max`.
     pub suppressed: usize,
+    /// Removed cgroups that counted in their parents before any scrape had shown them.
+    pub unreported: u64,
     /// The container runtimes that are followed.
     pub runtimes: RuntimesReport,
     /// Numbers of used, free and quarantined slots.
@@ -138,6 +140,11 @@ const CGROUPS_SUPPRESSED: Family = family(
     "Suppressed cgroups: they have no series of their own, because there are more than --cgroup.export-max; they count in their parents.",
     MetricKind::Gauge,
 );
+const CGROUPS_UNREPORTED: Family = family(
+    "cgmeter_cgroups_unreported_total",
+    "Removed cgroups that no scrape has shown, because more came and went between two scrapes than --cgroup.dead-max; they count in their parents.",
+    MetricKind::Counter,
+);
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
@@ -214,6 +221,7 @@ pub const FAMILIES: &[&Family] = &[
     &PROGRAM_MISSES,
     &CGROUPS,
     &CGROUPS_SUPPRESSED,
+    &CGROUPS_UNREPORTED,
     &SLOTS,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
@@ -348,6 +356,8 @@ impl Report {
         );
         out.family(&CGROUPS_SUPPRESSED);
         out.sample(Labels::new(none, &[]), count(report.suppressed));
+        out.family(&CGROUPS_UNREPORTED);
+        out.sample(Labels::new(none, &[]), Value::Count(report.unreported));
         out.family(&SLOTS);
         out.sample(
             Labels::new(none, &[("state", "used")]),

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::cgroup::{Filter, found};
 
@@ -185,4 +187,107 @@ fn cgroups_outside_the_root_are_nobody_s() {
     let mut tree = Tree::new(&[found(500, 0, "")], Filter::default());
     assert_eq!(tree.apply(&made(4, 3, "c")), None);
     assert_eq!(tree.by_id(4), None);
+}
+
+/// A tree with `/docker`, and with removed cgroups below it, all of which have counted.
+fn tree_with_removed(names: impl Iterator<Item = String>, max: DeadMax) -> Tree {
+    let found = [found(1, 0, ""), found(2, 1, "docker")];
+    let mut tree = Tree::new(&found, Filter::default());
+    tree.set_dead_max(max);
+    for (id, name) in (10..).zip(names) {
+        let at = SystemTime::now();
+        let made = Event::Made {
+            id,
+            parent: 2,
+            name: name.into_bytes(),
+            at,
+        };
+        tree.apply(&made);
+        tree.apply(&Event::Removed { id, at });
+        tree.discard(|_| true, |_| false, |_, _| {});
+        reap_excess(&mut tree);
+    }
+    tree
+}
+
+fn reap_excess(tree: &mut Tree) -> usize {
+    let mut reaped = 0;
+    let linger = Duration::from_secs(3600);
+    tree.reap(Instant::now(), linger, |_| false, |_, _| reaped += 1);
+    reaped
+}
+
+#[test]
+fn removed_cgroups_are_bounded_and_the_oldest_leave_first() {
+    let max = DeadMax {
+        containers: 40,
+        others: 16,
+    };
+    let tree = tree_with_removed((0..1000).map(|n| format!("job-{n}")), max);
+    let (live, dead) = tree.counts();
+    assert_eq!(live, 2);
+    assert!((14..=16).contains(&dead), "{dead}");
+    assert_eq!(tree.unreported(), 1000 - dead as u64);
+    assert!(tree.by_path(b"/docker/job-999").is_some() && tree.by_path(b"/docker/job-0").is_none());
+    assert!(tree.capacity() < 30, "node numbers are used again");
+}
+
+#[test]
+fn containers_do_not_leave_for_the_sake_of_others() {
+    let max = DeadMax {
+        containers: 40,
+        others: 8,
+    };
+    let id = "0123456789abcdef".repeat(4);
+    let names = (0..200).map(|n| match n {
+        7 => id.clone(),
+        n => format!("job-{n}"),
+    });
+    let tree = tree_with_removed(names, max);
+    assert!(
+        tree.by_path(format!("/docker/{id}").as_bytes())
+            .is_some()
+    );
+    assert!(tree.counts().1 <= 9);
+}
+
+#[test]
+fn a_removed_cgroup_that_was_shown_is_not_unreported() {
+    let max = DeadMax {
+        containers: 0,
+        others: 1000,
+    };
+    let mut tree = tree_with_removed((0..5).map(|n| format!("job-{n}")), max);
+    tree.served(Instant::now());
+    tree.set_dead_max(DeadMax::new(0));
+    assert_eq!(reap_excess(&mut tree), 5);
+    assert_eq!((tree.counts(), tree.unreported()), ((2, 0), 0));
+}
+
+#[test]
+fn what_never_counted_anything_is_not_kept() {
+    let mut tree = tree();
+    let at = SystemTime::now();
+    // 3 is below 2 and counted; 2 had no event of its own.
+    tree.apply(&Event::Removed { id: 3, at });
+    tree.apply(&Event::Removed { id: 2, at });
+    tree.discard(|id| id == 3, |_| false, |_, _| {});
+    assert_eq!(tree.counts().1, 2);
+    let made = |id| Event::Made {
+        id,
+        parent: 1,
+        name: format!("empty-{id}").into_bytes(),
+        at,
+    };
+    for id in 100..200 {
+        tree.apply(&made(id));
+        tree.apply(&Event::Removed { id, at });
+    }
+    let mut reaped = 0;
+    tree.discard(|id| id == 3, |_| false, |_, _| reaped += 1);
+    assert_eq!((reaped, tree.counts().1), (100, 2));
+    assert_eq!(tree.unreported(), 0);
+    // A parent without events of its own is kept as long as its children's values lie there.
+    tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
+    assert_eq!(tree.counts().1, 0);
 }
