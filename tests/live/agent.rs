@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use http_client::{Request, Response};
 
 use crate::{metrics::Metrics, needs};
@@ -128,10 +128,82 @@ impl Agent {
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
+    /// Lowers the agent's limit of open files so that it can open one more: the next connection. The
+    /// limit is as before once the returned value is dropped.
+    pub fn allow_one_more_file(&self) -> Result<FileLimit> {
+        let opened = || -> Result<Vec<u64>> {
+            let mut numbers = Vec::new();
+            for entry in std::fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
+                numbers.extend(entry?.file_name().to_string_lossy().parse::<u64>());
+            }
+            numbers.sort_unstable();
+            Ok(numbers)
+        };
+        // Earlier connections have to be closed on the agent's side too.
+        let mut before = opened()?;
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = opened()?;
+            if now == before {
+                let mut free = (0..).filter(|number| now.binary_search(number).is_err());
+                let second = free.nth(1).context("no free number")?;
+                return FileLimit::set(self.pid(), second);
+            }
+            before = now;
+        }
+        bail!("the agent opens and closes files all the time")
+    }
+
     /// Sends a signal and waits until the agent exits.
     pub fn stop(mut self, signal: libc::c_int) -> Result<ExitStatus> {
         self.signal(signal);
         Ok(self.child.wait()?)
+    }
+}
+
+/// A lowered limit of open files of a process.
+pub struct FileLimit {
+    pid: libc::pid_t,
+    before: libc::rlimit,
+}
+
+impl FileLimit {
+    fn set(pid: u32, soft: u64) -> Result<Self> {
+        let pid = pid as libc::pid_t;
+        let mut before = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: a null pointer leaves the limit as it is; `before` is writable.
+        let read =
+            unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before) };
+        ensure!(read == 0, "prlimit: {}", std::io::Error::last_os_error());
+        let limit = Self { pid, before };
+        limit.apply(libc::rlimit {
+            rlim_cur: soft,
+            ..before
+        })?;
+        Ok(limit)
+    }
+
+    fn apply(&self, limit: libc::rlimit) -> Result<()> {
+        // SAFETY: `limit` is readable; a null pointer is allowed for the old one.
+        let set = unsafe {
+            libc::prlimit(
+                self.pid,
+                libc::RLIMIT_NOFILE,
+                &raw const limit,
+                std::ptr::null_mut(),
+            )
+        };
+        ensure!(set == 0, "prlimit: {}", std::io::Error::last_os_error());
+        Ok(())
+    }
+}
+
+impl Drop for FileLimit {
+    fn drop(&mut self) {
+        let _ = self.apply(self.before);
     }
 }
 

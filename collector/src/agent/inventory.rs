@@ -57,6 +57,8 @@ const INTEREST: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Inventories {
     last: Mutex<Option<Arc<Inventory>>>,
+    /// Held while an inventory is made.
+    making: Mutex<()>,
     /// When an inventory was last requested.
     asked: Mutex<Option<Instant>>,
 }
@@ -69,28 +71,36 @@ impl Inventories {
 
     /// Makes the inventory of a new frame, if one was requested lately.
     pub(super) fn follow(&self, frame: &Frame) {
-        if lock(&self.asked).is_some_and(|asked| asked.elapsed() < INTEREST) {
-            self.of(frame);
-        } else {
+        if lock(&self.asked).is_none_or(|asked| asked.elapsed() >= INTEREST) {
             lock(&self.last).take();
+        } else if let Ok(_making) = self.making.try_lock() {
+            // A scrape does not wait while another thread makes one.
+            self.make(frame);
         }
     }
 
     /// Returns the inventory of a frame. Its rates are relative to the last inventory.
     pub(super) fn of(&self, frame: &Frame) -> Arc<Inventory> {
-        let mut last = lock(&self.last);
-        if let Some(made) = last.as_ref().filter(|made| made.taken == frame.read) {
+        let _making = lock(&self.making);
+        self.make(frame)
+    }
+
+    /// Like [`of`](Self::of). The caller holds `making`.
+    fn make(&self, frame: &Frame) -> Arc<Inventory> {
+        let before = lock(&self.last).clone();
+        if let Some(made) = before.as_ref().filter(|made| made.taken == frame.read) {
             return Arc::clone(made);
         }
         let made = Inventory::new(
             frame.time,
             frame.read,
             subjects(frame.nodes()),
-            last.as_deref(),
+            before.as_deref(),
             |out| frame.encode_cgroups(out),
         );
         let made = Arc::new(made);
         // A late inventory of an older frame does not replace a newer one.
+        let mut last = lock(&self.last);
         if last.as_ref().is_none_or(|last| last.taken < made.taken) {
             *last = Some(Arc::clone(&made));
         }

@@ -130,19 +130,18 @@ impl Memory {
         self.doubt = self.layout.learn(&root.memory, &before, &after).err();
     }
 
+    /// Returns a cgroup's statistics; `None` if its memory.stat has to be read and can't be.
     fn statistics(
         &self,
         record: &CgroupRecord,
         path: &[u8],
         kernel: &CgroupStatistics,
-    ) -> Statistics {
-        if let Some(statistics) = self.layout.read(&record.memory) {
-            return statistics;
-        }
-        let text = kernel
-            .memory_file(path, "memory.stat")
-            .and_then(|path| std::fs::read_to_string(path).ok());
-        Statistics::parse(&text.unwrap_or_default(), record.flags & UNIFIED == 0)
+    ) -> Option<Statistics> {
+        self.layout.read(&record.memory).or_else(|| {
+            let file = kernel.memory_file(path, "memory.stat")?;
+            let text = std::fs::read_to_string(file).ok()?;
+            Some(Statistics::parse(&text, record.flags & UNIFIED == 0))
+        })
     }
 
     fn read(
@@ -158,14 +157,13 @@ impl Memory {
                 continue;
             };
             let statistics = self.statistics(&record, &node.path, kernel);
-            let levels = if number == ROOT {
-                self.host(statistics)?
-            } else {
-                self.levels(&record, statistics)
+            numbers.levels = match statistics {
+                Some(statistics) if number == ROOT => Some(self.host(statistics)?),
+                Some(statistics) => Some(self.levels(&record, statistics)),
+                None => None,
             };
-            numbers.levels = Some(levels);
             if let Some(counts) = numbers.counts.reading_of(record.id) {
-                counts.take(&record, Some(&statistics));
+                counts.take(&record, statistics.as_ref());
             }
         }
         Ok(())

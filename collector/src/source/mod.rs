@@ -131,9 +131,12 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     ///
-    /// When the cgroup iterator can't run. A source that needs it is off then.
+    /// When the cgroup iterator can't run, or failed this time. A source that needs it keeps its
+    /// last values then.
     pub fn statistics(&self) -> anyhow::Result<&'a CgroupStatistics> {
-        self.statistics.context("the cgroup iterator does not run")
+        self.statistics
+            .filter(|statistics| statistics.is_complete())
+            .context("the kernel statistics of cgroups could not be read")
     }
 }
 

@@ -102,6 +102,8 @@ pub struct CgroupStatistics {
     final_records: Keyed<CgroupRecord>,
     /// By node and part: the record's number plus one; 0 stands for no record.
     places: Vec<[u32; PARTS.len()]>,
+    /// Whether all records of the last frame are there.
+    complete: bool,
     root: PathBuf,
     /// Files of the cgroups just below the root. Reading them flushes the statistics.
     flushers: HashMap<NodeId, Vec<File>>,
@@ -178,6 +180,7 @@ impl CgroupStatistics {
             v1: linked,
             final_records,
             places: Vec::new(),
+            complete: false,
             flushers: HashMap::new(),
             flushing,
             root_times: RootTimes::default(),
@@ -196,6 +199,10 @@ impl CgroupStatistics {
     ///
     /// When cpu.stat can't be read or the iterator fails.
     pub fn refresh(&mut self, tree: &Tree) -> Result<()> {
+        // After a failure nothing may be read: the records of the last frame may be of cgroups whose
+        // node numbers others have now.
+        self.complete = false;
+        self.places.clear();
         self.flush(tree).context("reading the root's cpu.stat")?;
         self.iterator.clear();
         self.iterator
@@ -211,7 +218,6 @@ impl CgroupStatistics {
             })?;
             ends.push(self.iterator.len());
         }
-        self.places.clear();
         self.places.resize(tree.capacity(), [0; PARTS.len()]);
         let mut hierarchy = 0;
         for number in 0..self.iterator.len() {
@@ -238,7 +244,13 @@ impl CgroupStatistics {
                 }
             }
         }
+        self.complete = true;
         Ok(())
+    }
+
+    /// Whether the last [`refresh`](Self::refresh) succeeded.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     fn flush(&mut self, tree: &Tree) -> io::Result<()> {

@@ -383,7 +383,12 @@ impl Source for Tasks {
         Ok(())
     }
 
-    fn change(&mut self, _: &Change<'_>) {}
+    fn change(&mut self, change: &Change<'_>) {
+        // The tasks of the cgroup that had the path before are not those of the present one.
+        if let Change::Made { node, again: true } = *change {
+            *self.numbers.at(node) = TaskNumbers::default();
+        }
+    }
 
     fn reading(&self) -> Box<dyn Reading> {
         Table::reading(METRICS, &self.numbers)

@@ -244,10 +244,7 @@ fn containers_do_not_leave_for_the_sake_of_others() {
         n => format!("job-{n}"),
     });
     let tree = tree_with_removed(names, max);
-    assert!(
-        tree.by_path(format!("/docker/{id}").as_bytes())
-            .is_some()
-    );
+    assert!(tree.by_path(format!("/docker/{id}").as_bytes()).is_some());
     assert!(tree.counts().1 <= 9);
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::endpoint::Rule;
 
 /// Settings of custom metrics.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CustomOptions {
     /// `--custom.prefix`
     pub prefix: String,
@@ -28,23 +28,20 @@ pub struct CustomOptions {
     pub rules: Vec<Rule>,
 }
 
-impl Default for CustomOptions {
-    fn default() -> Self {
+impl CustomOptions {
+    /// Settings for tests.
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Self {
         Self {
             prefix: "custom_".to_owned(),
             interval: Duration::from_secs(15),
             timeout: Duration::from_secs(5),
             max_body: 1 << 20,
             max_samples: 1000,
-            max_age: None,
-            host_network: false,
-            textfile_directory: None,
-            rules: Vec::new(),
+            ..Self::default()
         }
     }
-}
 
-impl CustomOptions {
     /// Maximum age of a text file.
     pub fn file_age(&self) -> Duration {
         self.max_age.unwrap_or(Duration::from_secs(300))

@@ -95,7 +95,7 @@ fn targets_follow_a_container_with_labels() {
     let path = format!("/docker/{ID}");
     let mut tree = tree(&[&path, "/other"]);
     let node = tree.by_path(path.as_bytes()).unwrap();
-    let mut targets = targets(CustomOptions::default());
+    let mut targets = targets(CustomOptions::for_tests());
     assert_eq!(listed(&mut targets, &tree), []);
     tree.set_container(node, &container(LABELS, None));
     let expected = (path.clone(), format!("/sys{path}"), 8080);
@@ -129,7 +129,7 @@ fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
         let node = tree.by_path(path.as_bytes()).unwrap();
         tree.set_container(node, &container(LABELS, Some(name)));
     }
-    let mut targets = targets(CustomOptions::default());
+    let mut targets = targets(CustomOptions::for_tests());
     let expected = (pod.to_owned(), format!("/sys{one}"), 8080);
     assert_eq!(listed(&mut targets, &tree), [expected]);
 }
@@ -150,7 +150,7 @@ fn rules_apply_to_matching_cgroups() {
     let options = CustomOptions {
         // The same endpoint from a second rule is listed once.
         rules: vec![rule("^/a", 1), rule("^/a$", 1), rule("^/a$", 2)],
-        ..CustomOptions::default()
+        ..CustomOptions::for_tests()
     };
     let tree = tree(&["/a/b", "/c"]);
     let owner = |path: &str, port| (path.to_owned(), format!("/sys{path}"), port);
