@@ -14,6 +14,7 @@ use super::map::{MMAPABLE, MapType};
 pub(super) struct Command(libc::c_long);
 
 const MAP_CREATE: Command = Command(0);
+pub(super) const MAP_LOOKUP_ELEM: Command = Command(1);
 pub(super) const MAP_UPDATE_ELEM: Command = Command(2);
 pub(super) const MAP_DELETE_ELEM: Command = Command(3);
 const OBJ_GET_INFO_BY_FD: Command = Command(15);

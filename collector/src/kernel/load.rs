@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Map, MapData, PerCpuArray, RingBuf},
+    maps::{Map, MapData, RingBuf},
     programs::{
         CgroupAttachMode, Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun,
     },
@@ -29,6 +29,7 @@ use super::{
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
     map::Map as TypedMap,
+    per_cpu::PerCpuCounters,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     rows::{self, Rows},
     slots::SlotPool,
@@ -56,6 +57,7 @@ pub struct Kernel {
     /// The running kernel's types. Present while sources are being created.
     types: Option<btf::Btf>,
     cpus: u32,
+    stats: PerCpuCounters,
     max_slots: u32,
     /// Why a program is not loaded. A program without an entry is loaded.
     failures: HashMap<&'static str, String>,
@@ -124,10 +126,13 @@ impl Kernel {
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
+        let stats = map_data(ebpf.map("STATS_MAP").context("STATS_MAP")?)?;
+        let stats = PerCpuCounters::open(stats.fd().as_fd(), options.cpus)?;
         let mut kernel = Self {
             ebpf,
             types: Some(types),
             cpus: options.cpus,
+            stats,
             max_slots: options.max_slots,
             failures: HashMap::new(),
             wanted: options.programs.clone(),
@@ -401,7 +406,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// If the list of online CPUs can't be read.
+    /// If the object lacks the program.
     pub fn take_in_flight(&self) -> Result<()> {
         if !self.is_loaded("in_flight") {
             return Ok(());
@@ -409,9 +414,8 @@ impl Kernel {
         let Some(AyaProgram::RawTracePoint(program)) = self.ebpf.program("in_flight") else {
             bail!("the object has no program in_flight");
         };
-        let cpus = aya::util::online_cpus()
-            .map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
-        for cpu in cpus {
+        // A CPU that is offline has no running task; the call fails there.
+        for cpu in 0..self.cpus {
             run_on(program, cpu);
         }
         Ok(())
@@ -423,11 +427,9 @@ impl Kernel {
     ///
     /// Errors of bpf(2).
     pub fn stats(&self) -> Result<KernelStats> {
-        let map = self.ebpf.map("STATS_MAP").context("STATS_MAP")?;
-        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
         let mut values = [0; STATS as usize];
-        for (index, value) in values.iter_mut().enumerate() {
-            *value = map.get(&(index as u32), 0)?.iter().sum();
+        for (index, value) in (0..).zip(&mut values) {
+            *value = self.stats.sum(index)?;
         }
         Ok(KernelStats(values))
     }
@@ -455,7 +457,6 @@ fn run_on(program: &RawTracePoint, cpu: u32) {
         cpu: Some(cpu),
         ..RawTracePointRunOptions::new()
     };
-    // The CPU may have gone offline; then it has no running task.
     if let Err(error) = program.test_run(options) {
         tracing::debug!(cpu, %error, "running task not accounted");
     }

@@ -22,6 +22,8 @@ pub enum MapType {
     Hash = 1,
     /// BPF_MAP_TYPE_ARRAY
     Array = 2,
+    /// BPF_MAP_TYPE_PERCPU_ARRAY
+    PerCpuArray = 6,
     /// BPF_MAP_TYPE_ARRAY_OF_MAPS
     ArrayOfMaps = 12,
 }

@@ -17,6 +17,7 @@ pub mod mapping;
 mod names;
 pub mod netlink;
 pub mod netns;
+mod per_cpu;
 pub mod programs;
 pub mod rows;
 pub mod slots;
