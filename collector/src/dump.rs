@@ -1,4 +1,4 @@
-//! A snapshot as JSON: `cgmeter dump --format json`.
+//! A frame as JSON: `cgmeter dump --format json`.
 
 use serde_json::{Map, Number, Value as Json, json};
 

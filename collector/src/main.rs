@@ -92,7 +92,7 @@ fn run(settings: &Settings) -> Result<()> {
     let listeners = web::bind(&settings.listen)?;
     let registry = Registry::new();
     let counters = web::Counters::new(&registry)?;
-    // Snapshots are taken one at a time, and scrapes share what is encoded: more threads would only
+    // Frames are taken one at a time, and scrapes share what is encoded: more threads would only
     // cost memory.
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

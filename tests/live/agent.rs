@@ -52,7 +52,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent and waits until it serves. It takes a new snapshot at every scrape, unless
+    /// Starts an agent and waits until it serves. It takes a new frame at every scrape, unless
     /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let port = free_port()?;

@@ -1,4 +1,4 @@
-//! The JSON API. Oracles: the exposition of the same snapshot, the cgroups' files, and
+//! The JSON API. Oracles: the exposition of the same frame, the cgroups' files, and
 //! schemathesis, which sends both valid and invalid requests according to the OpenAPI document.
 
 use std::{
@@ -163,12 +163,12 @@ fn record() -> Result<()> {
     let cgroup = top.child(&format!("docker-{ID}.scope"))?;
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 300")?;
-    // All answers are from the same snapshot.
+    // All answers are from the same frame.
     let agent = Agent::start(&["--web.min-interval", "1h"])?;
     let list = json(&agent, "/api/v1/containers?all=true&limit=10000")?;
     let metrics = agent.scrape()?;
     let record = container(&agent, ID)?;
-    ensure!(record["timestamp"] == list["timestamp"], "two snapshots");
+    ensure!(record["timestamp"] == list["timestamp"], "two frames");
     let records = list["containers"].as_array().context("no list")?;
     ensure!(list["total"].as_u64() == Some(records.len() as u64));
     for record in records {

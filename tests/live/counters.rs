@@ -355,13 +355,13 @@ fn number_reused() -> Result<()> {
         "this machine is too slow for this test"
     );
     none(&watch)?;
-    // The same for the next snapshot.
+    // The same for the next frame.
     sleep(INTERVAL.saturating_sub(begin.elapsed()) + Duration::from_millis(500));
     watch.scrape(&agent)?;
     for Group { cgroup, .. } in &fresh {
         ensure!(watch.sees(&cgroup.id), "{} is not reported", cgroup.id);
     }
-    none(&watch).context("after the next snapshot")
+    none(&watch).context("after the next frame")
 }
 
 /// While the kernel statistics could not be read, a cgroup was served the values of the removed one

@@ -27,12 +27,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent that takes a new snapshot at every scrape, and waits for its first metrics.
+    /// Starts an agent that takes a new frame at every scrape, and waits for its first metrics.
     pub fn start(binary: &Binary) -> Result<Self> {
         Self::start_with(binary, Duration::ZERO)
     }
 
-    /// Starts an agent that answers from one snapshot for `interval`, and waits for its first metrics.
+    /// Starts an agent that answers from one frame for `interval`, and waits for its first metrics.
     pub fn start_with(binary: &Binary, interval: Duration) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! CPU of four simultaneous scrapes of one snapshot, compared with that of a single scrape.
+//! CPU of four simultaneous scrapes of one frame, compared with that of a single scrape.
 
 use std::{
     sync::Barrier,
@@ -19,10 +19,10 @@ use super::{
 const AT_ONCE: usize = 4;
 /// Rounds of one scrape and of several.
 const ROUNDS: usize = 7;
-/// How long an agent answers from one snapshot. Simultaneous scrapes take less.
+/// How long an agent answers from one frame. Simultaneous scrapes take less.
 const INTERVAL: Duration = Duration::from_millis(1500);
 
-/// Agents that share a snapshot among the scrapes of an interval.
+/// Agents that share a frame among the scrapes of an interval.
 pub struct Sharing(Vec<Agent>);
 
 impl Sharing {
@@ -37,7 +37,7 @@ impl Sharing {
         let mut one = vec![Vec::new(); self.0.len()];
         let mut several = one.clone();
         for round in 0..ROUNDS {
-            // After this, the first scrape takes a new snapshot.
+            // After this, the first scrape takes a new frame.
             sleep(INTERVAL);
             for at in order(self.0.len(), round) {
                 one[at].push(cpu_ms(&self.0[at], 1)?);

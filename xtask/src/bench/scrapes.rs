@@ -118,7 +118,7 @@ fn starts(binaries: &[Binary]) -> Result<Vec<(f64, f64)>> {
     Ok(medians.collect())
 }
 
-/// The duration of each stage of the last snapshot in µs, as the agent reports it.
+/// The duration of each stage of the last frame in µs, as the agent reports it.
 fn stages(text: &str) -> Value {
     let stage = |line: &str| {
         let rest = line.strip_prefix("cgmeter_scrape_duration_seconds{stage=\"")?;
