@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cgroup::OVERFLOW,
     kernel::load::Kernel,
-    source::{Report, RuntimesReport, SelfMetrics, Snapshot},
+    source::{Inputs, Report, RuntimesReport, SelfMetrics},
 };
 
 /// Everything behind the agent's lock.
@@ -70,7 +70,7 @@ impl Collector {
         stages.end("slots");
         self.sources.refresh_statistics(tree);
         stages.end("cgroup_iterator");
-        let snapshot = Snapshot {
+        let inputs = Inputs {
             tree,
             slots: &slots,
             statistics: self.sources.statistics.as_ref(),
@@ -78,7 +78,7 @@ impl Collector {
         };
         self.sources
             .list
-            .collect(&snapshot, &mut self.sources.outcome, &mut stages)?;
+            .collect(&inputs, &mut self.sources.outcome, &mut stages)?;
         let stats = self.kernel.stats()?;
         tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
         self.slots.provide(tree, &mut self.sources);

@@ -6,7 +6,7 @@ use super::collector::Stages;
 use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
-    source::{CgroupStatistics, Change, Lifecycle, Reading, Snapshot, Source, notify},
+    source::{CgroupStatistics, Change, Inputs, Lifecycle, Reading, Source, notify},
 };
 
 /// Every source that could be created.
@@ -42,13 +42,13 @@ impl List {
     /// stay.
     pub(super) fn collect(
         &mut self,
-        snapshot: &Snapshot<'_>,
+        inputs: &Inputs<'_>,
         outcome: &mut Outcome,
         stages: &mut Stages,
     ) -> anyhow::Result<()> {
-        self.lifecycle.collect(snapshot)?;
+        self.lifecycle.collect(inputs)?;
         for source in &mut self.switchable {
-            if let Err(error) = source.collect(snapshot) {
+            if let Err(error) = source.collect(inputs) {
                 outcome.failed(source.name(), &error);
             }
             stages.end(source.name());

@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 
-use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
 use crate::{
     cgroup::{Container, Health, Node, Nodes, PlaceKind, State},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -165,7 +165,7 @@ impl Source for Containers {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 use super::{
-    Change, Metric, Reading, Snapshot, Source, Table,
+    Change, Inputs, Metric, Reading, Source, Table,
     values::{PerNode, Summable, Summed},
 };
 use crate::kernel::cells::{Cells, MappedCell, SlotMemory};
@@ -51,9 +51,9 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for Counters<
         Some(&mut self.cells)
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.values.renew(snapshot.tree, |own| {
-            for &(node, slot) in snapshot.slots {
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        self.values.renew(inputs.tree, |own| {
+            for &(node, slot) in inputs.slots {
                 if let Some(value) = own.get_mut(node) {
                     self.cells.add_to(slot, value);
                 }

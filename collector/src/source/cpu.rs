@@ -8,7 +8,7 @@ use anyhow::Result;
 use collector_common::cgroup_iterator::{CgroupRecord, HAS_CPU, UNIFIED};
 
 use super::{
-    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
+    Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
     values::{Column, Continued, PerNode, sums},
 };
 use crate::{
@@ -273,8 +273,8 @@ impl Source for Cpu {
         vec![&mut self.numbers]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut column = self.numbers.places(tree.capacity());
         for (number, node) in tree.iter() {
             let numbers = &mut column[number];

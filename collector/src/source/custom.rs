@@ -37,7 +37,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    Change, FAMILIES as OWN, LIFECYCLE_FAMILIES, Reading, Registration, SOURCES, Snapshot, Source,
+    Change, FAMILIES as OWN, Inputs, LIFECYCLE_FAMILIES, Reading, Registration, SOURCES, Source,
     values::PerNode,
 };
 use crate::{
@@ -318,9 +318,9 @@ impl Source for Custom {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let changed = self.targets.follow(snapshot.tree)?;
-        self.refresh(snapshot.tree, changed);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let changed = self.targets.follow(inputs.tree)?;
+        self.refresh(inputs.tree, changed);
         Ok(())
     }
 

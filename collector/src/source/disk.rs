@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 
-use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -122,7 +122,7 @@ impl Source for Disk {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
         let path = "/proc/diskstats";
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
         self.rows = Arc::new(parse(&text, |name| {

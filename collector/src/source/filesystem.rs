@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
 
-use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -128,7 +128,7 @@ impl Source for FileSystems {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
         let round = self.prober.ask(PATIENCE);
         self.found = Arc::new(round.found);
         if round.errors.is_empty() {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use collector_common::cgroup_iterator::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, PageCounter};
 
 use super::{
-    Change, Part, Reading, Registration, Snapshot, Source,
+    Change, Inputs, Part, Reading, Registration, Source,
     values::{Column, Continued, PerNode},
 };
 use crate::{
@@ -174,8 +174,8 @@ impl Source for Hugetlb {
         vec![&mut self.numbers]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut column = self.numbers.places(tree.capacity());
         for (number, _) in tree.iter().filter(|(number, _)| *number != ROOT) {
             let Some(record) = statistics.part(number, Part::Hugetlb) else {

@@ -7,7 +7,7 @@
 use anyhow::{Result, bail};
 
 use super::{
-    Change, Reading, Registration, Snapshot, Source,
+    Change, Inputs, Reading, Registration, Source,
     devices::Devices,
     series::Series,
     values::{Column, Continued, PerNode, Things, sums},
@@ -110,8 +110,8 @@ impl Source for Io {
         vec![&mut self.charges, &mut self.series]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut charges = self.charges.places(tree.capacity());
         for record in statistics.devices() {
             // The id of an earlier cgroup with the same path, which the kernel may still have,

@@ -8,7 +8,7 @@ use std::{
 use collector_common::keyed::CgroupKey;
 
 use super::{
-    Change, Metric, Reading, Snapshot, Source, SourceReport,
+    Change, Inputs, Metric, Reading, Source, SourceReport,
     series::{Series, ThingLabels},
     values::{AddFrom, Column, PerNode, Summable, Summed, Things},
 };
@@ -162,8 +162,8 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
         vec![&mut self.values, &mut self.series]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        let tree = snapshot.tree;
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        let tree = inputs.tree;
         let live = self.read(tree, Instant::now())?;
         self.values.renew(tree, |own| {
             for ((node, what), value) in live {

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Change, Reading, Snapshot, Source, values::PerNode};
+use super::{Change, Inputs, Reading, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, OVERFLOW},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -48,8 +48,8 @@ impl Source for Lifecycle {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.time = Some(snapshot.time);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        self.time = Some(inputs.time);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Change, Reading, Registration, Snapshot, Source, values::PerNode};
+use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
 use crate::{
     cgroup::Nodes,
     exposition::{Encoder, Family, LabelSet, Labels, MetricKind, Unit, Value},
@@ -203,7 +203,7 @@ impl Source for Machine {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Snapshot<'_>) -> Result<()> {
+    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
         self.memory = Some(system::memory().context("sysinfo")?);
         self.refresh()
     }

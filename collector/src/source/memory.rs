@@ -15,7 +15,7 @@ use collector_common::cgroup_iterator::{
 
 use self::{layout::Layout, metrics::METRICS, stat::Statistics};
 use super::{
-    CgroupStatistics, Change, Part, Reading, Registration, Snapshot, Source, SourceReport, Table,
+    CgroupStatistics, Change, Inputs, Part, Reading, Registration, Source, SourceReport, Table,
     values::{Column, Continued, PerNode, Places, sums},
 };
 use crate::{
@@ -252,8 +252,8 @@ impl Source for Memory {
         vec![&mut self.numbers]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, kernel) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, kernel) = (inputs.tree, inputs.statistics()?);
         if !self.layout.is_known() && self.attempts < ATTEMPTS {
             self.learn(kernel);
         }

@@ -113,9 +113,9 @@ pub const SOURCES: &[Registration] = &[
     containers::SOURCE,
 ];
 
-/// What a source reads from for one frame.
+/// What sources read from when a frame is taken.
 #[derive(Debug)]
-pub struct Snapshot<'a> {
+pub struct Inputs<'a> {
     /// The tree.
     pub tree: &'a Tree,
     /// Nodes and the slots that count for them, revoked slots included.
@@ -126,7 +126,7 @@ pub struct Snapshot<'a> {
     pub time: SystemTime,
 }
 
-impl<'a> Snapshot<'a> {
+impl<'a> Inputs<'a> {
     /// Returns the kernel statistics.
     ///
     /// # Errors
@@ -151,7 +151,7 @@ pub trait Source: Send {
     /// # Errors
     ///
     /// When the reading fails; the families keep their last values.
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()>;
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()>;
     /// Handles a change of a cgroup.
     fn change(&mut self, change: &Change<'_>);
     /// Returns what it serves now. The result does not change when the source reads again.

@@ -26,7 +26,7 @@ use collector_common::netdev::{NAMESPACES, Namespace};
 use devices::{Devices, Rows};
 
 use super::{
-    Change, Reading, Registration, Snapshot, Source,
+    Change, Inputs, Reading, Registration, Source,
     values::{Column, PerNode},
 };
 use crate::{
@@ -357,8 +357,8 @@ impl Source for Netdev {
         vec![&mut self.rows]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        let wanted = self.find(snapshot.tree)?;
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        let wanted = self.find(inputs.tree)?;
         let mut problems = self.open(&wanted)?;
         let mut broken = Vec::new();
         for (&cookie, open) in &mut self.open {

@@ -6,7 +6,7 @@
 use anyhow::Result;
 
 use super::{
-    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
+    Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
     values::{Column, PerNode},
 };
 use crate::{
@@ -63,8 +63,8 @@ impl Source for Pids {
         vec![&mut self.limits]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut limits = self.limits.cleared_places(tree.capacity());
         for (number, _) in tree.iter() {
             if let Some(record) = statistics.part(number, Part::Pids) {

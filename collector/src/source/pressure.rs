@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use collector_common::cgroup_iterator::{HAS_PRESSURE, PRESSURES};
 
 use super::{
-    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, Table,
+    Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
     values::{Column, Continued, PerNode},
 };
 use crate::{
@@ -136,8 +136,8 @@ impl Source for Pressure {
         vec![&mut self.stalls]
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
-        let (tree, statistics) = (snapshot.tree, snapshot.statistics()?);
+    fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut stalls = self.stalls.places(tree.capacity());
         for (number, node) in tree.iter() {
             let reading = if number == ROOT {

@@ -6,7 +6,7 @@
 use collector_common::{histogram::BUCKETS, sched::SchedCell};
 
 use super::{
-    Change, Metric, Part, Reading, Registration, Samples, Snapshot, Source, SourceReport,
+    Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, SourceReport,
     counters::Counters,
     values::{PerNode, sums},
 };
@@ -217,9 +217,9 @@ struct Sched {
 
 impl Sched {
     /// Adds the CPU time before the agent's start, from the kernel statistics.
-    fn join(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+    fn join(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         self.joined = true;
-        let (tree, Some(statistics)) = (snapshot.tree, snapshot.statistics) else {
+        let (tree, Some(statistics)) = (inputs.tree, inputs.statistics) else {
             return Ok(());
         };
         let mut own = vec![0; tree.capacity()];
@@ -243,7 +243,7 @@ impl Sched {
         for (number, ns) in own.into_iter().enumerate() {
             self.counters.summed().retained(number).earlier_ns = ns;
         }
-        self.counters.collect(snapshot)
+        self.counters.collect(inputs)
     }
 }
 
@@ -260,12 +260,12 @@ impl Source for Sched {
         self.counters.cells()
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        self.counters.collect(snapshot)?;
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        self.counters.collect(inputs)?;
         if self.joined {
             return Ok(());
         }
-        self.join(snapshot)
+        self.join(inputs)
     }
 
     fn change(&mut self, change: &Change<'_>) {

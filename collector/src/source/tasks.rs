@@ -18,7 +18,7 @@ use anyhow::Context;
 use collector_common::tasks::TasksCell;
 
 use super::{
-    Change, Metric, Reading, Registration, Samples, Snapshot, Source, Table,
+    Change, Inputs, Metric, Reading, Registration, Samples, Source, Table,
     values::{AddFrom, Column, PerNode, roll_up},
 };
 use crate::{
@@ -360,8 +360,8 @@ impl Source for Tasks {
         Some(&mut self.cells)
     }
 
-    fn collect(&mut self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        let tree = snapshot.tree;
+    fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        let tree = inputs.tree;
         // Cgroups created since the last run have no values yet.
         self.numbers.places(tree.capacity());
         let now = Instant::now();
