@@ -1,6 +1,6 @@
 //! The sources that run, and the results of reading them.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::collector::Stages;
 use crate::{
@@ -18,12 +18,16 @@ pub(super) struct Sources {
     pub(super) outcome: Outcome,
 }
 
-/// The sources.
+/// The sources that are read for each frame.
 pub(super) struct List {
+    /// Those that a setting can switch off.
     pub(super) switchable: Vec<Box<dyn Source>>,
     /// What the tree itself reports; always on.
     lifecycle: Lifecycle,
 }
+
+/// The name of the kernel statistics, which several sources use, in the log.
+const STATISTICS: &str = "kernel statistics";
 
 /// Results of reading the sources.
 pub(super) struct Outcome {
@@ -31,6 +35,17 @@ pub(super) struct Outcome {
     pub(super) errors: Vec<(&'static str, u64)>,
     /// Whether all sources could be read for the latest frame.
     pub(super) complete: bool,
+    /// Sources whose last reading failed.
+    failing: HashSet<&'static str>,
+}
+
+/// How a reading differs from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transition {
+    /// It failed, and the one before did not.
+    Failed,
+    /// It succeeded, and the one before failed.
+    Recovered,
 }
 
 impl List {
@@ -48,9 +63,8 @@ impl List {
     ) -> anyhow::Result<()> {
         self.lifecycle.collect(inputs)?;
         for source in &mut self.switchable {
-            if let Err(error) = source.collect(inputs) {
-                outcome.failed(source.name(), &error);
-            }
+            let result = source.collect(inputs);
+            outcome.note(source.name(), result);
             stages.end(source.name());
         }
         Ok(())
@@ -58,16 +72,32 @@ impl List {
 }
 
 impl Outcome {
-    fn failed(&mut self, source: &'static str, error: &anyhow::Error) {
-        self.complete = false;
-        let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == source) else {
-            return;
-        };
-        // Logged once per change of state; the counter shows the rest.
-        if *errors == 0 {
-            tracing::error!(source, error = format!("{error:#}"), "reading failed");
+    fn new(sources: impl Iterator<Item = &'static str>) -> Self {
+        Self {
+            errors: sources.map(|source| (source, 0)).collect(),
+            complete: true,
+            failing: HashSet::new(),
         }
-        *errors += 1;
+    }
+
+    /// Notes the result of reading a source. It is logged if the state has changed: when readings
+    /// begin to fail, and when they work again. The counter shows the rest.
+    fn note(&mut self, source: &'static str, result: anyhow::Result<()>) -> Option<Transition> {
+        let Err(error) = result else {
+            let recovered = self.failing.remove(source);
+            return recovered.then(|| {
+                tracing::info!(source, "reading works again");
+                Transition::Recovered
+            });
+        };
+        self.complete = false;
+        if let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == source) {
+            *errors += 1;
+        }
+        self.failing.insert(source).then(|| {
+            tracing::error!(source, error = format!("{error:#}"), "reading failed");
+            Transition::Failed
+        })
     }
 }
 
@@ -76,12 +106,8 @@ impl Sources {
         switchable: Vec<Box<dyn Source>>,
         statistics: Option<CgroupStatistics>,
     ) -> Self {
-        let errors = switchable.iter().map(|source| (source.name(), 0));
         Self {
-            outcome: Outcome {
-                errors: errors.collect(),
-                complete: true,
-            },
+            outcome: Outcome::new(switchable.iter().map(|source| source.name())),
             list: List {
                 switchable,
                 lifecycle: Lifecycle::default(),
@@ -122,14 +148,9 @@ impl Sources {
     /// Reads the kernel statistics, which several sources use.
     pub(super) fn refresh_statistics(&mut self, tree: &Tree) {
         self.outcome.complete = true;
-        if let Some(statistics) = &mut self.statistics
-            && let Err(error) = statistics.refresh(tree)
-        {
-            self.outcome.complete = false;
-            tracing::error!(
-                error = format!("{error:#}"),
-                "the kernel statistics of cgroups could not be read"
-            );
+        if let Some(statistics) = &mut self.statistics {
+            let result = statistics.refresh(tree);
+            self.outcome.note(STATISTICS, result);
         }
     }
 
@@ -178,5 +199,36 @@ impl Sources {
             .filter_map(|source| source.idle(tree))
             .min()
             .map_or(Duration::MAX, |next| next.max(Duration::from_millis(100)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn readings_are_logged_when_they_begin_to_fail_and_when_they_work_again() {
+        let mut outcome = Outcome::new(["sched", "block"].into_iter());
+        let mut read = |source, works: bool| {
+            let result = works.then_some(()).ok_or_else(|| anyhow!("ENOMEM"));
+            outcome.note(source, result)
+        };
+        for source in ["sched", STATISTICS] {
+            let readings = [true, false, false, true, true, false];
+            let transitions = readings.map(|works| read(source, works));
+            let expected = [
+                None,
+                Some(Transition::Failed),
+                None,
+                Some(Transition::Recovered),
+                None,
+                Some(Transition::Failed),
+            ];
+            assert_eq!(transitions, expected, "{source}");
+        }
+        assert_eq!(outcome.errors, [("sched", 3), ("block", 0)]);
+        assert!(!outcome.complete);
     }
 }
