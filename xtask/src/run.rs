@@ -13,6 +13,9 @@ use crate::{
 const ADDRESS: &str = "127.0.0.1:10295";
 const ADDRESS_FLAG: &str = "--web.listen-address";
 
+/// The agent's commands that print something and end: all but `run`.
+const COMMANDS: &[&str] = &["check", "dump", "healthcheck", "metrics", "settings"];
+
 /// Sets up, builds, and replaces this process by the agent.
 pub fn run(arguments: &[String]) -> Result<()> {
     require_root("run", "the agent loads BPF programs into the kernel")?;
@@ -30,21 +33,14 @@ pub fn run(arguments: &[String]) -> Result<()> {
 
 /// Whether these arguments make the agent serve metrics, rather than print something and end.
 fn serves(arguments: &[String]) -> bool {
-    const ENDING: &[&str] = &[
-        "check",
-        "healthcheck",
-        "top",
-        "dump",
-        "metrics",
-        "help",
-        "--help",
-        "-h",
-        "--version",
-        "-V",
-    ];
-    !arguments
-        .iter()
-        .any(|argument| ENDING.contains(&argument.as_str()))
+    let ends = |argument: &String| {
+        COMMANDS.contains(&argument.as_str())
+            || matches!(
+                argument.as_str(),
+                "help" | "--help" | "-h" | "--version" | "-V"
+            )
+    };
+    !arguments.iter().any(ends)
 }
 
 /// The first address that the agent will listen on, as a browser accepts it.
@@ -87,6 +83,23 @@ mod tests {
         ] {
             assert_eq!(listen_address(&words(line), environment), address, "{line}");
         }
+    }
+
+    #[test]
+    fn every_command_of_the_agent_is_known() {
+        let source = include_str!("../../collector/src/cli.rs");
+        let (_, commands) = source.split_once("pub enum Command {\n").unwrap();
+        let (commands, _) = commands.split_once("\n}").unwrap();
+        // Variants are indented by four spaces, their fields by more.
+        let mut names: Vec<String> = commands
+            .lines()
+            .filter_map(|line| line.strip_prefix("    "))
+            .filter(|line| line.starts_with(|first: char| first.is_ascii_uppercase()))
+            .map(|line| line.trim_end_matches([' ', '{', ',']).to_lowercase())
+            .filter(|name| name != "run")
+            .collect();
+        names.sort();
+        assert_eq!(names, COMMANDS);
     }
 
     #[test]
