@@ -38,7 +38,7 @@ use crate::exposition::{Body, Encoder, Format};
 pub struct Agent {
     /// Takes frames, one at a time.
     collector: Mutex<Collector>,
-    /// The latest frame. `None` while the next one is taken, unless a reader still holds it.
+    /// The latest frame. `None` before the first one and while the next one is taken.
     latest: Mutex<Option<Arc<Frame>>>,
     encodings: Arc<Encodings>,
     inventories: Inventories,

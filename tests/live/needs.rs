@@ -55,7 +55,6 @@ pub enum Need {
     FuseBlock,
     /// The long tier (`cargo xtask test --all`), because the test takes long. The text says what
     /// takes so long.
-    #[allow(dead_code, reason = "for tests to come")]
     LongTier(&'static str),
     /// A second run if the first one fails. The text says why it may fail without a fault. Each
     /// rerun is counted, and more than two in a run of `cargo xtask test` fail it.

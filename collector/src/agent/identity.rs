@@ -2,8 +2,8 @@
 //! outlive their cgroup.
 //!
 //! Invariant: records are looked up only for new nodes, or if a record has changed, and only for
-//! nodes with a container id. A frame waits for the names of containers that have just started, for [`PATIENCE`] in total
-//! per container. It does not wait for runtimes that are down or slow.
+//! nodes with a container id. A frame waits for the names of containers that have just started, for
+//! [`PATIENCE`] in total per container. It does not wait for runtimes that are down or slow.
 
 use std::{
     collections::HashMap,

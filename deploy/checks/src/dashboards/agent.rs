@@ -39,7 +39,7 @@ pub fn dashboard() -> Dashboard {
             row("Is anything lost?", vec![
                 lines("No slot", "ops", "Cgroups' events that were not counted for themselves, because no slot was free: see --cgroup.max.")
                     .query(growth("instance", "cgmeter_overflow_events_total"), "{{instance}}"),
-                lines("Lost events and records", "ops", "Cgroup events that did not fit into the ring buffer, and last values that could not be kept.")
+                lines("Lost events and records", "ops", "Cgroup events that did not fit into the ring buffer, and final records that could not be saved.")
                     .query(growth("instance", "cgmeter_lost_events_total"), "{{instance}} events")
                     .query(growth("instance", "cgmeter_lost_records_total"), "{{instance}} records"),
                 lines("Missed by programs", "ops", "Events for which a kernel program was not run, because it was running on that CPU already.")
