@@ -15,11 +15,13 @@ mod tests;
 use std::{
     io::Write,
     net::{TcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream,
+    path::Path,
     time::{Duration, Instant},
 };
 
 pub use error::Error;
-use read::Connection;
+use read::{Connection, Socket};
 
 /// How long an exchange may take unless the request says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,7 +103,18 @@ impl Request {
     pub fn send(&self, address: impl ToSocketAddrs) -> Result<Response, Error> {
         let deadline = Instant::now() + self.timeout;
         let stream = connect(address, deadline)?;
-        let mut connection = self.ask(&stream, deadline)?;
+        let mut connection = self.ask(&stream, &stream.peer_addr()?.to_string(), deadline)?;
+        connection.response(self.max_body)
+    }
+
+    /// As [`Self::send`], to a Unix socket. The host in the request is `localhost`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub fn send_to_unix(&self, socket: &Path) -> Result<Response, Error> {
+        let stream = UnixStream::connect(socket)?;
+        let mut connection = self.ask(&stream, "localhost", Instant::now() + self.timeout)?;
         connection.response(self.max_body)
     }
 
@@ -113,7 +126,8 @@ impl Request {
     /// it sends is not HTTP/1, or if the body is larger than the limit. A status such as 404 is not
     /// an error.
     pub fn send_over(&self, stream: &TcpStream) -> Result<Response, Error> {
-        let mut connection = self.ask(stream, Instant::now() + self.timeout)?;
+        let host = stream.peer_addr()?.to_string();
+        let mut connection = self.ask(stream, &host, Instant::now() + self.timeout)?;
         connection.response(self.max_body)
     }
 
@@ -125,13 +139,18 @@ impl Request {
     pub fn send_for_head(&self, address: impl ToSocketAddrs) -> Result<Response, Error> {
         let deadline = Instant::now() + self.timeout;
         let stream = connect(address, deadline)?;
-        self.ask(&stream, deadline)?.head()
+        let host = stream.peer_addr()?.to_string();
+        self.ask(&stream, &host, deadline)?.head()
     }
 
     /// Sends the request.
-    fn ask<'a>(&self, stream: &'a TcpStream, deadline: Instant) -> Result<Connection<'a>, Error> {
+    fn ask<'a>(
+        &self,
+        stream: &'a dyn Socket,
+        host: &str,
+        deadline: Instant,
+    ) -> Result<Connection<'a>, Error> {
         let mut connection = Connection::new(stream, deadline);
-        let host = stream.peer_addr()?;
         let mut head = format!(
             "{} {} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n",
             self.method, self.target

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
@@ -22,9 +23,37 @@ pub fn left(deadline: Instant) -> io::Result<Duration> {
     Ok(left)
 }
 
+/// A socket whose reads and writes can be given a timeout.
+pub trait Socket {
+    /// Receives what is there; waits until the deadline if nothing is.
+    fn receive(&self, bytes: &mut [u8], deadline: Instant) -> io::Result<usize>;
+    /// Sends as much as there is room for.
+    fn send(&self, bytes: &[u8], deadline: Instant) -> io::Result<usize>;
+}
+
+macro_rules! socket {
+    ($($stream:ty),*) => {$(
+        impl Socket for $stream {
+            fn receive(&self, bytes: &mut [u8], deadline: Instant) -> io::Result<usize> {
+                self.set_read_timeout(Some(left(deadline)?))?;
+                let mut stream = self;
+                stream.read(bytes)
+            }
+
+            fn send(&self, bytes: &[u8], deadline: Instant) -> io::Result<usize> {
+                self.set_write_timeout(Some(left(deadline)?))?;
+                let mut stream = self;
+                stream.write(bytes)
+            }
+        }
+    )*};
+}
+
+socket!(TcpStream, UnixStream);
+
 /// A connection with a deadline, and what has been received and not yet used.
 pub struct Connection<'a> {
-    stream: &'a TcpStream,
+    stream: &'a dyn Socket,
     deadline: Instant,
     received: Vec<u8>,
 }
@@ -37,7 +66,7 @@ enum Length {
 }
 
 impl<'a> Connection<'a> {
-    pub fn new(stream: &'a TcpStream, deadline: Instant) -> Self {
+    pub fn new(stream: &'a dyn Socket, deadline: Instant) -> Self {
         Self {
             stream,
             deadline,
@@ -47,9 +76,8 @@ impl<'a> Connection<'a> {
 
     /// Receives more; false at the end of the stream.
     fn receive(&mut self) -> Result<bool, Error> {
-        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
         let mut part = [0; 64 << 10];
-        let count = self.stream.read(&mut part)?;
+        let count = self.stream.receive(&mut part, self.deadline)?;
         self.received.extend_from_slice(&part[..count]);
         Ok(count > 0)
     }
@@ -164,12 +192,11 @@ impl<'a> Connection<'a> {
 
 impl Write for Connection<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
-        self.stream.write(bytes)
+        self.stream.send(bytes, self.deadline)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixListener,
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
@@ -49,6 +50,28 @@ fn a_body_ends_by_its_length_its_last_chunk_or_with_the_connection() {
     assert_eq!((none.status, none.body.len()), (204, 0));
     assert_eq!(none.header("x-a"), Some("b"));
     assert_eq!(none.status_line, "HTTP/1.1 204 No Content");
+}
+
+#[test]
+fn a_unix_socket_is_asked_likewise() {
+    let path = std::env::temp_dir().join(format!("http-client-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        let count = stream.read(&mut buffer).unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            .unwrap();
+        String::from_utf8_lossy(&buffer[..count]).into_owned()
+    });
+    let response = Request::get("/_ping").send_to_unix(&path);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(response.unwrap().ok_text().unwrap(), "OK");
+    let asked = server.join().unwrap();
+    let expected = "GET /_ping HTTP/1.1\r\nHost: localhost\r\n";
+    assert!(asked.starts_with(expected), "{asked}");
 }
 
 #[test]

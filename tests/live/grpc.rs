@@ -1,5 +1,6 @@
 //! A minimal gRPC client for the CRI of a container runtime. Messages are written field by field,
-//! with the field numbers of cri-api's runtime.v1. curl sends them, because it supports HTTP/2.
+//! with the field numbers of cri-api's runtime.v1. curl sends them: gRPC needs HTTP/2, which
+//! `http-client` does not speak.
 
 use std::{
     fs,

@@ -1,9 +1,10 @@
 //! Names of Podman's containers, from its API service on the test's own socket. Oracle: the
 //! containers that the test started, and `podman inspect`.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use http_client::Request;
 
 use crate::{
     Test,
@@ -21,7 +22,6 @@ const NEEDS: &[Need] = &[
     Need::Agent,
     Need::Program("podman"),
     Need::Program("runc"),
-    Need::Program("curl"),
     Need::Program("busybox"),
 ];
 
@@ -30,7 +30,6 @@ const LONG: &[Need] = &[
     Need::Agent,
     Need::Program("podman"),
     Need::Program("runc"),
-    Need::Program("curl"),
     Need::Program("busybox"),
 ];
 
@@ -80,15 +79,12 @@ impl Podman {
         let _ = std::fs::remove_file(&socket);
         let mut command = client(folder);
         command.args(["system", "service", "--time=0", &format!("unix://{socket}")]);
-        let mut ping = Command::new("curl");
-        ping.args([
-            "--silent",
-            "--fail",
-            "--unix-socket",
-            &socket,
-            "http://d/_ping",
-        ]);
-        Daemon::start(folder, &mut command, || output(&mut ping).is_ok())
+        let ping = Request::get("/_ping");
+        let answers = || {
+            let response = ping.send_to_unix(Path::new(&socket));
+            response.is_ok_and(|response| response.status == 200)
+        };
+        Daemon::start(folder, &mut command, answers)
     }
 
     fn agent(&self) -> Result<Agent> {
