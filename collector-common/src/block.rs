@@ -10,9 +10,9 @@ use crate::histogram::BUCKETS;
 /// know three of them, and so do these: what is neither a discard nor a flush is a read or a write
 /// by its lowest bit, so that zones appended to, zeroes written and secure erasures are writes.
 pub const READ: usize = 0;
-/// See [`READ`].
+/// A write, see [`READ`].
 pub const WRITE: usize = 1;
-/// See [`READ`].
+/// A discard, see [`READ`].
 pub const DISCARD: usize = 2;
 /// A device's cache written to its medium.
 pub const FLUSH: usize = 3;
@@ -35,9 +35,9 @@ pub struct BlockOperation {
     pub latency_ns: u64,
     /// Time from issue to the device to completion, ns, where the kernel stamps the issue.
     pub device_ns: u64,
-    /// Requests by the former, see [`crate::histogram`].
+    /// Requests by time from submission, in the buckets of [`crate::histogram`].
     pub latency: [u64; BUCKETS],
-    /// Requests by the latter.
+    /// Requests by time from issue, in the same buckets.
     pub device: [u64; BUCKETS],
 }
 
@@ -45,7 +45,7 @@ pub struct BlockOperation {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct BlockValue {
-    /// By kind.
+    /// The cgroup's requests on the disk, by what they do: [`READ`] and so on is the index.
     pub operations: [BlockOperation; OPERATIONS],
 }
 

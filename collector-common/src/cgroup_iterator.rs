@@ -82,7 +82,7 @@ pub struct MemoryRecord {
 pub struct CgroupRecord {
     /// Cgroup id in the hierarchy walked.
     pub id: u64,
-    /// [`UNIFIED`], `HAS_*` and [`DYING`].
+    /// A combination of [`UNIFIED`], `HAS_*` and [`DYING`].
     pub flags: u64,
     /// `cgroup.bstat.cputime.utime`, ns, descendants included.
     pub utime_ns: u64,
@@ -133,7 +133,7 @@ const _: () = assert!(size_of::<CgroupRecord>() == 8 * (14 + 8 + 16 + 16 + STATE
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IoRecord {
-    /// Cgroup id.
+    /// Id of the cgroup that is charged.
     pub id: u64,
     /// Device number as the kernel keeps it: major << 20 | minor.
     pub device: u64,

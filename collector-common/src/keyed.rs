@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cell::OVERFLOW_OWNER;
 
-/// A cgroup and what the value is of.
+/// The key: a cgroup and what else the value is of.
 #[repr(C)]
 #[derive(
     Clone,
@@ -26,7 +26,7 @@ use crate::cell::OVERFLOW_OWNER;
 pub struct CgroupKey {
     /// Cgroup id.
     pub cgroup: u64,
-    /// The source's own: a device number, a reason.
+    /// What else the value is of, as the source numbers it: a device, a reason.
     pub what: u64,
 }
 
@@ -47,9 +47,10 @@ const _: () = assert!(size_of::<CgroupKey>() == 16);
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
 pub struct Row<T> {
-    /// Cgroup id of the key, 0: free, [`ROW_TAKEN`]: neither.
+    /// Cgroup id of the key. 0: the row is free. [`ROW_TAKEN`]: it is being claimed or taken from
+    /// its owner.
     pub cgroup: u64,
-    /// The rest of the key.
+    /// What the value is of besides the cgroup: the other half of the key.
     pub what: u64,
     /// The counters.
     pub value: T,

@@ -16,7 +16,7 @@ pub struct Traffic {
     pub packets: u64,
 }
 
-/// Counters of [`NetCell::traffic`].
+/// Number of counters in [`NetCell::traffic`].
 pub const TRAFFIC: usize = 16;
 
 /// Socket counters of one slot on some CPUs; atomic adds, because an interrupt may come between.
@@ -28,7 +28,7 @@ pub struct NetCell {
     /// 1 once the cell has had an owner. A revoked cell has none, but what it has counted is still
     /// read. (This word also puts TCP over IPv4 into the owner's cache line.)
     pub used: u64,
-    /// By [`index`].
+    /// Traffic by direction, IP version and protocol; [`index`] is the index.
     pub traffic: [Traffic; TRAFFIC],
     /// Fills the last cache line.
     pub spare: [u64; 6],
@@ -45,7 +45,7 @@ pub struct SocketSlot {
     /// Cgroup id for which the slot was resolved, 0 before the first time and for a socket that
     /// got none.
     pub owner: u64,
-    /// The slot's first cell.
+    /// Index of the slot's first cell.
     pub first_cell: u32,
     /// A [`Protocol`].
     pub protocol: u32,
@@ -63,7 +63,7 @@ pub enum Protocol {
     Udp = 1,
     /// ICMP and ICMPv6.
     Icmp = 2,
-    /// Any other.
+    /// Any other protocol.
     Other = 3,
 }
 
@@ -81,9 +81,9 @@ pub enum Family {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// To the socket.
+    /// Packets that a socket received.
     Receive = 0,
-    /// From the socket.
+    /// Packets that a socket sent.
     Transmit = 1,
 }
 

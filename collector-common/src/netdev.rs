@@ -28,11 +28,11 @@ const _: () = assert!(size_of::<NamespaceIterator>() == 32);
 pub struct Namespace {
     /// The iteration that has found a task in it last.
     pub generation: u64,
-    /// Its oldest task's cgroup id,
+    /// Cgroup id of its oldest task.
     pub cgroup: u64,
-    /// that task's start, ns of CLOCK_MONOTONIC,
+    /// When its oldest task was started, ns of CLOCK_MONOTONIC.
     pub start_time: u64,
-    /// and its thread id.
+    /// Thread id of its oldest task.
     pub pid: u64,
     /// Cgroup id that the agent has given it to, 0 for none: set by the agent.
     pub owner: u64,

@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cell::cell;
 
-/// Process counters of one slot; one shard, atomic adds.
+/// Process counters of one slot, which has one cell. All CPUs write it, with atomic adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct ProcessCell {
@@ -18,7 +18,7 @@ pub struct ProcessCell {
     pub exited: u64,
     /// Processes that a signal ended.
     pub signaled: u64,
-    /// Of those, the ones that the OOM killer ended.
+    /// Processes that the OOM killer ended, which are counted in `signaled` too.
     pub oom_killed: u64,
     /// Keeps cells within a cache line.
     pub reserved: [u64; 2],

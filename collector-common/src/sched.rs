@@ -34,9 +34,10 @@ pub struct SchedCell {
     pub voluntary: u64,
     /// Switches in which the CPU was taken by a task of the same cgroup (part of `nivcsw`).
     pub preempted_by_self: u64,
-    /// … by a task of another cgroup.
+    /// Switches in which the CPU was taken by a task of another cgroup (part of `nivcsw`).
     pub preempted_by_other: u64,
-    /// … by a kernel thread, or by the idle task because a quota had run out.
+    /// Switches in which the CPU was taken by a kernel thread, or by the idle task because a quota
+    /// had run out (part of `nivcsw`).
     pub preempted_by_system: u64,
     /// Moves to another CPU (`se.nr_migrations`).
     pub migrations: u64,
@@ -61,9 +62,9 @@ pub struct TaskState {
     pub css_set: u64,
     /// Cgroup id for which the slot was resolved, 0 before the first time.
     pub owner: u64,
-    /// The slot.
+    /// The slot of that cgroup.
     pub slot: u32,
-    /// The slot's cell of CPU 0.
+    /// Index of the slot's cell for CPU 0. Those of the other CPUs follow.
     pub first_cell: u32,
     /// `se.sum_exec_runtime`, ns.
     pub run_ns: u64,

@@ -6,7 +6,7 @@ macro_rules! stats {
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Stat { $($(#[$doc])* $name,)* }
-        /// Entries of the array.
+        /// Number of entries of the array.
         pub const STATS: u32 = [$(Stat::$name),*].len() as u32;
     };
 }

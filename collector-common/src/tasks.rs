@@ -7,7 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// 64-bit words of a file table's bitmap that one run of the program looks at: 4,096 descriptors.
 pub const WORDS_A_RUN: usize = 64;
 
-/// What is in one slot's cgroup; one shard, written by the iterator alone, with plain adds.
+/// What an iteration found in one slot's cgroup. A slot has one cell; the iterator alone writes it,
+/// with plain adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct TasksCell {
@@ -21,9 +22,10 @@ pub struct TasksCell {
     pub threads: u64,
     /// Open descriptors.
     pub descriptors: u64,
-    /// Those of them that are sockets.
+    /// Open descriptors that are sockets.
     pub sockets: u64,
-    /// Threads by state, see `collector-ebpf/src/tasks.rs`.
+    /// Threads that sleep and can be interrupted. Which states count for which field is in
+    /// `collector-ebpf/src/kernel/thread.rs`.
     pub sleeping: u64,
     /// Threads that run or wait for a CPU.
     pub running: u64,
@@ -61,23 +63,23 @@ pub struct TasksControl {
     pub with_sockets: u64,
     /// Cgroup id of the task that was visited last.
     pub last_owner: u64,
-    /// Its slot.
+    /// Slot of the task that was visited last.
     pub last_slot: u64,
     /// Pid of the task whose file table is looked at in several runs; 0 is none.
     pub walked: u64,
-    /// Its `start_time`: pids are used again.
+    /// `start_time` of the walked task, because pids are used again.
     pub walked_since: u64,
-    /// Its `files`.
+    /// `files` of the walked task: the address of its file table.
     pub table: u64,
-    /// Its slot.
+    /// Slot of the walked task.
     pub slot: u64,
-    /// The next word of the table's bitmap.
+    /// Index of the first word of the table's bitmap that has not been looked at yet.
     pub next: u64,
-    /// Address of the table's array of files.
+    /// Address of the table's array of pointers to files.
     pub files: u64,
-    /// Descriptors found so far.
+    /// Descriptors found so far in the walked task's table.
     pub descriptors: u64,
-    /// Sockets found so far.
+    /// Sockets found so far in the walked task's table.
     pub sockets: u64,
     /// Room for words of the bitmap.
     pub bitmap: [u64; WORDS_A_RUN],

@@ -34,10 +34,10 @@ use crate::{
     shared::{Shared, member},
 };
 
-/// By cgroup and disk: those that came first.
+/// Values by cgroup and disk, in an array: those of the keys that came while it had room.
 #[btf_map]
 static BLOCK_ROWS: Rows<BlockValue> = Rows::new();
-/// The others.
+/// Values of the keys for which the array had no room.
 #[btf_map]
 static BLOCK_IO: Keyed<BlockValue> = Keyed::new();
 #[btf_map]

@@ -284,7 +284,7 @@ impl Cgroup {
         }
         Some(Cgroup(load64!(css, field::CSS_CGROUP) as *const c_void))
     }
-    /// 0 for cgroup2.
+    /// Number of the hierarchy (`cgroup_root.hierarchy_id`): 0 for cgroup2.
     #[inline(always)]
     pub fn hierarchy(self) -> u32 {
         let root = load64!(self.0, field::CGROUP_ROOT) as *const c_void;
@@ -417,7 +417,8 @@ impl Css {
     }
 }
 
-/// A value at a kernel address, 0 if it can't be read (it can: the address is a field's).
+/// Reads a value at a kernel address. Callers give addresses of fields, which can be read; for any
+/// other address it would be 0.
 #[inline(always)]
 pub fn read<T: Default>(address: *const c_void) -> T {
     // SAFETY: the helper checks the address.

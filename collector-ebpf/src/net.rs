@@ -36,7 +36,7 @@ use crate::{
     stat,
 };
 
-/// Shards.
+/// Cells, several shards a slot.
 #[btf_map]
 static NET_CELLS: Cells<NetCell> = Cells::new();
 

@@ -30,18 +30,18 @@ use crate::{
 /// What the callback works on, and room for what doesn't fit on the stack.
 #[repr(C)]
 struct Scratch {
-    /// Whose record it is.
+    /// Key of the removed cgroup's record.
     key: CgroupKey,
     /// Where the kernel keeps [`PROBE`]'s element.
     base: u64,
     /// Per-CPU addresses of the cgroup's CPU time and of its memory statistics; 0 is none.
     times: u64,
     statistics: u64,
-    /// See [`number`].
+    /// An address that [`number`] turns into a number.
     address: u64,
-    /// `memcg_vmstats_percpu.events`: what a CPU has counted,
+    /// `memcg_vmstats_percpu.events`: what one CPU has counted.
     events: [u64; EVENTS],
-    /// and `events_prev`: how much of that the kernel has flushed.
+    /// `memcg_vmstats_percpu.events_prev`: how much of `events` the kernel has flushed.
     flushed: [u64; EVENTS],
 }
 

@@ -1,4 +1,4 @@
-//! Processes: born, executed, ended, and why.
+//! Processes that were started, that executed a program, and that ended, by how they ended.
 //!
 //! Hooks: `tp_btf/sched_process_fork` (kernel/fork.c, `kernel_clone`, after the child has its
 //! cgroup and before it runs), `sched_process_exec` (fs/exec.c), `sched_process_exit`
@@ -21,7 +21,7 @@ use crate::{
     slot, stat, task,
 };
 
-/// One shard.
+/// Cells, one a slot.
 #[btf_map]
 static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
 

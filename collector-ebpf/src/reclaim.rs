@@ -20,7 +20,7 @@ use crate::{
     slot, task,
 };
 
-/// One shard.
+/// Cells, one a slot.
 #[btf_map]
 static RECLAIM_CELLS: Cells<ReclaimCell> = Cells::new();
 

@@ -43,7 +43,7 @@ use crate::{
     stat, task,
 };
 
-/// One shard a CPU.
+/// Cells, one a slot and CPU.
 #[btf_map]
 static SCHED_CELLS: Cells<SchedCell> = Cells::new();
 

@@ -31,7 +31,7 @@ use crate::{
     stat,
 };
 
-/// One shard.
+/// Cells, one a slot.
 #[btf_map]
 static TASKS_CELLS: Cells<TasksCell> = Cells::new();
 

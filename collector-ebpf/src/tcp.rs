@@ -32,13 +32,13 @@ use crate::{
     stat,
 };
 
-/// One shard.
+/// Cells, one a slot.
 #[btf_map]
 static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
 /// State of connections. The kernel makes it on request and frees it with the socket.
 #[btf_map]
-static TCP_BOOKS: SkStorage<TcpState> = SkStorage::new();
+static TCP_STATES: SkStorage<TcpState> = SkStorage::new();
 
 /// States, include/net/tcp_states.h.
 const SYN_SENT: i32 = 2;
@@ -263,14 +263,14 @@ fn cell_of(sock: TcpSock) -> Option<Shared<TcpCell>> {
 #[inline(always)]
 fn state(sock: TcpSock) -> Option<Shared<TcpState>> {
     // SAFETY: a full socket.
-    unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), false) }
+    unsafe { maps::of_socket(&TCP_STATES, sock.0.cast_mut().cast(), false) }
 }
 
 /// A socket's state, made if need be.
 #[inline(always)]
 fn state_or_new(sock: TcpSock) -> Option<Shared<TcpState>> {
     // SAFETY: as in `state`.
-    let state = unsafe { maps::of_socket(&TCP_BOOKS, sock.0.cast_mut().cast(), true) };
+    let state = unsafe { maps::of_socket(&TCP_STATES, sock.0.cast_mut().cast(), true) };
     if state.is_none() {
         stat::count(Stat::NoSocketStorage);
     }

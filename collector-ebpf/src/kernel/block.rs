@@ -55,7 +55,7 @@ impl Request {
     pub fn flags(self) -> u32 {
         load32!(self.0, field::REQUEST_FLAGS)
     }
-    /// `rq_flags`, `RQF_*`.
+    /// The request's flags (`rq_flags`), a combination of `RQF_*`.
     #[inline(always)]
     pub fn state(self) -> u32 {
         load32!(self.0, field::REQUEST_STATE)
@@ -116,7 +116,7 @@ impl Request {
 }
 
 impl Unchecked {
-    /// As a key.
+    /// The address as a number, for keys of maps.
     pub fn number(self) -> u64 {
         self.0
     }
@@ -176,12 +176,12 @@ impl Bio {
     pub fn flags(self) -> u32 {
         load32!(self.0, field::BIO_FLAGS)
     }
-    /// Bytes that are left.
+    /// Bytes that are not transferred yet.
     #[inline(always)]
     pub fn size(self) -> u32 {
         load32!(self.0, field::BIO_SIZE)
     }
-    /// `blk_status_t`
+    /// The bio's `blk_status_t`: 0 if it succeeded.
     #[inline(always)]
     pub fn status(self) -> u8 {
         load8!(self.0, field::BIO_STATUS)
