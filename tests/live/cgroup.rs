@@ -35,9 +35,9 @@ pub fn root() -> Result<PathBuf> {
 /// The hierarchy of a controller.
 #[derive(Clone, Debug)]
 pub enum Hierarchy {
-    /// A v1 mount.
+    /// The controller is in a v1 hierarchy, mounted here.
     V1(PathBuf),
-    /// cgroup2's root.
+    /// The controller is in cgroup2, whose root is here.
     V2(PathBuf),
 }
 

@@ -26,9 +26,9 @@ use crate::{
 };
 
 pub const TESTS: &[Test] = &[
-    ("docker_ills::killed_and_started_again", NEEDS, killed),
-    ("docker_ills::hangs", NEEDS, hangs),
-    ("docker_ills::hostile", &[Need::Agent], hostile),
+    ("docker_faults::killed_and_started_again", NEEDS, killed),
+    ("docker_faults::hangs", NEEDS, hangs),
+    ("docker_faults::hostile", &[Need::Agent], hostile),
 ];
 
 fn up(metrics: &Metrics) -> f64 {
@@ -147,8 +147,8 @@ fn hangs() -> Result<()> {
     )
 }
 
-/// Hostile answers.
-const ILLS: &[(&str, &[u8], &[u8])] = &[
+/// Faulty and hostile answers: what each is, its beginning, and what is then sent again and again.
+const FAULTS: &[(&str, &[u8], &[u8])] = &[
     ("closes", b"", b""),
     ("garbage", b"\x00\xff\x13garbage\r\n\r\n", b""),
     (
@@ -254,7 +254,7 @@ fn hostile() -> Result<()> {
     let quiet = Agent::start(&["--container.runtime=none"])?;
     quiet.scrape()?;
     let floor = resident(quiet.pid())?;
-    for &(what, head, rest) in ILLS {
+    for &(what, head, rest) in FAULTS {
         let folder = Folder::new("hostile")?;
         let server = Hostile::start(&folder.path("socket"), head, rest)?;
         let flag = format!("docker=unix://{}", folder.text("socket"));

@@ -23,7 +23,7 @@ mod dashboards;
 mod demo;
 mod disk;
 mod docker;
-mod docker_ills;
+mod docker_faults;
 mod drops;
 mod egress;
 mod errors;
@@ -104,7 +104,7 @@ const TESTS: &[&[Test]] = &[
     demo::TESTS,
     compose::TESTS,
     docker::TESTS,
-    docker_ills::TESTS,
+    docker_faults::TESTS,
     podman::TESTS,
     cri::TESTS,
     dashboards::TESTS,

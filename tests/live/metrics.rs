@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
-/// One sample.
+/// One sample of an exposition.
 #[derive(Clone, Debug)]
 pub struct Sample {
     name: String,

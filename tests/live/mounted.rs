@@ -33,7 +33,7 @@ fn ensure(result: libc::c_int, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// mount(2)
+/// Calls mount(2).
 pub fn mount(
     source: Option<&Path>,
     point: &Path,
@@ -57,7 +57,7 @@ pub fn mount(
     ensure(result, "mount")
 }
 
-/// umount2(2), not lazy.
+/// Calls umount2(2), without MNT_DETACH: it fails while the file system is in use.
 pub fn unmount(point: &Path) -> Result<()> {
     let point = CString::new(point.as_os_str().as_bytes())?;
     // SAFETY: the string is NUL-terminated.

@@ -10,12 +10,12 @@ use crate::{
     trace,
 };
 
-/// A need.
+/// What a test needs in order to run.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
     /// Root, a BTF kernel and the agent's binary.
     Agent,
-    /// Only the agent's binary.
+    /// The agent's binary, but neither root nor BPF.
     Binary,
     /// An example application, built next to the agent.
     Example(&'static str),
@@ -27,7 +27,7 @@ pub enum Need {
     Variable(&'static str, &'static str),
     /// A program from PyPI, installed by `cargo xtask setup --tests`.
     Venv(&'static str),
-    /// Two CPUs.
+    /// At least two CPUs.
     TwoCpus,
     /// A controller, in cgroup2 or v1.
     Controller(&'static str),
@@ -39,7 +39,7 @@ pub enum Need {
     Tracing,
     /// Pressure stall information.
     Pressure,
-    /// Loop devices.
+    /// A kernel that can add loop devices.
     Loop,
     /// A kernel that can add zram devices.
     Zram,

@@ -183,12 +183,12 @@ fn between() -> Result<()> {
     let [one, other] = &ends;
     same(
         "Udp OutDatagrams",
-        one.book("snmp", "Udp", "OutDatagrams")?,
+        one.kernel_counter("snmp", "Udp", "OutDatagrams")?,
         COUNT as f64,
     )?;
     same(
         "Udp InDatagrams",
-        other.book("snmp", "Udp", "InDatagrams")?,
+        other.kernel_counter("snmp", "Udp", "InDatagrams")?,
         COUNT as f64,
     )
 }
@@ -203,9 +203,10 @@ fn connection(ends: &mut [End; 2], bytes: usize) -> Result<[f64; 2]> {
         .run(&format!("tcp-send {}:1003 {bytes}", V4[1]))?;
     other.worker.wait_done()?;
     let sent = |end: &End| -> Result<f64> {
-        Ok(end.book("snmp", "Tcp", "OutSegs")? + end.book("snmp", "Tcp", "RetransSegs")?)
+        Ok(end.kernel_counter("snmp", "Tcp", "OutSegs")?
+            + end.kernel_counter("snmp", "Tcp", "RetransSegs")?)
     };
-    Ok([sent(one)?, one.book("snmp", "Ip", "OutRequests")?])
+    Ok([sent(one)?, one.kernel_counter("snmp", "Ip", "OutRequests")?])
 }
 
 /// Compares both ends with the kernel's TCP and IP statistics. Each end receives what the other
@@ -214,12 +215,12 @@ fn check_connection(agent: &Agent, ends: &[End; 2]) -> Result<()> {
     let metrics = agent.scrape()?;
     let [one, other] = ends;
     for (from, to) in [(one, other), (other, one)] {
-        let segments =
-            from.book("snmp", "Tcp", "OutSegs")? + from.book("snmp", "Tcp", "RetransSegs")?;
-        let octets = from.book("netstat", "IpExt", "OutOctets")?;
+        let segments = from.kernel_counter("snmp", "Tcp", "OutSegs")?
+            + from.kernel_counter("snmp", "Tcp", "RetransSegs")?;
+        let octets = from.kernel_counter("netstat", "IpExt", "OutOctets")?;
         same(
             "octets sent and received",
-            to.book("netstat", "IpExt", "InOctets")?,
+            to.kernel_counter("netstat", "IpExt", "InOctets")?,
             octets,
         )?;
         let [_, _, bytes, packets] = traffic(&metrics, &from.cgroup.id, "ipv4", "tcp")?;
@@ -265,7 +266,7 @@ fn all_once() -> Result<bool> {
     let [segments, requests] = connection(&mut ends, 300_000)?;
     same("packets, each a segment", requests, segments)?;
     check_connection(&agent, &ends)?;
-    if ends[0].book("snmp", "Tcp", "RetransSegs")? > 0.0 {
+    if ends[0].kernel_counter("snmp", "Tcp", "RetransSegs")? > 0.0 {
         return Ok(false);
     }
     // Each segment then has its own header, so the sizes are known. SYN and FIN have no payload.
@@ -298,7 +299,7 @@ fn echo() -> Result<()> {
     check(&metrics, &ends[1].cgroup, "ipv4", "icmp", [0.0; 4])?;
     same(
         "Icmp InEchos",
-        ends[1].book("snmp", "Icmp", "InEchos")?,
+        ends[1].kernel_counter("snmp", "Icmp", "InEchos")?,
         COUNT,
     )
 }

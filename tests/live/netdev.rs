@@ -72,8 +72,8 @@ fn scrape_at_rest<const N: usize>(
 ) -> Result<(Metrics, [[f64; 8]; N])> {
     let statistics = || -> Result<[[f64; 8]; N]> {
         let mut statistics = [[0.0; 8]; N];
-        for (book, end) in statistics.iter_mut().zip(ends) {
-            *book = wire::interface_of(end.pid(), "eth0")?;
+        for (counters, end) in statistics.iter_mut().zip(ends) {
+            *counters = wire::interface_of(end.pid(), "eth0")?;
         }
         Ok(statistics)
     };

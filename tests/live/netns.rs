@@ -21,7 +21,7 @@ pub const LEFT: [&str; 2] = ["10.203.0.1", "fd00:203::1"];
 /// IPv4 and IPv6 addresses of the right end.
 pub const RIGHT: [&str; 2] = ["10.203.0.2", "fd00:203::2"];
 
-/// The namespaces.
+/// The network namespaces of a test.
 #[derive(Debug)]
 pub struct Namespaces {
     left: OwnedFd,

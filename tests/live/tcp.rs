@@ -53,7 +53,7 @@ pub const TESTS: &[Test] = &[
     (
         "tcp::connections_of_removed_cgroups",
         NEEDS,
-        what_the_dead_had,
+        removed_while_closing,
     ),
 ];
 
@@ -524,7 +524,7 @@ fn mptcp() -> Result<()> {
 }
 
 /// Cgroups that are removed and reaped while their connections are still closing.
-fn what_the_dead_had() -> Result<()> {
+fn removed_while_closing() -> Result<()> {
     const LIVES: usize = 20;
     let mut scene = Scene::with(Agent::start(&["--cgroup.linger", "1s"])?)?;
     let parent = Cgroup::new()?;

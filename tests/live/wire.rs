@@ -28,7 +28,7 @@ impl End {
     }
 
     /// A value of /proc/net/snmp or netstat of its namespace, such as `Tcp` `OutSegs`.
-    pub fn book(&self, file: &str, protocol: &str, key: &str) -> Result<f64> {
+    pub fn kernel_counter(&self, file: &str, protocol: &str, key: &str) -> Result<f64> {
         let path = format!("/proc/{}/net/{file}", self.worker.pid());
         let text = fs::read_to_string(path)?;
         let prefix = format!("{protocol}: ");
