@@ -11,7 +11,7 @@ use crate::{Error, Response};
 
 /// The largest head, and the largest line before a chunk, in bytes.
 const MAX_HEAD: usize = 64 << 10;
-/// The most headers.
+/// The maximum number of headers.
 const MAX_HEADERS: usize = 64;
 
 /// The time that is left until a deadline, which is never zero: sockets take zero for no timeout.
@@ -205,7 +205,7 @@ fn owned(header: &httparse::Header<'_>) -> (String, String) {
     (header.name.to_owned(), value.into_owned())
 }
 
-/// RFC 9112, section 6.3.
+/// Returns how the end of the body is marked (RFC 9112, section 6.3).
 fn length(response: &Response) -> Result<Length, Error> {
     if matches!(response.status, 204 | 304) {
         return Ok(Length::Bytes(0));

@@ -5,7 +5,7 @@ use deploy_checks::compose;
 
 use crate::{setup::setup_tests, shell::has, tally::Tally};
 
-/// The verb.
+/// Runs `cargo xtask compose`.
 pub fn compose() -> Result<()> {
     setup_tests()?;
     let mut tally = Tally::default();

@@ -22,14 +22,14 @@ const VERSION: &str = "0.20.2";
 /// Seconds for fetching the database: some networks swallow packets instead of refusing them.
 const PATIENCE: &str = "60";
 
-/// The verb.
+/// Runs `cargo xtask deny`.
 pub fn deny() -> Result<()> {
     let mut tally = Tally::default();
     step(&mut tally);
     tally.close()
 }
 
-/// Checks all of it.
+/// Checks licences, sources, duplicates and known vulnerabilities.
 pub fn step(tally: &mut Tally) {
     tally.counted("dependencies", |counts| {
         install()?;

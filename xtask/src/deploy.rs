@@ -15,7 +15,7 @@ const TOOLS: [(&str, &str); 2] = [
     ("amtool", "prometheus-alertmanager"),
 ];
 
-/// The verb.
+/// Runs `cargo xtask deploy`.
 pub fn deploy() -> Result<()> {
     setup_tests()?;
     let mut tally = Tally::default();

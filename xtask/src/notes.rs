@@ -27,7 +27,7 @@ impl Skip {
 pub struct Notes {
     /// Skipped, because the machine lacks something.
     pub skips: Vec<Skip>,
-    /// Left to the long tier.
+    /// Tests that were left to the long tier.
     pub long: Vec<Skip>,
     /// How long the tests took that ran.
     pub times: Vec<(String, Duration)>,

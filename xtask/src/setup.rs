@@ -12,7 +12,7 @@ pub use self::compiler::setup_lints;
 use self::tools::Tool;
 use crate::{deny, venv};
 
-/// The verb.
+/// Runs `cargo xtask setup`.
 pub fn all(tests: bool) -> Result<()> {
     setup()?;
     if tests {

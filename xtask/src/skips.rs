@@ -13,7 +13,7 @@ const LIST: &str = "tests/allowed-skips.txt";
 /// Where tests ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// On this host.
+    /// The tests ran on this host.
     Host,
     /// In a virtual machine, on a kernel of this series.
     Guest(&'static str),
@@ -60,7 +60,7 @@ impl Row {
     }
 }
 
-/// The list.
+/// The list of allowed skips.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct List(Vec<Row>);
 

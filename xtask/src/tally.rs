@@ -25,13 +25,13 @@ const SLOWEST: usize = 10;
 /// Numbers of tests by result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Passed.
+    /// Tests that passed.
     pub passed: u64,
-    /// Failed.
+    /// Tests that failed.
     pub failed: u64,
     /// Skipped, because the machine lacks something.
     pub skipped: u64,
-    /// Left to the long tier.
+    /// Tests that were left to the long tier.
     pub long: u64,
     /// Tests that failed and were run again: name, reason and error.
     pub reruns: Vec<String>,

@@ -22,9 +22,9 @@ const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 /// Packets to or from sockets: BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_EGRESS.
 #[derive(Clone, Copy, Debug)]
 pub enum Packets {
-    /// To sockets.
+    /// The program runs for packets that sockets receive.
     Ingress = 0,
-    /// From sockets.
+    /// The program runs for packets that sockets send.
     Egress = 1,
 }
 
@@ -39,7 +39,7 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
 }
 
 impl Empty {
-    /// Attaches one to a tracepoint.
+    /// Attaches an empty program to a tracepoint.
     pub fn attach(tracepoint: &str) -> Result<Self> {
         #[repr(C)]
         struct Open {
@@ -90,7 +90,7 @@ impl Empty {
         })
     }
 
-    /// (runs, ns) so far.
+    /// Returns how often the program has run so far, and for how many ns.
     pub fn run_time(&self) -> Result<(u64, u64)> {
         let text =
             std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.program.as_raw_fd()))?;

@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_millis(1500);
 pub struct Sharing(Vec<Agent>);
 
 impl Sharing {
-    /// Starts them.
+    /// Starts the agents.
     pub fn start(binaries: &[Binary]) -> Result<Self> {
         let start = |binary| Agent::start_with(binary, INTERVAL);
         Ok(Self(binaries.iter().map(start).collect::<Result<_>>()?))

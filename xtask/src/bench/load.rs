@@ -183,7 +183,7 @@ pub fn drops(count: usize) -> Result<()> {
 pub struct Cgroups(PathBuf);
 
 impl Cgroups {
-    /// Makes them.
+    /// Makes the cgroups.
     pub fn make(count: usize) -> Result<Self> {
         let top = root()?.join(format!("cgmeter-bench-{}", std::process::id()));
         fs::create_dir(&top).with_context(|| format!("making {}", top.display()))?;

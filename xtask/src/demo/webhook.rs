@@ -16,13 +16,13 @@ use serde_json::Value;
 /// The largest body of a request, in bytes.
 const MOST: u64 = 4 << 20;
 
-/// The receiver.
+/// A receiver of notifications.
 pub struct Webhook {
     lines: mpsc::Receiver<String>,
 }
 
 impl Webhook {
-    /// Listens.
+    /// Starts a receiver on a port.
     pub fn start(port: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port))
             .with_context(|| format!("listening on 127.0.0.1:{port}"))?;

@@ -21,7 +21,7 @@ use crate::shell::{output, program, run, shown};
 /// The host's programs that tests use. They come before busybox's in the path.
 const TOOLS: &[&str] = &["ip", "tc", "ss", "nft", "mke2fs", "mkfs.ext4", "dmsetup"];
 
-/// The first process.
+/// The script that the guest's first process runs.
 const INIT: &str = include_str!("init.sh");
 
 /// Small files that programs read.
@@ -56,9 +56,9 @@ const LINKS: &[&str] = &["bin", "lib", "lib64", "sbin"];
 pub struct Contents<'a> {
     /// The kernel, whose modules are needed.
     pub kernel: &'a Kernel,
-    /// The agent.
+    /// The agent's binary.
     pub agent: &'a Path,
-    /// The tests.
+    /// The binary of the live tests.
     pub tests: &'a Path,
     /// Only the tests with this in their name.
     pub filter: Option<&'a str>,

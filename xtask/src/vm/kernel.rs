@@ -20,7 +20,7 @@ use crate::{
 const FLAVOUR: &str = "-cloud-amd64";
 const PACKAGE: &str = "linux-image-";
 
-/// A kernel.
+/// A kernel that guests can boot.
 #[derive(Debug)]
 pub struct Kernel {
     /// Its series, such as 6.1.

@@ -5,12 +5,12 @@ use super::{
     words::{rate, ratio, sum, sum_rate},
 };
 
-/// The agents chosen.
+/// Matchers for the agents that are chosen.
 const AGENTS: &str = r#"cluster=~"$cluster",instance=~"$instance""#;
 /// The agents as Prometheus scrapes them: their processes.
 const JOB: &str = r#"job="cgmeter",cluster=~"$cluster",instance=~"$instance""#;
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let all = |by: &str, metric: &str| sum(by, &format!("{metric}{{{AGENTS}}}"));
     let growth = |by: &str, metric: &str| sum_rate(by, metric, AGENTS);

@@ -5,18 +5,18 @@ use super::{
     words::{buckets, quantile, ratio, sum, sum_rate},
 };
 
-/// The requests chosen.
+/// Matchers for the requests that are chosen.
 const REQUESTS: &str = r#"cluster=~"$cluster",job=~"$job",instance=~"$instance",route=~"$route""#;
 /// The requests chosen that were answered with 5xx.
 const ERRORS: &str =
     r#"cluster=~"$cluster",job=~"$job",instance=~"$instance",route=~"$route",status_code=~"5..""#;
-/// The applications chosen.
+/// Matchers for the applications that are chosen.
 const JOBS: &str = r#"cluster=~"$cluster",job=~"$job",instance=~"$instance""#;
 
 const COUNT: &str = "http_request_duration_seconds_count";
 const SECONDS: &str = "http_request_duration_seconds";
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let requests = |by: &str| sum_rate(by, COUNT, REQUESTS);
     // Without failures there is no series of failures, which means 0.

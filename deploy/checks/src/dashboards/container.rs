@@ -8,13 +8,13 @@ use super::{
     words::{buckets, quantile, ratio, sum, sum_rate, top},
 };
 
-/// The container.
+/// Matchers for the container that is chosen.
 const ONE: &str = r#"cluster=~"$cluster",instance="$instance",id="$id""#;
 /// All other cgroups of the host, with its ancestors and descendants: to exclude those takes a regular
 /// expression of the path, and Grafana would not escape it.
 const OTHERS: &str = r#"cluster=~"$cluster",instance="$instance",id!="/",id!="$id""#;
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let one = |metric: &str| sum("", &format!("{metric}{{{ONE}}}"));
     let growth = |metric: &str| sum_rate("", metric, ONE);

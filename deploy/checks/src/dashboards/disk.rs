@@ -7,14 +7,14 @@ use super::{
 
 /// The disks chosen, over all cgroups.
 const DISKS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$device",id="/""#;
-/// The cgroups that use them.
+/// Matchers for the cgroups that use the disks.
 const CGROUPS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$device",id!="/""#;
-/// What names a cgroup.
+/// Labels that tell cgroups apart.
 const NAMES: &str = "instance, id, name";
-/// What names a disk.
+/// Labels that tell disks apart.
 const DISK: &str = "instance, device";
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let disk = |metric: &str| sum_rate(DISK, metric, DISKS);
     let most = |metric: &str| top(10, &sum_rate(NAMES, metric, CGROUPS));

@@ -5,16 +5,16 @@ use super::{
     words::{quantile, ratio, sum, sum_rate, top},
 };
 
-/// The hosts' agents.
+/// Matchers for the agents of all hosts.
 const AGENTS: &str = r#"cluster=~"$cluster""#;
-/// The hosts as wholes.
+/// Matchers for the root cgroup of each host: the host as a whole.
 const HOSTS: &str = r#"cluster=~"$cluster",id="/""#;
-/// All cgroups but the roots.
+/// Matchers for all cgroups but the roots.
 const CGROUPS: &str = r#"cluster=~"$cluster",id!="/""#;
-/// What names a cgroup.
+/// Labels that tell cgroups apart.
 const NAMES: &str = "instance, id, name, namespace, pod, container";
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let by_host = |metric| sum_rate("instance", metric, HOSTS);
     let both = |one, other| format!("{} + {}", by_host(one), by_host(other));

@@ -8,16 +8,16 @@ use super::{
     words::{buckets, quantile, rate, ratio, sum, sum_rate, top},
 };
 
-/// The agent.
+/// Matchers for the host's agent.
 const AGENT: &str = r#"cluster=~"$cluster",instance="$instance""#;
-/// The host as a whole.
+/// Matchers for the root cgroup: the host as a whole.
 const HOST: &str = r#"cluster=~"$cluster",instance="$instance",id="/""#;
-/// All cgroups but the root.
+/// Matchers for all cgroups but the root.
 const CGROUPS: &str = r#"cluster=~"$cluster",instance="$instance",id!="/""#;
-/// What names a cgroup.
+/// Labels that tell cgroups apart.
 const NAMES: &str = "instance, id, name";
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let host = |metric: &str| format!("{metric}{{{HOST}}}");
     let host_sum = |metric: &str| sum_rate("", metric, HOST);

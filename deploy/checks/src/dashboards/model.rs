@@ -40,7 +40,7 @@ pub fn row(title: &'static str, panels: Vec<Panel>) -> Row {
 /// How many values of a variable can be chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// Exactly one.
+    /// Exactly one value can be chosen.
     One,
     /// Any number, or all. All includes series without the label.
     Many,
@@ -48,11 +48,11 @@ pub enum Choice {
 
 /// A variable: the values of a label.
 pub struct Variable {
-    /// `$name`
+    /// Name of the variable, without the `$`.
     pub name: &'static str,
-    /// What is shown beside it.
+    /// Text that is shown beside the variable.
     pub label: &'static str,
-    /// `label_values(...)`
+    /// Query that gives the variable's values: `label_values(...)`.
     pub query: String,
     /// How many values can be chosen.
     pub choice: Choice,
@@ -79,9 +79,9 @@ pub fn variable(
 pub enum Look {
     /// One number for each series.
     Stat,
-    /// Lines.
+    /// A line for each series.
     Lines,
-    /// Stacked areas.
+    /// An area for each series, one on top of the other.
     Stacked,
     /// Buckets of a histogram over time.
     Heatmap,
@@ -99,7 +99,7 @@ pub struct Panel {
     pub unit: &'static str,
     /// How it looks.
     pub look: Look,
-    /// (query, legend)
+    /// Queries with the legend of each.
     pub queries: Vec<(String, &'static str)>,
     width: u32,
     drill: bool,

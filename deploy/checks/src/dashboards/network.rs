@@ -5,15 +5,15 @@ use super::{
     words::{buckets, quantile, ratio, sum_rate, top},
 };
 
-/// The hosts as wholes.
+/// Matchers for the root cgroup of each host: the host as a whole.
 const HOSTS: &str = r#"cluster=~"$cluster",instance=~"$instance",id="/""#;
-/// The cgroups chosen.
+/// Matchers for the cgroups that are chosen.
 const CGROUPS: &str =
     r#"cluster=~"$cluster",instance=~"$instance",namespace=~"$namespace",pod=~"$pod",id!="/""#;
-/// What names a cgroup.
+/// Labels that tell cgroups apart.
 const NAMES: &str = "instance, id, name, namespace, pod";
 
-/// The dashboard.
+/// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
     let interface = |metric: &str| sum_rate("instance, interface", metric, HOSTS);
     let sockets = |metric: &str| sum_rate("family, protocol", metric, HOSTS);
