@@ -78,7 +78,7 @@ pub enum ReferenceFormat {
     Markdown,
 }
 
-/// The parser.
+/// Makes the parser of the command line.
 pub fn command() -> clap::Command {
     let command = clap::Command::new("cgmeter")
         .version(crate::VERSION)

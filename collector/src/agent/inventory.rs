@@ -21,7 +21,7 @@ use crate::exposition::Encoder;
 /// The shortest prefix of a container id that is accepted as a key.
 pub const SHORTEST_PREFIX: usize = 4;
 
-/// One cgroup.
+/// A cgroup of the frame, and what the API says of it.
 #[derive(Debug)]
 pub struct Entry {
     /// The cgroup that the numbers belong to.
@@ -45,7 +45,7 @@ pub struct Inventory {
     taken: Instant,
     /// Time since the previous inventory's frame.
     pub interval: Option<Duration>,
-    /// Parents before children.
+    /// The cgroups, parents before children.
     pub entries: Vec<Entry>,
     by_path: HashMap<String, usize>,
 }
@@ -64,7 +64,7 @@ pub(super) struct Inventories {
 }
 
 impl Inventories {
-    /// Notes a request.
+    /// Notes that the API was asked, so that the next frames have an inventory.
     pub(super) fn ask(&self) {
         *lock(&self.asked) = Some(Instant::now());
     }
@@ -111,9 +111,9 @@ impl Inventories {
 /// What a key matches.
 #[derive(Debug)]
 pub enum Found {
-    /// One cgroup, by its index.
+    /// The key matches one cgroup; this is its index.
     One(usize),
-    /// No cgroup.
+    /// The key matches no cgroup.
     Nothing,
     /// Several cgroups: ids of their containers, or paths.
     Several(Vec<String>),

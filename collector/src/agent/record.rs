@@ -345,7 +345,7 @@ fn health(health: Health) -> &'static str {
 pub struct Measured<'a> {
     /// When the frame was taken.
     pub time: SystemTime,
-    /// The numbers.
+    /// What the frame says of the cgroup: counters, gauges and histograms.
     pub numbers: &'a Numbers,
     /// Growth since the previous frame, and the time in between.
     pub change: Option<(&'a Numbers, Duration)>,

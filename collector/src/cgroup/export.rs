@@ -2,12 +2,12 @@
 
 use super::{filter::Filter, identity::AllowList};
 
-/// What is exported.
+/// Which cgroups have series of their own, and with which labels.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// Which cgroups.
+    /// Which cgroups may be exported.
     pub filter: Filter,
-    /// Which labels of their containers.
+    /// Which labels of containers become labels of series.
     pub labels: AllowList,
     /// How many cgroups at most (`--cgroup.export-max`); the excess counts in its parents.
     pub max: usize,

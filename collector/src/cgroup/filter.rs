@@ -36,7 +36,7 @@ impl Filter {
 pub struct Rules {
     /// For each field that has rules here, one of them must match.
     pub include: Vec<Rule>,
-    /// None of these may match.
+    /// Rules that exclude: a container that matches one is not exported.
     pub exclude: Vec<Rule>,
 }
 
@@ -45,28 +45,28 @@ pub struct Rules {
 pub enum Field {
     /// Name of the container, the machine or the unit.
     Name,
-    /// Image.
+    /// The container's image.
     Image,
-    /// Kubernetes' namespace.
+    /// The pod's namespace in Kubernetes.
     Namespace,
 }
 
 /// One rule: a field, and an expression that matches anywhere in it.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// The field.
+    /// The field that is compared.
     pub field: Field,
-    /// The expression.
+    /// The expression that the field has to match.
     pub regex: Regex,
 }
 
 /// Why a rule is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
-    /// Not `FIELD=REGEX`.
+    /// It is not of the form `FIELD=REGEX`.
     #[error("name=REGEX, image=REGEX or namespace=REGEX")]
     Field,
-    /// No regular expression.
+    /// The expression is not a valid regular expression.
     #[error(transparent)]
     Regex(#[from] regex::Error),
 }
@@ -108,7 +108,7 @@ impl Field {
 }
 
 impl Rules {
-    /// Whether there are none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()
     }

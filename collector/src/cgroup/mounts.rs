@@ -10,7 +10,7 @@ use std::{
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Where.
+    /// The directory where it is mounted.
     pub path: PathBuf,
     /// `cgroup_root.hierarchy_id`: 0 for cgroup2.
     pub hierarchy: u32,
@@ -19,9 +19,9 @@ pub struct Mount {
 /// A mounted v1 hierarchy with controllers that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct V1Mount {
-    /// Where it is.
+    /// Its mount point and number.
     pub mount: Mount,
-    /// Those of `CONTROLLERS` that it has.
+    /// Its controllers, as far as they are among [`CONTROLLERS`].
     pub controllers: Vec<&'static str>,
 }
 
@@ -54,9 +54,9 @@ pub enum MountError {
     /// A file or directory can't be read.
     #[error("cannot read {path}: {error}")]
     Unreadable {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What the kernel answered.
         error: io::Error,
     },
 }
@@ -150,7 +150,7 @@ fn parse(mountinfo: &[u8], cgroups: &str) -> (Option<PathBuf>, Vec<V1Mount>) {
     (unified, v1)
 }
 
-/// Column 2 of /proc/cgroups.
+/// Number of a controller's hierarchy: column 2 of /proc/cgroups.
 fn hierarchy_of(controller: &str, cgroups: &str) -> Option<u32> {
     cgroups.lines().find_map(|line| {
         let mut columns = line.split_ascii_whitespace();

@@ -24,7 +24,7 @@ impl Nodes {
         Self { order, places }
     }
 
-    /// A node.
+    /// Returns a node by its number.
     pub fn node(&self, number: NodeId) -> Option<&Node> {
         let place = self.places.get(number)?.checked_sub(1)?;
         Some(&self.order.get(place as usize)?.1)
@@ -35,7 +35,7 @@ impl Nodes {
         self.order.iter().map(|(number, node)| (*number, &**node))
     }
 
-    /// Those that are exported.
+    /// Returns the exported nodes with their numbers.
     pub fn exported(&self) -> impl Iterator<Item = (NodeId, &Node)> + '_ {
         self.iter().filter(|(_, node)| node.exported)
     }

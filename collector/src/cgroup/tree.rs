@@ -30,20 +30,20 @@ pub type NodeId = usize;
 pub enum Event {
     /// A cgroup was made.
     Made {
-        /// Its id.
+        /// Id of the new cgroup.
         id: u64,
-        /// Its parent's.
+        /// Id of its parent.
         parent: u64,
-        /// Directory name.
+        /// Name of its directory.
         name: Vec<u8>,
-        /// When.
+        /// When it was made.
         at: SystemTime,
     },
     /// A cgroup was removed.
     Removed {
-        /// Its id.
+        /// Id of the removed cgroup.
         id: u64,
-        /// When.
+        /// When it was removed.
         at: SystemTime,
     },
 }
@@ -59,7 +59,7 @@ pub struct Walked {
     pub born: Vec<NodeId>,
 }
 
-/// One cgroup.
+/// A cgroup as the tree knows it: alive, or removed and lingering.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Cgroup id of the present (or last) cgroup of this path.
@@ -68,11 +68,11 @@ pub struct Node {
     pub parent: Option<NodeId>,
     /// Path below the root of the hierarchy, any bytes.
     pub path: Vec<u8>,
-    /// Identity by the path.
+    /// What the path says about the cgroup.
     pub place: Place,
-    /// Its runtime's record, of a container.
+    /// The runtime's record, if the cgroup is a container and the runtime knows it.
     pub container: Option<Arc<Container>>,
-    /// The pod, of a pod's own cgroup.
+    /// The pod, if the cgroup is a pod's own.
     pub pod: Option<Arc<Pod>>,
     /// Labels of its series.
     pub labels: LabelSet,
@@ -97,7 +97,7 @@ pub struct Node {
     children: usize,
 }
 
-/// The tree.
+/// The tree of cgroups, and which of them are exported.
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Option<Arc<Node>>>,
@@ -327,7 +327,7 @@ impl Tree {
         }
     }
 
-    /// A node.
+    /// Returns a node by its number, `None` if it was reaped.
     pub fn node(&self, number: NodeId) -> Option<&Node> {
         self.nodes.get(number)?.as_deref()
     }
@@ -398,7 +398,7 @@ impl Tree {
         self.whole
     }
 
-    /// The node of a path.
+    /// Returns the node that a path has.
     pub fn by_path(&self, path: &[u8]) -> Option<NodeId> {
         self.by_path.get(path).copied()
     }
@@ -415,7 +415,7 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// (live, dead) cgroups.
+    /// Returns the numbers of live and of dead cgroups.
     pub fn counts(&self) -> (usize, usize) {
         let dead = self.dead.len();
         // The overflow node is not a cgroup.

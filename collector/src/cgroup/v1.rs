@@ -15,7 +15,7 @@ use super::walk::{Found, join};
 pub struct V1Paths(HashMap<u64, Vec<u8>>);
 
 impl V1Paths {
-    /// Those that a walk found.
+    /// Makes the paths of the cgroups that a walk found.
     pub fn new(found: Vec<Found>) -> Self {
         let paths = found.into_iter().map(|found| (found.id, found.path));
         Self(paths.collect())

@@ -45,11 +45,11 @@ impl MetricKind {
 /// Unit of a family's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// A plain number.
+    /// The values are numbers without a unit.
     None,
-    /// Seconds.
+    /// The values are seconds.
     Seconds,
-    /// Bytes.
+    /// The values are bytes.
     Bytes,
 }
 
@@ -84,9 +84,9 @@ pub struct Family {
     pub name: &'static str,
     /// One sentence for `# HELP`.
     pub help: &'static str,
-    /// Type.
+    /// Type of the family.
     pub kind: MetricKind,
-    /// Unit.
+    /// Unit of the values.
     pub unit: Unit,
     /// Names of the labels that its series have in addition to the cgroup's.
     pub labels: &'static [&'static str],
@@ -116,9 +116,9 @@ pub struct Metadata<'a> {
     pub name: &'a str,
     /// Text for `# HELP`.
     pub help: &'a str,
-    /// Type.
+    /// Type of the family.
     pub kind: MetricKind,
-    /// Unit.
+    /// Unit of the values.
     pub unit: Unit,
     /// Whether no other family has the name that a counter has without `_total`.
     pub base_is_free: bool,

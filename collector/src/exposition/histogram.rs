@@ -18,7 +18,7 @@ pub struct Layout {
 /// A bucket's bound as text for the label `le`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BoundText {
-    /// As Go formats it.
+    /// The bound as Go formats it, for the label `le`.
     pub(super) text: String,
     /// For OpenMetrics: always with a decimal point.
     pub(super) openmetrics: String,

@@ -114,11 +114,11 @@ pub struct Btf {
     names: Vec<(u32, u32)>,
 }
 
-/// A type.
+/// One of the kernel's types.
 #[derive(Clone, Copy, Debug)]
 pub struct Type<'a> {
     btf: &'a Btf,
-    /// The kind.
+    /// Whether it is a structure, a union, and so on.
     pub kind: BtfKind,
     /// Offset of the name in the string section.
     name: u32,

@@ -33,11 +33,11 @@ pub struct CgroupIteratorLink(OwnedFd);
 /// The iterator's maps.
 #[derive(Debug)]
 pub struct Maps<'a> {
-    /// `CGROUP_ITERATOR`
+    /// The map `CGROUP_ITERATOR`: the iterator's control block.
     pub control: BorrowedFd<'a>,
-    /// `RECORDS`
+    /// The map `RECORDS`: what the iterator writes for each cgroup.
     pub records: BorrowedFd<'a>,
-    /// `IO_RECORDS`
+    /// The map `IO_RECORDS`: what the iterator writes for each cgroup and device.
     pub devices: BorrowedFd<'a>,
 }
 
@@ -127,7 +127,7 @@ impl CgroupIterator {
         })
     }
 
-    /// A record.
+    /// Returns a record by its number.
     pub fn record(&self, number: usize) -> Option<CgroupRecord> {
         let (chunk, entry) = self.records.place(number as u32)?;
         Some(chunk.read(entry))

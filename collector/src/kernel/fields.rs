@@ -200,7 +200,7 @@ const LOAD_IMM64: u8 = 0x18;
 const ADD_IMM: u8 = 0x07;
 /// BPF_ALU64 | BPF_MOV | BPF_K
 const MOVE_IMM: u8 = 0xb7;
-/// BPF_JMP | BPF_CALL
+/// Code of an instruction that calls a function: `BPF_JMP | BPF_CALL`.
 const CALL: u8 = 0x85;
 /// BPF_PSEUDO_CALL, the source register of a call within the object.
 const LOCAL_CALL: u8 = 1;

@@ -51,7 +51,7 @@ pub struct LoadOptions {
     pub log_level: u8,
 }
 
-/// The loaded object.
+/// The kernel side: the loaded programs and maps.
 pub struct Kernel {
     ebpf: Ebpf,
     /// The running kernel's types. Present while sources are being created.
@@ -467,7 +467,7 @@ fn run_on(program: &RawTracePoint, cpu: u32) {
 pub struct KernelStats([u64; STATS as usize]);
 
 impl KernelStats {
-    /// One counter.
+    /// Returns a counter's sum over the CPUs.
     pub fn get(&self, stat: Stat) -> u64 {
         self.0[stat as usize]
     }

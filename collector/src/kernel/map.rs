@@ -44,7 +44,7 @@ pub enum OpenError {
         name: String,
         /// What differs: type, key size, value size (bytes) or flags.
         what: &'static str,
-        /// The kernel's value.
+        /// The value that the kernel has for the map.
         found: u32,
         /// The value that the agent's types require.
         expected: u32,

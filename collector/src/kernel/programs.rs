@@ -113,7 +113,7 @@ pub const LIFECYCLE: Requirement = Requirement {
 pub struct Availability {
     /// The source's name.
     pub source: &'static str,
-    /// Whether it runs.
+    /// Whether the source runs.
     pub up: bool,
     /// Why the source is off, or what is less exact.
     pub reason: Option<String>,

@@ -16,7 +16,7 @@ use collector_common::cell::OVERFLOW_SLOT;
 
 use super::{cells::SlotMemory, map::Map};
 
-/// The pool.
+/// The slots: which are used, free, or in quarantine.
 pub struct SlotPool {
     /// Slots by cgroup id.
     slots: Map<u64, u32>,

@@ -44,7 +44,7 @@ pub fn file_system(path: &CStr) -> io::Result<FileSystem> {
 pub struct HostMemory {
     /// Total memory: MemTotal of /proc/meminfo.
     pub total: u64,
-    /// Unused.
+    /// Memory that nothing uses: MemFree.
     pub free: u64,
     /// Swap space: SwapTotal.
     pub swap_total: u64,

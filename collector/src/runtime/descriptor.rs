@@ -26,7 +26,7 @@ static ALL: &[&Descriptor] = &[
 /// Folder of the users' own folders for sockets.
 const USERS: &str = "/run/user";
 
-/// A runtime.
+/// A container runtime that the agent can follow.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Its name and that of its cgroups.
@@ -59,12 +59,12 @@ pub(super) enum Protocol {
 }
 
 impl Descriptor {
-    /// All of them.
+    /// Returns the descriptors of all runtimes.
     pub(super) fn all() -> impl Iterator<Item = &'static Self> {
         ALL.iter().copied()
     }
 
-    /// The runtime.
+    /// Returns the runtime, for identities by path.
     pub fn runtime(&'static self) -> Runtime {
         Runtime::new(&self.naming)
     }

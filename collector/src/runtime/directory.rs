@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{questions::Questions, status::SocketStatus};
 use crate::cgroup::{Container, Runtime, State};
 
-/// Most records.
+/// The maximum number of records.
 const RECORDS: usize = 65_536;
 /// Longest value of a label or annotation; the rest is cut off.
 const VALUE: usize = 4096;

@@ -43,7 +43,7 @@ struct Session<'a> {
     runtime: Runtime,
     /// Whether the runtime answers about a container only after it has started.
     answers_late: bool,
-    /// `/v1.41`
+    /// What requests begin with: the version of the API, such as `/v1.41`.
     prefix: String,
     known: HashSet<String>,
     /// Containers that became known while a list is being asked for. They may not be in it.

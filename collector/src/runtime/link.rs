@@ -57,7 +57,7 @@ impl Link {
         self.directory.look_again();
     }
 
-    /// GET by HTTP, counted.
+    /// Sends a GET request, and counts whether it was answered.
     pub(super) async fn get(
         &self,
         target: &str,

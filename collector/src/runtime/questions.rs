@@ -17,7 +17,7 @@ use std::{
 use super::status::SocketStatus;
 use crate::cgroup::Runtime;
 
-/// Most open questions.
+/// The maximum number of open questions.
 const MOST: usize = 4096;
 /// Age at which an open question is dropped. Followers answer or fail earlier.
 const KEPT: Duration = Duration::from_secs(15);
@@ -40,14 +40,14 @@ pub(super) struct Questions {
 #[derive(Debug, Default)]
 struct State {
     open: HashMap<String, Question>,
-    /// By socket.
+    /// Runtimes that are not waited for, by socket.
     pauses: HashMap<PathBuf, Pause>,
 }
 
 #[derive(Debug)]
 struct Question {
     asked: Instant,
-    /// Sockets of the runtimes that don't have the container.
+    /// Sockets of the runtimes that have answered that they don't have the container.
     denied: Vec<PathBuf>,
 }
 
@@ -106,7 +106,7 @@ impl Questions {
         self.changed.notify_all();
     }
 
-    /// Forgets old questions.
+    /// Drops the questions that are older than [`KEPT`].
     pub(super) fn sweep(&self) {
         let mut state = self.lock();
         state
@@ -182,7 +182,7 @@ impl State {
         found.map(Arc::as_ref).collect()
     }
 
-    /// A runtime was too slow.
+    /// Notes that a runtime let a wait reach its limit.
     fn pause(&mut self, status: &SocketStatus) {
         let now = Instant::now();
         let recent = |pause: &&Pause| now < pause.until + FORGOTTEN;

@@ -63,7 +63,7 @@ impl SocketStatus {
         &self.socket
     }
 
-    /// Its last known state.
+    /// The runtime's last known state.
     pub fn reported(&self) -> RuntimeState {
         self.lock().clone()
     }

@@ -175,7 +175,7 @@ async fn within<T>(
 /// An answer's headers and whole body.
 pub(super) type Answer = (HeaderMap, Bytes);
 
-/// GET.
+/// Sends a GET request and returns the answer's headers and body.
 pub(super) async fn get(
     socket: &Path,
     target: &str,

@@ -74,7 +74,7 @@ fn sections() -> Vec<&'static str> {
     names.filter(|name| *name != CONFIG).collect()
 }
 
-/// `[[custom.endpoint]]`
+/// Reads the tables `[[custom.endpoint]]`.
 fn tables(value: &Spanned<DeValue<'_>>) -> Result<Vec<(usize, Entries<Draft>)>, Wrong> {
     let Some(tables) = value.get_ref().as_array() else {
         return Err(mistyped(value, "a list of tables"));

@@ -73,7 +73,7 @@ pub fn words<V: ValueEnum>() -> Vec<PossibleValue> {
     variants.filter_map(ValueEnum::to_possible_value).collect()
 }
 
-/// One of [`words`].
+/// Parses one of [`words`].
 pub fn word<V: ValueEnum>(text: &str) -> Result<V> {
     V::from_str(text, false).map_err(|_| {
         let words: Vec<_> = words::<V>()

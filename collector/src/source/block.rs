@@ -304,7 +304,7 @@ fn labels(disks: &mut Devices, disk: u64) -> Vec<(&'static str, String)> {
 const SUBMITTERS: &str = "I/O counts for the nearest ancestor with the io controller, or for \
                           the root if the controller is in v1";
 
-/// The source.
+/// Registers the source `block` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "block",

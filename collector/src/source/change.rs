@@ -10,7 +10,7 @@ use crate::cgroup::{NodeId, Tree};
 pub enum Change<'a> {
     /// A cgroup was created.
     Made {
-        /// Its node.
+        /// Node of the new cgroup.
         node: NodeId,
         /// Whether the node belonged to an earlier cgroup with the same path. Its counters
         /// continue.
@@ -18,12 +18,12 @@ pub enum Change<'a> {
     },
     /// The labels of a node have changed. Whatever was made from them is out of date.
     Relabelled {
-        /// The node.
+        /// Node whose labels have changed.
         node: NodeId,
     },
     /// A cgroup was removed from cgroup2.
     Removed {
-        /// Its cgroup id.
+        /// Id of the removed cgroup.
         id: u64,
         /// Its node, `None` if the agent never knew the cgroup.
         node: Option<NodeId>,
@@ -34,18 +34,18 @@ pub enum Change<'a> {
     RemovedV1 {
         /// The node of the cgroup with the same path in cgroup2.
         node: NodeId,
-        /// Its final record.
+        /// The removed cgroup's final record.
         record: &'a CgroupRecord,
     },
     /// Removed cgroups are past their quarantine. Sources take what the kernel side still holds for
     /// removed cgroups.
     QuarantineOver {
-        /// The tree.
+        /// The tree, in which removed cgroups have a node.
         tree: &'a Tree,
     },
     /// The slot of a removed cgroup is about to be given to another one. Its values are final.
     SlotRecycled {
-        /// The slot.
+        /// The slot that is recycled.
         slot: u32,
         /// The node that its values belong to.
         node: NodeId,
@@ -55,7 +55,7 @@ pub enum Change<'a> {
     Reaped {
         /// The node. Its number will be given to another cgroup.
         node: NodeId,
-        /// Its parent.
+        /// Node of the parent, whose totals grow by those of the reaped node.
         into: NodeId,
     },
 }

@@ -107,7 +107,7 @@ const VALUES: &[(&Family, Reader)] = &[
     }),
 ];
 
-/// The source.
+/// Registers the source `containers` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "containers",

@@ -208,7 +208,7 @@ pub const METRICS: &[Metric<CpuNumbers>] = &[
     },
 ];
 
-/// The source.
+/// Registers the source `cpu` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "cpu",

@@ -125,7 +125,7 @@ const FAMILIES: [&Family; 7] = [
     &METRIC, &UP, &SAMPLES, &DURATION, &SCRAPES, &ERRORS, &FILE_TIME,
 ];
 
-/// The source.
+/// Registers the source `custom` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "custom",

@@ -77,7 +77,7 @@ const FAMILIES: &[(Family, usize)] = &[
     ),
 ];
 
-/// The source.
+/// Registers the source `disk` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "disk",

@@ -58,7 +58,7 @@ fn name(names: &HashMap<u32, String>, reason: u64) -> String {
     }
 }
 
-/// The source.
+/// Registers the source `drops` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "drops",

@@ -91,7 +91,7 @@ const FAMILIES: [(Family, Read); 4] = [
     ),
 ];
 
-/// The source.
+/// Registers the source `filesystem` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "filesystem",

@@ -47,7 +47,7 @@ const FAILCNT: Family = family(
     Unit::None,
 );
 
-/// The source.
+/// Registers the source `hugetlb` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "hugetlb",

@@ -49,7 +49,7 @@ sums! {
     }
 }
 
-/// The source.
+/// Registers the source `io` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "io",

@@ -78,7 +78,7 @@ const SWAP: Family = family(
 
 const FAMILIES: &[&Family] = &[&CORES, &PHYSICAL_CORES, &SOCKETS, &MEMORY, &SWAP];
 
-/// The source.
+/// Registers the source `machine` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "machine",
@@ -100,7 +100,7 @@ struct Topology {
 #[derive(Debug)]
 struct Machine {
     labels: LabelSet,
-    /// /sys/devices/system/cpu
+    /// The directory /sys/devices/system/cpu, which has one directory for each CPU.
     cpus: PathBuf,
     /// Contents of `online` when the topology was read.
     online: String,

@@ -56,7 +56,7 @@ impl MemoryNumbers {
     }
 }
 
-/// Levels in bytes.
+/// Bytes in use and limits: what goes up and down.
 #[derive(Clone, Copy, Debug)]
 struct Levels {
     usage: u64,
@@ -82,7 +82,7 @@ const UNLIMITED: u64 = 1 << 62;
 const MEMCG_HIGH: usize = 1;
 const MEMCG_MAX: usize = 2;
 
-/// The source.
+/// Registers the source `memory` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "memory",

@@ -59,9 +59,9 @@ use values::{Column, PerNode};
 pub struct Registration {
     /// Its name and the programs that it needs.
     pub requirement: Requirement,
-    /// Its families.
+    /// The families of metrics that it serves.
     pub families: fn() -> Vec<&'static Family>,
-    /// Creates it.
+    /// Creates the source, on a kernel that can run it.
     pub build: fn(&mut Builder<'_>) -> anyhow::Result<Box<dyn Source>>,
 }
 
@@ -116,7 +116,7 @@ pub const SOURCES: &[Registration] = &[
 /// What sources read from when a frame is taken.
 #[derive(Debug)]
 pub struct Inputs<'a> {
-    /// The tree.
+    /// The tree of cgroups.
     pub tree: &'a Tree,
     /// Nodes and the slots that count for them, revoked slots included.
     pub slots: &'a [(NodeId, u32)],
@@ -231,9 +231,9 @@ impl<T> Samples<T> {
 
 /// A family and how to read it.
 pub struct Metric<T: 'static> {
-    /// Description.
+    /// Name, help, type and unit.
     pub family: Family,
-    /// How its samples are read.
+    /// How the family's samples are read from a node's numbers.
     pub samples: Samples<T>,
 }
 

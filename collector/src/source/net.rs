@@ -130,7 +130,7 @@ pub const METRICS: &[Metric<Packets>] = &[
     ),
 ];
 
-/// The source.
+/// Registers the source `net` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "net",

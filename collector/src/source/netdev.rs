@@ -146,7 +146,7 @@ fn families() -> Vec<&'static Family> {
     FAMILIES.iter().map(|(family, _)| family).collect()
 }
 
-/// The source.
+/// Registers the source `netdev` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "netdev",
@@ -161,7 +161,7 @@ pub const SOURCE: Registration = Registration {
         }
         Ok(Box::new(Netdev {
             namespaces: Namespaces::new(builder.kernel)?,
-            passed: Instant::now(),
+            searched: Instant::now(),
             open: HashMap::new(),
             closed: VecDeque::new(),
             rows: Column::default(),
@@ -200,7 +200,7 @@ struct Room {
 struct Netdev {
     namespaces: Namespaces,
     /// When the namespaces were last searched.
-    passed: Instant,
+    searched: Instant,
     /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
     /// Interfaces of the namespaces closed last, by cookie.
@@ -273,7 +273,7 @@ impl Netdev {
             .namespaces
             .find()
             .context("searching for network namespaces")?;
-        self.passed = Instant::now();
+        self.searched = Instant::now();
         let mut wanted = HashMap::with_capacity(found.len() + 1);
         for (cookie, namespace) in &found {
             let Some((owner, node)) = owner(tree, namespace, self.namespaces.generation()) else {
@@ -407,7 +407,7 @@ impl Source for Netdev {
     }
 
     fn idle(&mut self, tree: &Tree) -> Option<Duration> {
-        if self.passed.elapsed() >= IDLE
+        if self.searched.elapsed() >= IDLE
             && let Err(error) = self.find(tree)
         {
             tracing::warn!(
@@ -415,9 +415,9 @@ impl Source for Netdev {
                 error = format!("{error:#}"),
                 "reading failed"
             );
-            self.passed = Instant::now();
+            self.searched = Instant::now();
         }
-        Some(IDLE.saturating_sub(self.passed.elapsed()))
+        Some(IDLE.saturating_sub(self.searched.elapsed()))
     }
 
     fn reading(&self) -> Box<dyn Reading> {

@@ -35,7 +35,7 @@ pub const METRICS: &[Metric<Limit>] = &[Metric {
     samples: Samples::Scalars(&[(&[], |limit| limit.map(Value::Count))]),
 }];
 
-/// The source.
+/// Registers the source `pids` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "pids",

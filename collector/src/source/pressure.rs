@@ -88,7 +88,7 @@ pub const METRICS: &[Metric<Stalls>] = &[
     ),
 ];
 
-/// The source.
+/// Registers the source `pressure` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "pressure",

@@ -1,4 +1,5 @@
-//! Processes: forks, execs, exits and their reasons.
+//! Processes that were started, that executed a program, and that ended, by how they ended: exit(2),
+//! a signal, or the OOM killer.
 //!
 //! Programs: `sched_process_fork`, `sched_process_exec`, `sched_process_exit`
 //! (collector-ebpf/src/process.rs). Oracle: known workloads (tests).
@@ -79,7 +80,7 @@ pub const METRICS: &[Metric<Processes>] = &[
     },
 ];
 
-/// The source.
+/// Registers the source `process` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "process",

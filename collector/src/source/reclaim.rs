@@ -42,7 +42,7 @@ pub const METRICS: &[Metric<Reclaims>] = &[Metric {
     })]),
 }];
 
-/// The source.
+/// Registers the source `reclaim` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "reclaim",

@@ -184,7 +184,7 @@ pub const METRICS: &[Metric<Scheduling>] = &[
     },
 ];
 
-/// The source.
+/// Registers the source `sched` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "sched",

@@ -35,18 +35,18 @@ use crate::{
     },
 };
 
-/// A part of a record.
+/// A part of a record, which a kernel or hierarchy may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// CPU time; only in cgroup2.
     Time,
-    /// The cpu controller.
+    /// What the cpu controller counts.
     Cpu,
-    /// The memory controller.
+    /// What the memory controller counts.
     Memory,
-    /// The pids controller.
+    /// What the pids controller counts.
     Pids,
-    /// The hugetlb controller.
+    /// What the hugetlb controller counts.
     Hugetlb,
     /// Pressure; only in cgroup2.
     Pressure,
@@ -65,7 +65,7 @@ const PARTS: [(Part, u64); 6] = [
 /// A cgroup was created or removed in a v1 hierarchy.
 #[derive(Clone, Debug)]
 pub struct V1Event {
-    /// The hierarchy.
+    /// Number of the hierarchy; 0 is cgroup2.
     pub hierarchy: u32,
     /// Id of the cgroup.
     pub id: u64,
@@ -73,7 +73,7 @@ pub struct V1Event {
     pub made: Option<(u64, Vec<u8>)>,
 }
 
-/// A v1 hierarchy.
+/// A mounted v1 hierarchy whose statistics are read.
 #[derive(Debug)]
 struct V1Hierarchy {
     link: CgroupIteratorLink,
@@ -85,11 +85,11 @@ struct V1Hierarchy {
 /// computes them from those of the CPUs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RootTimes {
-    /// `usage_usec`
+    /// `usage_usec` of cpu.stat, in ns.
     pub usage_ns: u64,
-    /// `user_usec`
+    /// `user_usec` of cpu.stat, in ns.
     pub user_ns: u64,
-    /// `system_usec`
+    /// `system_usec` of cpu.stat, in ns.
     pub system_ns: u64,
 }
 

@@ -59,7 +59,7 @@ struct TaskNumbers {
     started: Option<u64>,
 }
 
-/// The oldest process.
+/// The oldest process of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Oldest {
     /// Start time, CLOCK_BOOTTIME in ns.
@@ -218,7 +218,7 @@ const METRICS: &[Metric<TaskNumbers>] = &[
     },
 ];
 
-/// The source.
+/// Registers the source `tasks` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "tasks",
@@ -267,7 +267,7 @@ struct Tasks {
     boot: Duration,
     /// Runs that look for sockets.
     full: Budget,
-    /// Runs that do not.
+    /// Runs that do not look for sockets.
     light: Budget,
 }
 

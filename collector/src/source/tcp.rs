@@ -148,7 +148,7 @@ pub const METRICS: &[Metric<Connections>] = &[
     },
 ];
 
-/// The source.
+/// Registers the source `tcp` in [`super::SOURCES`].
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "tcp",

@@ -7,24 +7,24 @@ use super::runtime::Runtime;
 /// A runtime's record of a container. Unknown fields are `None` or empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
-    /// Full id.
+    /// The full id, as the runtime has it.
     pub id: String,
-    /// The runtime.
+    /// The runtime that runs it.
     pub runtime: Runtime,
     /// Its name, without a leading slash. For a container of a pod, as in cAdvisor, the runtime's own
     /// name (containerd: the id).
     pub name: String,
-    /// Image, as requested.
+    /// The image, as it was requested.
     pub image: String,
     /// Digest or id of the image.
     pub image_id: String,
-    /// Labels, unfiltered.
+    /// All labels, whether they are exported or not.
     pub labels: BTreeMap<String, String>,
     /// Annotations: of the container and, under Kubernetes, of its pod.
     pub annotations: BTreeMap<String, String>,
     /// The pod, under Kubernetes.
     pub pod: Option<Pod>,
-    /// State.
+    /// Whether it runs, as the runtime reports it.
     pub state: State,
     /// Health as the runtime checks it; `None` without a check.
     pub health: Option<Health>,
@@ -78,11 +78,11 @@ impl Container {
 /// Where a container belongs under Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Namespace.
+    /// Namespace of the pod in Kubernetes.
     pub namespace: String,
     /// Name of the pod.
     pub name: String,
-    /// Its UID.
+    /// UID of the pod.
     pub uid: String,
     /// Name of the container within the pod; `POD` of the sandbox.
     pub container: String,
@@ -91,17 +91,17 @@ pub struct Pod {
 /// State of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Created, not started.
+    /// It was created and has not been started.
     Created,
-    /// Running.
+    /// It runs.
     Running,
-    /// Paused.
+    /// It is paused.
     Paused,
-    /// Being restarted.
+    /// The runtime is about to start it again.
     Restarting,
-    /// Ended.
+    /// It has ended.
     Exited,
-    /// Not reported.
+    /// The runtime does not say.
     Unknown,
 }
 
@@ -122,34 +122,34 @@ impl State {
 /// Result of the runtime's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Within its start period.
+    /// It is within its start period: failed checks do not count yet.
     Starting,
-    /// Healthy.
+    /// Its last check succeeded.
     Healthy,
-    /// Unhealthy.
+    /// Too many checks in a row have failed.
     Unhealthy,
 }
 
 /// Limits as configured; `None`: no limit, or not reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory, bytes.
+    /// Limit of memory, bytes.
     pub memory: Option<u64>,
     /// CPU time per period, µs.
     pub cpu_quota: Option<u64>,
-    /// The period, µs.
+    /// The period of the CPU quota, µs.
     pub cpu_period: Option<u64>,
     /// CPU shares; 1,024 is the default.
     pub cpu_shares: Option<u64>,
-    /// Tasks.
+    /// Most tasks.
     pub pids: Option<u64>,
 }
 
 /// Size of a writable layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Writable {
-    /// Bytes.
+    /// Bytes in use.
     pub bytes: u64,
-    /// Inodes, if reported.
+    /// Inodes in use, if the runtime reports them.
     pub inodes: Option<u64>,
 }

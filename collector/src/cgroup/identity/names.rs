@@ -15,15 +15,15 @@ use crate::exposition::LabelSet;
 /// What a cgroup is called; what is not known is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Names<'a> {
-    /// Of the container, the machine or the unit.
+    /// Name of the container, the machine or the unit.
     pub name: &'a str,
-    /// Image, as requested.
+    /// Image of the container, as it was requested.
     pub image: &'a str,
-    /// Kubernetes' namespace.
+    /// Namespace of the pod in Kubernetes.
     pub namespace: &'a str,
-    /// The pod.
+    /// Name of the pod.
     pub pod: &'a str,
-    /// The container within the pod.
+    /// Name of the container within the pod.
     pub container: &'a str,
 }
 

@@ -10,7 +10,7 @@ use crate::cgroup::label::printable;
 /// What a cgroup is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlaceKind {
-    /// The root.
+    /// The root of the hierarchy.
     Root,
     /// A container's own cgroup.
     Container,
@@ -20,8 +20,8 @@ pub enum PlaceKind {
     Pod,
     /// A systemd unit that has processes: a service, a scope, and so on.
     Unit,
-    /// A group of such: a slice, a user's service manager, a QoS class of Kubernetes, a pod of
-    /// Podman.
+    /// A group of units or containers: a slice, a user's service manager, a QoS class of
+    /// Kubernetes, a pod of Podman.
     Group,
     /// Below one of the above, made by its processes.
     Nested,
@@ -33,16 +33,16 @@ pub enum PlaceKind {
 /// Quality of service that Kubernetes gives a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
-    /// Limits equal requests.
+    /// Every container has limits, and its requests equal them.
     Guaranteed,
-    /// Some requests.
+    /// A container has a request or a limit, but the pod is not guaranteed.
     Burstable,
-    /// None.
+    /// No container has a request or a limit.
     BestEffort,
 }
 
 impl Qos {
-    /// As Kubernetes writes it.
+    /// The name of the class, as Kubernetes writes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Guaranteed => "Guaranteed",
@@ -52,10 +52,10 @@ impl Qos {
     }
 }
 
-/// Identity by the path.
+/// What a path says about its cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Its kind.
+    /// What kind of cgroup it is.
     pub kind: PlaceKind,
     /// The runtime, if the path has it.
     pub runtime: Option<Runtime>,
@@ -121,7 +121,7 @@ impl Place {
     }
 }
 
-/// Context of a segment.
+/// What the path above a segment has shown, from which the segment is read.
 struct Below<'a> {
     runtimes: &'a [Runtime],
     place: &'a Place,

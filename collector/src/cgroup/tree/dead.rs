@@ -14,9 +14,9 @@ use crate::cgroup::PlaceKind;
 /// How many removed cgroups are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeadMax {
-    /// Containers, pods and machines.
+    /// Most removed containers, pods and machines.
     pub containers: usize,
-    /// All others.
+    /// Most other removed cgroups.
     pub others: usize,
 }
 

@@ -12,7 +12,7 @@ use crate::cgroup::{Container, Names, PlaceKind, Pod, label::printable};
 mod tests;
 
 impl Node {
-    /// Its names.
+    /// What the node is called in the labels of its series.
     pub fn names(&self) -> Names<'_> {
         Names::of(&self.place, self.container.as_deref(), self.pod.as_deref())
     }

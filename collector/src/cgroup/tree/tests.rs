@@ -45,7 +45,7 @@ fn parents_come_first_even_when_numbers_are_used_again() {
 }
 
 #[test]
-fn the_dead_linger_then_fold_into_their_parent_deepest_first() {
+fn removed_cgroups_linger_then_are_reaped_deepest_first() {
     let mut tree = tree();
     // What the wall clock says makes no difference: somebody may have set it since.
     let set_back = SystemTime::now() + Duration::from_secs(86_400);
@@ -57,31 +57,31 @@ fn the_dead_linger_then_fold_into_their_parent_deepest_first() {
         id: 2,
         at: SystemTime::UNIX_EPOCH,
     });
-    let mut folds = Vec::new();
+    let mut reaped = Vec::new();
     let linger = Duration::from_secs(300);
     let now = Instant::now();
     tree.reap(
         now + Duration::from_secs(299),
         linger,
         |_| false,
-        |from, to| folds.push((from, to)),
+        |from, to| reaped.push((from, to)),
     );
-    assert!(folds.is_empty());
+    assert!(reaped.is_empty());
     let next = tree.next_reaping(linger).unwrap();
     assert!(next <= now + linger && next > now + linger - Duration::from_secs(60));
     tree.reap(
         now + linger,
         linger,
         |_| false,
-        |from, to| folds.push((from, to)),
+        |from, to| reaped.push((from, to)),
     );
-    assert_eq!(folds, [(3, 2), (2, ROOT)]);
+    assert_eq!(reaped, [(3, 2), (2, ROOT)]);
     assert_eq!(tree.counts(), (1, 0));
     assert_eq!(tree.by_id(3), Some(ROOT), "a straggler counts at the root");
 }
 
 #[test]
-fn ids_whose_slots_are_still_to_be_read_lead_to_the_living() {
+fn ids_whose_slots_are_still_to_be_read_lead_to_a_live_ancestor() {
     let mut tree = tree();
     let now = SystemTime::now();
     tree.apply(&Event::Removed { id: 3, at: now });

@@ -4,7 +4,7 @@
 use super::lines::{Dialect, Lines, help_and_type};
 use crate::exposition::{Distribution, Metadata, MetricKind, histogram::BoundText};
 
-/// The encoder.
+/// Encodes a frame as OpenMetrics.
 pub(super) type OpenMetrics = Lines<OpenMetricsDialect>;
 
 pub(super) enum OpenMetricsDialect {}

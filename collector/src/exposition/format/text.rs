@@ -3,7 +3,7 @@
 use super::lines::{Dialect, Lines, help_and_type};
 use crate::exposition::{Distribution, Metadata, MetricKind, histogram::BoundText};
 
-/// The encoder.
+/// Encodes a frame as Prometheus text.
 pub(super) type Text = Lines<TextDialect>;
 
 pub(super) enum TextDialect {}

@@ -19,14 +19,14 @@ pub(super) struct Version {
     pub(super) runtime_version: String,
 }
 
-/// Of both kinds of list.
+/// Part of the lists of containers and of sandboxes.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Filter {
     #[prost(string, tag = "1")]
     pub(super) id: String,
 }
 
-/// Of both kinds of list.
+/// Part of the lists of containers and of sandboxes.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ListRequest {
     #[prost(message, optional, tag = "1")]
@@ -111,7 +111,7 @@ pub(super) struct Listed {
     pub(super) annotations: Map,
 }
 
-/// Of both kinds of status.
+/// Part of the statuses of containers and of sandboxes.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct StatusRequest {
     #[prost(string, tag = "1")]

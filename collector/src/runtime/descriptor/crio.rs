@@ -3,7 +3,7 @@
 use super::{Descriptor, Protocol};
 use crate::cgroup::Naming;
 
-/// The runtime.
+/// How the runtime is found, recognised and followed.
 pub static CRIO: Descriptor = Descriptor {
     naming: Naming {
         prefixes: &["crio"],

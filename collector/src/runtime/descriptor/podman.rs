@@ -3,7 +3,7 @@
 use super::{Descriptor, Protocol};
 use crate::cgroup::Naming;
 
-/// The runtime.
+/// How the runtime is found, recognised and followed.
 pub static PODMAN: Descriptor = Descriptor {
     naming: Naming {
         // The second prefix is that of containers that share their service's cgroup

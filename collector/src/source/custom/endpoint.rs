@@ -9,7 +9,7 @@ use crate::cgroup::{Container, Names};
 /// Where an application serves its metrics, in its network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// TCP port.
+    /// TCP port on which the application listens.
     pub port: u16,
     /// Path of the request; begins with a slash.
     pub path: String,
@@ -20,15 +20,15 @@ pub struct Endpoint {
 /// A rule of the configuration: the endpoint of every cgroup that matches.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Matches the cgroup's path.
+    /// Expression that has to match the cgroup's path.
     pub id: Option<Regex>,
-    /// Matches the container's name.
+    /// Expression that has to match the container's name.
     pub name: Option<Regex>,
-    /// Matches the container's image.
+    /// Expression that has to match the container's image.
     pub image: Option<Regex>,
-    /// Matches the container's Kubernetes namespace.
+    /// Expression that has to match the container's Kubernetes namespace.
     pub namespace: Option<Regex>,
-    /// The endpoint.
+    /// The endpoint of the containers that match.
     pub endpoint: Endpoint,
 }
 

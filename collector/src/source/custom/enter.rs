@@ -95,8 +95,8 @@ fn is_host(found: &fs::Metadata) -> io::Result<bool> {
     match fs::metadata("/proc/1/ns/net") {
         Ok(first) => Ok(same(&first, found)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(|| {
+            static LOGGED: Once = Once::new();
+            LOGGED.call_once(|| {
                 tracing::warn!(
                     "custom metrics: the network namespace of process 1 can't be read without \
                      CAP_SYS_PTRACE; the agent assumes that the host's is its own"

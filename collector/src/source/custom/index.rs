@@ -25,7 +25,7 @@ pub struct Input {
     pub cgroup: u64,
     /// The cgroup's path, for the log.
     pub path: String,
-    /// The families.
+    /// The families that the application served.
     pub families: Arc<Vec<Family>>,
 }
 
@@ -38,7 +38,7 @@ pub struct Group {
     pub name: String,
     /// The first help text that is not empty.
     pub help: String,
-    /// Type.
+    /// Type of the family.
     pub kind: MetricKind,
     /// Whether no other family has the name that this counter has without `_total`.
     pub alone: bool,
@@ -69,7 +69,7 @@ impl Member {
     }
 }
 
-/// All families.
+/// The families of all applications, put together by name.
 #[derive(Debug, Default)]
 pub struct Index {
     /// Families ordered by name.

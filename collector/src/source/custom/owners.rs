@@ -8,7 +8,7 @@ use crate::cgroup::{Node, NodeId, Tree, printable};
 /// Indexes by which owners are found.
 pub struct Owners {
     paths: HashMap<String, NodeId>,
-    /// Sorted by id.
+    /// Nodes by container id, in order, so that the short form of an id can be found.
     ids: BTreeMap<String, NodeId>,
     names: HashMap<String, NodeId>,
 }

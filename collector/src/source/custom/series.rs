@@ -56,9 +56,9 @@ pub struct Family {
     pub name: String,
     /// Help text as given; may be empty.
     pub help: String,
-    /// Type.
+    /// Type of the family.
     pub kind: MetricKind,
-    /// Series.
+    /// The family's series.
     pub series: Vec<Series>,
 }
 
@@ -72,14 +72,14 @@ impl Family {
     }
 }
 
-/// One series.
+/// One series: labels and values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// Owner, if a text file names one.
     pub owner: Option<Owner>,
     /// Labels of the application; those with names of the cgroup's labels are renamed.
     pub labels: LabelSet,
-    /// Values.
+    /// The series' values.
     pub points: Points,
 }
 
@@ -99,9 +99,9 @@ struct Part {
 /// A family under construction.
 #[derive(Debug)]
 pub struct Draft {
-    /// See [`Family`].
+    /// Name of the family, as in [`Family`].
     pub name: String,
-    /// See [`Family`].
+    /// Help text of the family, as in [`Family`].
     pub help: String,
     /// `None` until the type is declared or the first sample is found.
     pub kind: Option<MetricKind>,

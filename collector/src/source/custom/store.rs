@@ -69,7 +69,7 @@ impl Reason {
 pub struct Failure {
     /// Kind of the error.
     pub reason: Reason,
-    /// Message.
+    /// What went wrong, for the log.
     pub text: String,
 }
 
@@ -88,9 +88,9 @@ impl Failure {
 pub struct Key {
     /// Id of the cgroup.
     pub cgroup: u64,
-    /// Port.
+    /// TCP port of the endpoint.
     pub port: u16,
-    /// Path.
+    /// Path of the endpoint's URL.
     pub path: String,
 }
 
@@ -112,9 +112,9 @@ pub struct Outcome {
 /// Contents of a text file.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// Modification time.
+    /// When the file was last modified.
     pub modified: SystemTime,
-    /// Its families by owner.
+    /// The file's families by owner; `None` has the series that name no owner.
     pub families: Vec<(Option<Owner>, Arc<Vec<Family>>)>,
 }
 
@@ -145,7 +145,7 @@ pub struct Contents {
     pub outcomes: BTreeMap<Key, Outcome>,
     /// Text files, by name.
     pub files: BTreeMap<String, File>,
-    /// Counters.
+    /// Requests and errors so far.
     pub counters: Counters,
     /// Incremented when outcomes or files change.
     pub changes: u64,

@@ -46,7 +46,7 @@ enum Answer {
     Asking(String),
     /// The result of a query.
     Said(String, io::Result<FileSystem>),
-    /// The round is over.
+    /// All devices of a round were queried, or the list of mounts could not be read.
     End(io::Result<()>),
 }
 

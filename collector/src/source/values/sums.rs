@@ -3,7 +3,7 @@
 /// Values to which those of a `C` can be added: a cell of the kernel side, or values of their own
 /// type.
 pub trait AddFrom<C: ?Sized = Self> {
-    /// Adds `other`.
+    /// Adds the numbers of `other` to these.
     fn add_from(&mut self, other: &C);
 }
 

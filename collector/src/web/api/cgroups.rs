@@ -121,7 +121,7 @@ impl Shape<'_> {
     }
 }
 
-/// `/api/v1/cgroups`
+/// Answers `/api/v1/cgroups`.
 pub(super) fn tree(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     let inventory = served.metrics.inventory().map_err(Refusal::failure)?;
     let entries = &inventory.entries;

@@ -206,7 +206,7 @@ fn is_wanted(entry: &Entry, query: &Query) -> bool {
         && query.text("runtime").is_none_or(runtime)
 }
 
-/// `/api/v1/containers`
+/// Answers `/api/v1/containers`.
 pub(super) fn list(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     let inventory = served.metrics.inventory().map_err(Refusal::failure)?;
     let wanted = inventory.entries.iter().filter(|e| is_wanted(e, query));
@@ -240,7 +240,7 @@ pub(super) fn list(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     })
 }
 
-/// `/api/v1/containers/{key}`
+/// Answers `/api/v1/containers/{key}`.
 pub(super) fn one(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     let inventory = served.metrics.inventory().map_err(Refusal::failure)?;
     let key = query.text("key").unwrap_or_default();

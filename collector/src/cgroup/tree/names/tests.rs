@@ -158,7 +158,7 @@ fn a_unit_has_its_name() {
 }
 
 #[test]
-fn the_dead_keep_their_names_and_those_who_come_again_too() {
+fn removed_and_remade_cgroups_keep_their_names() {
     let mut tree = unruled();
     set_container(&mut tree, 3, &container(A, "web", None));
     let named = labels(&tree, 3).clone();
@@ -213,7 +213,7 @@ fn where_there_are_too_many_containers_stay_longest() {
 }
 
 #[test]
-fn the_living_come_before_the_dead_and_room_is_used_again() {
+fn live_cgroups_come_before_removed_ones_and_room_is_used_again() {
     let mut tree = tree((&[], &[]), 4);
     let at = SystemTime::now();
     tree.apply(&Event::Removed { id: 4, at });
