@@ -15,12 +15,12 @@ use std::{
 use message::MessageKind;
 
 /// Counters of an interface, by [`Counter`].
-pub type Counters = [u64; COUNTERS];
+pub type InterfaceCounters = [u64; COUNTERS];
 
 /// Number of [`Counter`]s.
 pub const COUNTERS: usize = 8;
 
-/// A counter of an interface. The values are indexes into [`Counters`].
+/// A counter of an interface. The values are indexes into [`InterfaceCounters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// Bytes received.
@@ -188,7 +188,7 @@ impl Rtnetlink {
     pub fn counters(
         &mut self,
         buffer: &mut Buffer,
-        counters: &mut Vec<(u32, Counters)>,
+        counters: &mut Vec<(u32, InterfaceCounters)>,
     ) -> io::Result<()> {
         let request = message::statistics_request();
         self.dump(

@@ -9,14 +9,14 @@ use super::{
 use crate::kernel::cells::{Cells, MappedCell, SlotMemory};
 
 /// A source of counters: `C` is the cell in the kernel, `T` a node's counters.
-pub struct Counters<C, T: 'static> {
+pub struct CellCounters<C, T: 'static> {
     name: &'static str,
     metrics: &'static [Metric<T>],
     cells: Cells<C>,
     values: Summed<T>,
 }
 
-impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Counters<C, T> {
+impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
     /// Makes a source over its cells.
     pub fn new(name: &'static str, metrics: &'static [Metric<T>], cells: Cells<C>) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Counters<C, T> {
     }
 }
 
-impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for Counters<C, T> {
+impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for CellCounters<C, T> {
     fn name(&self) -> &'static str {
         self.name
     }

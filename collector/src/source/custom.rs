@@ -49,7 +49,7 @@ pub use endpoint::{Endpoint, Rule, path_of};
 use index::{Index, Input};
 pub use options::CustomOptions;
 use owners::Owners;
-use store::{Counters, Key, Outcome, Reason, Store};
+use store::{CustomCounters, Key, Outcome, Reason, Store};
 use targets::Targets;
 use textfile::Reader;
 
@@ -155,7 +155,7 @@ struct Custom {
     names: BTreeSet<String>,
     outcomes: Arc<Outcomes>,
     files: Arc<BTreeMap<String, SystemTime>>,
-    counters: Counters,
+    counters: CustomCounters,
     /// When the next part of the index becomes too old.
     expiry: Option<Instant>,
 }
@@ -197,7 +197,7 @@ impl Custom {
             names: own_names(),
             outcomes: Arc::default(),
             files: Arc::default(),
-            counters: Counters::default(),
+            counters: CustomCounters::default(),
             expiry: None,
         })
     }
@@ -342,7 +342,7 @@ struct CustomReading {
     index: Arc<Index>,
     outcomes: Arc<Outcomes>,
     files: Arc<BTreeMap<String, SystemTime>>,
-    counters: Counters,
+    counters: CustomCounters,
 }
 
 impl Reading for CustomReading {

@@ -9,7 +9,7 @@ use collector_common::net::{
 
 use super::{
     Metric, Registration, Samples,
-    counters::Counters,
+    counters::CellCounters,
     values::{AddFrom, sums},
 };
 use crate::{
@@ -140,6 +140,6 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells::<NetCell>()?;
-        Ok(Box::new(Counters::new("net", METRICS, cells)))
+        Ok(Box::new(CellCounters::new("net", METRICS, cells)))
     },
 };

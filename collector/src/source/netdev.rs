@@ -34,7 +34,7 @@ use crate::{
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{
         self,
-        netlink::{Buffer, Counter, Counters, Rtnetlink},
+        netlink::{Buffer, Counter, InterfaceCounters, Rtnetlink},
         netns::{self, Namespaces},
         programs::Requirement,
     },
@@ -193,7 +193,7 @@ struct Wanted {
 struct Room {
     buffer: Buffer,
     names: Vec<(u32, String)>,
-    readings: Vec<(u32, Counters)>,
+    readings: Vec<(u32, InterfaceCounters)>,
 }
 
 #[derive(Debug)]

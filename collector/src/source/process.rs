@@ -6,7 +6,7 @@
 
 use collector_common::process::ProcessCell;
 
-use super::{Metric, Registration, Samples, counters::Counters, values::sums};
+use super::{Metric, Registration, Samples, counters::CellCounters, values::sums};
 use crate::{
     exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
@@ -94,6 +94,6 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells::<ProcessCell>()?;
-        Ok(Box::new(Counters::new("process", METRICS, cells)))
+        Ok(Box::new(CellCounters::new("process", METRICS, cells)))
     },
 };

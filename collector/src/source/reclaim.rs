@@ -5,7 +5,7 @@
 
 use collector_common::{histogram::BUCKETS, reclaim::ReclaimCell};
 
-use super::{Metric, Registration, Samples, counters::Counters, values::sums};
+use super::{Metric, Registration, Samples, counters::CellCounters, values::sums};
 use crate::{
     exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::programs::Requirement,
@@ -60,6 +60,6 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells::<ReclaimCell>()?;
-        Ok(Box::new(Counters::new("reclaim", METRICS, cells)))
+        Ok(Box::new(CellCounters::new("reclaim", METRICS, cells)))
     },
 };

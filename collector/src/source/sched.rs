@@ -7,7 +7,7 @@ use collector_common::{histogram::BUCKETS, sched::SchedCell};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, SourceReport,
-    counters::Counters,
+    counters::CellCounters,
     values::{PerNode, sums},
 };
 use crate::{
@@ -203,14 +203,14 @@ pub const SOURCE: Registration = Registration {
     build: |builder| {
         let cells = builder.kernel.cells::<SchedCell>()?;
         Ok(Box::new(Sched {
-            counters: Counters::new("sched", METRICS, cells),
+            counters: CellCounters::new("sched", METRICS, cells),
             joined: false,
         }))
     },
 };
 
 struct Sched {
-    counters: Counters<SchedCell, Scheduling>,
+    counters: CellCounters<SchedCell, Scheduling>,
     /// Whether the CPU time before the agent's start was added.
     joined: bool,
 }

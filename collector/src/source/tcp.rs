@@ -10,7 +10,7 @@
 
 use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
-use super::{Metric, Registration, Samples, counters::Counters, values::sums};
+use super::{Metric, Registration, Samples, counters::CellCounters, values::sums};
 use crate::{
     exposition::{Family, Histogram, LOG2, LOG2_LONG, Layout, MetricKind, Unit, Value},
     kernel::programs::Requirement,
@@ -164,6 +164,6 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
         let cells = builder.kernel.cells::<TcpCell>()?;
-        Ok(Box::new(Counters::new("tcp", METRICS, cells)))
+        Ok(Box::new(CellCounters::new("tcp", METRICS, cells)))
     },
 };

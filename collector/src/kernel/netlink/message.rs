@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{COUNTERS, Counter, Counters};
+use super::{COUNTERS, Counter, InterfaceCounters};
 
 /// A dump that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,7 @@ pub fn link(payload: &[u8]) -> io::Result<(u32, String)> {
 }
 
 /// Index and counters of a link. `None` if the link has no counters.
-pub fn statistics(payload: &[u8]) -> io::Result<Option<(u32, Counters)>> {
+pub fn statistics(payload: &[u8]) -> io::Result<Option<(u32, InterfaceCounters)>> {
     let index = u32_at(payload, 4).ok_or_else(|| malformed("no interface"))?;
     let attributes = payload.get(STATISTICS_HEADER..).unwrap_or_default();
     let Some(found) = attribute(attributes, IFLA_STATS_LINK_64) else {

@@ -120,7 +120,7 @@ pub struct File {
 
 /// Errors by reason, and requests by result.
 #[derive(Clone, Debug, Default)]
-pub struct Counters {
+pub struct CustomCounters {
     /// Errors by reason.
     pub errors: BTreeMap<Reason, u64>,
     /// Requests that succeeded.
@@ -129,7 +129,7 @@ pub struct Counters {
     pub failed: u64,
 }
 
-impl Counters {
+impl CustomCounters {
     /// Counts errors.
     pub fn add(&mut self, reason: Reason, count: usize) {
         if count > 0 {
@@ -146,7 +146,7 @@ pub struct Contents {
     /// Text files, by name.
     pub files: BTreeMap<String, File>,
     /// Requests and errors so far.
-    pub counters: Counters,
+    pub counters: CustomCounters,
     /// Incremented when outcomes or files change.
     pub changes: u64,
 }

@@ -4,7 +4,7 @@
 //! time. A row's total never decreases, even if the interface is renamed, disappears and returns,
 //! or starts from 0, or if its namespace moves to another cgroup.
 
-use crate::kernel::netlink::{COUNTERS, Counters};
+use crate::kernel::netlink::{COUNTERS, InterfaceCounters};
 
 /// Maximum number of rows of existing interfaces per cgroup, except for the root. A user with
 /// rights in a namespace can create any number of interfaces.
@@ -24,7 +24,7 @@ fn is_left_out(name: &str) -> bool {
 #[derive(Clone, Debug)]
 pub struct Row {
     pub name: String,
-    pub total: Counters,
+    pub total: InterfaceCounters,
     /// False once the interface has disappeared from a namespace that still exists.
     pub shown: bool,
 }
@@ -84,7 +84,7 @@ impl Rows {
 struct Device {
     index: u32,
     name: String,
-    taken: Counters,
+    taken: InterfaceCounters,
 }
 
 /// The interfaces of a namespace.
@@ -93,7 +93,7 @@ pub struct Devices(Vec<Device>);
 
 impl Devices {
     /// Whether an interface has no name yet.
-    pub fn lack_names(&self, readings: &[(u32, Counters)]) -> bool {
+    pub fn lack_names(&self, readings: &[(u32, InterfaceCounters)]) -> bool {
         let known = |index| self.0.iter().any(|device| device.index == index);
         readings.iter().any(|&(index, _)| !known(index))
     }
@@ -118,7 +118,7 @@ impl Devices {
 
     /// Adds what the interfaces have counted since the last reading. Interfaces that are missing
     /// from it have disappeared.
-    pub fn take(&mut self, readings: &[(u32, Counters)], rows: &mut Rows) {
+    pub fn take(&mut self, readings: &[(u32, InterfaceCounters)], rows: &mut Rows) {
         self.0.retain(|device| {
             let there = readings.iter().any(|&(index, _)| index == device.index);
             if !there {
@@ -149,7 +149,7 @@ impl Devices {
 mod tests {
     use super::*;
 
-    fn counters(n: u64) -> Counters {
+    fn counters(n: u64) -> InterfaceCounters {
         [n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7]
     }
 
