@@ -7,7 +7,7 @@ use collector_common::{
 };
 
 use crate::{
-    maps::{Chunks, Find},
+    maps::{ChunkMap, Find},
     shared::Shared,
     slot::Slot,
     stat,
@@ -15,7 +15,7 @@ use crate::{
 
 /// Cells of a source. The loader makes room for the highest number of slots, times the source's
 /// shards.
-pub type Cells<T> = Chunks<T, { CELLS_PER_CHUNK as usize }>;
+pub type Cells<T> = ChunkMap<T, { CELLS_PER_CHUNK as usize }>;
 
 /// The number of possible CPUs: cells of a slot in a source with one shard a CPU.
 #[unsafe(no_mangle)]

@@ -22,17 +22,17 @@ use collector_common::{
 use crate::{
     kernel::{Cgroup, Css, address, has, read},
     keyed::{Keyed, Zero},
-    maps::{self, Chunks, Find, MMAPABLE},
+    maps::{self, ChunkMap, Find, MMAPABLE},
     pending,
     shared::{Shared, member, repeat},
     stat,
 };
 
 #[btf_map]
-static RECORDS: Chunks<CgroupRecord, { RECORDS_PER_CHUNK as usize }> = Chunks::new();
+static RECORDS: ChunkMap<CgroupRecord, { RECORDS_PER_CHUNK as usize }> = ChunkMap::new();
 
 #[btf_map]
-static IO_RECORDS: Chunks<IoRecord, { IO_RECORDS_PER_CHUNK as usize }> = Chunks::new();
+static IO_RECORDS: ChunkMap<IoRecord, { IO_RECORDS_PER_CHUNK as usize }> = ChunkMap::new();
 
 /// One entry, mapped by the agent, which resets it before it iterates.
 #[btf_map]

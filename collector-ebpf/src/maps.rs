@@ -21,7 +21,7 @@ pub const NOEXIST: u64 = 1;
 
 /// Arrays of `LENGTH` values, made as they are needed, in an array of maps. The loader sets
 /// `max_entries` of the outer map.
-pub type Chunks<T, const LENGTH: usize> = ArrayOfMaps<Array<T, LENGTH, MMAPABLE>, 1>;
+pub type ChunkMap<T, const LENGTH: usize> = ArrayOfMaps<Array<T, LENGTH, MMAPABLE>, 1>;
 
 /// Looks up a value.
 pub trait Find<K, T> {
@@ -63,7 +63,7 @@ impl<K, T, const N: usize, const FLAGS: usize> Find<K, T> for LruHashMap<K, T, N
 }
 
 /// By the number of the value; `None` if its chunk is not there.
-impl<T, const LENGTH: usize> Find<u32, T> for Chunks<T, LENGTH> {
+impl<T, const LENGTH: usize> Find<u32, T> for ChunkMap<T, LENGTH> {
     #[inline(always)]
     fn find(&self, number: u32) -> Option<Shared<T>> {
         const { assert!(LENGTH.is_power_of_two()) };

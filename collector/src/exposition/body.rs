@@ -52,12 +52,12 @@ impl From<Bytes> for Body {
 
 /// The buffer that an encoder writes to.
 #[derive(Debug)]
-pub(super) struct Chunks {
+pub(super) struct ChunkWriter {
     pub(super) buffer: Vec<u8>,
     done: Body,
 }
 
-impl Chunks {
+impl ChunkWriter {
     pub(super) fn new() -> Self {
         Self {
             buffer: Vec::with_capacity(CHUNK + SLACK),
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn chunks_end_at_lines_and_keep_every_byte() {
-        let mut chunks = Chunks::new();
+        let mut chunks = ChunkWriter::new();
         let mut expected = Vec::new();
         for number in 0..50_000 {
             let line = format!("line {number}\n");

@@ -10,7 +10,7 @@ use collector_common::{
 use zerocopy::FromBytes;
 
 use super::{
-    chunks::Chunks,
+    chunks::MappedChunks,
     map::OpenError,
     mapping::{Mapping, Word, word},
 };
@@ -82,7 +82,7 @@ cells! {
 /// The cells of a source.
 #[derive(Debug)]
 pub struct Cells<T> {
-    chunks: Chunks<T>,
+    chunks: MappedChunks<T>,
     shards: u32,
 }
 
@@ -113,7 +113,7 @@ impl<T: MappedCell> Cells<T> {
     /// If `outer` is not an array of maps, or its descriptor can't be duplicated.
     pub fn new(outer: BorrowedFd<'_>, shards: u32) -> Result<Self, OpenError> {
         Ok(Self {
-            chunks: Chunks::new(T::MAP, outer, CELLS_PER_CHUNK)?,
+            chunks: MappedChunks::new(T::MAP, outer, CELLS_PER_CHUNK)?,
             shards,
         })
     }

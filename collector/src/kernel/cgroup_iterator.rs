@@ -13,7 +13,7 @@ use collector_common::cgroup_iterator::{
 
 use super::{
     bpf,
-    chunks::Chunks,
+    chunks::MappedChunks,
     mapping::{Mapping, Word, word},
 };
 
@@ -22,8 +22,8 @@ use super::{
 pub struct CgroupIterator {
     program: OwnedFd,
     control: Mapping<IteratorControl>,
-    records: Chunks<CgroupRecord>,
-    devices: Chunks<IoRecord>,
+    records: MappedChunks<CgroupRecord>,
+    devices: MappedChunks<IoRecord>,
 }
 
 /// The iterator attached to the root of a hierarchy.
@@ -56,8 +56,8 @@ impl CgroupIterator {
     ///
     /// If a map has another type or size, or the first chunks can't be created.
     pub fn new(program: BorrowedFd<'_>, maps: &Maps<'_>) -> Result<Self> {
-        let mut records = Chunks::new("RECORDS", maps.records, RECORDS_PER_CHUNK)?;
-        let mut devices = Chunks::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)?;
+        let mut records = MappedChunks::new("RECORDS", maps.records, RECORDS_PER_CHUNK)?;
+        let mut devices = MappedChunks::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)?;
         let buffers = "making the cgroup iterator's buffers";
         records.grow_to(1).context(buffers)?;
         devices.grow_to(1).context(buffers)?;

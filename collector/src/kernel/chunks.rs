@@ -16,7 +16,7 @@ use super::{
 /// Chunks of `T`. Each is an mmapable array of the same length, in an array of maps. The number of
 /// a value is `chunk * per_chunk + entry`.
 #[derive(Debug)]
-pub struct Chunks<T> {
+pub struct MappedChunks<T> {
     name: &'static str,
     /// The array of maps: index to the descriptor of a map.
     outer: Map<u32, u32>,
@@ -24,7 +24,7 @@ pub struct Chunks<T> {
     chunks: Vec<Mapping<T>>,
 }
 
-impl<T: FromBytes> Chunks<T> {
+impl<T: FromBytes> MappedChunks<T> {
     /// An empty list of chunks for the array of maps `outer`. Each chunk's map is called `name`.
     ///
     /// # Errors

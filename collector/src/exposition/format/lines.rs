@@ -2,7 +2,7 @@
 
 use super::Exposition;
 use crate::exposition::{
-    Body, Distribution, Encoder, Histogram, Labels, Metadata, MetricKind, Value, body::Chunks,
+    Body, Distribution, Encoder, Histogram, Labels, Metadata, MetricKind, Value, body::ChunkWriter,
     histogram::BoundText,
 };
 
@@ -24,7 +24,7 @@ pub(super) trait Dialect {
 ///
 /// Invariant: a line is appended in as few pieces as possible; this is the hot path of a scrape.
 pub(super) struct Lines<D> {
-    out: Chunks,
+    out: ChunkWriter,
     /// Metadata of the family last begun, until its first sample.
     heading: Vec<u8>,
     /// Name of the family last begun, and an opening brace.
@@ -38,7 +38,7 @@ pub(super) struct Lines<D> {
 impl<D: Dialect> Lines<D> {
     pub(super) fn new() -> Self {
         Self {
-            out: Chunks::new(),
+            out: ChunkWriter::new(),
             heading: Vec::new(),
             opening: Vec::new(),
             kind: MetricKind::Untyped,
