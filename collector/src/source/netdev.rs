@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use collector_common::netdev::{NAMESPACES, Namespace};
-use devices::{Devices, Rows};
+use devices::{InterfaceRows, Interfaces};
 
 use super::{
     Change, Inputs, Reading, Registration, Source,
@@ -177,7 +177,7 @@ struct Open {
     /// Cgroup id of its owner.
     owner: u64,
     node: NodeId,
-    devices: Devices,
+    devices: Interfaces,
 }
 
 /// A namespace that is to be read.
@@ -204,9 +204,9 @@ struct Netdev {
     /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
     /// Interfaces of the namespaces closed last, by cookie.
-    closed: VecDeque<(u64, Devices)>,
+    closed: VecDeque<(u64, Interfaces)>,
     /// Rows by node.
-    rows: Column<Rows>,
+    rows: Column<InterfaceRows>,
     room: Room,
 }
 
@@ -227,7 +227,7 @@ fn owner(tree: &Tree, namespace: &Namespace, generation: u64) -> Option<(u64, No
 
 impl Open {
     /// Adds what the interfaces have counted since the last reading.
-    fn read(&mut self, rows: &mut Rows, room: &mut Room) -> io::Result<()> {
+    fn read(&mut self, rows: &mut InterfaceRows, room: &mut Room) -> io::Result<()> {
         let Room {
             buffer,
             names,
@@ -245,7 +245,7 @@ impl Open {
 
 impl Netdev {
     /// Returns the rows of a node. Creates them if necessary.
-    fn rows(rows: &mut Column<Rows>, node: NodeId) -> &mut Rows {
+    fn rows(rows: &mut Column<InterfaceRows>, node: NodeId) -> &mut InterfaceRows {
         let rows = rows.at(node);
         rows.unlimited = node == ROOT;
         rows
@@ -429,7 +429,7 @@ impl Source for Netdev {
 
 /// What the source serves in one frame.
 struct NetdevReading {
-    rows: Column<Rows>,
+    rows: Column<InterfaceRows>,
 }
 
 impl Reading for NetdevReading {
@@ -437,7 +437,12 @@ impl Reading for NetdevReading {
         for (family, counter) in FAMILIES {
             out.family(family);
             for (number, node) in nodes.exported() {
-                for row in self.rows.get(number).into_iter().flat_map(Rows::shown) {
+                for row in self
+                    .rows
+                    .get(number)
+                    .into_iter()
+                    .flat_map(InterfaceRows::shown)
+                {
                     let value = Value::Count(row.total[*counter as usize]);
                     out.sample(
                         Labels::new(&node.labels, &[("interface", &row.name)]),

@@ -22,7 +22,7 @@ fn is_left_out(name: &str) -> bool {
 
 /// A cgroup's counters for one interface name.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct InterfaceRow {
     pub name: String,
     pub total: InterfaceCounters,
     /// False once the interface has disappeared from a namespace that still exists.
@@ -31,31 +31,31 @@ pub struct Row {
 
 /// A cgroup's counters.
 #[derive(Clone, Debug, Default)]
-pub struct Rows {
-    rows: Vec<Row>,
+pub struct InterfaceRows {
+    rows: Vec<InterfaceRow>,
     /// Whether the number of interfaces is unlimited.
     pub unlimited: bool,
 }
 
-impl Rows {
+impl InterfaceRows {
     /// Returns the rows to serve.
-    pub fn shown(&self) -> impl Iterator<Item = &Row> {
+    pub fn shown(&self) -> impl Iterator<Item = &InterfaceRow> {
         self.rows.iter().filter(|row| row.shown)
     }
 
-    fn find(&mut self, name: &str) -> Option<&mut Row> {
+    fn find(&mut self, name: &str) -> Option<&mut InterfaceRow> {
         self.rows.iter_mut().find(|row| row.name == name)
     }
 
     /// Returns the row of an existing interface; `None` if there are too many.
-    fn row(&mut self, name: &str) -> Option<&mut Row> {
+    fn row(&mut self, name: &str) -> Option<&mut InterfaceRow> {
         let at = match self.rows.iter().position(|row| row.name == name) {
             Some(at) => at,
             None => {
                 if !self.unlimited && self.shown().count() >= MOST_SHOWN {
                     return None;
                 }
-                self.rows.push(Row {
+                self.rows.push(InterfaceRow {
                     name: name.to_owned(),
                     total: [0; COUNTERS],
                     shown: true,
@@ -81,7 +81,7 @@ impl Rows {
 
 /// An interface: its name, and the counts that have been added.
 #[derive(Clone, Debug)]
-struct Device {
+struct Interface {
     index: u32,
     name: String,
     taken: InterfaceCounters,
@@ -89,9 +89,9 @@ struct Device {
 
 /// The interfaces of a namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Devices(Vec<Device>);
+pub struct Interfaces(Vec<Interface>);
 
-impl Devices {
+impl Interfaces {
     /// Whether an interface has no name yet.
     pub fn lack_names(&self, readings: &[(u32, InterfaceCounters)]) -> bool {
         let known = |index| self.0.iter().any(|device| device.index == index);
@@ -99,7 +99,7 @@ impl Devices {
     }
 
     /// Sets the current names of the interfaces.
-    pub fn set_names(&mut self, names: &[(u32, String)], rows: &mut Rows) {
+    pub fn set_names(&mut self, names: &[(u32, String)], rows: &mut InterfaceRows) {
         for (index, name) in names {
             match self.0.iter_mut().find(|device| device.index == *index) {
                 Some(device) if device.name == *name => {}
@@ -107,7 +107,7 @@ impl Devices {
                     rows.hide(&device.name);
                     device.name.clone_from(name);
                 }
-                None => self.0.push(Device {
+                None => self.0.push(Interface {
                     index: *index,
                     name: name.clone(),
                     taken: [0; COUNTERS],
@@ -118,7 +118,7 @@ impl Devices {
 
     /// Adds what the interfaces have counted since the last reading. Interfaces that are missing
     /// from it have disappeared.
-    pub fn take(&mut self, readings: &[(u32, InterfaceCounters)], rows: &mut Rows) {
+    pub fn take(&mut self, readings: &[(u32, InterfaceCounters)], rows: &mut InterfaceRows) {
         self.0.retain(|device| {
             let there = readings.iter().any(|&(index, _)| index == device.index);
             if !there {
@@ -157,7 +157,7 @@ mod tests {
         names.iter().map(|&(n, name)| (n, name.into())).collect()
     }
 
-    fn first(rows: &Rows) -> Vec<(&str, u64)> {
+    fn first(rows: &InterfaceRows) -> Vec<(&str, u64)> {
         rows.shown()
             .map(|row| (row.name.as_str(), row.total[0]))
             .collect()
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_first_reading_counts_in_full_later_ones_by_their_growth() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         let reading = [(2, counters(100)), (3, counters(7))];
         assert!(devices.lack_names(&reading));
         devices.set_names(&names(&[(1, "lo"), (2, "eth0"), (3, "eth1")]), &mut rows);
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn interfaces_that_cadvisor_leaves_out() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         let all = ["lo", "veth1234", "docker0", "nerdctl0", "long0", "br-1"];
         for (index, name) in all.iter().enumerate() {
             devices.set_names(&names(&[(index as u32, name)]), &mut rows);
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_new_name_starts_from_0() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
         devices.set_names(&names(&[(2, "net1")]), &mut rows);
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_missing_interface_is_hidden_and_continues_when_it_returns() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "tun0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
         devices.take(&[], &mut rows);
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_starts_from_0_does_not_decrease_the_total() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
         devices.take(&[(2, counters(100))], &mut rows);
         devices.take(&[(2, counters(10))], &mut rows);
@@ -225,8 +225,8 @@ mod tests {
 
     #[test]
     fn a_new_owner_gets_only_later_counts() {
-        let mut devices = Devices::default();
-        let (mut one, mut other) = (Rows::default(), Rows::default());
+        let mut devices = Interfaces::default();
+        let (mut one, mut other) = (InterfaceRows::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut one);
         devices.take(&[(2, counters(100))], &mut one);
         devices.take(&[(2, counters(120))], &mut other);
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn rows_are_bounded() {
-        let (mut devices, mut rows) = (Devices::default(), Rows::default());
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         let many: Vec<(u32, String)> = (0..500).map(|n| (n, format!("d{n}"))).collect();
         let readings: Vec<_> = (0..500).map(|n| (n, counters(1))).collect();
         devices.set_names(&many, &mut rows);
