@@ -27,7 +27,7 @@ use frame::Encodings;
 use inventory::Inventories;
 
 pub use frame::Frame;
-pub use inventory::{Entry, Found, Inventory, SHORTEST_PREFIX};
+pub use inventory::{Inventory, InventoryEntry, KeyMatch, SHORTEST_PREFIX};
 pub use record::{CgroupKind, Life, Record, Subject, rfc3339};
 pub use start::AgentOptions;
 pub use status::{AgentStatus, Cgroups, RuntimeStatus, SlotStates, SourceStatus};

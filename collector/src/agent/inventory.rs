@@ -23,14 +23,14 @@ pub const SHORTEST_PREFIX: usize = 4;
 
 /// A cgroup of the frame, and what the API says of it.
 #[derive(Debug)]
-pub struct Entry {
+pub struct InventoryEntry {
     /// The cgroup that the numbers belong to.
     pub subject: Subject,
     numbers: Numbers,
     change: Option<Numbers>,
 }
 
-impl Entry {
+impl InventoryEntry {
     /// Returns a label of its series: `name`, `image`, `namespace`, `pod`.
     pub fn label(&self, name: &str) -> Option<&str> {
         self.numbers.identity.get(name).map(String::as_str)
@@ -46,7 +46,7 @@ pub struct Inventory {
     /// Time since the previous inventory's frame.
     pub interval: Option<Duration>,
     /// The cgroups, parents before children.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<InventoryEntry>,
     by_path: HashMap<String, usize>,
 }
 
@@ -110,7 +110,7 @@ impl Inventories {
 
 /// What a key matches.
 #[derive(Debug)]
-pub enum Found {
+pub enum KeyMatch {
     /// The key matches one cgroup; this is its index.
     One(usize),
     /// The key matches no cgroup.
@@ -136,7 +136,7 @@ impl Inventory {
         let before = before.filter(|before| before.taken < taken);
         let entries = subjects.into_iter().zip(numbers);
         let entries = entries
-            .map(|(subject, numbers)| Entry {
+            .map(|(subject, numbers)| InventoryEntry {
                 change: before.and_then(|before| before.growth(&subject.cgroup, &numbers)),
                 subject,
                 numbers,
@@ -166,7 +166,7 @@ impl Inventory {
     }
 
     /// Returns the record of a cgroup.
-    pub fn record(&self, entry: &Entry) -> Record {
+    pub fn record(&self, entry: &InventoryEntry) -> Record {
         let measured = Measured {
             time: self.time,
             numbers: &entry.numbers,
@@ -182,14 +182,14 @@ impl Inventory {
 
     /// Finds the cgroup of a path, a container's id, a name, or the beginning of an id, in that
     /// order. Of several cgroups with one name it prefers the one that is alive.
-    pub fn find(&self, key: &str) -> Found {
+    pub fn find(&self, key: &str) -> KeyMatch {
         if let Some(at) = self.by_path(key) {
-            return Found::One(at);
+            return KeyMatch::One(at);
         }
-        let id = |entry: &Entry| entry.subject.container_id.as_deref() == Some(key);
-        let named = |entry: &Entry| entry.label("name") == Some(key);
-        let container = |entry: &Entry| entry.subject.is_container();
-        let begins = |entry: &Entry| {
+        let id = |entry: &InventoryEntry| entry.subject.container_id.as_deref() == Some(key);
+        let named = |entry: &InventoryEntry| entry.label("name") == Some(key);
+        let container = |entry: &InventoryEntry| entry.subject.is_container();
+        let begins = |entry: &InventoryEntry| {
             let id = entry.subject.container_id.as_deref();
             key.len() >= SHORTEST_PREFIX && id.is_some_and(|id| id.starts_with(key))
         };
@@ -201,15 +201,15 @@ impl Inventory {
         ] {
             match found.as_slice() {
                 [] => {}
-                [one] => return Found::One(*one),
-                several => return Found::Several(self.names(several)),
+                [one] => return KeyMatch::One(*one),
+                several => return KeyMatch::Several(self.names(several)),
             }
         }
-        Found::Nothing
+        KeyMatch::Nothing
     }
 
     /// Indices of the entries that `of` accepts. If some of them are alive, only those.
-    fn those(&self, of: impl Fn(&Entry) -> bool) -> Vec<usize> {
+    fn those(&self, of: impl Fn(&InventoryEntry) -> bool) -> Vec<usize> {
         let all = self.entries.iter().enumerate().filter(|(_, e)| of(e));
         let all: Vec<usize> = all.map(|(at, _)| at).collect();
         let lives = |at: &usize| self.entries[*at].subject.died.is_none();

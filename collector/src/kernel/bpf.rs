@@ -11,18 +11,18 @@ use super::map::{MMAPABLE, MapType};
 
 /// Commands of bpf(2) (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Command(libc::c_long);
+pub(super) struct BpfCommand(libc::c_long);
 
-const MAP_CREATE: Command = Command(0);
-pub(super) const MAP_LOOKUP_ELEM: Command = Command(1);
-pub(super) const MAP_UPDATE_ELEM: Command = Command(2);
-pub(super) const MAP_DELETE_ELEM: Command = Command(3);
-const OBJ_GET_INFO_BY_FD: Command = Command(15);
-const BTF_LOAD: Command = Command(18);
-pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: Command = Command(21);
-pub(super) const MAP_LOOKUP_BATCH: Command = Command(24);
-const LINK_CREATE: Command = Command(28);
-const ITER_CREATE: Command = Command(33);
+const MAP_CREATE: BpfCommand = BpfCommand(0);
+pub(super) const MAP_LOOKUP_ELEM: BpfCommand = BpfCommand(1);
+pub(super) const MAP_UPDATE_ELEM: BpfCommand = BpfCommand(2);
+pub(super) const MAP_DELETE_ELEM: BpfCommand = BpfCommand(3);
+const OBJ_GET_INFO_BY_FD: BpfCommand = BpfCommand(15);
+const BTF_LOAD: BpfCommand = BpfCommand(18);
+pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: BpfCommand = BpfCommand(21);
+pub(super) const MAP_LOOKUP_BATCH: BpfCommand = BpfCommand(24);
+const LINK_CREATE: BpfCommand = BpfCommand(28);
+const ITER_CREATE: BpfCommand = BpfCommand(33);
 
 const TRACE_ITER: u32 = 28;
 const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
@@ -34,7 +34,7 @@ const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
 /// Every address in `attributes` must be valid for what the command reads or writes there: as many
 /// bytes as the attributes say, or the sizes of the map's keys and values.
 pub(super) unsafe fn call<T: IntoBytes>(
-    command: Command,
+    command: BpfCommand,
     attributes: &mut T,
 ) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads the attributes, and changes some, within their size. The caller
@@ -176,7 +176,7 @@ pub fn create_mmapable_array(name: &str, value_size: usize, entries: u32) -> io:
 /// Arguments of a call about one entry of a map.
 #[repr(C)]
 #[derive(IntoBytes)]
-pub(super) struct Entry {
+pub(super) struct MapEntry {
     pub map_fd: u32,
     pub pad: u32,
     pub key: u64,

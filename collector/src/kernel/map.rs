@@ -130,8 +130,8 @@ where
     }
 
     /// Arguments of a call about one entry.
-    fn entry(&self, key: &K, value: u64) -> bpf::Entry {
-        bpf::Entry {
+    fn entry(&self, key: &K, value: u64) -> bpf::MapEntry {
+        bpf::MapEntry {
             map_fd: self.fd.as_raw_fd() as u32,
             pad: 0,
             key: (&raw const *key) as u64,

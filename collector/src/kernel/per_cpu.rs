@@ -47,7 +47,7 @@ impl PerCpuCounters {
     /// Errors of bpf(2): ENOENT if there is no such counter.
     pub(super) fn sum(&self, index: u32) -> io::Result<u64> {
         let mut values = vec![0u64; self.cpus];
-        let mut entry = bpf::Entry {
+        let mut entry = bpf::MapEntry {
             map_fd: self.fd.as_raw_fd() as u32,
             pad: 0,
             key: (&raw const index) as u64,

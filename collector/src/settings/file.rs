@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Setting, Settings,
-    parse::{Contents, Entry, parse},
+    parse::{FileContents, FileValue, parse},
 };
 
 /// Longest configuration file, bytes.
@@ -22,7 +22,7 @@ const LONGEST: u64 = 1 << 20;
 pub struct File {
     path: PathBuf,
     text: String,
-    pub contents: Contents,
+    pub contents: FileContents,
 }
 
 impl File {
@@ -37,7 +37,7 @@ impl File {
         let mut file = Self {
             path: path.to_owned(),
             text,
-            contents: Contents::default(),
+            contents: FileContents::default(),
         };
         match parse(&file.text) {
             Ok(contents) => file.contents = contents,
@@ -47,7 +47,7 @@ impl File {
     }
 
     /// What the file says of a setting.
-    pub fn entry(&self, setting: &Setting<Settings>) -> Option<&Entry> {
+    pub fn entry(&self, setting: &Setting<Settings>) -> Option<&FileValue> {
         let mut entries = self.contents.settings.iter();
         let (_, entry) = entries.find(|(found, _)| found.name == setting.name)?;
         Some(entry)

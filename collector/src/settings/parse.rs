@@ -22,11 +22,11 @@ const ENDPOINT: &str = "endpoint";
 pub type Wrong = (usize, String);
 
 /// What a file says of the keys of one table.
-pub type Entries<T> = Vec<(&'static Setting<T>, Entry)>;
+pub type Entries<T> = Vec<(&'static Setting<T>, FileValue)>;
 
 /// The value of a key.
 #[derive(Debug)]
-pub struct Entry {
+pub struct FileValue {
     /// Byte at which it begins.
     pub at: usize,
     /// One value, or those of a list, as on the command line.
@@ -35,20 +35,20 @@ pub struct Entry {
 
 /// What a file says.
 #[derive(Debug, Default)]
-pub struct Contents {
+pub struct FileContents {
     pub settings: Entries<Settings>,
     /// `[[custom.endpoint]]`, and the byte at which each begins.
     pub endpoints: Vec<(usize, Entries<Draft>)>,
 }
 
 /// Checks syntax, keys and types.
-pub fn parse(text: &str) -> Result<Contents, Wrong> {
+pub fn parse(text: &str) -> Result<FileContents, Wrong> {
     let root = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         (at, one_line(error.message()))
     })?;
     let sections = sections();
-    let mut contents = Contents::default();
+    let mut contents = FileContents::default();
     for (section, value) in in_order(root.get_ref()) {
         if !sections.contains(&section.get_ref().as_ref()) {
             return Err((section.span().start, unknown(section.get_ref(), &sections)));
@@ -108,7 +108,7 @@ fn entries<T>(
         };
         let values = values(value, &setting.kind)?;
         let at = value.span().start;
-        Ok((setting, Entry { at, values }))
+        Ok((setting, FileValue { at, values }))
     };
     in_order(table).into_iter().map(entry).collect()
 }

@@ -12,7 +12,7 @@ use super::{
     parameters::{Parameter, ParameterKind, Query},
     reply,
 };
-use crate::agent::{Entry, Found, Life, Record, SHORTEST_PREFIX, rfc3339};
+use crate::agent::{InventoryEntry, KeyMatch, Life, Record, SHORTEST_PREFIX, rfc3339};
 
 const fn text(name: &'static str, about: &'static str) -> Parameter {
     Parameter {
@@ -183,7 +183,7 @@ fn like(text: &str, pattern: &str) -> bool {
 }
 
 /// Whether an entry passes the filters of the query.
-fn is_wanted(entry: &Entry, query: &Query) -> bool {
+fn is_wanted(entry: &InventoryEntry, query: &Query) -> bool {
     let subject = &entry.subject;
     let labels = ["name", "image", "namespace", "pod"];
     let by_label = labels.into_iter().all(|name| {
@@ -246,19 +246,19 @@ pub(super) fn one(served: &Served, query: &Query) -> Result<Bytes, Refusal> {
     let key = query.text("key").unwrap_or_default();
     let missing = |error| Err(Refusal::new(StatusCode::NOT_FOUND, error));
     match inventory.find(key) {
-        Found::One(at) => reply(&inventory.record(&inventory.entries[at])),
-        Found::Several(matches) => {
+        KeyMatch::One(at) => reply(&inventory.record(&inventory.entries[at])),
+        KeyMatch::Several(matches) => {
             let error = format!(
                 "{key:?} matches {} containers; use a longer prefix or a full id",
                 matches.len()
             );
             Err(Refusal::bad(error).with(matches))
         }
-        Found::Nothing if key.len() < SHORTEST_PREFIX => missing(format!(
+        KeyMatch::Nothing if key.len() < SHORTEST_PREFIX => missing(format!(
             "no container has the name {key:?}; the prefix of an id needs at least {SHORTEST_PREFIX} \
              characters"
         )),
-        Found::Nothing => missing(format!(
+        KeyMatch::Nothing => missing(format!(
             "no container has the id or name {key:?}, and no cgroup has this path"
         )),
     }
