@@ -47,7 +47,7 @@ pub struct SocketSlot {
     pub owner: u64,
     /// Index of the slot's first cell.
     pub first_cell: u32,
-    /// A [`Protocol`].
+    /// A [`SocketProtocol`].
     pub protocol: u32,
 }
 
@@ -56,7 +56,7 @@ const _: () = assert!(size_of::<SocketSlot>() == 16);
 /// Which protocol a socket speaks.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum SocketProtocol {
     /// TCP, a connection of MPTCP included.
     Tcp = 0,
     /// UDP.
@@ -70,7 +70,7 @@ pub enum Protocol {
 /// IP version of a packet.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum IpVersion {
     /// IPv4.
     V4 = 0,
     /// IPv6.
@@ -102,12 +102,12 @@ mod tests {
     fn every_kind_has_a_place_of_its_own() {
         let mut seen = [false; TRAFFIC];
         for protocol in [
-            Protocol::Tcp,
-            Protocol::Udp,
-            Protocol::Icmp,
-            Protocol::Other,
+            SocketProtocol::Tcp,
+            SocketProtocol::Udp,
+            SocketProtocol::Icmp,
+            SocketProtocol::Other,
         ] {
-            for family in [Family::V4, Family::V6] {
+            for family in [IpVersion::V4, IpVersion::V6] {
                 for direction in [Direction::Receive, Direction::Transmit] {
                     let at = index(protocol as u32, family as u32, direction);
                     assert!(!std::mem::replace(&mut seen[at], true));

@@ -24,7 +24,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use collector_common::{
-    net::{Direction, NetCell, Protocol, SocketSlot, index},
+    net::{Direction, NetCell, SocketProtocol, SocketSlot, index},
     stat::Stat,
 };
 
@@ -160,10 +160,10 @@ fn protocol(sk: *mut bpf_sock) -> u32 {
     };
     // IPPROTO_* (include/uapi/linux/in.h, in6.h).
     let protocol = match number {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        1 | 58 => Protocol::Icmp,
-        _ => Protocol::Other,
+        6 => SocketProtocol::Tcp,
+        17 => SocketProtocol::Udp,
+        1 | 58 => SocketProtocol::Icmp,
+        _ => SocketProtocol::Other,
     };
     protocol as u32
 }

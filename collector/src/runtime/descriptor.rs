@@ -2,7 +2,7 @@
 //! followed.
 //!
 //! To add a runtime, add a file with its [`Descriptor`] and a line to [`ALL`]. A runtime that speaks
-//! neither of the [`Protocol`]s needs a follower as well.
+//! neither of the [`RuntimeProtocol`]s needs a follower as well.
 
 pub(super) mod containerd;
 pub(super) mod crio;
@@ -36,14 +36,14 @@ pub struct Descriptor {
     /// Where it listens below the runtime folder of a user who runs it without root.
     pub(super) user_socket: Option<&'static str>,
     /// How it is followed.
-    pub(super) protocol: Protocol,
+    pub(super) protocol: RuntimeProtocol,
     /// Beginning of the name by which it reports itself. Another runtime may listen at its socket.
     pub(super) reported_as: &'static str,
 }
 
 /// How a runtime is followed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(super) enum RuntimeProtocol {
     /// By the API of Docker Engine.
     Docker {
         /// Whether it answers about a container only after the container has started. If so, new

@@ -18,7 +18,7 @@ use tokio::{
 
 use self::model::{Event, Inspected, Listed, Version};
 use super::{
-    descriptor::Protocol,
+    descriptor::RuntimeProtocol,
     link::Link,
     wire::{self, Fault, LIST, ONE, TIME},
 };
@@ -135,7 +135,7 @@ pub(super) async fn session(
     let mut session = Session {
         link,
         runtime,
-        answers_late: descriptor.protocol == Protocol::Docker { answers_late: true },
+        answers_late: descriptor.protocol == RuntimeProtocol::Docker { answers_late: true },
         prefix: version.prefix(),
         known: HashSet::new(),
         since_listed: None,

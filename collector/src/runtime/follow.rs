@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    choice::Choice, cri, descriptor::Protocol, directory::Directory, docker, link::Link,
+    choice::Choice, cri, descriptor::RuntimeProtocol, directory::Directory, docker, link::Link,
     status::SocketStatus, wire::Fault,
 };
 
@@ -41,8 +41,8 @@ async fn session(
     once: bool,
 ) -> Result<(), Fault> {
     let result = match link.descriptor.protocol {
-        Protocol::Docker { .. } => docker::session(link, wanted, once).await,
-        Protocol::Cri { .. } => cri::session(link, wanted, once).await,
+        RuntimeProtocol::Docker { .. } => docker::session(link, wanted, once).await,
+        RuntimeProtocol::Cri { .. } => cri::session(link, wanted, once).await,
     };
     if let Err(fault) = &result {
         link.down(fault);

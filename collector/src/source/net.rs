@@ -4,7 +4,7 @@
 //! /proc/net/netstat, tcp_info (tests).
 
 use collector_common::net::{
-    Direction, Family as Version, NetCell, Protocol, TRAFFIC, Traffic, index,
+    Direction, IpVersion, NetCell, SocketProtocol, TRAFFIC, Traffic, index,
 };
 
 use super::{
@@ -35,8 +35,8 @@ impl Packets {
     /// Returns the value of one series. It is absent until a packet was seen in either direction.
     fn value(
         &self,
-        protocol: Protocol,
-        version: Version,
+        protocol: SocketProtocol,
+        version: IpVersion,
         direction: Direction,
         read: fn(&Traffic) -> u64,
     ) -> Option<Value> {
@@ -77,8 +77,8 @@ macro_rules! metric {
             &[("family", $family), ("protocol", $protocol)],
             |totals: &Packets| {
                 totals.value(
-                    Protocol::$kind,
-                    Version::$version,
+                    SocketProtocol::$kind,
+                    IpVersion::$version,
                     Direction::$direction,
                     |traffic| traffic.$read,
                 )

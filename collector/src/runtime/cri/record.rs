@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    super::descriptor::{Descriptor, Protocol},
+    super::descriptor::{Descriptor, RuntimeProtocol},
     message::{ContainerStatus, Listed, Sandbox},
 };
 use crate::cgroup::{Container, Limits, Pod, State};
@@ -115,7 +115,7 @@ fn state(number: i32) -> State {
 
 /// The runtime's own name of a container.
 fn name(runtime: &Descriptor, id: &str, pod: &Pod, attempt: u32) -> String {
-    if runtime.protocol != (Protocol::Cri { named: true }) {
+    if runtime.protocol != (RuntimeProtocol::Cri { named: true }) {
         return id.to_owned();
     }
     let Pod {

@@ -1,6 +1,6 @@
 //! containerd: by Kubernetes, nerdctl and ctr.
 
-use super::{Descriptor, Protocol};
+use super::{Descriptor, RuntimeProtocol};
 use crate::cgroup::Naming;
 
 /// How the runtime is found, recognised and followed.
@@ -16,6 +16,6 @@ pub static CONTAINERD: Descriptor = Descriptor {
         "/run/k3s/containerd/containerd.sock",
     ],
     user_socket: None,
-    protocol: Protocol::Cri { named: false },
+    protocol: RuntimeProtocol::Cri { named: false },
     reported_as: "containerd",
 };

@@ -1,6 +1,6 @@
 //! CRI-O.
 
-use super::{Descriptor, Protocol};
+use super::{Descriptor, RuntimeProtocol};
 use crate::cgroup::Naming;
 
 /// How the runtime is found, recognised and followed.
@@ -12,6 +12,6 @@ pub static CRIO: Descriptor = Descriptor {
     },
     sockets: &["/run/crio/crio.sock"],
     user_socket: None,
-    protocol: Protocol::Cri { named: true },
+    protocol: RuntimeProtocol::Cri { named: true },
     reported_as: "cri-o",
 };

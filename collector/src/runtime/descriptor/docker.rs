@@ -1,6 +1,6 @@
 //! Docker Engine.
 
-use super::{Descriptor, Protocol};
+use super::{Descriptor, RuntimeProtocol};
 use crate::cgroup::Naming;
 
 /// How the runtime is found, recognised and followed.
@@ -12,7 +12,7 @@ pub static DOCKER: Descriptor = Descriptor {
     },
     sockets: &["/run/docker.sock", "/var/run/docker.sock"],
     user_socket: None,
-    protocol: Protocol::Docker {
+    protocol: RuntimeProtocol::Docker {
         answers_late: false,
     },
     reported_as: "Engine",

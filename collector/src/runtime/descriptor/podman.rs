@@ -1,6 +1,6 @@
 //! Podman, by the part of its API that is Docker's.
 
-use super::{Descriptor, Protocol};
+use super::{Descriptor, RuntimeProtocol};
 use crate::cgroup::Naming;
 
 /// How the runtime is found, recognised and followed.
@@ -15,6 +15,6 @@ pub static PODMAN: Descriptor = Descriptor {
     },
     sockets: &["/run/podman/podman.sock"],
     user_socket: Some("podman/podman.sock"),
-    protocol: Protocol::Docker { answers_late: true },
+    protocol: RuntimeProtocol::Docker { answers_late: true },
     reported_as: "Podman",
 };
