@@ -15,7 +15,7 @@ pub struct Filter {
     /// Matching paths are not exported.
     pub exclude: Option<Regex>,
     /// By the names of containers, pods and units.
-    pub containers: Rules,
+    pub containers: ContainerRules,
 }
 
 impl Filter {
@@ -33,11 +33,11 @@ impl Filter {
 
 /// `--container.include` and `--container.exclude`.
 #[derive(Clone, Debug, Default)]
-pub struct Rules {
+pub struct ContainerRules {
     /// For each field that has rules here, one of them must match.
-    pub include: Vec<Rule>,
+    pub include: Vec<ContainerRule>,
     /// Rules that exclude: a container that matches one is not exported.
-    pub exclude: Vec<Rule>,
+    pub exclude: Vec<ContainerRule>,
 }
 
 /// Field of a rule.
@@ -53,7 +53,7 @@ pub enum Field {
 
 /// One rule: a field, and an expression that matches anywhere in it.
 #[derive(Clone, Debug)]
-pub struct Rule {
+pub struct ContainerRule {
     /// The field that is compared.
     pub field: Field,
     /// The expression that the field has to match.
@@ -62,7 +62,7 @@ pub struct Rule {
 
 /// Why a rule is invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum RuleError {
+pub enum ContainerRuleError {
     /// It is not of the form `FIELD=REGEX`.
     #[error("name=REGEX, image=REGEX or namespace=REGEX")]
     Field,
@@ -71,16 +71,16 @@ pub enum RuleError {
     Regex(#[from] regex::Error),
 }
 
-impl FromStr for Rule {
-    type Err = RuleError;
+impl FromStr for ContainerRule {
+    type Err = ContainerRuleError;
 
-    fn from_str(text: &str) -> Result<Self, RuleError> {
-        let (field, regex) = text.split_once('=').ok_or(RuleError::Field)?;
+    fn from_str(text: &str) -> Result<Self, ContainerRuleError> {
+        let (field, regex) = text.split_once('=').ok_or(ContainerRuleError::Field)?;
         let field = match field {
             "name" => Field::Name,
             "image" => Field::Image,
             "namespace" => Field::Namespace,
-            _ => return Err(RuleError::Field),
+            _ => return Err(ContainerRuleError::Field),
         };
         let regex = Regex::new(regex)?;
         Ok(Self { field, regex })
@@ -107,7 +107,7 @@ impl Field {
     }
 }
 
-impl Rules {
+impl ContainerRules {
     /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()
@@ -116,7 +116,7 @@ impl Rules {
     /// Whether a cgroup with these names is exported. An unknown name is empty and matches no rule;
     /// the rules are applied again when it becomes known. Slices have none of the fields.
     pub fn admit(&self, kind: PlaceKind, names: &Names<'_>) -> bool {
-        let matches = |rule: &Rule| {
+        let matches = |rule: &ContainerRule| {
             let text = rule.field.of(names);
             rule.field.concerns(kind) && !text.is_empty() && rule.regex.is_match(text)
         };
@@ -150,9 +150,9 @@ mod tests {
         assert!(Filter::default().admits("/"));
     }
 
-    fn rules(include: &[&str], exclude: &[&str]) -> Rules {
+    fn rules(include: &[&str], exclude: &[&str]) -> ContainerRules {
         let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        Rules {
+        ContainerRules {
             include: parse(include),
             exclude: parse(exclude),
         }
@@ -211,11 +211,14 @@ mod tests {
     #[test]
     fn a_rule_is_a_field_and_an_expression() {
         for text in ["web", "pod=web", "=web", "Name=web"] {
-            let error = text.parse::<Rule>().unwrap_err();
-            assert!(matches!(error, RuleError::Field), "{text}");
+            let error = text.parse::<ContainerRule>().unwrap_err();
+            assert!(matches!(error, ContainerRuleError::Field), "{text}");
         }
-        let error = "name=(".parse::<Rule>().unwrap_err();
-        assert!(matches!(error, RuleError::Regex(_)));
-        assert_eq!("image=a=b".parse::<Rule>().unwrap().regex.as_str(), "a=b");
+        let error = "name=(".parse::<ContainerRule>().unwrap_err();
+        assert!(matches!(error, ContainerRuleError::Regex(_)));
+        assert_eq!(
+            "image=a=b".parse::<ContainerRule>().unwrap().regex.as_str(),
+            "a=b"
+        );
     }
 }

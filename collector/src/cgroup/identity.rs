@@ -9,7 +9,7 @@ mod path;
 mod runtime;
 
 pub use allow::{AllowError, AllowList};
-pub use container::{Container, Health, Limits, Pod, State, Writable};
+pub use container::{Container, ContainerLimits, Health, Pod, State, Writable};
 pub use names::Names;
 pub use path::{Place, PlaceKind, Qos};
 pub use runtime::{Naming, Runtime};

@@ -15,10 +15,10 @@ mod v1;
 mod walk;
 
 pub use export::Export;
-pub use filter::{Field, Filter, Rule, RuleError, Rules};
+pub use filter::{ContainerRule, ContainerRuleError, ContainerRules, Field, Filter};
 pub use identity::{
-    AllowError, AllowList, Container, Health, Limits, Names, Naming, Place, PlaceKind, Pod, Qos,
-    Runtime, State, Writable,
+    AllowError, AllowList, Container, ContainerLimits, Health, Names, Naming, Place, PlaceKind,
+    Pod, Qos, Runtime, State, Writable,
 };
 pub use label::printable;
 pub(crate) use mounts::unescape;

@@ -12,11 +12,11 @@ use super::{
     table::LEAST_INTERVAL,
     value,
 };
-use crate::source::custom::{Endpoint, Rule};
+use crate::source::custom::{Endpoint, EndpointRule};
 
 /// What one table says.
 #[derive(Debug, Default)]
-pub struct Draft {
+pub struct EndpointDraft {
     id: Option<Regex>,
     name: Option<Regex>,
     image: Option<Regex>,
@@ -27,7 +27,7 @@ pub struct Draft {
 }
 
 /// The keys of a table. At least one of the expressions must be there, and all that are must match.
-pub const ENDPOINT_KEYS: &[Setting<Draft>] = &[
+pub const ENDPOINT_KEYS: &[Setting<EndpointDraft>] = &[
     Setting {
         name: "id",
         help: "Matches the cgroup's path",
@@ -86,10 +86,10 @@ pub const ENDPOINT_KEYS: &[Setting<Draft>] = &[
 pub fn rule(
     number: usize,
     at: usize,
-    table: &Entries<Draft>,
+    table: &Entries<EndpointDraft>,
     interval: Duration,
-) -> Result<Rule, Wrong> {
-    let mut draft = Draft::default();
+) -> Result<EndpointRule, Wrong> {
+    let mut draft = EndpointDraft::default();
     for setting in ENDPOINT_KEYS {
         let entry = table.iter().find(|(found, _)| found.name == setting.name);
         let (at, applied) = match entry {
@@ -103,7 +103,7 @@ pub fn rule(
             )
         })?;
     }
-    let Draft {
+    let EndpointDraft {
         id,
         name,
         image,
@@ -122,7 +122,7 @@ pub fn rule(
         );
         return Err((at, message));
     }
-    Ok(Rule {
+    Ok(EndpointRule {
         id,
         name,
         image,

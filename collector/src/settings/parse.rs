@@ -11,8 +11,8 @@ use toml::{
 };
 
 use super::{
-    CONFIG, DefaultValue, ENDPOINT_KEYS, SECTIONS, Setting, SettingKind, Settings, endpoint::Draft,
-    settings,
+    CONFIG, DefaultValue, ENDPOINT_KEYS, SECTIONS, Setting, SettingKind, Settings,
+    endpoint::EndpointDraft, settings,
 };
 
 /// Key of `[custom]` for tables of endpoints.
@@ -38,7 +38,7 @@ pub struct FileValue {
 pub struct FileContents {
     pub settings: Entries<Settings>,
     /// `[[custom.endpoint]]`, and the byte at which each begins.
-    pub endpoints: Vec<(usize, Entries<Draft>)>,
+    pub endpoints: Vec<(usize, Entries<EndpointDraft>)>,
 }
 
 /// Checks syntax, keys and types.
@@ -75,7 +75,7 @@ fn sections() -> Vec<&'static str> {
 }
 
 /// Reads the tables `[[custom.endpoint]]`.
-fn tables(value: &Spanned<DeValue<'_>>) -> Result<Vec<(usize, Entries<Draft>)>, Wrong> {
+fn tables(value: &Spanned<DeValue<'_>>) -> Result<Vec<(usize, Entries<EndpointDraft>)>, Wrong> {
     let Some(tables) = value.get_ref().as_array() else {
         return Err(mistyped(value, "a list of tables"));
     };

@@ -12,7 +12,7 @@ use clap::{ValueEnum, builder::PossibleValue};
 use regex::Regex;
 
 use crate::{
-    cgroup::{AllowList, Rule, RuleError},
+    cgroup::{AllowList, ContainerRule, ContainerRuleError},
     runtime::Choice,
     web,
 };
@@ -97,12 +97,14 @@ fn reason(error: &regex::Error) -> String {
 }
 
 /// Rules for containers, `FIELD=REGEX` each.
-pub fn rules(texts: &[String]) -> Result<Vec<Rule>> {
+pub fn rules(texts: &[String]) -> Result<Vec<ContainerRule>> {
     let parse = |text: &String| {
         text.parse().map_err(|error| {
             let expected = match error {
-                RuleError::Field => error.to_string(),
-                RuleError::Regex(error) => format!("a regular expression ({})", reason(&error)),
+                ContainerRuleError::Field => error.to_string(),
+                ContainerRuleError::Regex(error) => {
+                    format!("a regular expression ({})", reason(&error))
+                }
             };
             invalid(text, expected)
         })

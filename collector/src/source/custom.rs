@@ -45,13 +45,13 @@ use crate::{
     exposition::{Encoder, Family, LabelSet, Labels, Metadata, MetricKind, Points, Unit, Value},
     kernel::programs::Requirement,
 };
-pub use endpoint::{Endpoint, Rule, path_of};
+pub use endpoint::{Endpoint, EndpointRule, path_of};
 use index::{Index, Input};
 pub use options::CustomOptions;
 use owners::Owners;
-use store::{CustomCounters, Key, Outcome, Reason, Store};
+use store::{CustomCounters, EndpointKey, Reason, RequestOutcome, Store};
 use targets::Targets;
-use textfile::Reader;
+use textfile::TextFileReader;
 
 const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
     Family {
@@ -140,20 +140,20 @@ pub const SOURCE: Registration = Registration {
 };
 
 /// How a family is read from the result of requesting an endpoint.
-type Read = fn(&Outcome) -> Value;
+type Read = fn(&RequestOutcome) -> Value;
 
 struct Custom {
     options: CustomOptions,
     store: Store,
     targets: Targets,
-    _reader: Option<Reader>,
+    _reader: Option<TextFileReader>,
     /// The store's change counter as of the index.
     changes: Option<u64>,
     index: Arc<Index>,
     /// Owners in text files that do not exist.
     lost: BTreeSet<String>,
     names: BTreeSet<String>,
-    outcomes: Arc<Outcomes>,
+    outcomes: Arc<RequestOutcomes>,
     files: Arc<BTreeMap<String, SystemTime>>,
     counters: CustomCounters,
     /// When the next part of the index becomes too old.
@@ -183,7 +183,7 @@ impl Custom {
         let reader = options
             .textfile_directory
             .clone()
-            .map(|directory| Reader::start(directory, &options, store.clone()))
+            .map(|directory| TextFileReader::start(directory, &options, store.clone()))
             .transpose()
             .context("starting the thread that reads text files")?;
         Ok(Self {
@@ -297,7 +297,7 @@ impl Custom {
     }
 }
 
-fn input(number: NodeId, node: &Node, families: &Arc<Vec<series::Family>>) -> Input {
+fn input(number: NodeId, node: &Node, families: &Arc<Vec<series::AppFamily>>) -> Input {
     Input {
         node: number,
         cgroup: node.id,
@@ -335,12 +335,12 @@ impl Source for Custom {
 }
 
 /// Latest results of endpoints: node, endpoint, result.
-type Outcomes = Vec<(NodeId, Key, Outcome)>;
+type RequestOutcomes = Vec<(NodeId, EndpointKey, RequestOutcome)>;
 
 /// What the source serves in one frame.
 struct CustomReading {
     index: Arc<Index>,
-    outcomes: Arc<Outcomes>,
+    outcomes: Arc<RequestOutcomes>,
     files: Arc<BTreeMap<String, SystemTime>>,
     counters: CustomCounters,
 }

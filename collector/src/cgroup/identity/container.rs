@@ -43,7 +43,7 @@ pub struct Container {
     /// Process id of its first process, in the host's PID namespace, while it runs.
     pub pid: Option<u32>,
     /// Limits as configured.
-    pub limits: Limits,
+    pub limits: ContainerLimits,
     /// Size of its writable layer, as last reported.
     pub writable: Option<Writable>,
 }
@@ -69,7 +69,7 @@ impl Container {
             started: None,
             finished: None,
             pid: None,
-            limits: Limits::default(),
+            limits: ContainerLimits::default(),
             writable: None,
         }
     }
@@ -132,7 +132,7 @@ pub enum Health {
 
 /// Limits as configured; `None`: no limit, or not reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct ContainerLimits {
     /// Limit of memory, bytes.
     pub memory: Option<u64>,
     /// CPU time per period, µs.

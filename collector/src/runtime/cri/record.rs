@@ -11,7 +11,7 @@ use super::{
     super::descriptor::{Descriptor, RuntimeProtocol},
     message::{ContainerStatus, Listed, Sandbox},
 };
-use crate::cgroup::{Container, Limits, Pod, State};
+use crate::cgroup::{Container, ContainerLimits, Pod, State};
 
 /// The fields of verbose information that containerd and CRI-O share.
 #[derive(Debug, Default, Deserialize)]
@@ -84,7 +84,7 @@ pub(super) fn refine(container: &mut Container, info: &HashMap<String, String>) 
         .unwrap_or_default();
     let cpu = resources.cpu.unwrap_or_default();
     let quota = positive(cpu.quota);
-    container.limits = Limits {
+    container.limits = ContainerLimits {
         memory: positive(resources.memory.and_then(|memory| memory.limit)),
         cpu_quota: quota,
         cpu_period: cpu.period.filter(|&period| period > 0),

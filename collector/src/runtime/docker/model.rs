@@ -10,7 +10,7 @@ use std::{
 use hyper::HeaderMap;
 use serde::{Deserialize, Deserializer};
 
-use crate::cgroup::{Container, Health, Limits, Pod, Runtime, State};
+use crate::cgroup::{Container, ContainerLimits, Health, Pod, Runtime, State};
 
 /// Reads null as the default.
 fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
@@ -177,11 +177,11 @@ fn positive(number: Option<i64>) -> Option<u64> {
 }
 
 impl HostConfig {
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> ContainerLimits {
         // --cpus sets a quota for the default period.
         let cpus = positive(self.nano_cpus).map(|nanos| nanos / 10_000);
         let quota = positive(self.cpu_quota).or(cpus);
-        Limits {
+        ContainerLimits {
             memory: positive(self.memory),
             cpu_quota: quota,
             cpu_period: positive(self.cpu_period).or(quota.map(|_| 100_000)),

@@ -19,7 +19,7 @@ pub struct Endpoint {
 
 /// A rule of the configuration: the endpoint of every cgroup that matches.
 #[derive(Clone, Debug)]
-pub struct Rule {
+pub struct EndpointRule {
     /// Expression that has to match the cgroup's path.
     pub id: Option<Regex>,
     /// Expression that has to match the container's name.
@@ -32,7 +32,7 @@ pub struct Rule {
     pub endpoint: Endpoint,
 }
 
-impl Rule {
+impl EndpointRule {
     /// Whether the rule matches a cgroup with this path and these names. In a pod the name is that
     /// of the container within the pod. The sandbox matches no name, as it runs no application.
     pub fn fits(&self, path: &str, names: &Names<'_>) -> bool {
@@ -204,7 +204,7 @@ mod tests {
             path: "/".to_owned(),
             interval: Duration::from_secs(1),
         };
-        let rule = Rule {
+        let rule = EndpointRule {
             id: None,
             name: None,
             image: None,
@@ -226,24 +226,24 @@ mod tests {
             ..pod
         };
         let none = Names::default();
-        let id = Rule {
+        let id = EndpointRule {
             id: regex("^/a$"),
             ..rule.clone()
         };
         assert!(id.fits("/a", &none) && !id.fits("/a/b", &docker));
-        let name = Rule {
+        let name = EndpointRule {
             name: regex("^shop$"),
             ..rule.clone()
         };
         assert!(name.fits("/a", &docker));
         assert!(!name.fits("/a", &none) && !name.fits("/a", &pod));
-        let namespace = Rule {
+        let namespace = EndpointRule {
             namespace: regex("prod"),
             ..rule.clone()
         };
         assert!(namespace.fits("/a", &pod));
         assert!(!namespace.fits("/a", &docker) && !namespace.fits("/a", &sandbox));
-        let image = Rule {
+        let image = EndpointRule {
             image: regex("^shop:"),
             ..rule
         };

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{series::Family, store::Reason};
+use super::{series::AppFamily, store::Reason};
 use crate::{
     cgroup::NodeId,
     exposition::{LabelSet, MetricKind},
@@ -26,7 +26,7 @@ pub struct Input {
     /// The cgroup's path, for the log.
     pub path: String,
     /// The families that the application served.
-    pub families: Arc<Vec<Family>>,
+    pub families: Arc<Vec<AppFamily>>,
 }
 
 /// A family of an exposition.
@@ -53,7 +53,7 @@ pub struct Member {
     pub node: NodeId,
     /// Id of the cgroup.
     pub cgroup: u64,
-    families: Arc<Vec<Family>>,
+    families: Arc<Vec<AppFamily>>,
     at: usize,
     /// Series that another member of the same cgroup already has.
     twice: HashSet<LabelSet>,
@@ -61,7 +61,7 @@ pub struct Member {
 
 impl Member {
     /// Returns its series.
-    pub fn series(&self) -> impl Iterator<Item = &super::series::Series> {
+    pub fn series(&self) -> impl Iterator<Item = &super::series::AppSeries> {
         let all = self.families.get(self.at).map(|family| &family.series);
         all.into_iter()
             .flatten()
@@ -252,10 +252,10 @@ impl Making<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::custom::parse::{Limits, parse};
+    use crate::source::custom::parse::{TextLimits, parse};
 
     fn input(node: NodeId, path: &str, text: &str) -> Input {
-        let limits = Limits {
+        let limits = TextLimits {
             samples: 100,
             owners: false,
         };

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::endpoint::Rule;
+use super::endpoint::EndpointRule;
 
 /// Settings of custom metrics.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ pub struct CustomOptions {
     /// `--custom.textfile-directory`
     pub textfile_directory: Option<PathBuf>,
     /// `[[custom.endpoint]]`
-    pub rules: Vec<Rule>,
+    pub rules: Vec<EndpointRule>,
 }
 
 impl CustomOptions {

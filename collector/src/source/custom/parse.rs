@@ -1,13 +1,13 @@
 //! Parses Prometheus text 0.0.4 and OpenMetrics 1.0, as applications write them.
 //!
-//! Invariants: any bytes give a result, and its size is bounded by [`Limits::samples`]. A bad line
+//! Invariants: any bytes give a result, and its size is bounded by [`TextLimits::samples`]. A bad line
 //! affects nothing else. Errors consist of a line number and a fixed text, so nothing that an
 //! application sends reaches the log. Timestamps, exemplars, units and creation times are ignored.
 //! Checked by the table and the properties in [`tests`].
 
 use std::collections::HashMap;
 
-use super::series::{Draft, Family, Labels, owner_of};
+use super::series::{AppFamily, FamilyDraft, LabelPairs, owner_of};
 use crate::exposition::MetricKind;
 
 /// Longest line that is parsed, bytes.
@@ -17,7 +17,7 @@ const LABELS: usize = 64;
 
 /// Limits of a text.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct TextLimits {
     /// Maximum number of samples, and of families.
     pub samples: usize,
     /// Whether labels may name the owner of a sample.
@@ -46,7 +46,7 @@ impl Bad {
 #[derive(Debug, Default)]
 pub struct Parsed {
     /// Families in the order of their first lines, without those that have no samples.
-    pub families: Vec<Family>,
+    pub families: Vec<AppFamily>,
     /// Number of samples in them.
     pub samples: usize,
     /// Number of samples left out because of the limit.
@@ -61,7 +61,7 @@ pub struct Parsed {
 #[derive(Debug, PartialEq)]
 struct Sample<'a> {
     name: &'a str,
-    labels: Labels,
+    labels: LabelPairs,
     value: f64,
     timestamp: bool,
 }
@@ -101,8 +101,8 @@ fn unescaped(text: &str, quoted: bool) -> Result<(String, &str), &'static str> {
 }
 
 /// Parses labels. Returns them and the text after their closing brace.
-fn labels(mut rest: &str) -> Result<(Labels, &str), &'static str> {
-    let mut labels = Labels::new();
+fn labels(mut rest: &str) -> Result<(LabelPairs, &str), &'static str> {
+    let mut labels = LabelPairs::new();
     loop {
         rest = rest.trim_start_matches([' ', '\t']);
         if let Some(rest) = rest.strip_prefix('}') {
@@ -172,19 +172,19 @@ fn sample(line: &str) -> Result<Sample<'_>, &'static str> {
 
 /// The families found so far.
 struct Families {
-    limits: Limits,
-    drafts: Vec<Draft>,
+    limits: TextLimits,
+    drafts: Vec<FamilyDraft>,
     by_name: HashMap<String, usize>,
 }
 
 impl Families {
-    fn entry(&mut self, name: &str) -> Option<&mut Draft> {
+    fn entry(&mut self, name: &str) -> Option<&mut FamilyDraft> {
         let at = match self.by_name.get(name) {
             Some(&at) => at,
             None if self.drafts.len() >= self.limits.samples => return None,
             None => {
                 self.by_name.insert(name.to_owned(), self.drafts.len());
-                self.drafts.push(Draft::new(name));
+                self.drafts.push(FamilyDraft::new(name));
                 self.drafts.len() - 1
             }
         };
@@ -286,7 +286,7 @@ impl Families {
 }
 
 /// Parses a text.
-pub fn parse(text: &[u8], limits: Limits) -> Parsed {
+pub fn parse(text: &[u8], limits: TextLimits) -> Parsed {
     let mut parsed = Parsed::default();
     let mut families = Families {
         limits,

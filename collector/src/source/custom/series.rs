@@ -51,7 +51,7 @@ pub fn owner_of(labels: &[(String, String)]) -> Option<Owner> {
 
 /// A family of an application.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Family {
+pub struct AppFamily {
     /// Name of its samples; for a histogram or summary without their suffixes.
     pub name: String,
     /// Help text as given; may be empty.
@@ -59,10 +59,10 @@ pub struct Family {
     /// Type of the family.
     pub kind: MetricKind,
     /// The family's series.
-    pub series: Vec<Series>,
+    pub series: Vec<AppSeries>,
 }
 
-impl Family {
+impl AppFamily {
     /// Returns the number of its samples.
     pub fn samples(&self) -> usize {
         self.series
@@ -74,7 +74,7 @@ impl Family {
 
 /// One series: labels and values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Series {
+pub struct AppSeries {
     /// Owner, if a text file names one.
     pub owner: Option<Owner>,
     /// Labels of the application; those with names of the cgroup's labels are renamed.
@@ -84,34 +84,34 @@ pub struct Series {
 }
 
 /// Names and values of labels.
-pub type Labels = Vec<(String, String)>;
+pub type LabelPairs = Vec<(String, String)>;
 
 /// A series under construction.
 #[derive(Debug)]
 struct Part {
     line: usize,
     owner: Option<Owner>,
-    labels: Labels,
+    labels: LabelPairs,
     single: Option<f64>,
     distribution: Distribution,
 }
 
 /// A family under construction.
 #[derive(Debug)]
-pub struct Draft {
-    /// Name of the family, as in [`Family`].
+pub struct FamilyDraft {
+    /// Name of the family, as in [`AppFamily`].
     pub name: String,
-    /// Help text of the family, as in [`Family`].
+    /// Help text of the family, as in [`AppFamily`].
     pub help: String,
     /// `None` until the type is declared or the first sample is found.
     pub kind: Option<MetricKind>,
     parts: Vec<Part>,
-    index: HashMap<(Option<Owner>, Labels), usize>,
+    index: HashMap<(Option<Owner>, LabelPairs), usize>,
 }
 
 /// Removes the owner's labels and empty ones, renames reserved names, and sorts.
-fn settle(labels: Labels, owned: bool) -> Labels {
-    let mut kept: Labels = labels
+fn settle(labels: LabelPairs, owned: bool) -> LabelPairs {
+    let mut kept: LabelPairs = labels
         .into_iter()
         .filter(|(name, value)| {
             let owner = owned && OWNERS.iter().any(|(owner, _)| owner == name);
@@ -133,7 +133,7 @@ fn settle(labels: Labels, owned: bool) -> Labels {
     kept
 }
 
-impl Draft {
+impl FamilyDraft {
     /// Makes a family without samples.
     pub fn new(name: &str) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl Draft {
         }
     }
 
-    fn series(&mut self, line: usize, labels: Labels, owner: Option<Owner>) -> &mut Part {
+    fn series(&mut self, line: usize, labels: LabelPairs, owner: Option<Owner>) -> &mut Part {
         let labels = settle(labels, owner.is_some());
         let next = self.parts.len();
         let at = *self
@@ -172,7 +172,7 @@ impl Draft {
     pub fn single(
         &mut self,
         line: usize,
-        labels: Labels,
+        labels: LabelPairs,
         owner: Option<Owner>,
         value: f64,
     ) -> Result<(), &'static str> {
@@ -196,7 +196,7 @@ impl Draft {
         &mut self,
         line: usize,
         suffix: &str,
-        mut labels: Labels,
+        mut labels: LabelPairs,
         owner: Option<Owner>,
         value: f64,
     ) -> Result<(), &'static str> {
@@ -240,7 +240,7 @@ impl Draft {
     }
 
     /// Returns the family with the series that are valid; the others count as bad lines.
-    pub fn finish(self, bad: &mut Bad) -> Family {
+    pub fn finish(self, bad: &mut Bad) -> AppFamily {
         let kind = self.kind.unwrap_or(MetricKind::Untyped);
         let mut series = Vec::with_capacity(self.parts.len());
         for part in self.parts {
@@ -250,7 +250,7 @@ impl Draft {
                     .map(Points::Distribution),
             };
             match points {
-                Ok(points) => series.push(Series {
+                Ok(points) => series.push(AppSeries {
                     owner: part.owner,
                     labels: LabelSet::empty().with(
                         part.labels
@@ -262,7 +262,7 @@ impl Draft {
                 Err(what) => bad.add(part.line, what),
             }
         }
-        Family {
+        AppFamily {
             name: self.name,
             help: self.help,
             kind,

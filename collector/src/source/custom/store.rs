@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::series::{Family, Owner};
+use super::series::{AppFamily, Owner};
 
 /// Kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +85,7 @@ impl Failure {
 
 /// An endpoint of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct EndpointKey {
     /// Id of the cgroup.
     pub cgroup: u64,
     /// TCP port of the endpoint.
@@ -96,13 +96,13 @@ pub struct Key {
 
 /// Result of requesting an endpoint.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct RequestOutcome {
     /// Whether the last request was answered.
     pub up: bool,
     /// Duration of the last request.
     pub took: Duration,
     /// The last valid answer, and when it was requested.
-    pub good: Option<(Instant, Arc<Vec<Family>>)>,
+    pub good: Option<(Instant, Arc<Vec<AppFamily>>)>,
     /// Number of samples in the last answer; 0 if the request failed.
     pub samples: usize,
     /// How long a valid answer is served.
@@ -111,11 +111,11 @@ pub struct Outcome {
 
 /// Contents of a text file.
 #[derive(Clone, Debug)]
-pub struct File {
+pub struct TextFile {
     /// When the file was last modified.
     pub modified: SystemTime,
     /// The file's families by owner; `None` has the series that name no owner.
-    pub families: Vec<(Option<Owner>, Arc<Vec<Family>>)>,
+    pub families: Vec<(Option<Owner>, Arc<Vec<AppFamily>>)>,
 }
 
 /// Errors by reason, and requests by result.
@@ -140,11 +140,11 @@ impl CustomCounters {
 
 /// Everything behind the store's lock.
 #[derive(Debug, Default)]
-pub struct Contents {
+pub struct StoreContents {
     /// Results of the endpoints that were requested.
-    pub outcomes: BTreeMap<Key, Outcome>,
+    pub outcomes: BTreeMap<EndpointKey, RequestOutcome>,
     /// Text files, by name.
-    pub files: BTreeMap<String, File>,
+    pub files: BTreeMap<String, TextFile>,
     /// Requests and errors so far.
     pub counters: CustomCounters,
     /// Incremented when outcomes or files change.
@@ -153,11 +153,11 @@ pub struct Contents {
 
 /// Shared results: the threads write them, the source reads them.
 #[derive(Clone, Debug, Default)]
-pub struct Store(Arc<Mutex<Contents>>);
+pub struct Store(Arc<Mutex<StoreContents>>);
 
 impl Store {
     /// Locks the contents. Never wait for anything while the lock is held.
-    pub fn lock(&self) -> MutexGuard<'_, Contents> {
+    pub fn lock(&self) -> MutexGuard<'_, StoreContents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

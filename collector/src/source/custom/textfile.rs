@@ -20,9 +20,9 @@ use std::{
 
 use super::{
     options::CustomOptions,
-    parse::{Limits, parse},
-    series::{Family, Owner, Series},
-    store::{Failure, File, Reason, Store},
+    parse::{TextLimits, parse},
+    series::{AppFamily, AppSeries, Owner},
+    store::{Failure, Reason, Store, TextFile},
 };
 
 /// Maximum number of files that are read.
@@ -44,11 +44,11 @@ struct Seen {
 
 /// The thread that reads. It ends when this value is dropped.
 #[derive(Debug)]
-pub struct Reader {
+pub struct TextFileReader {
     _stop: mpsc::Sender<()>,
 }
 
-impl Reader {
+impl TextFileReader {
     /// Starts the thread, and waits a limited time for its first reading.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl Folder {
             let message = ": its last line has no end; write the file elsewhere and rename it into this directory";
             return Err((Reason::File, 1, message.to_owned()));
         }
-        let limits = Limits {
+        let limits = TextLimits {
             samples: SAMPLES,
             owners: true,
         };
@@ -164,7 +164,7 @@ impl Folder {
             );
             return Err((Reason::Timestamp, 1, message));
         }
-        let file = File {
+        let file = TextFile {
             modified,
             families: by_owner(parsed.families),
         };
@@ -244,15 +244,15 @@ fn open(path: &Path, max: usize, known: Option<Stamp>) -> Result<Option<Text>, F
 }
 
 /// Splits the families of a file by owner.
-fn by_owner(families: Vec<Family>) -> Vec<(Option<Owner>, Arc<Vec<Family>>)> {
-    let mut apart: BTreeMap<Option<Owner>, Vec<Family>> = BTreeMap::new();
+fn by_owner(families: Vec<AppFamily>) -> Vec<(Option<Owner>, Arc<Vec<AppFamily>>)> {
+    let mut apart: BTreeMap<Option<Owner>, Vec<AppFamily>> = BTreeMap::new();
     for family in families {
-        let mut series: BTreeMap<Option<Owner>, Vec<Series>> = BTreeMap::new();
+        let mut series: BTreeMap<Option<Owner>, Vec<AppSeries>> = BTreeMap::new();
         for one in family.series {
             series.entry(one.owner.clone()).or_default().push(one);
         }
         for (owner, series) in series {
-            apart.entry(owner).or_default().push(Family {
+            apart.entry(owner).or_default().push(AppFamily {
                 name: family.name.clone(),
                 help: family.help.clone(),
                 kind: family.kind,

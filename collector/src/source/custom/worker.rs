@@ -21,8 +21,8 @@ use super::{
     endpoint::Endpoint,
     enter, fetch,
     options::CustomOptions,
-    parse::{Limits, parse},
-    store::{Failure, Key, Outcome, Reason, Store},
+    parse::{TextLimits, parse},
+    store::{EndpointKey, Failure, Reason, RequestOutcome, Store},
 };
 
 /// Maximum number of concurrent requests.
@@ -46,8 +46,8 @@ pub struct Target {
 }
 
 impl Target {
-    fn key(&self) -> Key {
-        Key {
+    fn key(&self) -> EndpointKey {
+        EndpointKey {
             cgroup: self.cgroup,
             port: self.endpoint.port,
             path: self.endpoint.path.clone(),
@@ -110,10 +110,10 @@ fn start(
             options,
             store,
         });
-        let mut tasks: HashMap<Key, (Target, JoinHandle<()>)> = HashMap::new();
+        let mut tasks: HashMap<EndpointKey, (Target, JoinHandle<()>)> = HashMap::new();
         // Ends when the agent drops the worker.
         while let Some(list) = lists.recv().await {
-            let mut wanted: HashMap<Key, Target> = list
+            let mut wanted: HashMap<EndpointKey, Target> = list
                 .into_iter()
                 .map(|target| (target.key(), target))
                 .collect();
@@ -194,7 +194,7 @@ async fn follow(context: Arc<Context>, target: Target) {
 }
 
 /// Sends one request. Returns the failure, if any.
-async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> {
+async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<Failure> {
     let options = &context.options;
     let permit = context.permits.acquire().await;
     let begin = Instant::now();
@@ -217,7 +217,7 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
         }
     };
     let took = begin.elapsed();
-    let limits = Limits {
+    let limits = TextLimits {
         samples: options.max_samples,
         owners: false,
     };
@@ -229,7 +229,7 @@ async fn once(context: &Context, target: &Target, key: &Key) -> Option<Failure> 
         .outcomes
         .get(key)
         .and_then(|outcome| outcome.good.clone());
-    let mut outcome = Outcome {
+    let mut outcome = RequestOutcome {
         up: false,
         took,
         good,

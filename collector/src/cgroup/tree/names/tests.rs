@@ -5,7 +5,9 @@ use std::{
 
 use super::*;
 use crate::{
-    cgroup::{AllowList, Event, Export, Filter, Found, ROOT, Rules, Runtime, State, found},
+    cgroup::{
+        AllowList, ContainerRules, Event, Export, Filter, Found, ROOT, Runtime, State, found,
+    },
     exposition::LabelSet,
 };
 
@@ -48,7 +50,7 @@ fn hierarchy() -> Vec<Found> {
 
 fn tree(rules: (&[&str], &[&str]), max: usize) -> Tree {
     let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    let containers = Rules {
+    let containers = ContainerRules {
         include: parse(rules.0),
         exclude: parse(rules.1),
     };

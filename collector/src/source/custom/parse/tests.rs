@@ -4,7 +4,7 @@ use crate::exposition::Points;
 fn read(text: &str) -> Parsed {
     parse(
         text.as_bytes(),
-        Limits {
+        TextLimits {
             samples: 100,
             owners: false,
         },
@@ -172,7 +172,7 @@ fn bad_lines() {
     assert_eq!(bad(&long), "longer than 16 KiB");
     let parsed = parse(
         b"a 1\nb{c=\"\xff\"} 1\n",
-        Limits {
+        TextLimits {
             samples: 9,
             owners: false,
         },
@@ -249,7 +249,7 @@ fn owners() {
     use super::super::series::Owner;
     let text = "a{id=\"/x\",container=\"c\",k=\"v\"} 1\na{container_id=\"0123\"} 1\n\
                 a{container=\"c\"} 1\na{name=\"n\"} 1\na{id=\"/x\",k=\"v\"} 1\n";
-    let limits = Limits {
+    let limits = TextLimits {
         samples: 9,
         owners: true,
     };
@@ -343,7 +343,7 @@ fn any_text_gives_a_bounded_result() {
             let at = random.next(text.len());
             text[at] = random.next(256) as u8;
         }
-        let limits = Limits {
+        let limits = TextLimits {
             samples: 1 + random.next(5),
             owners: random.next(2) == 0,
         };

@@ -136,7 +136,7 @@ fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
 
 #[test]
 fn rules_apply_to_matching_cgroups() {
-    let rule = |id: &str, port| crate::source::custom::Rule {
+    let rule = |id: &str, port| crate::source::custom::EndpointRule {
         id: Some(regex::Regex::new(id).unwrap()),
         name: None,
         image: None,
