@@ -28,7 +28,7 @@ use collector_common::{
 };
 
 use crate::{
-    kernel::{Bio, Disk, Request, Task},
+    kernel::{Bio, Gendisk, Request, Task},
     keyed::{self, Keyed, Rows, Zero},
     maps::Find,
     shared::{Shared, member},
@@ -334,7 +334,7 @@ fn kind_of(bio: Bio) -> Option<usize> {
 }
 
 #[inline(always)]
-fn counters(cgroup: u64, disk: Disk, kind: usize) -> Option<Shared<BlockOperation>> {
+fn counters(cgroup: u64, disk: Gendisk, kind: usize) -> Option<Shared<BlockOperation>> {
     let key = CgroupKey {
         cgroup,
         what: disk.number(),

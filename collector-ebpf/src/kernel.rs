@@ -427,5 +427,5 @@ pub fn read<T: Default>(address: *const c_void) -> T {
 
 mod block;
 
-pub use block::{Bio, Disk, Request};
+pub use block::{Bio, Gendisk, Request};
 pub(crate) use {address, argument, enumerator, has, load32, load64};

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use crate::{
     cli::ReferenceFormat,
     exposition::{Family, Unit},
-    source::{FAMILIES, LIFECYCLE_FAMILIES, Lifecycle, SOURCES, Source},
+    source::{FAMILIES, LIFECYCLE_FAMILIES, LifecycleSource, SOURCES, Source},
 };
 
 /// (source, families) of everything that the agent can serve.
@@ -17,7 +17,10 @@ pub fn families() -> Vec<(&'static str, Vec<&'static Family>)> {
         .iter()
         .map(|source| (source.requirement.source, (source.families)()))
         .collect();
-    all.push((Lifecycle::default().name(), LIFECYCLE_FAMILIES.to_vec()));
+    all.push((
+        LifecycleSource::default().name(),
+        LIFECYCLE_FAMILIES.to_vec(),
+    ));
     all.push(("itself", FAMILIES.to_vec()));
     all
 }

@@ -16,7 +16,7 @@ mod status;
 mod tests;
 mod wire;
 
-pub use choice::{Choice, Word};
+pub use choice::{Choice, RuntimeChoice};
 pub use descriptor::{Descriptor, runtimes};
 pub use directory::Directory;
 pub use follow::{Followers, ask, follow};

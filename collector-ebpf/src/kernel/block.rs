@@ -14,7 +14,7 @@ pub struct Request(pub *const c_void);
 /// `struct gendisk`
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Disk(pub *const c_void);
+pub struct Gendisk(pub *const c_void);
 
 /// `struct bio`
 #[derive(Clone, Copy)]
@@ -85,9 +85,9 @@ impl Request {
     }
     /// The whole disk that the queue is of.
     #[inline(always)]
-    pub fn disk(self) -> Disk {
+    pub fn disk(self) -> Gendisk {
         let queue = load64!(self.0, field::REQUEST_QUEUE) as *const c_void;
-        Disk(load64!(queue, field::QUEUE_DISK) as *const c_void)
+        Gendisk(load64!(queue, field::QUEUE_DISK) as *const c_void)
     }
     /// If this is the flush command of the flush machinery, the request that has waited for it
     /// longest (block/blk-flush.c: `blk_kick_flush` sends the command on behalf of all that are in
@@ -153,7 +153,7 @@ impl Unchecked {
     }
 }
 
-impl Disk {
+impl Gendisk {
     /// Its `dev_t`. (That of `part0` is 0 for a hidden disk, a path of a multipath NVMe disk.)
     #[inline(always)]
     pub fn number(self) -> u64 {
@@ -192,9 +192,9 @@ impl Bio {
         load64!(self.0, field::BIO_VECS) != 0
     }
     #[inline(always)]
-    pub fn disk(self) -> Disk {
+    pub fn disk(self) -> Gendisk {
         let device = load64!(self.0, field::BIO_BDEV) as *const c_void;
-        Disk(load64!(device, field::BDEV_DISK) as *const c_void)
+        Gendisk(load64!(device, field::BDEV_DISK) as *const c_void)
     }
     /// The io controller's css that the kernel charges; its first member, so a `struct blkcg`.
     #[inline(always)]

@@ -6,7 +6,7 @@ use super::collector::Stages;
 use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
-    source::{CgroupStatistics, Change, Inputs, Lifecycle, Reading, Source, notify},
+    source::{CgroupStatistics, Change, Inputs, LifecycleSource, Reading, Source, notify},
 };
 
 /// Every source that could be created.
@@ -23,7 +23,7 @@ pub(super) struct List {
     /// Those that a setting can switch off.
     pub(super) switchable: Vec<Box<dyn Source>>,
     /// What the tree itself reports; always on.
-    lifecycle: Lifecycle,
+    lifecycle: LifecycleSource,
 }
 
 /// The name of the kernel statistics, which several sources use, in the log.
@@ -110,7 +110,7 @@ impl Sources {
             outcome: Outcome::new(switchable.iter().map(|source| source.name())),
             list: List {
                 switchable,
-                lifecycle: Lifecycle::default(),
+                lifecycle: LifecycleSource::default(),
             },
             statistics,
             availability: Vec::new(),

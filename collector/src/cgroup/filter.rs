@@ -42,7 +42,7 @@ pub struct ContainerRules {
 
 /// Field of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Field {
+pub enum RuleField {
     /// Name of the container, the machine or the unit.
     Name,
     /// The container's image.
@@ -55,7 +55,7 @@ pub enum Field {
 #[derive(Clone, Debug)]
 pub struct ContainerRule {
     /// The field that is compared.
-    pub field: Field,
+    pub field: RuleField,
     /// The expression that the field has to match.
     pub regex: Regex,
 }
@@ -77,9 +77,9 @@ impl FromStr for ContainerRule {
     fn from_str(text: &str) -> Result<Self, ContainerRuleError> {
         let (field, regex) = text.split_once('=').ok_or(ContainerRuleError::Field)?;
         let field = match field {
-            "name" => Field::Name,
-            "image" => Field::Image,
-            "namespace" => Field::Namespace,
+            "name" => RuleField::Name,
+            "image" => RuleField::Image,
+            "namespace" => RuleField::Namespace,
             _ => return Err(ContainerRuleError::Field),
         };
         let regex = Regex::new(regex)?;
@@ -87,7 +87,7 @@ impl FromStr for ContainerRule {
     }
 }
 
-impl Field {
+impl RuleField {
     fn of<'a>(self, names: &Names<'a>) -> &'a str {
         match self {
             Self::Name => names.name,
@@ -120,7 +120,7 @@ impl ContainerRules {
             let text = rule.field.of(names);
             rule.field.concerns(kind) && !text.is_empty() && rule.regex.is_match(text)
         };
-        let met = |field: Field| {
+        let met = |field: RuleField| {
             let mut rules = self
                 .include
                 .iter()
@@ -128,7 +128,7 @@ impl ContainerRules {
                 .peekable();
             rules.peek().is_none() || !field.concerns(kind) || rules.any(matches)
         };
-        let fields = [Field::Name, Field::Image, Field::Namespace];
+        let fields = [RuleField::Name, RuleField::Image, RuleField::Namespace];
         fields.into_iter().all(met) && !self.exclude.iter().any(matches)
     }
 }

@@ -15,7 +15,7 @@ mod v1;
 mod walk;
 
 pub use export::Export;
-pub use filter::{ContainerRule, ContainerRuleError, ContainerRules, Field, Filter};
+pub use filter::{ContainerRule, ContainerRuleError, ContainerRules, Filter, RuleField};
 pub use identity::{
     AllowError, AllowList, Container, ContainerLimits, Health, Names, Naming, Place, PlaceKind,
     Pod, Qos, Runtime, State, Writable,

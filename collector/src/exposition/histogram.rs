@@ -8,7 +8,7 @@ use super::Value;
 
 /// Layout of the buckets of a log2 histogram. The text of the bounds is made once.
 #[derive(Debug)]
-pub struct Layout {
+pub struct BucketLayout {
     /// Bucket `i` ends at `2^(first_exponent + i)` seconds; the last one is unbounded.
     pub first_exponent: i32,
     bounds: OnceLock<Vec<f64>>,
@@ -38,11 +38,11 @@ impl BoundText {
 }
 
 /// Latencies from 1 µs; see `collector_common::histogram`.
-pub static LOG2: Layout = Layout::new(MIN_EXPONENT);
+pub static LOG2: BucketLayout = BucketLayout::new(MIN_EXPONENT);
 /// Durations from 1 ms; a long histogram there.
-pub static LOG2_LONG: Layout = Layout::new(MIN_EXPONENT + LONG_SHIFT as i32);
+pub static LOG2_LONG: BucketLayout = BucketLayout::new(MIN_EXPONENT + LONG_SHIFT as i32);
 
-impl Layout {
+impl BucketLayout {
     const fn new(first_exponent: i32) -> Self {
         Self {
             first_exponent,
@@ -69,7 +69,7 @@ impl Layout {
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram<'a> {
     /// Layout of its buckets.
-    pub layout: &'static Layout,
+    pub layout: &'static BucketLayout,
     /// Events by bucket, not cumulative.
     pub buckets: &'a [u64; BUCKETS],
     /// Sum of the observed values.

@@ -22,7 +22,7 @@ pub use body::Body;
 pub use encoder::Encoder;
 pub use family::{Family, Metadata, MetricKind, Unit};
 pub use format::{Exposition, Format};
-pub use histogram::{Distribution, Histogram, LOG2, LOG2_LONG, Layout, Points, bound_text};
+pub use histogram::{BucketLayout, Distribution, Histogram, LOG2, LOG2_LONG, Points, bound_text};
 pub use labels::{LabelSet, Labels};
 pub use number::Value;
 pub use registry::encode_registry;

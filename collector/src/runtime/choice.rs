@@ -11,7 +11,7 @@ use super::descriptor::Descriptor;
 
 /// One value of the flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum RuntimeChoice {
     /// Every runtime whose socket is there.
     Auto,
     /// No runtime.
@@ -20,7 +20,7 @@ pub enum Word {
     One(&'static Descriptor, Option<PathBuf>),
 }
 
-impl FromStr for Word {
+impl FromStr for RuntimeChoice {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -50,18 +50,18 @@ impl FromStr for Word {
 
 /// The whole flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice(Vec<Word>);
+pub struct Choice(Vec<RuntimeChoice>);
 
 impl Default for Choice {
     fn default() -> Self {
-        Self(vec![Word::Auto])
+        Self(vec![RuntimeChoice::Auto])
     }
 }
 
 impl Choice {
     /// From the flag's values. `None` if `none` is combined with others.
-    pub fn new(words: Vec<Word>) -> Option<Self> {
-        (words.len() <= 1 || !words.contains(&Word::None)).then_some(Self(words))
+    pub fn new(words: Vec<RuntimeChoice>) -> Option<Self> {
+        (words.len() <= 1 || !words.contains(&RuntimeChoice::None)).then_some(Self(words))
     }
 
     /// Sockets to follow now: those that the flag names, and usual ones that exist.
@@ -69,16 +69,16 @@ impl Choice {
         let mut found = BTreeMap::new();
         for word in &self.0 {
             match word {
-                Word::None => {}
-                Word::Auto => {
+                RuntimeChoice::None => {}
+                RuntimeChoice::Auto => {
                     for runtime in Descriptor::all() {
                         found.extend(there(runtime).map(|path| (path, runtime)));
                     }
                 }
-                Word::One(runtime, Some(path)) => {
+                RuntimeChoice::One(runtime, Some(path)) => {
                     found.insert(path.clone(), *runtime);
                 }
-                Word::One(runtime, None) => {
+                RuntimeChoice::One(runtime, None) => {
                     let before = found.len();
                     found.extend(there(runtime).map(|path| (path, *runtime)));
                     if found.len() == before && !found.values().any(|other| other == runtime) {
@@ -94,8 +94,8 @@ impl Choice {
     /// Whether the flag names a socket or its runtime.
     pub fn names(&self, socket: &Path) -> bool {
         self.0.iter().any(|word| match word {
-            Word::One(_, Some(path)) => path == socket,
-            Word::One(runtime, None) => {
+            RuntimeChoice::One(_, Some(path)) => path == socket,
+            RuntimeChoice::One(runtime, None) => {
                 runtime.sockets.iter().any(|path| Path::new(path) == socket)
             }
             _ => false,
@@ -122,11 +122,11 @@ mod tests {
     #[test]
     fn words() {
         let one = |runtime: &'static Descriptor, path: Option<&str>| {
-            Ok(Word::One(runtime, path.map(PathBuf::from)))
+            Ok(RuntimeChoice::One(runtime, path.map(PathBuf::from)))
         };
         for (text, word) in [
-            ("auto", Ok(Word::Auto)),
-            ("none", Ok(Word::None)),
+            ("auto", Ok(RuntimeChoice::Auto)),
+            ("none", Ok(RuntimeChoice::None)),
             ("docker", one(&DOCKER, None)),
             ("crio=unix:///x/y.sock", one(&CRIO, Some("/x/y.sock"))),
             ("podman=unix://x", Err(())),
@@ -137,15 +137,20 @@ mod tests {
         ] {
             assert_eq!(text.parse(), word, "{text}");
         }
-        assert!(Choice::new(vec![Word::None, Word::Auto]).is_none());
+        assert!(Choice::new(vec![RuntimeChoice::None, RuntimeChoice::Auto]).is_none());
     }
 
     #[test]
     fn a_named_socket_is_followed_before_it_is_there() {
         let path = PathBuf::from("/nonexistent/x.sock");
-        let choice = Choice::new(vec![Word::One(&CRIO, Some(path.clone()))]).unwrap();
+        let choice = Choice::new(vec![RuntimeChoice::One(&CRIO, Some(path.clone()))]).unwrap();
         assert_eq!(choice.sockets(), [(path.clone(), &CRIO)].into());
         assert!(choice.names(&path));
-        assert!(Choice::new(vec![Word::None]).unwrap().sockets().is_empty());
+        assert!(
+            Choice::new(vec![RuntimeChoice::None])
+                .unwrap()
+                .sockets()
+                .is_empty()
+        );
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
     time::{MissedTickBehavior, interval_at},
 };
 
-use self::model::{Event, Inspected, Listed, Version};
+use self::model::{DockerEvent, Inspected, Listed, Version};
 use super::{
     descriptor::RuntimeProtocol,
     link::Link,
@@ -311,7 +311,7 @@ impl Session<'_> {
     }
 
     /// Makes a record from a container's birth, unless there is one.
-    fn born(&mut self, event: &Event) {
+    fn born(&mut self, event: &DockerEvent) {
         let id = &event.actor.id;
         if valid(id) && self.link.directory.get(id).is_none() {
             self.link.directory.put(event.container(self.runtime));
@@ -400,7 +400,7 @@ impl Session<'_> {
                 // If this failed, the inspection has the name.
                 let lines = result.unwrap_or_default();
                 for line in lines.split(|&byte| byte == b'\n') {
-                    if let Ok(event) = parse::<Event>(line)
+                    if let Ok(event) = parse::<DockerEvent>(line)
                         && event.name() == "create"
                     {
                         self.born(&event);
@@ -418,7 +418,7 @@ impl Session<'_> {
     }
 
     fn event(&mut self, line: &[u8]) {
-        let event: Event = match parse(line) {
+        let event: DockerEvent = match parse(line) {
             Ok(event) => event,
             Err(fault) => {
                 self.link.status.count::<()>(&Err(fault), Duration::ZERO);

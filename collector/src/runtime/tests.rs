@@ -74,7 +74,7 @@ impl Server {
     }
 
     fn choice_of(&self, runtime: &'static Descriptor) -> Choice {
-        let word = Word::One(runtime, Some(self.socket.clone()));
+        let word = RuntimeChoice::One(runtime, Some(self.socket.clone()));
         Choice::new(vec![word]).unwrap()
     }
 }
@@ -279,7 +279,7 @@ async fn so_are_those_that_speak_grpc() {
 
 #[tokio::test]
 async fn a_socket_that_is_not_there_is_down() {
-    let word = Word::One(&CRIO, Some("/nonexistent/crio.sock".into()));
+    let word = RuntimeChoice::One(&CRIO, Some("/nonexistent/crio.sock".into()));
     let (directory, _) = Directory::new();
     let statuses = ask_once(&directory, &Choice::new(vec![word]).unwrap(), LIMIT).await;
     let reported = statuses[0].reported();

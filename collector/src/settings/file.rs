@@ -19,13 +19,13 @@ const LONGEST: u64 = 1 << 20;
 
 /// A configuration file that was read.
 #[derive(Debug, Default)]
-pub struct File {
+pub struct ConfigFile {
     path: PathBuf,
     text: String,
     pub contents: FileContents,
 }
 
-impl File {
+impl ConfigFile {
     /// Reads a file.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     fn error(path: &str) -> String {
-        File::read(Path::new(path)).unwrap_err()
+        ConfigFile::read(Path::new(path)).unwrap_err()
     }
 
     #[test]

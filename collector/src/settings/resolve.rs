@@ -3,7 +3,7 @@
 
 use std::{env, ffi::OsString, path::Path};
 
-use super::{Flags, Setting, SettingKind, Settings, endpoint, file::File, settings};
+use super::{Flags, Setting, SettingKind, Settings, endpoint, file::ConfigFile, settings};
 
 /// A setting that can't be used: one line that says where it stands and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ impl Settings {
             .get("config.file")
             .and_then(|given| given.values.first())
         {
-            Some(path) => Some(File::read(Path::new(path)).map_err(ConfigError)?),
+            Some(path) => Some(ConfigFile::read(Path::new(path)).map_err(ConfigError)?),
             None => None,
         };
         let mut resolved = Self::default();

@@ -31,7 +31,7 @@ const QUARANTINE: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Returns the labels of the second part of a key.
-pub type Labels = Box<dyn FnMut(u64) -> ThingLabels + Send>;
+pub type LabelsOf = Box<dyn FnMut(u64) -> ThingLabels + Send>;
 
 /// A revoked row of the kernel, until [`GRACE`] is over.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ pub struct KeyedCounters<V, T: 'static> {
     kernel_rows: Option<Rows<V>>,
     leaving: Vec<Leaving>,
     values: Summed<Things<T>>,
-    labels: Labels,
+    labels: LabelsOf,
     series: Series,
 }
 
@@ -67,7 +67,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
         metrics: &'static [Metric<T>],
         map: Keyed<V>,
         kernel_rows: Option<Rows<V>>,
-        labels: Labels,
+        labels: LabelsOf,
     ) -> Self {
         Self {
             name,

@@ -33,11 +33,11 @@ pub const LIFECYCLE_FAMILIES: &[&Family] = &[&LAST_SEEN, &CREATION_TIME];
 
 /// The source; always on.
 #[derive(Clone, Debug, Default)]
-pub struct Lifecycle {
+pub struct LifecycleSource {
     time: Option<SystemTime>,
 }
 
-impl Source for Lifecycle {
+impl Source for LifecycleSource {
     fn name(&self) -> &'static str {
         "cgroups"
     }
@@ -58,7 +58,7 @@ impl Source for Lifecycle {
     }
 }
 
-impl Reading for Lifecycle {
+impl Reading for LifecycleSource {
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         let Some(now) = self.time else {
             return;

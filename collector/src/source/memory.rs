@@ -13,7 +13,7 @@ use collector_common::cgroup_iterator::{
     CgroupRecord, HAS_MEMORY, MemoryRecord, PageCounter, UNIFIED,
 };
 
-use self::{layout::Layout, metrics::METRICS, stat::Statistics};
+use self::{layout::StatisticsLayout, metrics::METRICS, stat::Statistics};
 use super::{
     CgroupStatistics, Change, Inputs, Part, Reading, Registration, Source, SourceReport, Table,
     values::{Column, Continued, PerNode, Places, sums},
@@ -94,7 +94,7 @@ pub const SOURCE: Registration = Registration {
         builder.require_controller("memory", "mem_cgroup.memory")?;
         let page = kernel::page_size();
         Ok(Box::new(Memory {
-            layout: Layout::new(builder.kernel.types()?, page),
+            layout: StatisticsLayout::new(builder.kernel.types()?, page),
             doubt: None,
             attempts: 0,
             page,
@@ -108,7 +108,7 @@ const ATTEMPTS: u32 = 10;
 
 #[derive(Debug)]
 struct Memory {
-    layout: Layout,
+    layout: StatisticsLayout,
     /// Why the statistics have to be read from files.
     doubt: Option<String>,
     attempts: u32,

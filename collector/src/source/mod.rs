@@ -43,7 +43,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 pub use change::{Change, notify};
-pub use lifecycle::{LIFECYCLE_FAMILIES, Lifecycle};
+pub use lifecycle::{LIFECYCLE_FAMILIES, LifecycleSource};
 pub use runtimes::RuntimesReport;
 pub use self_metrics::{EncodingReport, FAMILIES, Report, SelfMetrics};
 pub use statistics::{CgroupStatistics, FinalRecords, Part, V1Event};

@@ -12,7 +12,7 @@ use collector_common::{histogram::BUCKETS, tcp::TcpCell};
 
 use super::{Metric, Registration, Samples, counters::CellCounters, values::sums};
 use crate::{
-    exposition::{Family, Histogram, LOG2, LOG2_LONG, Layout, MetricKind, Unit, Value},
+    exposition::{BucketLayout, Family, Histogram, LOG2, LOG2_LONG, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
 
@@ -34,7 +34,7 @@ sums! {
 
 /// Returns a histogram; it is left out until its first event.
 fn histogram<'a>(
-    layout: &'static Layout,
+    layout: &'static BucketLayout,
     buckets: &'a [u64; BUCKETS],
     sum_us: u64,
 ) -> Option<Histogram<'a>> {

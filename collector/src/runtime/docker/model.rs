@@ -235,7 +235,7 @@ impl Inspected {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Event {
+pub(super) struct DockerEvent {
     #[serde(rename = "Action")]
     action: String,
     #[serde(rename = "Actor")]
@@ -253,7 +253,7 @@ pub(super) struct Actor {
     pub(super) attributes: HashMap<String, String>,
 }
 
-impl Event {
+impl DockerEvent {
     /// The action without its argument: `health_status: healthy` is `health_status`.
     pub(super) fn name(&self) -> &str {
         self.action.split(':').next().unwrap_or_default()
@@ -434,7 +434,7 @@ mod tests {
         let text = r#"{"Type":"container","Action":"create","timeNano":1700000000500000000,"Actor":{"ID":"ab",
             "Attributes":{"name":"short","image":"i","io.kubernetes.pod.name":"p","io.kubernetes.pod.namespace":"n",
             "io.kubernetes.container.name":"POD"}}}"#;
-        let event: Event = serde_json::from_str(text).unwrap();
+        let event: DockerEvent = serde_json::from_str(text).unwrap();
         let made = event.container(Runtime::DOCKER);
         assert_eq!((made.name.as_str(), made.image.as_str()), ("short", "i"));
         let pod = made.pod.unwrap();

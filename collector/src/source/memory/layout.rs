@@ -56,7 +56,7 @@ struct States {
 
 /// Layout of all statistics.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct StatisticsLayout {
     states: States,
     /// Whether the root's memory.stat has confirmed `states`.
     confirmed: bool,
@@ -71,7 +71,7 @@ pub struct Layout {
     page: u64,
 }
 
-impl Layout {
+impl StatisticsLayout {
     /// Reads the layout from BTF, as far as possible.
     pub fn new(btf: &Btf, page: u64) -> Self {
         let value = |of: &str, name: &str| Some(enumerator_value(btf, of, name).ok()? as usize);
@@ -247,8 +247,8 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    fn layout() -> Layout {
-        Layout {
+    fn layout() -> StatisticsLayout {
+        StatisticsLayout {
             states: States {
                 anon: Some(14),
                 file: Some(16),
