@@ -1,13 +1,11 @@
 //! Kernel structure fields that programs read, by name.
 //!
 //! Rust's BPF target emits no CO-RE relocations. A program that reads `task->cgroups` contains one
-//! load whose offset is a *placeholder*, [`PLACEHOLDER`] plus the field's number here; before the
-//! object is loaded the agent looks the name up in the running kernel's BTF and writes the real
+//! load whose offset is a *placeholder*, [`PLACEHOLDER`] plus the field's number in
+//! [`PATHS`](crate::paths::PATHS); before the object is loaded the agent looks the name up in the running kernel's BTF and writes the real
 //! offset into the instruction. The result is what a C program with CO-RE would run: one
 //! instruction a field. A field that this kernel lacks makes the programs that read it
 //! unavailable, by name; the others load.
-
-use crate::sched;
 
 /// First placeholder. No offset that programs use otherwise (stack, map values, context) comes near.
 pub const PLACEHOLDER: i16 = 0x5A00;
@@ -42,27 +40,6 @@ macro_rules! fields {
     };
 }
 pub(crate) use fields;
-
-/// Path of each field, in the order of its placeholder, see `fields!`. A source's own fields may be
-/// declared beside its values: its list is then one of these.
-pub const PATHS: &[&str] =
-    &joined::<{ COMMON.len() + sched::FIELDS.len() }>(&[COMMON, sched::FIELDS]);
-
-const fn joined<const N: usize>(lists: &[&[&'static str]]) -> [&'static str; N] {
-    let mut paths = [""; N];
-    let (mut at, mut list) = (0, 0);
-    while list < lists.len() {
-        let mut element = 0;
-        while element < lists[list].len() {
-            paths[at] = lists[list][element];
-            at += 1;
-            element += 1;
-        }
-        list += 1;
-    }
-    assert!(at == N);
-    paths
-}
 
 fields! {
     COMMON from 0;

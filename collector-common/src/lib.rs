@@ -18,6 +18,7 @@ pub mod histogram;
 pub mod keyed;
 pub mod net;
 pub mod netdev;
+pub mod paths;
 pub mod process;
 pub mod reclaim;
 pub mod sched;

@@ -18,7 +18,7 @@ use collector_common::{
 };
 
 use crate::{
-    cgroup_iterator,
+    final_record,
     kernel::Cgroup,
     maps,
     shared::{Shared, member},
@@ -39,7 +39,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Removed);
     // The record comes before the event, because the agent takes it when it gets the event.
-    cgroup_iterator::save_final_record(subject(&ctx));
+    final_record::save(subject(&ctx));
     report(&ctx, subject(&ctx), CgroupEventKind::Removed)
 }
 

@@ -7,7 +7,7 @@
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::{Global, btf_maps::Array, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use collector_common::{
     cgroup_iterator::{
         CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, HUGE_SIZES,
@@ -15,17 +15,12 @@ use collector_common::{
         RECORDS_PER_CHUNK, UNIFIED,
     },
     field,
-    keyed::CgroupKey,
-    stat::Stat,
 };
 
 use crate::{
     kernel::{Cgroup, Css, address, has, read},
-    keyed::{Keyed, Zero},
-    maps::{self, ChunkMap, Find, MMAPABLE},
-    pending,
+    maps::{ChunkMap, Find, MMAPABLE},
     shared::{Shared, member, repeat},
-    stat,
 };
 
 #[btf_map]
@@ -37,19 +32,6 @@ static IO_RECORDS: ChunkMap<IoRecord, { IO_RECORDS_PER_CHUNK as usize }> = Chunk
 /// One entry, mapped by the agent, which resets it before it iterates.
 #[btf_map]
 static CGROUP_ITERATOR: Array<IteratorControl, 1, MMAPABLE> = Array::new();
-
-/// Final records of removed cgroups, by id and hierarchy, until the agent takes them. The loader sets
-/// `max_entries`.
-#[btf_map]
-pub static FINAL_RECORDS: Keyed<CgroupRecord> = Keyed::new();
-
-/// Whether the agent takes final records: 0 where it can't iterate.
-#[unsafe(no_mangle)]
-static KEEP_FINAL_RECORDS: Global<u32> = Global::new(0);
-
-/// What an entry of [`FINAL_RECORDS`] starts as.
-#[btf_map]
-static NO_RECORD: Zero<CgroupRecord> = Zero::new();
 
 /// Iterations exclude each other (cgroup_mutex).
 #[unsafe(no_mangle)]
@@ -73,31 +55,9 @@ pub extern "C" fn cgroup_iterator(ctx: *const c_void) -> i32 {
     0
 }
 
-/// Leaves a removed cgroup's final record to the agent. Called at `cgroup_rmdir`, where the
-/// controllers' states are still there: they are taken offline later, by a worker that needs the
-/// cgroup mutex (kernel/cgroup/cgroup.c, `css_killed_work_fn`).
+/// Fills in the record of a cgroup.
 #[inline(always)]
-pub fn save_final_record(cgroup: Cgroup) {
-    if KEEP_FINAL_RECORDS.load() == 0 {
-        return;
-    }
-    let key = CgroupKey {
-        cgroup: cgroup.id(),
-        what: cgroup.hierarchy() as u64,
-    };
-    if let Some(zero) = NO_RECORD.find(0)
-        && maps::insert(&FINAL_RECORDS, &key, zero, 0)
-        && let Some(record) = FINAL_RECORDS.find(key)
-    {
-        fill(record, cgroup);
-        pending::add(key, cgroup);
-    } else {
-        stat::count(Stat::LostRecords);
-    }
-}
-
-#[inline(always)]
-fn fill(record: Shared<CgroupRecord>, cgroup: Cgroup) {
+pub fn fill(record: Shared<CgroupRecord>, cgroup: Cgroup) {
     let mut flags = 0;
     member!(record.id).set(cgroup.id());
     if !cgroup.is_online() {

@@ -16,7 +16,8 @@
 //! `in_flight` may interrupt it.
 //!
 //! To count another of a task's clocks: its field, a member of `SchedCell` and one of `TaskState` in
-//! collector-common/src/sched.rs; here its method, a line in `take_baseline` and one in `account`.
+//! collector-common/src/sched.rs; its method and a line in `take_baseline` in clocks.rs; here a line in
+//! `account`.
 
 use core::ffi::c_void;
 
@@ -29,14 +30,14 @@ use aya_log_ebpf::warn;
 use collector_common::{
     event::CgroupEventKind,
     histogram,
-    sched::{self, SchedCell, TaskState},
+    sched::{SchedCell, TaskState},
     stat::Stat,
 };
 
 use crate::{
     cell::{self, Cells},
     cgroup,
-    kernel::{Cgroup, Task, load64},
+    kernel::{Cgroup, Task},
     maps::Find,
     shared::{Shared, member},
     slot::{self, Slot},
@@ -46,48 +47,6 @@ use crate::{
 /// Cells, one a slot and CPU.
 #[btf_map]
 static SCHED_CELLS: Cells<SchedCell> = Cells::new();
-
-/// What the kernel counts of a task.
-impl Task {
-    /// CPU time, ns.
-    #[inline(always)]
-    fn run_ns(self) -> u64 {
-        load64!(self.0, sched::TASK_RUNTIME)
-    }
-    /// Time runnable but not running, up to its last arrival on a CPU, ns.
-    #[inline(always)]
-    fn wait_ns(self) -> u64 {
-        load64!(self.0, sched::TASK_RUN_DELAY)
-    }
-    /// Run periods: times that it got a CPU.
-    #[inline(always)]
-    fn periods(self) -> u64 {
-        load64!(self.0, sched::TASK_PCOUNT)
-    }
-    #[inline(always)]
-    fn voluntary(self) -> u64 {
-        load64!(self.0, sched::TASK_NVCSW)
-    }
-    #[inline(always)]
-    fn involuntary(self) -> u64 {
-        load64!(self.0, sched::TASK_NIVCSW)
-    }
-    #[inline(always)]
-    fn migrations(self) -> u64 {
-        load64!(self.0, sched::TASK_MIGRATIONS)
-    }
-    /// When the task last got a CPU, ns of its run queue's clock.
-    #[inline(always)]
-    fn last_arrival(self) -> u64 {
-        load64!(self.0, sched::TASK_LAST_ARRIVAL)
-    }
-    /// Of the running task: now, or up to a tick ago, ns of its run queue's clock.
-    #[inline(always)]
-    fn run_queue_clock(self) -> u64 {
-        let since_arrival = self.run_ns() - load64!(self.0, sched::TASK_RUNTIME_AT_ARRIVAL);
-        self.last_arrival() + since_arrival
-    }
-}
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -158,17 +117,6 @@ fn account(task: Task, state: Shared<TaskState>, cell: Shared<SchedCell>) {
         member!(state.migrations),
         member!(cell.migrations),
     );
-}
-
-/// The clocks of a task that is older than the programs, from which its deltas are counted.
-#[inline(always)]
-pub fn take_baseline(task: Task, state: Shared<TaskState>) {
-    member!(state.run_ns).set(task.run_ns());
-    member!(state.wait_ns).set(task.wait_ns());
-    member!(state.periods).set(task.periods());
-    member!(state.voluntary).set(task.voluntary());
-    member!(state.involuntary).set(task.involuntary());
-    member!(state.migrations).set(task.migrations());
 }
 
 /// Adds what one of the task's clocks has gained since it was last taken over.

@@ -6,10 +6,9 @@ use aya_ebpf::{Global, macros::btf_map};
 use collector_common::{sched::TaskState, stat::Stat};
 
 use crate::{
-    cell,
+    cell, clocks,
     kernel::Task,
     maps::TaskStorage,
-    sched,
     shared::{Shared, member},
     slot::Slot,
     stat,
@@ -38,7 +37,7 @@ pub fn state_or_new(task: Task) -> Option<Shared<TaskState>> {
     }
     let state = TASK_STATE.find_or_make(task)?;
     if task.start_time() <= LOADED_AT.load() {
-        sched::take_baseline(task, state);
+        clocks::take_baseline(task, state);
     }
     Some(state)
 }

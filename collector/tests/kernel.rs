@@ -22,7 +22,7 @@ use cgmeter::kernel::{
     mapping::Mapping,
 };
 use collector_common::{
-    block::BlockValue, drops::Drops, field::PATHS, keyed::CgroupKey, tasks::TasksControl,
+    block::BlockValue, drops::Drops, keyed::CgroupKey, paths::PATHS, tasks::TasksControl,
 };
 use libtest_mimic::{Arguments, Trial};
 

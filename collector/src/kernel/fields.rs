@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use collector_common::field::{PATHS, PLACEHOLDER, PRESENT};
+use collector_common::{
+    field::{PLACEHOLDER, PRESENT},
+    paths::PATHS,
+};
 use object::{
     Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolKind,
 };

@@ -19,9 +19,9 @@ use collector_common::{
     keyed::CgroupKey,
 };
 
+use super::FINAL_RECORDS;
 use crate::{
     cell::cpus,
-    cgroup_iterator::FINAL_RECORDS,
     kernel::{Cgroup, address, has, read},
     maps::{self, Find},
     shared::{Shared, member, repeat},
