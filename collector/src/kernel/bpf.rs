@@ -7,8 +7,6 @@ use std::{
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::map::{MMAPABLE, MapType};
-
 /// Commands of bpf(2) (include/uapi/linux/bpf.h, `enum bpf_cmd`).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BpfCommand(libc::c_long);
@@ -23,6 +21,23 @@ pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: BpfCommand = BpfCommand(21);
 pub(super) const MAP_LOOKUP_BATCH: BpfCommand = BpfCommand(24);
 const LINK_CREATE: BpfCommand = BpfCommand(28);
 const ITER_CREATE: BpfCommand = BpfCommand(33);
+
+/// Map types that the agent opens (include/uapi/linux/bpf.h, `enum bpf_map_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MapType {
+    /// BPF_MAP_TYPE_HASH
+    Hash = 1,
+    /// BPF_MAP_TYPE_ARRAY
+    Array = 2,
+    /// BPF_MAP_TYPE_PERCPU_ARRAY
+    PerCpuArray = 6,
+    /// BPF_MAP_TYPE_ARRAY_OF_MAPS
+    ArrayOfMaps = 12,
+}
+
+/// The flag of a map that can be mapped into the agent's memory (BPF_F_MMAPABLE).
+pub const MMAPABLE: u32 = 1 << 10;
 
 const TRACE_ITER: u32 = 28;
 const CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;

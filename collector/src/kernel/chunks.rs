@@ -8,8 +8,8 @@ use std::{
 use zerocopy::FromBytes;
 
 use super::{
-    bpf,
-    map::{Map, MapType, OpenError},
+    bpf::{self, MapType},
+    map::{Map, OpenError},
     mapping::Mapping,
 };
 

@@ -12,24 +12,7 @@ use std::{
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::bpf::{self, MapInfo};
-
-/// Map types that the agent opens (include/uapi/linux/bpf.h, `enum bpf_map_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum MapType {
-    /// BPF_MAP_TYPE_HASH
-    Hash = 1,
-    /// BPF_MAP_TYPE_ARRAY
-    Array = 2,
-    /// BPF_MAP_TYPE_PERCPU_ARRAY
-    PerCpuArray = 6,
-    /// BPF_MAP_TYPE_ARRAY_OF_MAPS
-    ArrayOfMaps = 12,
-}
-
-/// The flag of a map that can be mapped into the agent's memory (BPF_F_MMAPABLE).
-pub const MMAPABLE: u32 = 1 << 10;
+use super::bpf::{self, MapInfo, MapType};
 
 /// The reason why a map can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +224,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::bpf::MMAPABLE, *};
 
     fn info() -> MapInfo {
         let mut info = MapInfo {

@@ -12,7 +12,8 @@ use std::{
 use zerocopy::FromBytes;
 
 use super::{
-    map::{self, MapType, OpenError},
+    bpf::{MMAPABLE, MapType},
+    map::{self, OpenError},
     page_size,
 };
 
@@ -101,7 +102,7 @@ impl<T: FromBytes> Mapping<T> {
             MapType::Array,
             size_of::<u32>(),
             8 * Self::WORDS,
-            map::MMAPABLE,
+            MMAPABLE,
         )?;
         let entries = info.max_entries as usize;
         let page = usize::try_from(page_size()).unwrap_or(4096);

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    bpf,
-    map::{MapType, OpenError, check},
+    bpf::{self, MapType},
+    map::{OpenError, check},
 };
 
 /// An array of 64-bit counters, each with a value for every possible CPU.
