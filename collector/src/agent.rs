@@ -14,6 +14,7 @@ mod lifecycle;
 mod record;
 mod slots;
 mod sources;
+mod stages;
 mod start;
 mod status;
 

@@ -1,6 +1,8 @@
 //! The collector: it owns the kernel side, the tree, the slots and the sources, and takes frames.
 
-use std::time::{Duration, Instant, SystemTime};
+mod upkeep;
+
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use collector_common::stat::Stat;
@@ -10,6 +12,7 @@ use super::{
     lifecycle::Lifecycle,
     slots::Slots,
     sources::Sources,
+    stages::Stages,
 };
 use crate::{
     cgroup::OVERFLOW,
@@ -25,28 +28,6 @@ pub(super) struct Collector {
     pub(super) slots: Slots,
     pub(super) sources: Sources,
     pub(super) own: SelfMetrics,
-}
-
-/// Durations of the stages of a frame.
-pub(super) struct Stages {
-    since: Instant,
-    done: Vec<(&'static str, Duration)>,
-}
-
-impl Stages {
-    fn start() -> Self {
-        Self {
-            since: Instant::now(),
-            done: Vec::with_capacity(32),
-        }
-    }
-
-    /// Ends a stage and begins the next one.
-    pub(super) fn end(&mut self, stage: &'static str) {
-        let now = Instant::now();
-        self.done.push((stage, now - self.since));
-        self.since = now;
-    }
 }
 
 impl Collector {

@@ -1,13 +1,13 @@
-//! Housekeeping between scrapes: lifecycle events, retired slots, reaped cgroups.
+//! Housekeeping between scrapes: the thread that does it.
 
 use std::{
     os::fd::AsRawFd,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{Agent, collector::Collector, lock};
-use crate::{kernel::events, source::Change};
+use crate::kernel::events;
 
 /// Minimum and maximum time between two rounds that no event triggers.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -60,62 +60,4 @@ fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
     let next = lifecycle.next_round().min(slots.next_round());
     // A node that is due may have to wait for its children, so a minimum applies.
     Some(next.clamp(SHORTEST, LONGEST).min(idle))
-}
-
-impl Collector {
-    /// Applies lifecycle events, retires slots, reaps removed cgroups. Returns the number of
-    /// events.
-    pub(super) fn housekeeping(&mut self) -> usize {
-        if let Some(log) = &mut self.kernel_log {
-            log.flush();
-        }
-        let events = self.drain();
-        self.walk_if_events_were_lost();
-        let Self {
-            lifecycle,
-            slots,
-            sources,
-            ..
-        } = self;
-        slots.retire(&mut lifecycle.tree, sources, Instant::now());
-        let mut reaped = Vec::new();
-        lifecycle.tree.reap(
-            Instant::now(),
-            lifecycle.linger,
-            |id| slots.is_pending(id),
-            |node, into| {
-                sources.notify(&Change::Reaped { node, into });
-                reaped.push((node, into));
-            },
-        );
-        slots.reaped(&reaped);
-        self.identify();
-        events
-    }
-
-    /// Reads which cgroups have slots, then drops removed cgroups that never counted anything.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel's map of slots can't be read.
-    pub(super) fn refresh_slots(&mut self) -> std::io::Result<()> {
-        let Self {
-            lifecycle,
-            slots,
-            sources,
-            ..
-        } = self;
-        slots.refresh()?;
-        let mut reaped = Vec::new();
-        lifecycle.tree.discard(
-            |id| slots.has(id),
-            |id| slots.is_pending(id),
-            |node, into| {
-                sources.notify(&Change::Reaped { node, into });
-                reaped.push((node, into));
-            },
-        );
-        slots.reaped(&reaped);
-        Ok(())
-    }
 }

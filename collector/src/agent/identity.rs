@@ -11,11 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{collector::Collector, lifecycle::Lifecycle};
 use crate::{
     cgroup::{NodeId, Tree},
     runtime::Directory,
-    source::Change,
 };
 
 /// Delay before a container without a record is requested again.
@@ -37,8 +35,6 @@ pub(super) struct Identities {
     unknown: HashMap<NodeId, Asked>,
     /// Those requested since the last read. Their record may be older than the cgroup.
     new: Vec<NodeId>,
-    /// Number of suppressed cgroups, as last logged.
-    suppressed: usize,
 }
 
 /// Requests for one container.
@@ -60,7 +56,6 @@ impl Identities {
             changes: None,
             unknown: HashMap::new(),
             new: Vec::new(),
-            suppressed: 0,
         }
     }
 
@@ -106,7 +101,7 @@ impl Identities {
     }
 
     /// Reads changed records. Returns the nodes whose labels have changed.
-    fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
+    pub(super) fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
         let mut renamed = Vec::new();
         // The counter is read first, so that a change in between is read the next time.
         let changes = self.directory.changes();
@@ -144,7 +139,7 @@ impl Identities {
     }
 
     /// Waits for the names of containers that have just started. Returns whether there were any.
-    fn wait(&mut self, tree: &Tree, now: Instant) -> bool {
+    pub(super) fn wait(&mut self, tree: &Tree, now: Instant) -> bool {
         let young = |asked: &Asked| !asked.patience.is_zero() && now - asked.first < YOUNG;
         let mut limit = Duration::ZERO;
         let mut containers = Vec::new();
@@ -164,47 +159,6 @@ impl Identities {
             asked.patience = asked.patience.saturating_sub(waited);
         }
         true
-    }
-}
-
-impl Collector {
-    /// Waits up to [`PATIENCE`] for the names of containers that have just started, and reads their
-    /// records. Runs before a frame is taken.
-    pub(super) fn await_names(&mut self) {
-        let Lifecycle {
-            tree, identities, ..
-        } = &mut self.lifecycle;
-        if identities.wait(tree, Instant::now()) {
-            self.identify();
-        }
-    }
-
-    /// Reads the runtimes' new records.
-    pub(super) fn identify(&mut self) {
-        let Lifecycle {
-            tree, identities, ..
-        } = &mut self.lifecycle;
-        for node in identities.refresh(tree, Instant::now()) {
-            self.sources.notify(&Change::Relabelled { node });
-        }
-    }
-}
-
-impl Lifecycle {
-    /// Chooses the cgroups to export. Logs when cgroups begin or cease to be suppressed.
-    pub(super) fn settle(&mut self) {
-        self.tree.settle();
-        let suppressed = self.tree.suppressed();
-        match (self.identities.suppressed, suppressed) {
-            (0, 1..) => tracing::warn!(
-                suppressed,
-                "more cgroups than --cgroup.export-max: the excess has no series of its own and \
-                 counts in its parents"
-            ),
-            (1.., 0) => tracing::info!("every cgroup is exported again"),
-            _ => {}
-        }
-        self.identities.suppressed = suppressed;
     }
 }
 

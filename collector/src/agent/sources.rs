@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use super::collector::Stages;
+use super::stages::Stages;
 use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},

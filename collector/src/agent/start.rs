@@ -173,6 +173,7 @@ impl Agent {
                 identities: Identities::new(directory),
                 linger: options.linger,
                 lost_events: 0,
+                suppressed: 0,
             },
             slots: Slots::new(kernel.slots()?, reserve(cpus)),
             kernel_log,
