@@ -9,7 +9,6 @@ mod filter;
 mod identity;
 mod label;
 mod mounts;
-mod nodes;
 mod tree;
 mod v1;
 mod walk;
@@ -23,8 +22,7 @@ pub use identity::{
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
-pub use nodes::Nodes;
-pub use tree::{DeadMax, Event, Node, NodeId, OVERFLOW, ROOT, Tree, Walked};
+pub use tree::{DeadMax, Event, Node, NodeId, Nodes, OVERFLOW, ROOT, Tree, Walked};
 pub use v1::V1Paths;
 #[cfg(test)]
 pub(crate) use walk::found;

@@ -2,6 +2,7 @@
 
 mod dead;
 mod names;
+mod nodes;
 #[cfg(test)]
 mod tests;
 
@@ -13,11 +14,11 @@ use std::{
 
 use dead::Dead;
 pub use dead::DeadMax;
+pub use nodes::Nodes;
 
 use super::{
     export::Export,
     identity::{Container, Place, Pod, Runtime},
-    nodes::Nodes,
     walk::{Found, join},
 };
 use crate::exposition::LabelSet;
