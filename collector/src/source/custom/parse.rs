@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::series::{AppFamily, FamilyDraft, LabelPairs, owner_of};
+use super::series::{AppFamily, Bad, FamilyDraft, LabelPairs, owner_of};
 use crate::exposition::MetricKind;
 
 /// Longest line that is parsed, bytes.
@@ -22,24 +22,6 @@ pub struct TextLimits {
     pub samples: usize,
     /// Whether labels may name the owner of a sample.
     pub owners: bool,
-}
-
-/// Lines that could not be parsed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bad {
-    /// Number of bad lines.
-    pub count: usize,
-    /// The first bad lines: line number, from 1, and what is wrong.
-    pub first: Vec<(usize, &'static str)>,
-}
-
-impl Bad {
-    pub(super) fn add(&mut self, line: usize, what: &'static str) {
-        self.count += 1;
-        if self.first.len() < 3 {
-            self.first.push((line, what));
-        }
-    }
 }
 
 /// Contents of a text.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::parse::Bad;
 use crate::exposition::{Distribution, LabelSet, MetricKind, Points};
 
 /// Labels of the cgroup. An application's label with such a name is renamed as Prometheus does.
@@ -94,6 +93,24 @@ struct Part {
     labels: LabelPairs,
     single: Option<f64>,
     distribution: Distribution,
+}
+
+/// Lines that could not be parsed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bad {
+    /// Number of bad lines.
+    pub count: usize,
+    /// The first bad lines: line number, from 1, and what is wrong.
+    pub first: Vec<(usize, &'static str)>,
+}
+
+impl Bad {
+    pub(super) fn add(&mut self, line: usize, what: &'static str) {
+        self.count += 1;
+        if self.first.len() < 3 {
+            self.first.push((line, what));
+        }
+    }
 }
 
 /// A family under construction.
