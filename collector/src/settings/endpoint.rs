@@ -8,7 +8,7 @@ use super::{
     DefaultValue::{Required, Unset, Value},
     Setting,
     SettingKind::{Duration as Time, Number, Text},
-    parse::{Entries, Wrong},
+    entry::{Entries, Wrong},
     table::LEAST_INTERVAL,
     value,
 };

@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     Setting, Settings,
-    parse::{FileContents, FileValue, parse},
+    entry::FileValue,
+    parse::{FileContents, parse},
 };
 
 /// Longest configuration file, bytes.

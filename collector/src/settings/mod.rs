@@ -9,6 +9,7 @@
 //! options of the other modules; none of them imports it.
 
 mod endpoint;
+mod entry;
 mod file;
 mod flags;
 mod parse;

@@ -12,26 +12,13 @@ use toml::{
 
 use super::{
     CONFIG, DefaultValue, ENDPOINT_KEYS, SECTIONS, Setting, SettingKind, Settings,
-    endpoint::EndpointDraft, settings,
+    endpoint::EndpointDraft,
+    entry::{Entries, FileValue, Wrong},
+    settings,
 };
 
 /// Key of `[custom]` for tables of endpoints.
 const ENDPOINT: &str = "endpoint";
-
-/// A byte of the file, and what is wrong there.
-pub type Wrong = (usize, String);
-
-/// What a file says of the keys of one table.
-pub type Entries<T> = Vec<(&'static Setting<T>, FileValue)>;
-
-/// The value of a key.
-#[derive(Debug)]
-pub struct FileValue {
-    /// Byte at which it begins.
-    pub at: usize,
-    /// One value, or those of a list, as on the command line.
-    pub values: Vec<OsString>,
-}
 
 /// What a file says.
 #[derive(Debug, Default)]
