@@ -12,6 +12,7 @@ mod frames;
 mod load;
 mod programs;
 mod scrapes;
+mod switches;
 mod table;
 mod tasks;
 mod throughput;
@@ -108,7 +109,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         result["programs"] = json!(rows);
     }
     if options.wants(Part::Switches) {
-        result["context_switches"] = load::slow_down(&binaries, options.rounds)?;
+        result["context_switches"] = switches::measure(&binaries, options.rounds)?;
     }
     if options.wants(Part::Throughput) {
         result["throughput"] = json!(throughput::measure(&binaries, options.rounds)?);

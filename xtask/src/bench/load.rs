@@ -11,17 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
-
-use super::{
-    agent::{Agent, Binary},
-    empty::Empty,
-    median,
-    turns::order,
-};
-
-/// Round trips in one round of the ping-pong.
-const ROUND_TRIPS: u32 = 150_000;
 
 /// Two threads on one CPU that hand a byte to and fro through pipes: two context switches a round
 /// trip. Returns ns a round trip.
@@ -60,36 +49,6 @@ fn pin_to_last_cpu() {
         libc::CPU_SET(cpus - 1, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
-}
-
-/// Slow-down of the ping-pong: rounds with nothing, with an empty program and with each agent, in
-/// turn. The empty program shows what the kernel's dispatch of any program costs.
-pub fn slow_down(binaries: &[Binary], rounds: usize) -> Result<Value> {
-    let (mut without, mut empty_ratios) = (Vec::new(), Vec::new());
-    let mut ratios = vec![Vec::new(); binaries.len()];
-    let round = || -> Result<f64> {
-        ping_pong(ROUND_TRIPS / 10)?;
-        ping_pong(ROUND_TRIPS)
-    };
-    round()?;
-    for number in 0..rounds {
-        let bare = round()?;
-        let empty = {
-            let _empty = Empty::attach("sched_switch")?;
-            round()?
-        };
-        without.push(bare);
-        empty_ratios.push(empty / bare);
-        for at in order(binaries.len(), number) {
-            let _agent = Agent::start(&binaries[at])?;
-            ratios[at].push(round()? / bare);
-        }
-    }
-    let row = |with: &str, ratios| json!({"with": with, "percent": (median(ratios) - 1.0) * 100.0});
-    let mut with = vec![row("an empty program", empty_ratios)];
-    let agents = binaries.iter().zip(ratios);
-    with.extend(agents.map(|(binary, ratios)| row(binary.name, ratios)));
-    Ok(json!({"rounds": rounds, "without_ns": median(without), "with": with}))
 }
 
 /// Datagrams from one socket to another over loopback: a packet sent and one received each.
