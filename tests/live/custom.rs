@@ -3,8 +3,6 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -77,56 +75,6 @@ pub const TESTS: &[Test] = &[
     ("custom::text_files", &[Need::Agent], text_files),
     ("custom::bad_text_files", &[Need::Agent], bad_text_files),
 ];
-
-/// The worker's order `http PORT FOLDER`: an HTTP server that answers with the folder's files.
-/// `/hang` is never answered, and the answer of `/endless` never ends.
-pub fn serve(port: u16, folder: &str) -> std::io::Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
-    let folder = PathBuf::from(folder);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let folder = folder.clone();
-            std::thread::spawn(move || answer(stream, &folder));
-        }
-    });
-    Ok(())
-}
-
-fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
-    let mut line = String::new();
-    let mut head = BufReader::new(stream.try_clone()?);
-    head.read_line(&mut line)?;
-    let path = line.split(' ').nth(1).unwrap_or("/");
-    let mut rest = String::new();
-    while head.read_line(&mut rest)? > 2 {
-        rest.clear();
-    }
-    if path == "/hang" {
-        loop {
-            std::thread::park();
-        }
-    }
-    if path == "/endless" {
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )?;
-        loop {
-            stream.write_all(b"8\r\n# more.\n\r\n")?;
-        }
-    }
-    match fs::read(folder.join(path.trim_start_matches('/'))) {
-        Ok(body) => {
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            )?;
-            stream.write_all(&body)
-        }
-        Err(_) => write!(stream, "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"),
-    }
-}
 
 /// Port of the applications. Each listens on it in its own network namespace.
 const PORT: u16 = 9100;

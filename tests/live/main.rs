@@ -28,6 +28,7 @@ mod drops;
 mod egress;
 mod errors;
 mod filesystem;
+mod folder_server;
 mod formats;
 mod grpc;
 mod harness;

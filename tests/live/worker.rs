@@ -274,7 +274,7 @@ pub fn main() -> ExitCode {
             },
             "http" => {
                 let folder = words.get(2).copied().unwrap_or_default();
-                if let Err(error) = crate::custom::serve(number(1) as u16, folder) {
+                if let Err(error) = crate::folder_server::serve(number(1) as u16, folder) {
                     eprintln!("{line}: {error}");
                     return ExitCode::FAILURE;
                 }
