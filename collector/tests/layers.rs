@@ -1,10 +1,15 @@
 //! Imports point one way along the way of a number: see ARCHITECTURE.md.
 #![allow(clippy::unwrap_used)]
 
+#[path = "layers/circles.rs"]
+mod circles;
+
 use std::{
     fs,
     path::{Path, PathBuf},
 };
+
+use circles::Crate;
 
 /// Each module of the crate, and the other modules that it may import. Nothing
 /// from `kernel` to `web` imports `settings` or `cli`; only main.rs uses `check`, `dump`,
@@ -123,6 +128,31 @@ fn nothing_points_back() {
             }
         }
     }
+}
+
+/// The crates whose modules must not import each other in a circle: folder and root.
+const CRATES: &[(&str, &str)] = &[
+    ("collector/src", "lib.rs"),
+    ("collector-common/src", "lib.rs"),
+    ("collector-ebpf/src", "main.rs"),
+    ("xtask/src", "main.rs"),
+    ("deploy/checks/src", "lib.rs"),
+    ("examples/shop/src", "main.rs"),
+    ("http-client/src", "lib.rs"),
+    ("collector/toolchain/src", "lib.rs"),
+    ("tests/live", "main.rs"),
+];
+
+#[test]
+fn no_modules_import_each_other() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    for (folder, root) in CRATES {
+        let modules = Crate::at(&workspace.join(folder), root);
+        let faults = modules.circles().into_iter().chain(modules.globs());
+        found.extend(faults.map(|fault| format!("{folder}: {fault}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 /// What an attribute that allows `unsafe_code` stands before: the first line after each.
