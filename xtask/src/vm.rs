@@ -9,6 +9,7 @@
 //! side by side instead.
 
 mod console;
+mod faults;
 mod initramfs;
 mod kernel;
 mod modules;
@@ -23,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use self::{console::Console, initramfs::Contents, kernel::Kernel};
+use self::{console::Console, faults::Faults, initramfs::Contents, kernel::Kernel};
 use crate::{
     build::{QUICK, TRIPLE, static_cargo},
     notes::Skip,
@@ -37,6 +38,8 @@ use crate::{
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// Minutes after which a guest is killed: several times what it needs.
 const PATIENCE: u32 = 25;
+/// Lines of a kernel log that are shown.
+const LOG_LINES: usize = 20;
 /// The guest's disk, /dev/vda.
 const DISK_BYTES: u64 = 256 << 20;
 
@@ -112,7 +115,11 @@ pub fn matrix(tally: &mut Tally, options: &VmOptions) {
                     all: options.all,
                     done: &[],
                 };
-                scope.spawn(move || test(&contents))
+                scope.spawn(move || {
+                    test(kernel.series, |done, console| {
+                        boot(&Contents { done, ..contents }, console)
+                    })
+                })
             };
             let running: Vec<_> = found.iter().map(test).collect();
             let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
@@ -122,7 +129,7 @@ pub fn matrix(tally: &mut Tally, options: &VmOptions) {
     });
     for (kernel, end) in found.iter().zip(ends) {
         match end {
-            Ok(end) => count(tally, kernel, end),
+            Ok(end) => count(tally, kernel.series, &kernel.version, end),
             // The thread has printed why.
             Err(_) => tally.step(&format!("Linux {}", kernel.series), || bail!("panicked")),
         }
@@ -169,90 +176,87 @@ fn executable(messages: &str) -> Option<PathBuf> {
     })
 }
 
-/// How a guest has ended.
+/// How the guests of a kernel have ended.
 struct End {
     console: Console,
     outcome: Result<()>,
     time: Duration,
-    /// Tests that the first guest had run when it died, if it did.
-    died_after: Option<usize>,
 }
 
-/// Runs the tests on a kernel. Emulated guests die now and then: a second one runs the rest.
-fn test(contents: &Contents<'_>) -> End {
+/// Runs the tests on a kernel. `boot` boots a guest that runs the tests but those that are done, and
+/// returns its kernel log. Emulated guests die now and then: a second one runs the rest, and the test
+/// that was running counts as run again. A fault of the kernel is an error.
+fn test(series: &str, mut boot: impl FnMut(&[String], &mut Console) -> Result<String>) -> End {
     let begin = Instant::now();
     let mut console = Console::default();
-    let mut died_after = None;
-    let series = contents.kernel.series;
-    let mut outcome = boot(contents, &mut console);
-    if outcome.is_ok() && console.status.is_none() {
+    let mut guest = |done: &[String], console: &mut Console| {
+        let log = boot(done, console)?;
+        let found = Faults::of(&log).found.or(console.faults.found.take());
+        match found {
+            Some(fault) => bail!(
+                "the kernel had a fault: {fault}\nThe end of its log:\n{}",
+                last_lines(&log, LOG_LINES)
+            ),
+            None => Ok(log),
+        }
+    };
+    let mut outcome = guest(&[], &mut console);
+    if let Ok(log) = &outcome
+        && console.status.is_none()
+    {
+        let last = console.last_test();
         let done = console.died();
-        died_after = Some(done.len());
+        let rerun = format!("{last}: the guest died (Linux {series})");
         println!(
-            "{series} | THE GUEST DIED after {} tests, or was killed after {PATIENCE} minutes. \
-             A second guest runs the rest. The end of its kernel log:\n{}",
+            "{series} | {rerun}, after {} tests, or was killed after {PATIENCE} minutes. A second \
+             guest runs the rest. The end of its kernel log:\n{}",
             done.len(),
-            kernel_log(series)
+            last_lines(log, LOG_LINES)
         );
-        let contents = Contents {
-            done: &done,
-            ..*contents
-        };
-        outcome = boot(&contents, &mut console);
+        console.counts.reruns.push(rerun);
+        outcome = guest(&done, &mut console);
+    }
+    let outcome = outcome.and_then(|log| {
+        if console.status.is_none() {
+            bail!(
+                "two guests died, or were killed after {PATIENCE} minutes, before their tests were \
+                 done. The end of the kernel log:\n{}",
+                last_lines(&log, LOG_LINES)
+            );
+        }
+        Ok(())
+    });
+    if console.status.is_none() {
+        console.died();
     }
     End {
         console,
         outcome,
         time: begin.elapsed(),
-        died_after,
     }
 }
 
 /// Counts the tests of a guest.
-fn count(tally: &mut Tally, kernel: &Kernel, end: End) {
-    let series = kernel.series;
+fn count(tally: &mut Tally, series: &'static str, version: &str, end: End) {
     let End {
-        mut console,
+        console,
         outcome,
         time,
-        died_after,
     } = end;
     let notes = console.notes();
-    if let Some(tests) = died_after {
-        tally.remark(format!(
-            "Linux {series}: the guest died after {tests} tests, a second one ran the rest"
-        ));
-    }
     tally.counted(&format!("Linux {series}: live tests"), |counts| {
-        let status = console.status;
-        if status.is_none() {
-            console.died();
-        }
         *counts = console.counts;
         counts.take(&notes);
         println!(
-            "Linux {series} ({}): {counts} in {} s; {}",
-            kernel.version,
+            "Linux {series} ({version}): {counts} in {} s; {}",
             time.as_secs(),
             folder(series).display()
         );
         outcome?;
-        let Some(status) = status else {
-            bail!(
-                "two guests died, or were killed after {PATIENCE} minutes, before their tests were \
-                 done. The end of the kernel log:\n{}",
-                kernel_log(series)
-            );
-        };
-        counts.verdict(status == 0)
+        counts.verdict(console.status == Some(0))
     });
     let place = Place::Guest(series);
     tally.noted(&format!("Linux {series}"), notes, place, skips::in_ci());
-}
-
-/// The end of a guest's kernel log.
-fn kernel_log(series: &str) -> String {
-    last_lines(&folder(series).join("kernel.log"), 20)
 }
 
 /// The folder of a guest's files.
@@ -260,8 +264,8 @@ fn folder(series: &str) -> PathBuf {
     target().join("vm").join(series)
 }
 
-/// Boots a guest and reads its console until it ends.
-fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<()> {
+/// Boots a guest and reads its console until it ends. Returns its kernel log.
+fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<String> {
     let series = contents.kernel.series;
     let folder = folder(series);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -280,7 +284,9 @@ fn boot(contents: &Contents<'_>, console: &mut Console) -> Result<()> {
         }
     })?;
     let check = folder.join("check.txt");
-    fs::write(&check, &console.check).with_context(|| format!("writing {}", check.display()))
+    fs::write(&check, &console.check).with_context(|| format!("writing {}", check.display()))?;
+    let log = fs::read(&kernel_log).with_context(|| format!("reading {}", kernel_log.display()))?;
+    Ok(String::from_utf8_lossy(&log).into_owned())
 }
 
 /// QEMU, with the guest's first serial port on its standard output.
@@ -308,9 +314,7 @@ fn joined(prefix: &str, path: &Path) -> std::ffi::OsString {
     text
 }
 
-fn last_lines(path: &Path, count: usize) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
@@ -331,11 +335,94 @@ mod tests {
 
     #[test]
     fn a_log_is_shown_from_its_end() {
-        let file = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
-        fs::write(&file, "one\ntwo\nthree\n").unwrap();
-        assert_eq!(last_lines(&file, 2), "two\nthree");
-        assert_eq!(last_lines(&file, 9), "one\ntwo\nthree");
-        fs::remove_file(&file).unwrap();
-        assert_eq!(last_lines(&file, 2), "");
+        let text = "one\ntwo\nthree\n";
+        assert_eq!(last_lines(text, 2), "two\nthree");
+        assert_eq!(last_lines(text, 9), "one\ntwo\nthree");
+        assert_eq!(last_lines("", 2), "");
+    }
+
+    const DIES: &str = ":::guest tests begin\ntest a::b ... ok\ntest a::c ... ";
+    const ENDS: &str = ":::guest tests begin\ntest a::c ... ok\n\
+                        test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\n\
+                        :::guest tests end 0";
+
+    /// Guests of one kernel after each other, each with its console and kernel log; how many of them
+    /// were booted, and what each was told to leave out.
+    fn guests(said: &[(&str, &str)]) -> (End, Vec<Vec<String>>) {
+        let mut booted = Vec::new();
+        let end = test("6.1", |done, console| {
+            let (lines, log) = said[booted.len()];
+            booted.push(done.to_vec());
+            for line in lines.lines() {
+                console.line(line);
+            }
+            Ok(log.to_owned())
+        });
+        (end, booted)
+    }
+
+    fn closed(ends: Vec<End>) -> Result<()> {
+        let mut tally = Tally::default();
+        for end in ends {
+            count(&mut tally, "6.1", "6.1.0", end);
+        }
+        tally.close()
+    }
+
+    #[test]
+    fn the_test_during_which_a_guest_died_counts_as_run_again() {
+        let (end, booted) = guests(&[(DIES, "booted"), (ENDS, "booted")]);
+        assert_eq!(booted, [vec![], vec!["a::b".to_owned()]]);
+        let reruns = ["a::c: the guest died (Linux 6.1)"];
+        assert_eq!(end.console.counts.reruns, reruns);
+        assert_eq!(end.console.counts.passed, 2);
+        closed(vec![end]).unwrap();
+    }
+
+    #[test]
+    fn a_third_dead_guest_fails_the_run() {
+        let deaths = |count| {
+            let ends = (0..count).map(|_| guests(&[(DIES, ""), (ENDS, "")]).0);
+            closed(ends.collect())
+        };
+        deaths(2).unwrap();
+        let error = deaths(3).unwrap_err().to_string();
+        assert_eq!(error, "failed: 3 tests were run again");
+    }
+
+    #[test]
+    fn two_dead_guests_of_a_kernel_fail_it() {
+        let (end, booted) = guests(&[(DIES, ""), (":::guest tests begin\ntest a::c ... ", "end")]);
+        assert_eq!(booted.len(), 2);
+        assert_eq!(
+            end.console.counts.reruns.len(),
+            1,
+            "the second was not replaced"
+        );
+        assert!(
+            end.outcome
+                .as_ref()
+                .unwrap_err()
+                .to_string()
+                .contains("two guests died")
+        );
+        assert!(closed(vec![end]).is_err());
+    }
+
+    #[test]
+    fn a_fault_of_the_kernel_fails_the_run_whether_the_guest_died_or_not() {
+        let oops = "booted\nOops: 0000 [#1] PREEMPT SMP NOPTI\n";
+        let panic = format!("{DIES}\n[  9.1] Kernel panic - not syncing: Fatal exception");
+        for guest in [(DIES, oops), (ENDS, oops), (&panic, "booted")] {
+            let (end, booted) = guests(&[guest]);
+            assert_eq!(booted.len(), 1, "there is no second guest");
+            let error = end.outcome.as_ref().unwrap_err().to_string();
+            assert!(error.starts_with("the kernel had a fault: "), "{error}");
+            let error = closed(vec![end]).unwrap_err().to_string();
+            assert_eq!(error, "failed: Linux 6.1: live tests");
+        }
+        // The second guest's kernel counts, too.
+        let (end, _) = guests(&[(DIES, "booted"), (ENDS, oops)]);
+        assert!(closed(vec![end]).is_err());
     }
 }

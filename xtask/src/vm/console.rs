@@ -6,6 +6,7 @@
 
 use std::mem;
 
+use super::faults::Faults;
 use crate::{notes::Notes, tally::Counts};
 
 /// How a line of init.sh's `marker` begins.
@@ -30,14 +31,19 @@ pub struct Console {
     pub counts: Counts,
     /// The tests' exit status, once they have ended.
     pub status: Option<i32>,
+    /// Faults of the kernel.
+    pub faults: Faults,
     /// Tests that have run, and whether they passed.
     ran: Vec<(String, bool)>,
+    /// The test that is running.
+    running: Option<String>,
 }
 
 impl Console {
     /// Reads a line. Returns it if it is to be shown.
     pub fn line<'a>(&mut self, line: &'a str) -> Option<&'a str> {
         let line = line.trim_end();
+        self.faults.line(line);
         if let Some(words) = line.strip_prefix(MARKER) {
             self.marker(words);
             return None;
@@ -52,7 +58,7 @@ impl Console {
             }
             Some(Section::Tests) => {
                 self.counts.add_line(line);
-                self.ran.extend(ran(line));
+                self.test(line);
                 Some(line)
             }
             Some(Section::Notes) => {
@@ -69,6 +75,15 @@ impl Console {
         Notes::parse(&self.notes)
     }
 
+    /// Where the guest was when it printed its last line: in a test, or between tests.
+    pub fn last_test(&self) -> String {
+        match (&self.running, self.ran.last()) {
+            (Some(running), _) => running.clone(),
+            (None, Some((ended, _))) => format!("after {ended}"),
+            (None, None) => "before the first test".to_owned(),
+        }
+    }
+
     /// The guest died before its tests were done. Counts those that ran, gets ready for the console of
     /// the next guest, and returns the names of the tests that need not run there.
     pub fn died(&mut self) -> Vec<String> {
@@ -80,6 +95,27 @@ impl Console {
             self.counts.failed += u64::from(!passed);
         }
         dead.ran.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Reads a line such as `test a::b ... ok`. If the test printed something, its end has a line of
+    /// its own. An ignored test did not run.
+    fn test(&mut self, line: &str) {
+        let begun = line.strip_prefix("test ");
+        let end = match begun.and_then(|test| test.split_once(" ...")) {
+            Some((name, end)) => {
+                self.running = Some(name.trim().to_owned());
+                end
+            }
+            None => line,
+        };
+        let passed = match end.trim() {
+            "ok" => Some(true),
+            "FAILED" => Some(false),
+            "ignored" => None,
+            _ => return,
+        };
+        let ended = self.running.take();
+        self.ran.extend(ended.zip(passed));
     }
 
     fn marker(&mut self, words: &str) {
@@ -95,17 +131,6 @@ impl Console {
             _ => None,
         };
     }
-}
-
-/// The test of a line such as `test a::b ... ok`, and whether it passed. An ignored test did not run.
-fn ran(line: &str) -> Option<(String, bool)> {
-    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    let passed = match end.trim() {
-        "ok" => true,
-        "FAILED" => false,
-        _ => return None,
-    };
-    Some((name.trim().to_owned(), passed))
 }
 
 #[cfg(test)]
@@ -162,6 +187,30 @@ skip c::d: needs the program promtool
         let end = SAID.find(":::guest tests end").unwrap();
         let (console, _) = listen(&SAID[..end]);
         assert_eq!(console.status, None);
+    }
+
+    #[test]
+    fn the_last_test_is_known() {
+        let last = |said: &str| listen(said).0.last_test();
+        assert_eq!(last(""), "before the first test");
+        let said = ":::guest tests begin\ntest a::b ... ok\ntest a::c ... ignored";
+        assert_eq!(last(said), "after a::b");
+        let said = format!("{said}\ntest a::d   ... ");
+        assert_eq!(last(&said), "a::d");
+        assert_eq!(last(&format!("{said}\nRERUN a::d: timing\n")), "a::d");
+        assert_eq!(
+            last(&format!("{said}\nRERUN a::d: timing\nok")),
+            "after a::d"
+        );
+    }
+
+    #[test]
+    fn a_test_that_was_run_again_has_ended() {
+        let said = ":::guest tests begin\ntest a::b ... \nRERUN a::b: timing; it failed with: no\nok\n\
+                    test a::c ... ";
+        let (mut console, _) = listen(said);
+        assert_eq!(console.died(), ["a::b"]);
+        assert_eq!((console.counts.passed, console.counts.reruns.len()), (1, 1));
     }
 
     #[test]
