@@ -165,7 +165,7 @@ impl Source for Containers {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
+    fn collect(&mut self, _inputs: &Inputs<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -122,7 +122,7 @@ impl Source for Disk {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
+    fn collect(&mut self, _inputs: &Inputs<'_>) -> Result<()> {
         let path = "/proc/diskstats";
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
         self.rows = Arc::new(parse(&text, |name| {

@@ -128,7 +128,7 @@ impl Source for FileSystems {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
+    fn collect(&mut self, _inputs: &Inputs<'_>) -> Result<()> {
         let round = self.prober.ask(PATIENCE);
         self.found = Arc::new(round.found);
         if round.errors.is_empty() {

@@ -203,7 +203,7 @@ impl Source for Machine {
 
     fn change(&mut self, _: &Change<'_>) {}
 
-    fn collect(&mut self, _snapshot: &Inputs<'_>) -> Result<()> {
+    fn collect(&mut self, _inputs: &Inputs<'_>) -> Result<()> {
         self.memory = Some(system::memory().context("sysinfo")?);
         self.refresh()
     }
