@@ -15,7 +15,8 @@ use crate::{
     settings::Settings,
 };
 
-/// Prints the report. Returns whether everything that is switched on can run.
+/// Prints the report. Returns whether everything that is switched on can run, apart from what this
+/// host does not have.
 ///
 /// # Errors
 ///
@@ -77,8 +78,12 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             for state in agent.availability() {
                 let switched_on =
                     state.source == "cgroups" || settings.agent.sources.contains(&state.source);
-                fine &= state.up || !switched_on;
-                let word = if state.up { "on" } else { "off" };
+                fine &= state.up || state.absent || !switched_on;
+                let word = match (state.up, state.absent) {
+                    (true, _) => "on",
+                    (false, true) => "not on this host",
+                    (false, false) => "off",
+                };
                 let reason = state
                     .reason
                     .map(|reason| format!(": {reason}"))

@@ -313,12 +313,20 @@ fn status() -> Result<()> {
     let sources = status["sources"].as_array().context("no sources")?;
     for source in sources {
         let name = source["name"].as_str().context("no name")?;
+        if source["absent"] == true {
+            ensure!(
+                source["up"] == false && source["reason"].is_string(),
+                "{source}"
+            );
+            continue;
+        }
         let up = metrics.get("cgmeter_source_up", &[("source", name)])?;
         ensure!(source["up"] == (up == 1.0), "{source}");
     }
+    let absent = sources.iter().filter(|source| source["absent"] == true);
     same(
         "sources",
-        sources.len() as f64,
+        (sources.len() - absent.count()) as f64,
         metrics.count("cgmeter_source_up", &[]) as f64,
     )?;
     let tcp = sources.iter().find(|source| source["name"] == "tcp");

@@ -25,7 +25,7 @@ use crate::{
     kernel::{
         self,
         load::{self, Kernel},
-        programs::{Availability, LIFECYCLE, PROGRAMS},
+        programs::{Availability, LIFECYCLE, NotOnThisHost, PROGRAMS},
     },
     runtime::{self, Directory},
     source::{Builder, CgroupStatistics, SOURCES, SelfMetrics, Source, custom::CustomOptions},
@@ -91,6 +91,7 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
                 source: requirement.source,
                 up: false,
                 reason,
+                absent: false,
             }
         });
     }
@@ -156,6 +157,7 @@ impl Agent {
                 Ok(built) => sources.push(built),
                 Err(error) => {
                     state.up = false;
+                    state.absent = error.downcast_ref::<NotOnThisHost>().is_some();
                     state.reason = Some(format!("{error:#}"));
                 }
             }
@@ -242,6 +244,9 @@ impl Collector {
                 (None, _) => tracing::info!(source = state.source, "source on"),
                 (Some(reason), true) => {
                     tracing::warn!(source = state.source, reason, "source on, but less exact");
+                }
+                (Some(reason), false) if state.absent => {
+                    tracing::info!(source = state.source, reason, "source not on this host");
                 }
                 (Some(reason), false) => {
                     tracing::warn!(source = state.source, reason, "source off");

@@ -45,6 +45,8 @@ pub struct SourceStatus {
     pub name: String,
     /// Whether the source runs.
     pub up: bool,
+    /// Whether the source is off because this host does not have what it reads. That is no fault.
+    pub absent: bool,
     /// Why it does not run, or what is less exact.
     pub reason: Option<String>,
     /// Number of failed readings.
@@ -142,6 +144,7 @@ impl Agent {
         let sources = report.sources.iter().map(|state| SourceStatus {
             name: state.source.to_owned(),
             up: state.up,
+            absent: state.absent,
             reason: state.reason.clone(),
             errors: errors(state.source),
         });

@@ -271,6 +271,12 @@ pub fn offset_of(btf: &Btf, path: &str) -> Result<u32> {
     Err(last)
 }
 
+/// Whether the kernel has a structure of this name.
+pub fn has_structure(btf: &Btf, name: &str) -> bool {
+    btf.named(name)
+        .any(|ty| matches!(ty.kind, BtfKind::Struct | BtfKind::Union))
+}
+
 fn offset_of_one(btf: &Btf, path: &str) -> Result<u32> {
     if let Some((tracepoint, arguments)) = path.split_once('(') {
         return argument_offset(btf, tracepoint, arguments.split(',').count());

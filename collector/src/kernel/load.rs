@@ -251,6 +251,7 @@ impl Kernel {
             source: requirement.source,
             up,
             reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+            absent: false,
         }
     }
 

@@ -117,4 +117,12 @@ pub struct Availability {
     pub up: bool,
     /// Why the source is off, or what is less exact.
     pub reason: Option<String>,
+    /// The source is off because this host does not have what it reads. That is no fault.
+    pub absent: bool,
 }
+
+/// This host or its kernel does not have what a source reads, and there is nothing to be mended.
+/// The text says what is missing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotOnThisHost(pub String);

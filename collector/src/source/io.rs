@@ -4,7 +4,7 @@
 //! kernel counts submitted I/O here (block/blk-cgroup.c, blk_cgroup_bio_start); the `block` source
 //! counts completed I/O. Only if the controller is in cgroup2. Oracle: io.stat (tests/live/io.rs).
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::{
     Change, Inputs, Reading, Registration, Source,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cgroup::{Nodes, Tree},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
-    kernel::programs::Requirement,
+    kernel::programs::{NotOnThisHost, Requirement},
 };
 
 const BYTES: Family = Family {
@@ -62,7 +62,8 @@ pub const SOURCE: Registration = Registration {
         let file = builder.hierarchies.unified.path.join("cgroup.controllers");
         let controllers = std::fs::read_to_string(file)?;
         if !controllers.split_whitespace().any(|name| name == "io") {
-            bail!("the io controller is not in cgroup2, and v1 does not count this");
+            let missing = "the io controller is not in cgroup2, and v1 does not count this";
+            return Err(NotOnThisHost(missing.to_owned()).into());
         }
         Ok(Box::new(Io::new()))
     },

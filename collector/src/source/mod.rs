@@ -51,7 +51,12 @@ pub use statistics::{CgroupStatistics, FinalRecords, Part, V1Event};
 use crate::{
     cgroup::{Hierarchies, Node, NodeId, Nodes, Tree},
     exposition::{Encoder, Family, Histogram, LabelSet, Labels, Value},
-    kernel::{cells::SlotMemory, fields, load::Kernel, programs::Requirement},
+    kernel::{
+        cells::SlotMemory,
+        fields,
+        load::Kernel,
+        programs::{NotOnThisHost, Requirement},
+    },
 };
 use values::{Column, PerNode};
 
@@ -81,11 +86,17 @@ impl Builder<'_> {
     ///
     /// # Errors
     ///
-    /// When the kernel does not have it.
+    /// [`NotOnThisHost`] if the kernel does not have the structure. Other errors if it has, but
+    /// without the field.
     fn require_controller(&self, name: &str, field: &str) -> anyhow::Result<()> {
-        fields::offset_of(self.kernel.types()?, field)
+        let types = self.kernel.types()?;
+        let structure = field.split('.').next().unwrap_or_default();
+        if !fields::has_structure(types, structure) {
+            return Err(NotOnThisHost(format!("this kernel has no {name} controller")).into());
+        }
+        fields::offset_of(types, field)
             .map(drop)
-            .with_context(|| format!("this kernel has no {name} controller"))
+            .with_context(|| format!("the {name} controller of this kernel can't be read"))
     }
 }
 

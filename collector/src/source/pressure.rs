@@ -4,7 +4,7 @@
 //! there is pressure, the kernel updates it every 2 s (kernel/sched/psi.c, PSI_FREQ), so values are
 //! at most that old. Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use collector_common::cgroup_iterator::{HAS_PRESSURE, PRESSURES};
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cgroup::ROOT,
     exposition::{Family, MetricKind, Unit, Value},
-    kernel::programs::Requirement,
+    kernel::programs::{NotOnThisHost, Requirement},
 };
 
 /// A node's pressure, ns, in the kernel's order (include/linux/psi_types.h, enum psi_states).
@@ -98,7 +98,9 @@ pub const SOURCE: Registration = Registration {
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |_| {
         if host().is_err() {
-            bail!("the kernel does not measure pressure: boot with psi=1; this needs CONFIG_PSI");
+            let missing =
+                "the kernel does not measure pressure: boot with psi=1; this needs CONFIG_PSI";
+            return Err(NotOnThisHost(missing.to_owned()).into());
         }
         Ok(Box::new(Pressure::default()))
     },

@@ -81,7 +81,7 @@ const SOURCE_UP: Family = Family {
     labels: &["source"],
     ..family(
         "cgmeter_source_up",
-        "Whether a source runs (1) or not (0); the log has the reason.",
+        "Whether a source runs (1) or not (0); the log has the reason. A source for which this host has nothing to read has no series.",
         MetricKind::Gauge,
     )
 };
@@ -280,7 +280,7 @@ impl Report {
             Value::Count(1),
         );
         out.family(&SOURCE_UP);
-        for source in &report.sources {
+        for source in report.sources.iter().filter(|source| !source.absent) {
             out.sample(
                 Labels::new(none, &[("source", source.source)]),
                 Value::Count(u64::from(source.up)),

@@ -147,6 +147,7 @@ pub(super) fn status() -> AgentStatus {
         sources: vec![SourceStatus {
             name: "sched".to_owned(),
             up: false,
+            absent: false,
             reason: Some("switched off".to_owned()),
             errors: 0,
         }],
