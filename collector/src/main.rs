@@ -7,7 +7,9 @@ use cgmeter::{
     agent::Agent,
     check,
     cli::{self, Command, DumpFormat},
-    dump, healthcheck, log, reference,
+    dump, healthcheck,
+    log::Log,
+    reference,
     runtime::{self, Directory},
     settings::{self, Settings},
     web,
@@ -47,7 +49,20 @@ fn main() -> ExitCode {
         Err(error) => return fail(USAGE, &error.to_string()),
     };
     let result = match cli.command {
-        Command::Run => run(&settings),
+        Command::Run => {
+            let log = match Log::start(settings.log_level, settings.log_format) {
+                Ok(log) => log,
+                Err(error) => return fail(1, &format!("cannot start the log's thread: {error}")),
+            };
+            return match run(&settings) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    // After the lines that are queued, and without waiting for ever.
+                    log.print(&reason(&format!("{error:#}")));
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::Check => {
             return match check::run(&settings, std::io::stdout()) {
                 Ok(true) => ExitCode::SUCCESS,
@@ -67,8 +82,13 @@ fn main() -> ExitCode {
 
 /// Prints the reason on one line.
 fn fail(status: u8, message: &str) -> ExitCode {
-    eprintln!("cgmeter: error: {}", message.replace('\n', " "));
+    // Who can't read it has the status.
+    let _ = writeln!(std::io::stderr(), "{}", reason(message));
     ExitCode::from(status)
+}
+
+fn reason(message: &str) -> String {
+    format!("cgmeter: error: {}", message.replace('\n', " "))
 }
 
 fn print(bytes: &[u8]) -> Result<()> {
@@ -81,7 +101,6 @@ fn print(bytes: &[u8]) -> Result<()> {
 }
 
 fn run(settings: &Settings) -> Result<()> {
-    log::init(settings.log_level, settings.log_format);
     for name in settings::unknown_variables() {
         tracing::warn!(
             name,

@@ -23,7 +23,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("source", &["cgroup", "exposition", "kernel", "runtime"]),
     (
         "agent",
-        &["source", "cgroup", "exposition", "kernel", "runtime"],
+        &[
+            "source",
+            "cgroup",
+            "exposition",
+            "kernel",
+            "log",
+            "runtime",
+        ],
     ),
     ("web", &["agent", "exposition"]),
     (

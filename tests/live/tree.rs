@@ -389,8 +389,9 @@ fn lost_events() -> Result<()> {
         !metrics.has("container_spec_cpu_shares", &[("id", &gone.id)]),
         "gauges end"
     );
-    // The warning of the kernel program is in the log.
-    ensure!(agent.log().contains("ring buffer full"), "{}", agent.log());
+    // The warning of the kernel program is in the log. Some thousand events were lost, and the kernel's program warned of each.
+    let warnings = agent.log().matches("ring buffer full").count();
+    ensure!(warnings == 1, "{warnings} lines: {}", agent.log());
     Ok(())
 }
 

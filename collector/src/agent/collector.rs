@@ -17,6 +17,7 @@ use super::{
 use crate::{
     cgroup::OVERFLOW,
     kernel::load::Kernel,
+    log,
     source::{Inputs, Report, RuntimesReport, SelfMetrics},
 };
 
@@ -87,6 +88,7 @@ impl Collector {
             slots: self.slots.states(),
             kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),
             stages: stages.done,
+            log_lines_lost: log::lost(),
             encodings: encodings.report(),
             registry: self.own.gather(),
         };

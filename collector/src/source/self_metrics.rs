@@ -42,6 +42,8 @@ pub struct Report {
     pub kernel_memory: u64,
     /// Duration of each stage of taking the frame.
     pub stages: Vec<(&'static str, Duration)>,
+    /// Lines of the log that were dropped.
+    pub log_lines_lost: u64,
     /// Encodings so far.
     pub encodings: EncodingReport,
     /// Metrics of the `prometheus` crate's registry.
@@ -204,6 +206,11 @@ const ENCODINGS: Family = Family {
         MetricKind::Counter,
     )
 };
+const LOG_LINES_LOST: Family = family(
+    "cgmeter_log_lines_lost_total",
+    "Lines of the agent's log that were dropped, because standard error was full or could not be written.",
+    MetricKind::Counter,
+);
 const SCRAPE_ERROR: Family = family(
     "container_scrape_error",
     "1 if a source could not be read for the last snapshot, else 0.",
@@ -231,6 +238,7 @@ pub const FAMILIES: &[&Family] = &[
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
     &ENCODINGS,
+    &LOG_LINES_LOST,
     &SCRAPE_ERROR,
     &runtimes::UP,
     &runtimes::REQUESTS,
@@ -378,6 +386,7 @@ impl Report {
             (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
             (&UNTRACKED_SOCKETS, report.stats.get(Stat::NoSocketStorage)),
             (&KERNEL_MEMORY, report.kernel_memory),
+            (&LOG_LINES_LOST, report.log_lines_lost),
             (&SCRAPE_ERROR, u64::from(!report.complete)),
         ] {
             out.family(family);
