@@ -7,6 +7,7 @@
 
 mod collector;
 mod frame;
+mod health;
 mod housekeeping;
 mod identity;
 mod inventory;
@@ -19,12 +20,17 @@ mod start;
 mod status;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
+use anyhow::Context;
 use collector::Collector;
 use frame::Encodings;
+use health::Health;
 use inventory::Inventories;
 
 pub use frame::Frame;
@@ -37,14 +43,23 @@ use crate::exposition::{Body, Encoder, Format};
 
 /// The running agent.
 pub struct Agent {
-    /// Takes frames, one at a time.
+    /// Takes frames, one at a time. Used by way of `health` alone.
     collector: Mutex<Collector>,
+    health: Health,
     /// The latest frame. `None` before the first one and while the next one is taken.
     latest: Mutex<Option<Arc<Frame>>>,
     encodings: Arc<Encodings>,
     inventories: Inventories,
-    min_interval: Duration,
-    started: Instant,
+    /// Nanoseconds.
+    min_interval: AtomicU64,
+}
+
+/// How long a snapshot may be under way before the agent counts as not ready.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Nanoseconds of a duration; the most there are, which is 584 years, of a longer one.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Takes a lock even if a thread has panicked while it held it: the other threads go on.
@@ -62,20 +77,34 @@ impl Agent {
         if let Some(frame) = self.young() {
             return Ok(frame);
         }
-        let frame = {
-            let mut collector = lock(&self.collector);
+        let taken = self.work(|collector| -> anyhow::Result<_> {
             // Another thread may have taken a frame in the meantime.
             if let Some(frame) = self.young() {
-                return Ok(frame);
+                return Ok((frame, false));
             }
             // If nobody reads the old frame any more, its memory is reused for the new one.
             drop(lock(&self.latest).take());
-            let frame = Arc::new(collector.frame(&self.encodings)?);
+            let frame = collector.frame(&self.encodings);
+            self.health.snapshot(&frame);
+            let frame = Arc::new(frame?);
             *lock(&self.latest) = Some(Arc::clone(&frame));
-            frame
-        };
-        self.inventories.follow(&frame);
+            Ok((frame, true))
+        });
+        let (frame, new) = taken??;
+        if new {
+            self.inventories.follow(&frame);
+        }
         Ok(frame)
+    }
+
+    /// Works with the collector.
+    ///
+    /// # Errors
+    ///
+    /// If the work panics, or has panicked: see [`broken`](Self::broken).
+    fn work<T>(&self, work: impl FnOnce(&mut Collector) -> T) -> anyhow::Result<T> {
+        let done = self.health.work(&self.collector, work);
+        done.context("the agent can't go on and is about to end")
     }
 
     /// The latest frame, if it is young enough to be served again.
@@ -83,7 +112,7 @@ impl Agent {
         let latest = lock(&self.latest);
         let young = latest
             .as_ref()
-            .filter(|frame| frame.age() < self.min_interval);
+            .filter(|frame| frame.age() < self.min_interval());
         young.cloned()
     }
 
@@ -123,11 +152,56 @@ impl Agent {
         // The lock of `latest` is not held while bodies are freed: an encoder may hold a body's
         // lock for long.
         let latest = lock(&self.latest).clone();
-        latest.is_none_or(|frame| frame.age() >= self.min_interval && frame.release_bodies())
+        latest.is_none_or(|frame| frame.age() >= self.min_interval() && frame.release_bodies())
     }
 
     /// How long a frame is served before a new one is taken.
     pub fn min_interval(&self) -> Duration {
-        self.min_interval
+        Duration::from_nanos(self.min_interval.load(Relaxed))
+    }
+
+    /// Changes how long a frame is served.
+    pub fn set_min_interval(&self, interval: Duration) {
+        self.min_interval.store(nanos(interval), Relaxed);
+    }
+
+    /// Changes how long a removed cgroup is reported.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is about to end.
+    pub fn set_linger(&self, linger: Duration) -> anyhow::Result<()> {
+        self.work(|collector| collector.lifecycle.linger = linger)
+    }
+
+    /// Whether the agent can be scraped: all its threads live, no snapshot is stuck, and the last
+    /// one could be taken. Does not wait for a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn ready(&self) -> Result<(), String> {
+        self.health.ready(PATIENCE)
+    }
+
+    /// Whether the agent works, even if the last snapshot failed. A snapshot may be under way for
+    /// `patience`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn alive(&self, patience: Duration) -> Result<(), String> {
+        self.health.alive(patience)
+    }
+
+    /// Whether the agent can't go on.
+    pub fn is_broken(&self) -> bool {
+        self.health.is_broken()
+    }
+
+    /// Completes once the agent can't go on: a panic has left its totals half changed. It should
+    /// then end with a failure, and be started again.
+    pub async fn broken(&self) {
+        self.health.broken().await;
     }
 }

@@ -23,6 +23,7 @@ pub mod reference;
 pub mod runtime;
 pub mod settings;
 pub mod source;
+pub mod threads;
 pub mod web;
 
 /// Version of the agent.

@@ -12,13 +12,15 @@ use cgmeter::{
     reference,
     runtime::{self, Directory},
     settings::{self, Settings},
-    web,
+    threads, web,
 };
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit status for a command line or configuration that can't be used.
 const USAGE: u8 = 2;
+/// Exit status after a fault of the agent itself (EX_SOFTWARE of sysexits.h).
+const FAULT: u8 = 70;
 /// How long to wait for the container runtimes' answers before the first scrape is served.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -57,9 +59,10 @@ fn main() -> ExitCode {
             return match run(&settings) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
+                    let status = if error.is::<Fault>() { FAULT } else { 1 };
                     // After the lines that are queued, and without waiting for ever.
                     log.print(&reason(&format!("{error:#}")));
-                    ExitCode::FAILURE
+                    ExitCode::from(status)
                 }
             };
         }
@@ -101,6 +104,7 @@ fn print(bytes: &[u8]) -> Result<()> {
 }
 
 fn run(settings: &Settings) -> Result<()> {
+    threads::watch();
     for name in settings::unknown_variables() {
         tracing::warn!(
             name,
@@ -116,6 +120,7 @@ fn run(settings: &Settings) -> Result<()> {
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(4)
+        .thread_name(threads::WEB)
         .enable_all()
         .build()?;
     let _guard = tokio.enter();
@@ -146,15 +151,28 @@ fn run(settings: &Settings) -> Result<()> {
         Arc::clone(&agent) as _,
         settings.web.clone(),
         counters,
-        async move {
+        async {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                () = agent.broken() => return,
             };
             tracing::info!(signal = name, "stopping");
         },
-    ))
+    ))?;
+    if agent.is_broken() {
+        return Err(Fault.into());
+    }
+    Ok(())
 }
+
+/// Why the agent ends by itself.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the agent has a fault, which its log describes, and its totals can't be trusted any more: \
+     start it again"
+)]
+struct Fault;
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
     let (directory, _) = Directory::new();

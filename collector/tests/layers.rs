@@ -16,11 +16,15 @@ use circles::Crate;
 /// `healthcheck` and `reference`.
 const LAYERS: &[(&str, &[&str])] = &[
     ("log", &[]),
+    ("threads", &[]),
     ("kernel", &[]),
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),
-    ("runtime", &["cgroup"]),
-    ("source", &["cgroup", "exposition", "kernel", "runtime"]),
+    ("runtime", &["cgroup", "threads"]),
+    (
+        "source",
+        &["cgroup", "exposition", "kernel", "runtime", "threads"],
+    ),
     (
         "agent",
         &[
@@ -30,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "kernel",
             "log",
             "runtime",
+            "threads",
         ],
     ),
     ("web", &["agent", "exposition"]),

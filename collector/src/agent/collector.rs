@@ -19,6 +19,7 @@ use crate::{
     kernel::load::Kernel,
     log,
     source::{Inputs, Report, RuntimesReport, SelfMetrics},
+    threads,
 };
 
 /// Everything behind the agent's lock.
@@ -61,6 +62,7 @@ impl Collector {
         self.sources
             .list
             .collect(&inputs, &mut self.sources.outcome, &mut stages)?;
+        self.sources.settle_torn();
         let stats = self.kernel.stats()?;
         tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
         self.slots.provide(tree, &mut self.sources);
@@ -88,6 +90,7 @@ impl Collector {
             slots: self.slots.states(),
             kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),
             stages: stages.done,
+            panics: threads::panics().to_vec(),
             log_lines_lost: log::lost(),
             encodings: encodings.report(),
             registry: self.own.gather(),

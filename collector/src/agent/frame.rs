@@ -182,6 +182,7 @@ mod tests {
             slots: (0, 0, 0),
             kernel_memory: 0,
             stages: Vec::new(),
+            panics: Vec::new(),
             log_lines_lost: 0,
             encodings: encodings.report(),
             registry: Vec::new(),

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Agent, collector::Collector, lock};
-use crate::kernel::events;
+use super::{Agent, collector::Collector};
+use crate::{kernel::events, threads};
 
-/// Minimum and maximum time between two rounds that no event triggers.
+/// Minimum and maximum time between two rounds that no event triggers. A thread that is late for its
+/// next round is stuck.
 const SHORTEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(3600);
+const LONGEST: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Starts the thread that follows lifecycle events. It ends with the agent.
@@ -19,45 +20,51 @@ impl Agent {
     /// # Errors
     ///
     /// When the thread can't be created.
-    pub fn follow(self: &Arc<Self>) -> std::io::Result<()> {
+    pub fn follow(self: &Arc<Self>) -> anyhow::Result<()> {
         let agent = Arc::downgrade(self);
-        let descriptors = {
-            let collector = lock(&self.collector);
+        let descriptors = self.work(|collector| {
             let mut descriptors = vec![collector.lifecycle.events.as_raw_fd()];
             descriptors.extend(collector.kernel_log.as_ref().map(AsRawFd::as_raw_fd));
             descriptors
-        };
+        })?;
         let run = move || {
             while let Some(timeout) = tidy(&agent) {
                 events::wait_readable(&descriptors, timeout);
             }
         };
-        std::thread::Builder::new()
-            .name("cgmeter-events".to_owned())
-            .spawn(run)
-            .map(drop)
+        threads::spawn("cgmeter-events", run)?;
+        Ok(())
     }
 }
 
 /// Does one round. Returns `None` once the agent is gone, else the time until the next round.
 fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
     let agent = agent.upgrade()?;
-    let mut collector = lock(&agent.collector);
-    let came = collector.housekeeping();
-    if came > 0
-        && let Err(error) = collector.refresh_slots()
-    {
-        tracing::warn!(%error, "slots could not be read");
+    // After a panic the agent ends, and the thread before it.
+    let pause = agent.work(Collector::tidy).ok()?;
+    agent.health.round(pause);
+    Some(pause)
+}
+
+impl Collector {
+    /// Does one round. Returns the time until the next one.
+    fn tidy(&mut self) -> Duration {
+        let came = self.housekeeping();
+        if came > 0
+            && let Err(error) = self.refresh_slots()
+        {
+            tracing::warn!(%error, "slots could not be read");
+        }
+        let Self {
+            lifecycle,
+            slots,
+            sources,
+            ..
+        } = self;
+        slots.provide(&lifecycle.tree, sources);
+        let idle = sources.idle(&lifecycle.tree);
+        let next = lifecycle.next_round().min(slots.next_round());
+        // A node that is due may have to wait for its children, so a minimum applies.
+        next.clamp(SHORTEST, LONGEST).min(idle)
     }
-    let Collector {
-        lifecycle,
-        slots,
-        sources,
-        ..
-    } = &mut *collector;
-    slots.provide(&lifecycle.tree, sources);
-    let idle = sources.idle(&lifecycle.tree);
-    let next = lifecycle.next_round().min(slots.next_round());
-    // A node that is due may have to wait for its children, so a minimum applies.
-    Some(next.clamp(SHORTEST, LONGEST).min(idle))
 }

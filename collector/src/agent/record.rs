@@ -317,8 +317,11 @@ pub struct Quantiles {
     pub p99: Option<f64>,
 }
 
-/// Formats a time as RFC 3339.
+/// Formats a time as RFC 3339, which has the years up to 9999. A time that lies outside them or
+/// before 1970, which only a wrong clock or a faulty runtime can say, becomes the nearest one.
 pub fn rfc3339(time: SystemTime) -> String {
+    let last = SystemTime::UNIX_EPOCH + Duration::from_millis(253_402_300_799_999);
+    let time = time.clamp(SystemTime::UNIX_EPOCH, last);
     humantime::format_rfc3339_millis(time).to_string()
 }
 
@@ -547,5 +550,29 @@ impl Subject {
     /// Whether it is a container, or a machine, which is reported like one.
     pub fn is_container(&self) -> bool {
         matches!(self.kind, CgroupKind::Container | CgroupKind::Machine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_calendar_has_is_no_panic() {
+        let day = Duration::from_secs(86_400);
+        for (time, text) in [
+            (SystemTime::UNIX_EPOCH, "1970-01-01T00:00:00.000Z"),
+            (SystemTime::UNIX_EPOCH - day, "1970-01-01T00:00:00.000Z"),
+            (SystemTime::UNIX_EPOCH + day, "1970-01-02T00:00:00.000Z"),
+            (
+                SystemTime::UNIX_EPOCH + day * 3_000_000,
+                "9999-12-31T23:59:59.999Z",
+            ),
+        ] {
+            assert_eq!(rfc3339(time), text);
+        }
+        assert_eq!(seconds(-1.0), None);
+        assert_eq!(seconds(f64::NAN), None);
+        assert_eq!(seconds(1e300), None);
     }
 }

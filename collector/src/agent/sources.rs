@@ -7,6 +7,7 @@ use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
     source::{CgroupStatistics, Change, Inputs, LifecycleSource, Reading, Source, notify},
+    threads,
 };
 
 /// Every source that could be created.
@@ -37,6 +38,9 @@ pub(super) struct Outcome {
     pub(super) complete: bool,
     /// Sources whose last reading failed.
     failing: HashSet<&'static str>,
+    /// Sources that panicked since the last frame. Their values may be half changed, so they are
+    /// switched off, and their families are absent.
+    torn: Vec<&'static str>,
 }
 
 /// How a reading differs from the one before.
@@ -62,11 +66,16 @@ impl List {
         stages: &mut Stages,
     ) -> anyhow::Result<()> {
         self.lifecycle.collect(inputs)?;
-        for source in &mut self.switchable {
-            let result = source.collect(inputs);
-            outcome.note(source.name(), result);
-            stages.end(source.name());
-        }
+        self.switchable.retain_mut(|source| {
+            let name = source.name();
+            let result = outcome.attempt(name, || source.collect(inputs));
+            let kept = result.is_some();
+            if let Some(result) = result {
+                outcome.note(name, result);
+            }
+            stages.end(name);
+            kept
+        });
         Ok(())
     }
 }
@@ -77,6 +86,7 @@ impl Outcome {
             errors: sources.map(|source| (source, 0)).collect(),
             complete: true,
             failing: HashSet::new(),
+            torn: Vec::new(),
         }
     }
 
@@ -99,7 +109,21 @@ impl Outcome {
             Transition::Failed
         })
     }
+
+    /// Lets a source work. Returns `None` if it panics; it has to be removed then.
+    fn attempt<T>(&mut self, source: &'static str, work: impl FnOnce() -> T) -> Option<T> {
+        let done = threads::caught(work).ok();
+        if done.is_none() {
+            self.note(source, Err(anyhow::anyhow!("{FAULT}")));
+            self.torn.push(source);
+        }
+        done
+    }
 }
+
+/// Why a source that panicked is off.
+const FAULT: &str = "switched off after a fault of the agent, which the log describes; a restart \
+                     of the agent switches it on again";
 
 impl Sources {
     pub(super) fn new(
@@ -142,7 +166,24 @@ impl Sources {
 
     /// Notifies every source of a change.
     pub(super) fn notify(&mut self, change: &Change<'_>) {
-        notify(&mut self.list.switchable, change);
+        let outcome = &mut self.outcome;
+        self.list.switchable.retain_mut(|source| {
+            let name = source.name();
+            let work = || notify([&mut *source], change);
+            outcome.attempt(name, work).is_some()
+        });
+    }
+
+    /// Records why sources that panicked are off.
+    pub(super) fn settle_torn(&mut self) {
+        for name in std::mem::take(&mut self.outcome.torn) {
+            self.outcome.complete = false;
+            let mut states = self.availability.iter_mut();
+            if let Some(state) = states.find(|state| state.source == name) {
+                state.up = false;
+                state.reason = Some(FAULT.to_owned());
+            }
+        }
     }
 
     /// Reads the kernel statistics, which several sources use.
@@ -193,20 +234,128 @@ impl Sources {
 
     /// Lets sources do work that must not wait for a scrape. Returns the time until the next round.
     pub(super) fn idle(&mut self, tree: &Tree) -> Duration {
-        self.list
-            .switchable
-            .iter_mut()
-            .filter_map(|source| source.idle(tree))
-            .min()
-            .map_or(Duration::MAX, |next| next.max(Duration::from_millis(100)))
+        let (outcome, mut next) = (&mut self.outcome, None);
+        self.list.switchable.retain_mut(|source| {
+            let name = source.name();
+            let Some(wanted) = outcome.attempt(name, || source.idle(tree)) else {
+                return false;
+            };
+            next = next.into_iter().chain(wanted).min();
+            true
+        });
+        next.map_or(Duration::MAX, |next: Duration| {
+            next.max(Duration::from_millis(100))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use anyhow::anyhow;
 
     use super::*;
+    use crate::{
+        cgroup::{Filter, ROOT, found},
+        source::values::PerNode,
+    };
+
+    /// A source that panics when it is asked for one thing.
+    struct Faulty(&'static str, &'static str);
+
+    impl Faulty {
+        fn is_asked(&self, what: &str) {
+            assert_ne!(self.1, what, "a test");
+        }
+    }
+
+    struct Nothing;
+
+    impl Reading for Nothing {
+        fn encode(&self, _: &crate::cgroup::Nodes, _: &mut dyn crate::exposition::Encoder) {}
+    }
+
+    impl Source for Faulty {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn values(&mut self) -> Vec<&mut dyn PerNode> {
+            Vec::new()
+        }
+
+        fn collect(&mut self, _: &Inputs<'_>) -> anyhow::Result<()> {
+            self.is_asked("collect");
+            Ok(())
+        }
+
+        fn change(&mut self, _: &Change<'_>) {
+            self.is_asked("change");
+        }
+
+        fn reading(&self) -> Box<dyn Reading> {
+            Box::new(Nothing)
+        }
+
+        fn idle(&mut self, _: &Tree) -> Option<Duration> {
+            self.is_asked("idle");
+            Some(Duration::from_secs(7))
+        }
+    }
+
+    #[test]
+    fn a_source_that_panics_is_switched_off_and_the_others_go_on() {
+        let all = [("a", "collect"), ("b", "change"), ("c", "idle"), ("d", "")];
+        let built = all.map(|(name, at)| Box::new(Faulty(name, at)) as Box<dyn Source>);
+        let mut sources = Sources::new(built.into(), None);
+        sources.availability = all
+            .map(|(source, _)| Availability {
+                source,
+                up: true,
+                reason: None,
+                absent: false,
+            })
+            .into();
+        let tree = Tree::new(&[found(1, 0, "")], Filter::default());
+        let frame = |sources: &mut Sources| {
+            let snapshot = Inputs {
+                tree: &tree,
+                slots: &[],
+                statistics: None,
+                time: SystemTime::now(),
+            };
+            sources.refresh_statistics(&tree);
+            let mut stages = Stages::start();
+            let Sources { list, outcome, .. } = sources;
+            list.collect(&snapshot, outcome, &mut stages).unwrap();
+            sources.settle_torn();
+            let up = sources.availability.iter().filter(|state| state.up);
+            let up: Vec<_> = up.map(|state| state.source).collect();
+            let names: Vec<_> = sources.names().collect();
+            assert_eq!(up, names);
+            (names, sources.outcome.complete)
+        };
+        assert_eq!(frame(&mut sources), (vec!["b", "c", "d"], false));
+        let made = Change::Made {
+            node: ROOT,
+            again: false,
+        };
+        sources.notify(&made);
+        assert_eq!(frame(&mut sources), (vec!["c", "d"], false));
+        assert_eq!(sources.idle(&tree), Duration::from_secs(7));
+        assert_eq!(frame(&mut sources), (vec!["d"], false));
+        sources.notify(&made);
+        assert_eq!(frame(&mut sources), (vec!["d"], true));
+        assert_eq!(
+            sources.outcome.errors,
+            [("a", 1), ("b", 1), ("c", 1), ("d", 0)]
+        );
+        let reason = sources.availability[0].reason.as_deref().unwrap();
+        assert!(reason.contains("switched off after a fault"));
+        // What the tree itself reports, and the source that is left.
+        assert_eq!(sources.readings().len(), 2);
+    }
 
     #[test]
     fn readings_are_logged_when_they_begin_to_fail_and_when_they_work_again() {

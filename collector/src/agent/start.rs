@@ -9,7 +9,7 @@
 use std::{
     fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -17,8 +17,8 @@ use anyhow::{Context, Result};
 use prometheus::Registry;
 
 use super::{
-    Agent, collector::Collector, frame::Encodings, identity::Identities, inventory::Inventories,
-    lifecycle::Lifecycle, lock, slots::Slots, sources::Sources,
+    Agent, collector::Collector, frame::Encodings, health::Health, identity::Identities,
+    inventory::Inventories, lifecycle::Lifecycle, lock, slots::Slots, sources::Sources,
 };
 use crate::{
     cgroup::{DeadMax, Export, Hierarchies, Tree, walk},
@@ -210,8 +210,8 @@ impl Agent {
             latest: Mutex::new(None),
             encodings,
             inventories: Inventories::default(),
-            min_interval: options.min_interval,
-            started: Instant::now(),
+            health: Health::new(),
+            min_interval: AtomicU64::new(super::nanos(options.min_interval)),
         }))
     }
 }

@@ -162,7 +162,7 @@ impl Agent {
         Ok(AgentStatus {
             version: crate::VERSION.to_owned(),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            uptime_seconds: self.health.started().elapsed().as_secs_f64(),
             kernel: kernel.trim().to_owned(),
             snapshot: super::rfc3339(frame.time),
             complete: report.complete,

@@ -121,6 +121,8 @@ pub struct Directory {
     runtimes: Mutex<Vec<Arc<SocketStatus>>>,
     wanted: mpsc::UnboundedSender<String>,
     questions: Questions,
+    /// How long records of removed containers are kept.
+    linger_ns: AtomicU64,
 }
 
 impl Directory {
@@ -134,6 +136,7 @@ impl Directory {
             runtimes: Mutex::default(),
             wanted,
             questions: Questions::default(),
+            linger_ns: AtomicU64::new(0),
         };
         (Arc::new(directory), asked)
     }
@@ -251,6 +254,16 @@ impl Directory {
         if let Some(record) = self.containers().by_id.get_mut(id) {
             record.gone.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// How long the followers keep records of containers that were removed.
+    pub fn set_linger(&self, linger: Duration) {
+        let nanos = u64::try_from(linger.as_nanos()).unwrap_or(u64::MAX);
+        self.linger_ns.store(nanos, Ordering::Relaxed);
+    }
+
+    pub(super) fn linger(&self) -> Duration {
+        Duration::from_nanos(self.linger_ns.load(Ordering::Relaxed))
     }
 
     /// Drops records of containers that were removed longer ago than `linger`.

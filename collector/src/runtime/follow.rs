@@ -20,6 +20,7 @@ use super::{
     choice::Choice, cri, descriptor::RuntimeProtocol, directory::Directory, docker, link::Link,
     status::SocketStatus, wire::Fault,
 };
+use crate::threads::caught_async;
 
 /// How often sockets are looked for and records of removed containers dropped.
 const LOOK: Duration = Duration::from_secs(5);
@@ -56,8 +57,13 @@ async fn follow_one(link: Link, mut wanted: broadcast::Receiver<String>) {
     let mut delay = FIRST;
     loop {
         let begin = Instant::now();
-        if session(&link, &mut wanted, false).await.is_ok() {
-            return;
+        match caught_async(session(&link, &mut wanted, false)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(_)) => {}
+            Err(panicked) => {
+                link.down(&Fault::Broken(panicked.to_string()));
+                link.settle();
+            }
         }
         if begin.elapsed() >= STABLE {
             delay = FIRST;
@@ -120,12 +126,21 @@ impl Followers {
 /// Starts the followers. To be called within a tokio runtime with timers and sockets.
 pub fn follow(
     directory: Arc<Directory>,
-    asked: UnboundedReceiver<String>,
+    mut asked: UnboundedReceiver<String>,
     choice: Choice,
     linger: Duration,
 ) -> Followers {
+    directory.set_linger(linger);
     let (notify, settled) = watch::channel(false);
-    let task = tokio::spawn(supervise(directory, asked, choice, linger, notify));
+    let task = tokio::spawn(async move {
+        // After a panic all followers have ended; they are started anew.
+        while caught_async(supervise(&directory, &mut asked, &choice, &notify))
+            .await
+            .is_err()
+        {
+            sleep(LAST).await;
+        }
+    });
     Followers { task, settled }
 }
 
@@ -138,12 +153,12 @@ impl Drop for Follower {
 }
 
 async fn supervise(
-    directory: Arc<Directory>,
-    mut asked: UnboundedReceiver<String>,
-    choice: Choice,
-    linger: Duration,
-    notify: watch::Sender<bool>,
+    directory: &Arc<Directory>,
+    asked: &mut UnboundedReceiver<String>,
+    choice: &Choice,
+    notify: &watch::Sender<bool>,
 ) {
+    directory.statuses().clear();
     let (wanted, _) = broadcast::channel(BEHIND);
     let mut followers: HashMap<PathBuf, Follower> = HashMap::new();
     let mut look = tokio::time::interval(LOOK);
@@ -158,7 +173,7 @@ async fn supervise(
             }
             _ = look.tick() => {}
         }
-        directory.sweep(linger);
+        directory.sweep(directory.linger());
         let found = choice.sockets();
         // A user's Podman ends with the user's session. Others stay, and are reported as down.
         followers.retain(|path, _| {
@@ -176,7 +191,7 @@ async fn supervise(
             if followers.contains_key(&path) {
                 continue;
             }
-            let link = Link::new(&directory, descriptor, path.clone());
+            let link = Link::new(directory, descriptor, path.clone());
             directory.statuses().push(Arc::clone(&link.status));
             new.push(link.settled());
             let task = tokio::spawn(follow_one(link, wanted.subscribe()));

@@ -42,6 +42,8 @@ pub struct Report {
     pub kernel_memory: u64,
     /// Duration of each stage of taking the frame.
     pub stages: Vec<(&'static str, Duration)>,
+    /// Panics of each thread.
+    pub panics: Vec<(&'static str, u64)>,
     /// Lines of the log that were dropped.
     pub log_lines_lost: u64,
     /// Encodings so far.
@@ -206,6 +208,14 @@ const ENCODINGS: Family = Family {
         MetricKind::Counter,
     )
 };
+const PANICS: Family = Family {
+    labels: &["thread"],
+    ..family(
+        "cgmeter_panics_total",
+        "Faults of the agent itself that stopped a piece of its work, by thread; the log describes them.",
+        MetricKind::Counter,
+    )
+};
 const LOG_LINES_LOST: Family = family(
     "cgmeter_log_lines_lost_total",
     "Lines of the agent's log that were dropped, because standard error was full or could not be written.",
@@ -238,6 +248,7 @@ pub const FAMILIES: &[&Family] = &[
     &KERNEL_MEMORY,
     &SCRAPE_DURATION,
     &ENCODINGS,
+    &PANICS,
     &LOG_LINES_LOST,
     &SCRAPE_ERROR,
     &runtimes::UP,
@@ -391,6 +402,13 @@ impl Report {
         ] {
             out.family(family);
             out.sample(Labels::new(none, &[]), Value::Count(value));
+        }
+        out.family(&PANICS);
+        for &(thread, panics) in &report.panics {
+            out.sample(
+                Labels::new(none, &[("thread", thread)]),
+                Value::Count(panics),
+            );
         }
         out.family(&SCRAPE_DURATION);
         for (stage, duration) in report.stages() {

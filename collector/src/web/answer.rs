@@ -80,8 +80,12 @@ impl Handler {
                 "metrics" => self.scrape(&request).await,
                 "index" => content("text/html; charset=utf-8", self.landing.clone()),
                 _ if path.starts_with(api::PREFIX) => self.call(&request).await,
-                // The server listens only after the agent's first frame, so the agent is ready.
-                _ => content("text/plain; charset=utf-8", Bytes::from_static(b"OK\n")),
+                "ready" => match self.served.metrics.ready() {
+                    Ok(()) => ok(),
+                    Err(reason) => error(StatusCode::SERVICE_UNAVAILABLE, &reason),
+                },
+                // "healthy": it answers.
+                _ => ok(),
             }
         };
         self.counters.count(route, answer.status());
@@ -112,7 +116,8 @@ impl Handler {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(metrics.shared_for().max(RELEASE_PAUSE)).await;
-                // A scrape that arrives after this starts a task of its own.
+                // A scrape that arrives after this starts a task of its own. That holds if the next
+                // line panics, too.
                 releasing.store(false, Ordering::Release);
                 if metrics.release() || releasing.swap(true, Ordering::AcqRel) {
                     return;
@@ -182,6 +187,10 @@ pub fn is_reserved(path: &str) -> bool {
 fn accepted(request: &Request<Incoming>) -> Option<&str> {
     let value = request.headers().get(ACCEPT)?;
     value.to_str().ok()
+}
+
+fn ok() -> Answer {
+    content("text/plain; charset=utf-8", Bytes::from_static(b"OK\n"))
 }
 
 fn content(kind: &'static str, body: impl Into<Body>) -> Answer {

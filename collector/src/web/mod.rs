@@ -23,7 +23,10 @@ use answer::Handler;
 pub use answer::is_reserved;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 
 pub use counters::Counters;
 pub use listen::{BindError, bind};
@@ -58,6 +61,12 @@ pub trait Metrics: Send + Sync + 'static {
     ///
     /// The message for the client.
     fn status(&self) -> Result<AgentStatus, String>;
+    /// Whether scrapes can be expected to succeed. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    fn ready(&self) -> Result<(), String>;
 }
 
 impl Metrics for Agent {
@@ -79,6 +88,10 @@ impl Metrics for Agent {
 
     fn status(&self) -> Result<AgentStatus, String> {
         Self::status(self).map_err(|error| format!("{error:#}"))
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Self::ready(self)
     }
 }
 
@@ -115,7 +128,7 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 ///
-/// When a listener can't be used.
+/// When a listener can't be used, or if a task that accepts connections panics.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     metrics: Arc<dyn Metrics>,
@@ -131,7 +144,7 @@ pub async fn serve(
         addresses: addresses.collect::<Result<_, _>>()?,
     };
     let handler = Arc::new(Handler::new(served, options, counters));
-    let mut tasks = Vec::new();
+    let mut tasks = JoinSet::new();
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let accepting = accept(
@@ -140,13 +153,17 @@ pub async fn serve(
             Arc::clone(&connections),
             stopped.clone(),
         );
-        tasks.push(tokio::spawn(accepting));
+        tasks.spawn(accepting);
     }
-    shutdown.await;
+    let ended = tokio::select! {
+        () = shutdown => None,
+        ended = tasks.join_next() => ended,
+    };
     let _ = stop.send(true);
-    for task in tasks {
-        let _ = task.await;
+    if ended.is_some() {
+        anyhow::bail!("the server has stopped accepting connections after a fault; see the log");
     }
+    while tasks.join_next().await.is_some() {}
     // Every connection holds a permit until it has ended.
     let ended = connections.acquire_many(MAX_CONNECTIONS as u32);
     if tokio::time::timeout(GRACE, ended).await.is_err() {

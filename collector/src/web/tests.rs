@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::Duration,
@@ -26,12 +26,15 @@ mod api;
 struct Fixed {
     wait: Duration,
     scrapes: AtomicUsize,
+    /// A faulty agent: every scrape panics, and it is not ready.
+    faulty: AtomicBool,
 }
 
 impl Metrics for Fixed {
     fn scrape(&self, format: Format) -> Result<Body, String> {
         self.scrapes.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.wait);
+        assert!(!self.faulty.load(Ordering::SeqCst), "a test");
         match format {
             Format::Text => Ok(Bytes::from_static(b"text 1\n").into()),
             _ => Ok(Bytes::from_static(b"# EOF\n").into()),
@@ -55,6 +58,13 @@ impl Metrics for Fixed {
     fn status(&self) -> Result<AgentStatus, String> {
         Ok(api::status())
     }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.faulty.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err("the last snapshot failed: a test".to_owned()),
+        }
+    }
 }
 
 struct Server {
@@ -71,6 +81,7 @@ impl Server {
         let metrics = Arc::new(Fixed {
             wait,
             scrapes: AtomicUsize::new(0),
+            faulty: AtomicBool::new(false),
         });
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = mpsc::channel();
@@ -154,6 +165,33 @@ fn routes() {
         answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"),
         "{answer}"
     );
+}
+
+#[test]
+fn ready_says_what_is_wrong() {
+    let server = Server::start(Duration::ZERO, 4);
+    server.metrics.faulty.store(true, Ordering::SeqCst);
+    let answer = server.get("/-/ready");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let body = "{\"error\":\"the last snapshot failed: a test\"}\n";
+    assert!(answer.ends_with(body), "{answer}");
+    assert!(server.get("/-/healthy").starts_with("HTTP/1.1 200"));
+    server.metrics.faulty.store(false, Ordering::SeqCst);
+    assert!(server.get("/-/ready").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn scrapes_that_panic_are_answered_and_use_nothing_up() {
+    let server = Server::start(Duration::ZERO, 4);
+    server.metrics.faulty.store(true, Ordering::SeqCst);
+    // More than there are threads and permits.
+    for _ in 0..20 {
+        let answer = server.get("/metrics");
+        assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+        assert!(answer.contains("see the log of the agent"), "{answer}");
+    }
+    server.metrics.faulty.store(false, Ordering::SeqCst);
+    assert!(server.get("/metrics").ends_with("text 1\n"));
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub enum Reason {
     Conflict,
     /// Samples of a text file belong to a cgroup or container that does not exist.
     Owner,
+    /// The agent has a fault, which its log describes.
+    Fault,
 }
 
 impl Reason {
@@ -59,6 +61,7 @@ impl Reason {
             Self::Samples => "samples",
             Self::Conflict => "conflict",
             Self::Owner => "owner",
+            Self::Fault => "fault",
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{
     series::{AppFamily, AppSeries, Owner},
     store::{Failure, Reason, Store, TextFile},
 };
+use crate::threads;
 
 /// Maximum number of files that are read.
 const FILES: usize = 256;
@@ -64,17 +65,17 @@ impl TextFileReader {
             store,
             seen: BTreeMap::new(),
         };
-        std::thread::Builder::new()
-            .name("cgmeter-textfile".to_owned())
-            .spawn(move || {
-                loop {
-                    folder.read();
-                    let _ = first.try_send(());
-                    if stopped.recv_timeout(interval) != Err(RecvTimeoutError::Timeout) {
-                        return;
-                    }
+        threads::spawn("cgmeter-textfile", move || {
+            loop {
+                // After a panic the files are tried again: what is known of them is replaced file
+                // by file.
+                let _ = threads::caught(|| folder.read());
+                let _ = first.try_send(());
+                if stopped.recv_timeout(interval) != Err(RecvTimeoutError::Timeout) {
+                    return;
                 }
-            })?;
+            }
+        })?;
         let _ = read.recv_timeout(PATIENCE);
         Ok(Self { _stop: stop })
     }

@@ -24,6 +24,7 @@ use super::{
     parse::{TextLimits, parse},
     store::{EndpointKey, Failure, Reason, RequestOutcome, Store},
 };
+use crate::threads::{self, caught_async};
 
 /// Maximum number of concurrent requests.
 const CONCURRENT: usize = 8;
@@ -82,16 +83,19 @@ impl Worker {
         if self.targets.is_none() && targets.is_empty() {
             return Ok(());
         }
-        let sender = match &self.targets {
-            Some(sender) => sender,
-            None => {
-                let sender = start(self.options.clone(), self.store.clone())?;
-                self.targets.insert(sender)
-            }
+        let targets = match &self.targets {
+            Some(sender) => match sender.send(targets) {
+                Ok(()) => return Ok(()),
+                // The thread has panicked. Another one takes over.
+                Err(mpsc::error::SendError(targets)) => targets,
+            },
+            None => targets,
         };
-        sender
-            .send(targets)
-            .map_err(|_| std::io::Error::other("the thread that requests endpoints has ended"))
+        let sender = start(self.options.clone(), self.store.clone())?;
+        let ended = |_| std::io::Error::other("the thread that requests endpoints has ended");
+        sender.send(targets).map_err(ended)?;
+        self.targets = Some(sender);
+        Ok(())
     }
 }
 
@@ -139,9 +143,7 @@ fn start(
             task.abort();
         }
     };
-    std::thread::Builder::new()
-        .name("cgmeter-custom".to_owned())
-        .spawn(move || runtime.block_on(run))?;
+    threads::spawn("cgmeter-custom", move || runtime.block_on(run))?;
     Ok(sender)
 }
 
@@ -167,7 +169,17 @@ async fn follow(context: Arc<Context>, target: Target) {
     // Only the reason is compared: an application could change the text each time.
     let mut last = None;
     loop {
-        let failure = once(&context, &target, &key).await;
+        let failure = caught_async(once(&context, &target, &key)).await;
+        let failure = failure.unwrap_or_else(|panicked| {
+            let mut contents = context.store.lock();
+            contents.changes += 1;
+            contents.counters.failed += 1;
+            contents.counters.add(Reason::Fault, 1);
+            if let Some(outcome) = contents.outcomes.get_mut(&key) {
+                outcome.up = false;
+            }
+            Some(Failure::new(Reason::Fault, panicked.to_string()))
+        });
         let reason = failure.as_ref().map(|failure| failure.reason);
         if reason != last {
             let (port, path) = (key.port, &key.path);

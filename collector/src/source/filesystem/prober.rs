@@ -258,6 +258,7 @@ mod tests {
             if device == "broken" {
                 return Err(io::Error::other("out of order"));
             }
+            assert_ne!(device, "faulty", "a test");
             Ok(INFO)
         }
     }
@@ -344,6 +345,24 @@ mod tests {
         }
         *DEVICES.lock().unwrap() = vec!["a"];
         assert_eq!(names(&until_recovered(&mut prober)), ["a"]);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_the_round_and_the_next_round_has_a_thread() {
+        let _guard = ONE_AT_A_TIME
+            .lock()
+            .unwrap_or_else(|error| error.into_inner());
+        let mut prober = prober(&["a", "faulty"]);
+        for _ in 0..2 {
+            let round = prober.ask(PATIENCE * 100);
+            assert_eq!(names(&round), ["a"]);
+            assert_eq!(round.errors, ["the thread that queries devices has ended"]);
+            assert_eq!(prober.stuck.len(), 0);
+        }
+        *DEVICES.lock().unwrap() = vec!["a", "b"];
+        let round = prober.ask(PATIENCE * 100);
+        assert_eq!(names(&round), ["a", "b"]);
+        assert_eq!(round.errors, [""; 0]);
     }
 
     #[test]
