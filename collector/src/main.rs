@@ -1,6 +1,6 @@
 //! The command `cgmeter`.
 
-use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use cgmeter::{
@@ -8,14 +8,17 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     dump, healthcheck,
+    kernel::load::monotonic_ns,
     log::Log,
     reference,
+    reload::Reload,
     runtime::{self, Directory},
-    settings::{self, Settings},
+    service::Manager,
+    settings::{self, Flags, Settings},
     threads, web,
 };
 use prometheus::Registry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit status for a command line or configuration that can't be used.
 const USAGE: u8 = 2;
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
                 Ok(log) => log,
                 Err(error) => return fail(1, &format!("cannot start the log's thread: {error}")),
             };
-            return match run(&settings) {
+            return match run(cli.flags, &settings, &log) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     let status = if error.is::<Fault>() { FAULT } else { 1 };
@@ -103,7 +106,8 @@ fn print(bytes: &[u8]) -> Result<()> {
     }
 }
 
-fn run(settings: &Settings) -> Result<()> {
+/// Meters and serves until a signal ends the agent.
+fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
     threads::watch();
     for name in settings::unknown_variables() {
         tracing::warn!(
@@ -111,10 +115,10 @@ fn run(settings: &Settings) -> Result<()> {
             "this environment variable is not a setting of cgmeter"
         );
     }
-    // Before loading, so that a port in use is reported at once.
-    let listeners = web::bind(&settings.listen)?;
-    let registry = Registry::new();
-    let counters = web::Counters::new(&registry)?;
+    let manager = Manager::from_environment().unwrap_or_else(|reason| {
+        tracing::warn!(reason, "the service manager will not be told anything");
+        Manager::default()
+    });
     // Frames are taken one at a time, and scrapes share what is encoded: more threads would only
     // cost memory.
     let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -124,6 +128,12 @@ fn run(settings: &Settings) -> Result<()> {
         .enable_all()
         .build()?;
     let _guard = tokio.enter();
+    // These would end the agent while it starts.
+    let harmless = Harmless::new()?;
+    // Before loading, so that a port in use is reported at once.
+    let listeners = web::bind(&settings.listen)?;
+    let registry = Registry::new();
+    let counters = web::Counters::new(&registry)?;
     // The runtimes are asked while the kernel side is loaded.
     let (directory, asked) = Directory::new();
     let mut followers = runtime::follow(
@@ -132,7 +142,7 @@ fn run(settings: &Settings) -> Result<()> {
         settings.runtimes.clone(),
         settings.agent.linger,
     );
-    let agent = Agent::start(settings.agent.clone(), registry, directory)?;
+    let agent = Agent::start(settings.agent.clone(), registry, Arc::clone(&directory))?;
     // The first scrape has the names, unless a runtime is slow.
     if !tokio.block_on(followers.settled(SETTLED)) {
         tracing::info!("a container runtime is slow to answer; its names will come later");
@@ -146,7 +156,7 @@ fn run(settings: &Settings) -> Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio.block_on(web::serve(
+    let served = web::serve(
         listeners,
         Arc::clone(&agent) as _,
         settings.web.clone(),
@@ -157,9 +167,19 @@ fn run(settings: &Settings) -> Result<()> {
                 _ = interrupt.recv() => "SIGINT",
                 () = agent.broken() => return,
             };
+            manager.stopping();
             tracing::info!(signal = name, "stopping");
         },
-    ))?;
+    );
+    let reload = Reload::new(flags, settings.clone());
+    tokio.block_on(async {
+        manager.ready();
+        tokio::select! {
+            result = served => result,
+            never = harmless.handle(reload, log, &agent, &directory, &manager) => match never {},
+            never = watchdog(&agent, &manager) => match never {},
+        }
+    })?;
     if agent.is_broken() {
         return Err(Fault.into());
     }
@@ -173,6 +193,88 @@ fn run(settings: &Settings) -> Result<()> {
      start it again"
 )]
 struct Fault;
+
+/// Signals that would end a program that does not expect them.
+struct Harmless {
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+    alarm: Signal,
+}
+
+impl Harmless {
+    /// From here on the signals don't end the agent.
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+            alarm: signal(SignalKind::alarm())?,
+        })
+    }
+
+    /// Does what they ask for.
+    async fn handle(
+        mut self,
+        mut reload: Reload,
+        log: &Log,
+        agent: &Agent,
+        directory: &Directory,
+        manager: &Manager,
+    ) -> Infallible {
+        loop {
+            let name = tokio::select! {
+                _ = self.hangup.recv() => {
+                    manager.reloading(monotonic_ns());
+                    reload.reload(log, agent, directory);
+                    manager.ready();
+                    continue;
+                }
+                _ = self.user1.recv() => "SIGUSR1",
+                _ = self.user2.recv() => "SIGUSR2",
+                _ = self.alarm.recv() => "SIGALRM",
+            };
+            tracing::info!(signal = name, "this signal means nothing to cgmeter");
+        }
+    }
+}
+
+/// Tells the service manager that the agent is alive, as long as it is.
+async fn watchdog(agent: &Arc<Agent>, manager: &Manager) -> Infallible {
+    let Some(pause) = manager.watchdog() else {
+        return std::future::pending().await;
+    };
+    let mut well = true;
+    loop {
+        let agent = Arc::clone(agent);
+        // By way of the threads that a scrape needs. A snapshot that takes longer than the pause
+        // is one that is stuck.
+        let asked = tokio::spawn(async move {
+            let asked = tokio::task::spawn_blocking(move || agent.alive(pause));
+            asked.await.unwrap_or_else(|error| Err(error.to_string()))
+        });
+        let answer = match tokio::time::timeout(pause, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the threads that answer requests are stuck".to_owned()),
+        };
+        match answer {
+            Ok(()) => {
+                manager.alive();
+                if !std::mem::replace(&mut well, true) {
+                    manager.status("");
+                }
+            }
+            Err(reason) => {
+                if std::mem::replace(&mut well, false) {
+                    tracing::error!(reason, "the agent does not work");
+                }
+                manager.status(&reason);
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
 
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
     let (directory, _) = Directory::new();

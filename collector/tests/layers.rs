@@ -16,6 +16,7 @@ use circles::Crate;
 /// `healthcheck` and `reference`.
 const LAYERS: &[(&str, &[&str])] = &[
     ("log", &[]),
+    ("service", &[]),
     ("threads", &[]),
     ("kernel", &[]),
     ("exposition", &[]),
@@ -43,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["agent", "cgroup", "log", "runtime", "source", "web"],
     ),
     ("cli", &["exposition", "settings"]),
+    ("reload", &["agent", "cli", "log", "runtime", "settings"]),
     ("reference", &["cli", "exposition", "settings", "source"]),
     (
         "check",

@@ -55,6 +55,13 @@ impl Agent {
     /// Starts an agent and waits until it serves. It takes a new frame at every scrape, unless
     /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::begin(arguments, &[])?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts an agent with these environment variables. Does not wait until it serves.
+    pub fn begin(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let port = free_port()?;
         let log =
             std::env::temp_dir().join(format!("cgmeter-test-{}-{port}.log", std::process::id()));
@@ -64,28 +71,33 @@ impl Agent {
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
             .args(every)
             .args(arguments)
+            .envs(variables.iter().copied())
             .stderr(File::create(&log)?)
             // Run it in a new session, so that Ctrl-C in a terminal reaches only the test.
             .process_group(0)
             .spawn()
             .context("starting the agent")?;
-        let mut agent = Self { child, port, log };
+        Ok(Self { child, port, log })
+    }
+
+    /// Waits until it serves.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
         // Verifying the programs takes long on an emulated CPU.
         let patience = if needs::emulated() { 180 } else { 20 };
         let deadline = Instant::now() + Duration::from_secs(patience);
-        while !agent
+        while !self
             .get("/-/ready", "")
             .is_ok_and(|answer| answer.status == 200)
         {
-            if let Some(status) = agent.child.try_wait()? {
-                bail!("the agent ended ({status}): {}", agent.log());
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the agent ended ({status}): {}", self.log());
             }
             if Instant::now() > deadline {
-                bail!("the agent does not serve: {}", agent.log());
+                bail!("the agent does not serve: {}", self.log());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// Its process id.

@@ -23,6 +23,11 @@ pub const TESTS: &[Test] = &[
     ("errors::port_in_use", &[Need::Agent], port_in_use),
     ("errors::invalid_cgroup_roots", &[Need::Agent], roots),
     ("errors::signals_end_the_agent", &[Need::Agent], signals),
+    (
+        "errors::the_longest_durations_and_largest_sizes",
+        &[Need::Agent],
+        longest,
+    ),
     ("errors::commands", &[Need::Agent], commands),
     (
         "errors::a_source_switched_off",
@@ -179,6 +184,37 @@ fn signals() -> Result<()> {
         let status = agent.stop(signal)?;
         ensure!(status.code() == Some(0), "signal {signal}: {status}");
     }
+    Ok(())
+}
+
+fn longest() -> Result<()> {
+    let agent = Agent::start(&[
+        "--cgroup.linger=100y",
+        "--custom.interval=100y",
+        "--custom.timeout=100y",
+        "--custom.max-age=100y",
+        "--custom.textfile-directory=/nonexistent",
+        "--web.max-requests=1000000",
+        "--cgroup.export-max=4294967295",
+        "--custom.max-body=67108864",
+        "--custom.max-samples=100000",
+    ])?;
+    let top = crate::cgroup::Cgroup::new()?;
+    let (id, child) = (format!("{}/brief", top.id), top.child("brief")?);
+    crate::worker::Worker::once(&child, "spin 2")?;
+    child.remove()?;
+    // The thread that follows cgroups has heard of it, and lives.
+    for _ in 0..2 {
+        let metrics = agent.scrape()?;
+        ensure!(metrics.has("container_last_seen", &[("id", &id)]));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    ensure!(agent.get("/-/ready", "")?.status == 200);
+    ensure!(agent.stop(libc::SIGTERM)?.code() == Some(0));
+
+    let agent = Agent::start(&["--web.min-interval", "100y"])?;
+    ensure!(agent.body("/metrics", "")? == agent.body("/metrics", "")?);
+    ensure!(agent.stop(libc::SIGTERM)?.code() == Some(0));
     Ok(())
 }
 

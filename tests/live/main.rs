@@ -55,6 +55,7 @@ mod queried;
 mod resident;
 mod runtimes;
 mod sched;
+mod service;
 mod slots;
 mod sockets;
 mod systemd;
@@ -98,6 +99,7 @@ const TESTS: &[&[Test]] = &[
     formats::TESTS,
     api::TESTS,
     errors::TESTS,
+    service::TESTS,
     custom::TESTS,
     alerts::TESTS,
     panels::TESTS,

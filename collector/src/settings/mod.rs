@@ -22,4 +22,4 @@ pub use endpoint::ENDPOINT_KEYS;
 pub use flags::{Flags, arguments};
 pub use resolve::{ConfigError, unknown_variables};
 pub use setting::{DefaultValue, Setting, SettingKind};
-pub use table::{CONFIG, SECTIONS, Settings, settings};
+pub use table::{CONFIG, RELOADED, SECTIONS, Settings, settings};

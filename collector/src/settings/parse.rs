@@ -28,6 +28,22 @@ pub struct FileContents {
     pub endpoints: Vec<(usize, Entries<EndpointDraft>)>,
 }
 
+impl FileContents {
+    /// The tables of endpoints as the values of one setting, if there are any.
+    pub fn endpoints_given(&self) -> Option<(&'static str, Vec<OsString>)> {
+        let mut values = Vec::new();
+        for (_, table) in &self.endpoints {
+            for (setting, entry) in table {
+                values.push(setting.name.into());
+                values.extend(entry.values.iter().cloned());
+            }
+            // The end of a table.
+            values.push(OsString::new());
+        }
+        (!values.is_empty()).then_some(("custom.endpoint", values))
+    }
+}
+
 /// Checks syntax, keys and types.
 pub fn parse(text: &str) -> Result<FileContents, Wrong> {
     let root = DeTable::parse(text).map_err(|error| {

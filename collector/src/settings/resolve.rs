@@ -1,7 +1,7 @@
 //! Puts the settings together: a flag wins over its environment variable, that over the
 //! configuration file, that over the default.
 
-use std::{env, ffi::OsString, path::Path};
+use std::{collections::BTreeSet, env, ffi::OsString, path::Path};
 
 use super::{Flags, Setting, SettingKind, Settings, endpoint, file::ConfigFile, settings};
 
@@ -35,29 +35,33 @@ impl Settings {
         let mut resolved = Self::default();
         for setting in settings() {
             let variable = setting.variable();
-            let (place, applied) = if let Some(given) = flags.get(setting.name) {
+            let (place, values) = if let Some(given) = flags.get(setting.name) {
                 let place = match given.variable {
                     true => variable,
                     false => format!("--{}", setting.name),
                 };
-                (place, setting.apply(&mut resolved, &given.values))
+                (place, Some(given.values.clone()))
             } else if let SettingKind::Source(..) = setting.kind
                 && let Some(value) = environment(&variable)
             {
-                (variable, setting.apply(&mut resolved, &[value]))
+                (variable, Some(vec![value]))
             } else if let Some((file, entry)) = file
                 .as_ref()
                 .and_then(|file| Some((file, file.entry(setting)?)))
             {
                 let place = format!("{}: {}", file.place(entry.at), setting.name);
-                (place, setting.apply(&mut resolved, &entry.values))
+                (place, Some(entry.values.clone()))
             } else {
-                (
-                    format!("--{}", setting.name),
-                    setting.apply_default(&mut resolved),
-                )
+                (format!("--{}", setting.name), None)
+            };
+            let applied = match &values {
+                Some(values) => setting.apply(&mut resolved, values),
+                None => setting.apply_default(&mut resolved),
             };
             applied.map_err(|error| ConfigError(format!("{place}: {error}")))?;
+            resolved
+                .given
+                .extend(values.map(|values| (setting.name, values)));
         }
         if let Some(file) = &file {
             let interval = resolved.agent.custom.interval;
@@ -67,8 +71,18 @@ impl Settings {
                     .map_err(|(at, message)| ConfigError(format!("{}: {message}", file.place(at))))
             });
             resolved.agent.custom.rules = rules.collect::<Result<_, _>>()?;
+            resolved.given.extend(file.contents.endpoints_given());
         }
         Ok(resolved)
+    }
+}
+
+impl Settings {
+    /// Names of the settings that differ.
+    pub fn changes(&self, other: &Self) -> Vec<&'static str> {
+        let names: BTreeSet<_> = self.given.keys().chain(other.given.keys()).collect();
+        let differs = |name: &&&'static str| self.given.get(**name) != other.given.get(**name);
+        names.into_iter().filter(differs).copied().collect()
     }
 }
 

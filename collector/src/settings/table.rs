@@ -4,7 +4,10 @@
 //! The flag, the environment variable, the key of the configuration file, `--help` and
 //! docs/configuration.md follow from the row.
 
-use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, sync::LazyLock,
+    time::Duration,
+};
 
 use super::{
     DefaultValue::{Unset, Value},
@@ -40,7 +43,12 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// `--log.format`
     pub log_format: LogFormat,
+    /// What was given: the names of settings that don't have their default, and their values.
+    pub given: BTreeMap<&'static str, Vec<OsString>>,
 }
+
+/// Settings that the running agent takes over on SIGHUP. The others are read at the start only.
+pub const RELOADED: &[&str] = &["web.min-interval", "cgroup.linger", "log.level"];
 
 /// Sections, and their titles in `--help` and documentation.
 pub const SECTIONS: &[(&str, &str)] = &[

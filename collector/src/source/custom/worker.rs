@@ -278,3 +278,18 @@ async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<F
     contents.outcomes.insert(key.clone(), outcome);
     failure
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_panicked_is_started_anew() {
+        // The thread's end of the channel goes with it.
+        let (sender, _) = mpsc::unbounded_channel();
+        let mut worker = Worker::new(CustomOptions::default(), Store::default());
+        worker.targets = Some(sender);
+        worker.set_targets(Vec::new()).unwrap();
+        assert!(!worker.targets.unwrap().is_closed());
+    }
+}
