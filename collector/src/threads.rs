@@ -116,15 +116,13 @@ pub fn spawn(
     work: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let run = move || {
+        // Not by the thread that starts it: the new one may have panicked by then.
+        ended_threads().remove(name);
         if caught(work).is_err() {
             ended_threads().insert(name.to_owned());
         }
     };
-    let thread = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)?;
-    ended_threads().remove(name);
-    Ok(thread)
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
 /// Threads that the agent needs and that have ended by a panic.

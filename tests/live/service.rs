@@ -61,7 +61,7 @@ const HARMLESS: [(libc::c_int, &str); 4] = [
 fn harmless() -> Result<()> {
     let mut agent = Agent::begin(&[], &[])?;
     // From here on it handles them, long before it serves.
-    eventually(|| Ok(drop(TcpStream::connect(("127.0.0.1", agent.port))?)))?;
+    eventually(|| Ok(TcpStream::connect(("127.0.0.1", agent.port)).map(drop)?))?;
     for (signal, _) in HARMLESS {
         agent.signal(signal);
     }
