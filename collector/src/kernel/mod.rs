@@ -21,6 +21,7 @@ mod per_cpu;
 pub mod programs;
 pub mod rows;
 pub mod slots;
+pub mod socket;
 pub mod system;
 pub mod tasks;
 
@@ -69,12 +70,12 @@ pub fn release_free_memory() {
     };
 }
 
-/// Raises the soft limit of open files to the hard limit.
+/// Raises the soft limit of open files to the hard limit, and returns it.
 ///
 /// # Errors
 ///
 /// Errors of getrlimit(2) and setrlimit(2).
-pub fn raise_open_files() -> std::io::Result<()> {
+pub fn raise_open_files() -> std::io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -88,5 +89,5 @@ pub fn raise_open_files() -> std::io::Result<()> {
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
-    Ok(())
+    Ok(limit.rlim_cur)
 }
