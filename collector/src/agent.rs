@@ -83,7 +83,8 @@ impl Agent {
                 return Ok((frame, false));
             }
             // If nobody reads the old frame any more, its memory is reused for the new one.
-            drop(lock(&self.latest).take());
+            let old = lock(&self.latest).take();
+            drop(old);
             let frame = collector.frame(&self.encodings);
             self.health.snapshot(&frame);
             let frame = Arc::new(frame?);
@@ -123,6 +124,11 @@ impl Agent {
     /// As for [`frame`](Self::frame).
     pub fn scrape(&self, format: Format) -> anyhow::Result<Body> {
         Ok(self.frame()?.body(format))
+    }
+
+    /// Returns what [`scrape`](Self::scrape) would, if that is encoded already. Does not block.
+    pub fn at_hand(&self, format: Format) -> Option<Body> {
+        self.young()?.encoded(format)
     }
 
     /// Hands every family of the frame that [`frame`](Self::frame) returns to an encoder.

@@ -8,7 +8,7 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     dump, healthcheck,
-    kernel::load::monotonic_ns,
+    kernel::{self, load::monotonic_ns},
     log::Log,
     reference,
     reload::Reload,
@@ -26,6 +26,8 @@ const USAGE: u8 = 2;
 const FAULT: u8 = 70;
 /// How long to wait for the container runtimes' answers before the first scrape is served.
 const SETTLED: Duration = Duration::from_millis(500);
+/// The soft limit of open files that processes usually have.
+const USUAL_OPEN_FILES: u64 = 1024;
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -119,8 +121,14 @@ fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
         tracing::warn!(reason, "the service manager will not be told anything");
         Manager::default()
     });
-    // Frames are taken one at a time, and scrapes share what is encoded: more threads would only
-    // cost memory.
+    // Maps, network namespaces and connections each take a descriptor.
+    let open_files = kernel::raise_open_files().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+        USUAL_OPEN_FILES
+    });
+    let limits = web::Limits::new(open_files);
+    // Frames are taken one at a time, and scrapes share what is encoded: one thread a format, and
+    // two for the API. More threads would only cost memory.
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(4)
@@ -160,6 +168,7 @@ fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
         listeners,
         Arc::clone(&agent) as _,
         settings.web.clone(),
+        limits,
         counters,
         async {
             let name = tokio::select! {

@@ -38,7 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
-    ("web", &["agent", "exposition"]),
+    ("web", &["agent", "exposition", "kernel"]),
     (
         "settings",
         &["agent", "cgroup", "log", "runtime", "source", "web"],

@@ -96,6 +96,12 @@ impl Frame {
         .clone()
     }
 
+    /// The frame in a format, if it is encoded already. Does not wait for an encoding that is under
+    /// way.
+    pub(super) fn encoded(&self, format: Format) -> Option<Body> {
+        self.bodies[format as usize].try_lock().ok()?.clone()
+    }
+
     /// Frees what was encoded, without waiting for an encoding that is under way. Whether all of it
     /// is free.
     pub(super) fn release_bodies(&self) -> bool {
@@ -207,7 +213,7 @@ mod tests {
             scrapes.into_iter().map(|s| s.join().unwrap()).collect()
         });
         assert_eq!(encoded.load(Relaxed), 1);
-        let shared = |body: &Body| body.chunks()[0].as_ptr() == bodies[0].chunks()[0].as_ptr();
+        let shared = |body: &Body| body.is_same(&bodies[0]);
         assert!(bodies.iter().all(shared));
         frame.body(Format::OpenMetrics);
         frame.body(Format::OpenMetrics);
@@ -224,8 +230,12 @@ mod tests {
     fn a_freed_body_is_encoded_again_on_request() {
         let (encoded, encodings) = (Arc::default(), Arc::default());
         let frame = frame(&encoded, &encodings);
+        assert!(frame.encoded(Format::Text).is_none());
         let body = frame.body(Format::Text);
+        assert!(frame.encoded(Format::Text).unwrap().is_same(&body));
+        assert!(frame.encoded(Format::OpenMetrics).is_none());
         assert!(frame.release_bodies());
+        assert!(frame.encoded(Format::Text).is_none());
         assert_eq!(frame.body(Format::Text).to_vec(), body.to_vec());
         assert_eq!(encoded.load(Relaxed), 2);
     }

@@ -1,5 +1,7 @@
 //! An encoded exposition, as bytes in chunks.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 /// Approximate size of a chunk in bytes. A chunk ends with the line that reaches it.
@@ -7,10 +9,10 @@ const CHUNK: usize = 64 << 10;
 /// Spare room for that line. The buffer grows if a line is longer.
 const SLACK: usize = 4 << 10;
 
-/// An encoded exposition. A clone shares the bytes.
+/// An encoded exposition. A clone costs a pointer: it shares the bytes and the list of chunks.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
-    chunks: Vec<Bytes>,
+    chunks: Arc<[Bytes]>,
     len: usize,
 }
 
@@ -30,9 +32,9 @@ impl Body {
         &self.chunks
     }
 
-    /// Returns the chunks in order, without a copy.
-    pub fn into_chunks(self) -> Vec<Bytes> {
-        self.chunks
+    /// Whether both are clones of one body.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.chunks, &other.chunks)
     }
 
     /// Returns the bytes in one piece.
@@ -45,7 +47,7 @@ impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         Self {
             len: bytes.len(),
-            chunks: vec![bytes],
+            chunks: Arc::new([bytes]),
         }
     }
 }
@@ -54,14 +56,14 @@ impl From<Bytes> for Body {
 #[derive(Debug)]
 pub(super) struct ChunkWriter {
     pub(super) buffer: Vec<u8>,
-    done: Body,
+    done: Vec<Bytes>,
 }
 
 impl ChunkWriter {
     pub(super) fn new() -> Self {
         Self {
             buffer: Vec::with_capacity(CHUNK + SLACK),
-            done: Body::default(),
+            done: Vec::new(),
         }
     }
 
@@ -76,21 +78,19 @@ impl ChunkWriter {
     #[cold]
     fn cut(&mut self) {
         let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK + SLACK));
-        self.push(full.into());
-    }
-
-    fn push(&mut self, chunk: Bytes) {
-        self.done.len += chunk.len();
-        self.done.chunks.push(chunk);
+        self.done.push(full.into());
     }
 
     pub(super) fn finish(mut self) -> Body {
         if !self.buffer.is_empty() {
             // The last chunk is copied, so that it is no larger than its contents.
             let last = Bytes::copy_from_slice(&self.buffer);
-            self.push(last);
+            self.done.push(last);
         }
-        self.done
+        Body {
+            len: self.done.iter().map(Bytes::len).sum(),
+            chunks: self.done.into(),
+        }
     }
 }
 
@@ -114,5 +114,8 @@ mod tests {
         assert!(body.chunks().iter().all(|chunk| chunk.ends_with(b"\n")));
         assert!(body.chunks().iter().all(|chunk| chunk.len() < CHUNK + 64));
         assert_eq!(body.to_vec(), expected);
+        assert!(body.is_same(&body.clone()));
+        let copy = Body::from(Bytes::from(expected));
+        assert!(!body.is_same(&copy));
     }
 }

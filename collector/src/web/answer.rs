@@ -20,48 +20,72 @@ use super::{
     Counters, Served, WebOptions,
     api::{self, Call},
     body::Chunks,
+    clients::{Client, Clients},
+    scrapes::Scrapes,
+    timeout::ScrapeTimeout,
 };
 use crate::exposition::{Body, Format};
 
-type Answer = Response<Chunks>;
+type Answer = Response<Body>;
 
 /// Shortest time between two attempts to free encoded bodies.
 const RELEASE_PAUSE: Duration = Duration::from_millis(50);
+/// Threads that work for the API at a time. Together with one for each format, the runtime has as
+/// many (main.rs).
+const API_THREADS: usize = 2;
 
 /// Answers the requests of all connections.
 pub(super) struct Handler {
     served: Served,
     options: WebOptions,
     counters: Counters,
-    scrapes: Arc<Semaphore>,
+    clients: Arc<Clients>,
+    scrapes: Scrapes,
+    /// Requests in progress.
+    requests: Semaphore,
+    /// Requests to the API that have a thread.
+    calls: Semaphore,
     landing: Bytes,
     /// Whether a task is waiting to free encoded bodies.
     releasing: Arc<AtomicBool>,
 }
 
 impl Handler {
-    pub(super) fn new(served: Served, options: WebOptions, counters: Counters) -> Self {
+    pub(super) fn new(
+        served: Served,
+        options: WebOptions,
+        clients: Arc<Clients>,
+        counters: Counters,
+    ) -> Self {
         let landing = include_str!("landing.html")
             .replace("{version}", crate::VERSION)
             .replace("{metrics}", &html(&options.telemetry_path));
         Self {
             served,
-            scrapes: Arc::new(Semaphore::new(options.max_requests)),
+            requests: Semaphore::new(options.max_requests),
+            calls: Semaphore::new(API_THREADS),
+            scrapes: Scrapes::default(),
             options,
             counters,
+            clients,
             landing: Bytes::from(landing),
             releasing: Arc::default(),
         }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    /// Answers a request of a client.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: Arc<Client>,
+    ) -> Response<Chunks> {
         let path = request.uri().path();
         let route = match path {
             path if path == self.options.telemetry_path => "metrics",
             path if path.starts_with(api::PREFIX) => api::is_there(path).unwrap_or("other"),
             path => fixed_route(path).unwrap_or("other"),
         };
-        let answer = if route == "other" {
+        let mut answer = if route == "other" {
             error(
                 StatusCode::NOT_FOUND,
                 &format!("there is nothing at {path}"),
@@ -88,19 +112,39 @@ impl Handler {
                 _ => ok(),
             }
         };
+        let length = answer.body().len();
+        if route == "metrics" && answer.status() == StatusCode::OK {
+            Clients::sends_exposition(&client, answer.body());
+        } else if !self.clients.sends_other(&client, length) {
+            answer = busy("too many bytes are on their way to other clients");
+            Clients::sends_refusal(&client, answer.body().len());
+        }
         self.counters.count(route, answer.status());
-        answer
+        answer.map(|body| Chunks::new(body, client))
     }
 
     async fn scrape(&self, request: &Request<Incoming>) -> Answer {
         let format = Format::negotiate(accepted(request));
-        let work = move |served: &Served| match served.metrics.scrape(format) {
+        let Ok(_permit) = self.requests.try_acquire() else {
+            return self.too_many();
+        };
+        let metrics = &self.served.metrics;
+        let scrape = self.scrapes.exposition(format, metrics, &self.clients);
+        let outcome = match ScrapeTimeout::of(request.headers()) {
+            None => scrape.await,
+            Some(timeout) => match tokio::time::timeout(timeout.budget(), scrape).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.release_later();
+                    return error(StatusCode::SERVICE_UNAVAILABLE, &timeout.exceeded());
+                }
+            },
+        };
+        self.release_later();
+        match outcome {
             Ok(body) => content(format.content_type(), body),
             Err(message) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
-        };
-        let answer = self.blocking(work).await;
-        self.release_later();
-        answer
+        }
     }
 
     /// Frees encoded bodies once no further scrape can get them. Only one task waits for that at a
@@ -109,9 +153,10 @@ impl Handler {
         if self.releasing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (metrics, releasing) = (
+        let (metrics, releasing, clients) = (
             Arc::clone(&self.served.metrics),
             Arc::clone(&self.releasing),
+            Arc::clone(&self.clients),
         );
         tokio::spawn(async move {
             loop {
@@ -119,7 +164,11 @@ impl Handler {
                 // A scrape that arrives after this starts a task of its own. That holds if the next
                 // line panics, too.
                 releasing.store(false, Ordering::Release);
-                if metrics.release() || releasing.swap(true, Ordering::AcqRel) {
+                if metrics.release() {
+                    let _ = tokio::task::spawn_blocking(move || clients.release_memory()).await;
+                    return;
+                }
+                if releasing.swap(true, Ordering::AcqRel) {
                     return;
                 }
             }
@@ -146,17 +195,11 @@ impl Handler {
 
     /// Runs blocking work, unless the limit of concurrent requests is reached.
     async fn blocking(&self, work: impl FnOnce(&Served) -> Answer + Send + 'static) -> Answer {
-        let Ok(_permit) = self.scrapes.try_acquire() else {
-            let message = format!(
-                "{} requests are already in progress",
-                self.options.max_requests
-            );
-            let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, &message);
-            answer
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return answer;
+        let Ok(_permit) = self.requests.try_acquire() else {
+            return self.too_many();
         };
+        // Never closed.
+        let _thread = self.calls.acquire().await;
         let served = self.served.clone();
         let done = tokio::task::spawn_blocking(move || work(&served)).await;
         done.unwrap_or_else(|_| {
@@ -165,6 +208,13 @@ impl Handler {
                 "the request failed; see the log of the agent",
             )
         })
+    }
+
+    fn too_many(&self) -> Answer {
+        busy(&format!(
+            "{} requests are already in progress",
+            self.options.max_requests
+        ))
     }
 }
 
@@ -194,7 +244,7 @@ fn ok() -> Answer {
 }
 
 fn content(kind: &'static str, body: impl Into<Body>) -> Answer {
-    let mut answer = Response::new(Chunks::new(body.into()));
+    let mut answer = Response::new(body.into());
     answer
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -207,6 +257,15 @@ fn content(kind: &'static str, body: impl Into<Body>) -> Answer {
 fn error(code: StatusCode, message: &str) -> Answer {
     let body = format!("{}\n", serde_json::json!({ "error": message }));
     json(code, Bytes::from(body))
+}
+
+/// Asks the client to come back.
+fn busy(message: &str) -> Answer {
+    let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, message);
+    answer
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
 }
 
 fn json(code: StatusCode, body: Bytes) -> Answer {

@@ -3,10 +3,13 @@
 use hyper::StatusCode;
 use prometheus::{IntCounterVec, Opts, Registry};
 
+use super::cut::Cut;
+
 /// Counters of the server.
 #[derive(Clone, Debug)]
 pub struct Counters {
     requests: IntCounterVec,
+    cut: IntCounterVec,
 }
 
 impl Counters {
@@ -24,7 +27,29 @@ impl Counters {
             &["path", "code"],
         )?;
         registry.register(Box::new(requests.clone()))?;
-        Ok(Self { requests })
+        let cut = IntCounterVec::new(
+            Opts::new(
+                "cgmeter_http_connections_cut_total",
+                "HTTP connections that the agent cut off, by reason.",
+            ),
+            &["reason"],
+        )?;
+        for reason in Cut::ALL {
+            cut.with_label_values(&[reason.label()]);
+        }
+        registry.register(Box::new(cut.clone()))?;
+        Ok(Self { requests, cut })
+    }
+
+    /// Counts a connection that was cut off.
+    pub(super) fn cut(&self, reason: Cut) {
+        self.cut.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// Number of connections that were cut off for a reason.
+    #[cfg(test)]
+    pub(super) fn cuts(&self, reason: Cut) -> u64 {
+        self.cut.with_label_values(&[reason.label()]).get()
     }
 
     /// Counts an answer. `path` is the name of a route, so that clients can't create series.

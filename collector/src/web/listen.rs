@@ -5,6 +5,18 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
+use crate::kernel::socket;
+
+/// Connections that may wait to be accepted. A burst of more has to try again after a second
+/// (include/net/tcp.h, TCP_TIMEOUT_INIT).
+pub(super) const BACKLOG: i32 = 4096;
+/// Bytes that the kernel keeps of an answer, before it doubles them for its own overhead. What a
+/// client that doesn't read costs the kernel, and what can be under way to a client that is far
+/// away.
+const SEND_BUFFER: i32 = 64 << 10;
+/// Bytes that the kernel keeps of requests, doubled likewise. A head has 16 KiB at most.
+const RECEIVE_BUFFER: i32 = 16 << 10;
+
 /// The server can't listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {}{}", .error, hint(.error))]
@@ -40,9 +52,16 @@ pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
     addresses
         .iter()
         .map(|&address| {
-            let listener = TcpListener::bind(address)
-                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+            let listener = TcpListener::bind(address).and_then(prepared);
             listener.map_err(|error| BindError { address, error })
         })
         .collect()
+}
+
+fn prepared(listener: TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    // Connections inherit the buffers.
+    socket::set_buffers(&listener, SEND_BUFFER, RECEIVE_BUFFER)?;
+    socket::set_backlog(&listener, BACKLOG)?;
+    Ok(listener)
 }

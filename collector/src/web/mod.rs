@@ -3,30 +3,32 @@
 //! Invariant: this module handles expositions as bytes without knowing their content, and cgroups
 //! as the agent's records. It never reads a request's body and never blocks the async threads on a
 //! scrape. It bounds what one client, or all clients together, can cost: connections, header size
-//! and time, concurrent scrapes, time to read an answer.
+//! and time, concurrent scrapes, bytes on their way, time without reading
+//! (docs/design/http.md).
 
 mod answer;
 mod api;
 mod body;
+mod clients;
+mod connection;
 mod counters;
+mod cut;
 mod listen;
+mod scrapes;
+mod timeout;
 
 use std::{
-    convert::Infallible,
     future::Future,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use answer::Handler;
 pub use answer::is_reserved;
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinSet,
-};
+use clients::Clients;
+pub use clients::Limits;
+use tokio::{sync::watch, task::JoinSet};
 
 pub use counters::Counters;
 pub use listen::{BindError, bind};
@@ -44,6 +46,8 @@ pub trait Metrics: Send + Sync + 'static {
     ///
     /// The message for the client.
     fn scrape(&self, format: Format) -> Result<Body, String>;
+    /// Returns what `scrape` would, if that exists already. Does not block.
+    fn at_hand(&self, format: Format) -> Option<Body>;
     /// Frees encoded bodies that no further scrape can get. Returns whether nothing is left to
     /// free.
     fn release(&self) -> bool;
@@ -72,6 +76,10 @@ pub trait Metrics: Send + Sync + 'static {
 impl Metrics for Agent {
     fn scrape(&self, format: Format) -> Result<Body, String> {
         Self::scrape(self, format).map_err(|error| format!("{error:#}"))
+    }
+
+    fn at_hand(&self, format: Format) -> Option<Body> {
+        Self::at_hand(self, format)
     }
 
     fn release(&self) -> bool {
@@ -112,17 +120,14 @@ pub struct WebOptions {
     pub max_requests: usize,
 }
 
-/// Concurrent connections. Further ones wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 512;
-/// Time limit for a client to send the head of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time limit for a whole connection, keep-alive included. It ends clients that never read; a
-/// well-behaved client connects again.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// Time for requests in progress to finish when the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be accepted.
+const RETRY: Duration = Duration::from_millis(100);
+/// Shortest time between two log lines about that.
+const LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Serves until `shutdown` completes, then lets requests in progress finish.
 ///
@@ -133,24 +138,26 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     metrics: Arc<dyn Metrics>,
     options: WebOptions,
+    limits: Limits,
     counters: Counters,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let addresses = listeners.iter().map(TcpListener::local_addr);
     let served = Served {
         metrics,
         addresses: addresses.collect::<Result<_, _>>()?,
     };
-    let handler = Arc::new(Handler::new(served, options, counters));
+    let clients = Clients::new(limits, counters.clone());
+    let handler = Handler::new(served, options, Arc::clone(&clients), counters);
+    let handler = Arc::new(handler);
     let mut tasks = JoinSet::new();
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let accepting = accept(
             listener,
             Arc::clone(&handler),
-            Arc::clone(&connections),
+            Arc::clone(&clients),
             stopped.clone(),
         );
         tasks.spawn(accepting);
@@ -164,9 +171,8 @@ pub async fn serve(
         anyhow::bail!("the server has stopped accepting connections after a fault; see the log");
     }
     while tasks.join_next().await.is_some() {}
-    // Every connection holds a permit until it has ended.
-    let ended = connections.acquire_many(MAX_CONNECTIONS as u32);
-    if tokio::time::timeout(GRACE, ended).await.is_err() {
+    let ended = clients.ended();
+    if tokio::time::timeout(GRACE * 2, ended).await.is_err() {
         tracing::warn!("requests still in progress were cut off");
     }
     Ok(())
@@ -175,13 +181,11 @@ pub async fn serve(
 async fn accept(
     listener: tokio::net::TcpListener,
     handler: Arc<Handler>,
-    connections: Arc<Semaphore>,
+    clients: Arc<Clients>,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let mut failures = Failures::default();
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop_requested(&mut stopped) => return,
@@ -189,45 +193,48 @@ async fn accept(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // EMFILE and similar errors last for a while: wait instead of retrying at once.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                failures.log(&error);
+                // Too many open files, or too little memory: an idle connection can free some.
+                clients.make_place();
+                tokio::time::sleep(RETRY).await;
                 continue;
             }
         };
-        let (handler, mut stopped) = (Arc::clone(&handler), stopped.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            let service = service_fn(move |request| {
-                let handler = Arc::clone(&handler);
-                async move { Ok::<_, Infallible>(handler.answer(request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                result = connection.as_mut() => Some(result),
-                () = tokio::time::sleep(CONNECTION_TIMEOUT) => None,
-                () = stop_requested(&mut stopped) => None,
-            };
-            let ended = match ended {
-                Some(result) => Ok(result),
-                None => {
-                    // The request in progress is answered, if the client reads the answer.
-                    connection.as_mut().graceful_shutdown();
-                    tokio::time::timeout(GRACE, connection).await
-                }
-            };
-            if let Ok(Err(error)) = ended {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        });
+        let place = tokio::select! {
+            place = clients.place(stream) => place,
+            () = stop_requested(&mut stopped) => return,
+        };
+        let Some(place) = place else { return };
+        tokio::spawn(connection::serve(
+            place,
+            Arc::clone(&handler),
+            stopped.clone(),
+        ));
     }
 }
 
+/// Connections that could not be accepted. They are logged once a minute.
+#[derive(Default)]
+struct Failures {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Failures {
+    fn log(&mut self, error: &std::io::Error) {
+        self.since += 1;
+        if self
+            .logged
+            .is_none_or(|logged| logged.elapsed() >= LOG_PAUSE)
+        {
+            tracing::warn!(%error, count = self.since, "connections could not be accepted");
+            self.logged = Some(Instant::now());
+            self.since = 0;
+        }
+    }
+}
+
+/// Waits until the server has to stop.
 async fn stop_requested(stopped: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, so the server has ended.
     let _ = stopped.wait_for(|&stop| stop).await;

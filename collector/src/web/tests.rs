@@ -14,31 +14,66 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Counters, Metrics, WebOptions, bind, serve};
+use super::{Counters, Limits, Metrics, WebOptions, bind, serve};
 use crate::{
     agent::{AgentStatus, Inventory},
     exposition::{Body, Format},
 };
 
 mod api;
+mod attack;
 
-/// Serves a fixed text after an optional wait.
+/// Serves a text after an optional wait.
+#[derive(Default)]
 struct Fixed {
     wait: Duration,
     scrapes: AtomicUsize,
     /// A faulty agent: every scrape panics, and it is not ready.
     faulty: AtomicBool,
+    /// Length of the exposition: a new one at each scrape. 0 for a short fixed text.
+    length: usize,
+    /// Expositions that are in memory.
+    live: Arc<AtomicUsize>,
+}
+
+/// Bytes of an exposition. Counts itself as long as it is in memory.
+struct Tracked(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Fixed {
+    /// An exposition whose bytes are those of its number.
+    fn exposition(&self, number: usize) -> Body {
+        self.live.fetch_add(1, Ordering::SeqCst);
+        let bytes = vec![b'0' + (number % 10) as u8; self.length];
+        Bytes::from_owner(Tracked(bytes, Arc::clone(&self.live))).into()
+    }
 }
 
 impl Metrics for Fixed {
     fn scrape(&self, format: Format) -> Result<Body, String> {
-        self.scrapes.fetch_add(1, Ordering::SeqCst);
+        let number = self.scrapes.fetch_add(1, Ordering::SeqCst) + 1;
         std::thread::sleep(self.wait);
         assert!(!self.faulty.load(Ordering::SeqCst), "a test");
         match format {
+            _ if self.length > 0 => Ok(self.exposition(number)),
             Format::Text => Ok(Bytes::from_static(b"text 1\n").into()),
             _ => Ok(Bytes::from_static(b"# EOF\n").into()),
         }
+    }
+
+    fn at_hand(&self, _: Format) -> Option<Body> {
+        None
     }
 
     fn release(&self) -> bool {
@@ -72,17 +107,22 @@ struct Server {
     stop: Option<oneshot::Sender<()>>,
     ended: mpsc::Receiver<()>,
     metrics: Arc<Fixed>,
+    counters: Counters,
 }
 
 impl Server {
     fn start(wait: Duration, max_requests: usize) -> Self {
+        let metrics = Fixed {
+            wait,
+            ..Fixed::default()
+        };
+        Self::with(metrics, max_requests, Limits::new(20_000))
+    }
+
+    fn with(metrics: Fixed, max_requests: usize, limits: Limits) -> Self {
         let listeners = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let metrics = Arc::new(Fixed {
-            wait,
-            scrapes: AtomicUsize::new(0),
-            faulty: AtomicBool::new(false),
-        });
+        let metrics = Arc::new(metrics);
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = mpsc::channel();
         let options = WebOptions {
@@ -90,9 +130,12 @@ impl Server {
             max_requests,
         };
         let counters = Counters::new(&prometheus::Registry::new()).unwrap();
-        let served = Arc::clone(&metrics);
+        let (served, counted) = (Arc::clone(&metrics), counters.clone());
         std::thread::spawn(move || {
+            // As in main.rs.
             let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .max_blocking_threads(4)
                 .enable_all()
                 .build()
                 .unwrap();
@@ -100,7 +143,7 @@ impl Server {
                 let _ = stopped.await;
             };
             runtime
-                .block_on(serve(listeners, served, options, counters, shutdown))
+                .block_on(serve(listeners, served, options, limits, counted, shutdown))
                 .unwrap();
             end.send(()).unwrap();
         });
@@ -109,6 +152,7 @@ impl Server {
             stop: Some(stop),
             ended,
             metrics,
+            counters,
         }
     }
 

@@ -1,0 +1,97 @@
+//! Places and bytes on their way, with sockets of the test.
+
+use super::{client::YOUNG, *};
+use crate::kernel::socket;
+
+/// A client to which as much was written as its side takes without reading, and its other end.
+async fn stuck(clients: &Arc<Clients>) -> (Place, TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    socket::set_buffers(&stream, 4096, 4096).unwrap();
+    let place = clients.place(stream).await.unwrap();
+    place.client.works();
+    // Until the other side's kernel takes no more.
+    let stream = &place.client.stream;
+    while let Ok(ready) = tokio::time::timeout(PAUSE, stream.writable()).await {
+        ready.unwrap();
+        if let Ok(count) = stream.try_write(&[0; 4096]) {
+            place.client.wrote(count);
+        }
+    }
+    place.client.progress(Instant::now());
+    (place, other)
+}
+
+#[tokio::test]
+async fn answers_of_the_api_are_bounded_together() {
+    let limits = Limits {
+        other_bytes: 100,
+        ..Limits::new(1024)
+    };
+    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
+    let clients = Clients::new(limits, counters);
+    let (first, _reader) = stuck(&clients).await;
+    let (second, _other) = stuck(&clients).await;
+    let (third, _another) = stuck(&clients).await;
+    // One answer may be larger than the limit, but nothing may be beside it.
+    assert!(clients.sends_other(&first.client, 1000));
+    assert!(!clients.sends_other(&second.client, 1));
+    assert!(!first.client.is_cut());
+    tokio::time::sleep(STALLED).await;
+    assert!(clients.sends_other(&second.client, 60));
+    assert_eq!(first.client.cut_off().await, Cut::Superseded);
+    assert!(clients.sends_other(&third.client, 40));
+    assert!(!second.client.is_cut());
+    drop((first, second));
+    // A client that goes on taking its answer is not cut off.
+    let (reading, mut taker) = stuck(&clients).await;
+    assert!(clients.sends_other(&reading.client, 60));
+    let begin = Instant::now();
+    let mut part = vec![0; 1 << 20];
+    while begin.elapsed() < STALLED * 2 {
+        use tokio::io::AsyncReadExt;
+        let _ = tokio::time::timeout(STALLED / 10, taker.read(&mut part)).await;
+        if let Ok(count) = reading.client.stream.try_write(&[0; 4096]) {
+            reading.client.wrote(count);
+        }
+        reading.client.progress(Instant::now());
+    }
+    let (last, _end) = stuck(&clients).await;
+    assert!(clients.sends_other(&last.client, 40));
+    assert!(!reading.client.is_cut());
+    assert_eq!(third.client.cut_off().await, Cut::Superseded);
+}
+
+#[tokio::test]
+async fn a_connection_has_time_until_its_request_is_read() {
+    let limits = Limits {
+        connections: 2,
+        ..Limits::new(1024)
+    };
+    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
+    let clients = Clients::new(limits, counters);
+    let (sending, _other) = stuck(&clients).await;
+    assert!(clients.sends_other(&sending.client, 1));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _waiting = TcpStream::connect(address).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let scraper = clients.place(stream).await.unwrap();
+    let begin = scraper.client.waiting_since();
+    clients.make_place();
+    assert!(!scraper.client.is_cut() || begin.elapsed() >= YOUNG);
+    tokio::time::sleep(YOUNG).await;
+    clients.make_place();
+    assert_eq!(scraper.client.cut_off().await, Cut::Place);
+    assert!(!sending.client.is_cut());
+}
+
+#[test]
+fn connections_leave_descriptors_for_the_agent() {
+    for (open_files, connections) in [(20_000, 256), (1024, 256), (160, 40), (3, 8)] {
+        assert_eq!(Limits::new(open_files).connections, connections);
+    }
+}
