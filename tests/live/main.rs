@@ -11,6 +11,7 @@
 mod agent;
 mod alerts;
 mod api;
+mod attack;
 mod block;
 mod block_device;
 mod cgroup;
@@ -98,6 +99,7 @@ const TESTS: &[&[Test]] = &[
     programs::TESTS,
     formats::TESTS,
     api::TESTS,
+    attack::TESTS,
     errors::TESTS,
     service::TESTS,
     custom::TESTS,
