@@ -330,11 +330,11 @@ mod tests {
         for (file, line) in [
             (
                 "collector-common/src/lib.rs",
-                "pub mod page_moves;\npub mod process;",
+                "pub mod page_moves;\npub mod paths;",
             ),
             (
                 "collector-ebpf/src/main.rs",
-                "mod page_moves;\nmod pending;",
+                "mod page_moves;\nmod process;",
             ),
             (
                 "collector/src/kernel/cells.rs",
