@@ -30,7 +30,7 @@ use super::{Counters, cut::Cut};
 use crate::{exposition::Body, kernel};
 
 /// Time without progress after which a client may be cut off in favour of another one.
-const STALLED: Duration = Duration::from_secs(1);
+const STALLED: Duration = Duration::from_millis(250);
 /// Time without progress after which an exposition may be given up in favour of another one.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a scrape waits for that at most.
@@ -64,7 +64,7 @@ impl Limits {
         Self {
             connections: quarter.clamp(8, 256),
             expositions: 3,
-            older_bytes: 8 << 20,
+            older_bytes: 4 << 20,
             other_bytes: 16 << 20,
             stall: Duration::from_secs(10),
             head: Duration::from_secs(10),

@@ -271,6 +271,31 @@ impl Life {
         Ok(())
     }
 
+    /// The kernel's own count of a family for the present cgroup. `None` if this machine lacks the
+    /// controller.
+    pub fn kernel_count(&self, family: &str) -> Result<Option<f64>> {
+        let of = |controller: &'static str| {
+            let there = needs::missing(&[Need::Controller(controller)]).is_none();
+            there.then(|| self.twin(controller)).transpose()
+        };
+        match family {
+            "container_cpu_user_seconds_total" => self.group.cgroup.cpu_stat("user_usec").map(Some),
+            "container_cpu_cfs_periods_total" => {
+                let twin = of("cpu")?;
+                twin.map(|twin| twin.stat("cpu.stat", "nr_periods"))
+                    .transpose()
+            }
+            "container_memory_failcnt" => {
+                let hits = |twin: &Twin| match twin.v1 {
+                    true => twin.number("memory.failcnt"),
+                    false => twin.stat("memory.events", "max"),
+                };
+                of("memory")?.map(hits).transpose()
+            }
+            other => anyhow::bail!("{other}: not known here"),
+        }
+    }
+
     fn twin(&self, name: &str) -> Result<&Twin> {
         let twins = &self.group.twins;
         let twin = twins.iter().find(|(found, _)| *found == name);
