@@ -21,7 +21,7 @@ pub struct Mount {
 pub struct V1Mount {
     /// Its mount point and number.
     pub mount: Mount,
-    /// Its controllers, as far as they are among [`CONTROLLERS`].
+    /// Its controllers, as far as the agent reads them.
     pub controllers: Vec<&'static str>,
 }
 
