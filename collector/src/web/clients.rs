@@ -48,6 +48,9 @@ pub struct Limits {
     /// Bytes of those beside the newest one, as long as their clients have stalled. One may be
     /// larger.
     pub older_bytes: usize,
+    /// Time without progress after which a client's exposition counts as one of those. A client on a
+    /// poor link pauses for less.
+    pub older_stall: Duration,
     /// Bytes of other answers on their way to clients.
     pub other_bytes: usize,
     /// Time after which a client that has not taken a byte of its answer is cut off.
@@ -64,7 +67,8 @@ impl Limits {
         Self {
             connections: quarter.clamp(8, 256),
             expositions: 3,
-            older_bytes: 4 << 20,
+            older_bytes: 8 << 20,
+            older_stall: Duration::from_secs(3),
             other_bytes: 16 << 20,
             stall: Duration::from_secs(10),
             head: Duration::from_secs(10),
@@ -231,13 +235,13 @@ impl Clients {
             if !too_many && !too_large {
                 break;
             }
-            if now.saturating_duration_since(*progress) < PAUSE {
-                if !now_or_never {
-                    return false;
-                }
-                if !too_many {
-                    break;
-                }
+            let pause = now.saturating_duration_since(*progress);
+            if too_many && pause < PAUSE && !now_or_never {
+                return false;
+            }
+            // Those that follow have paused for less.
+            if !too_many && pause < self.limits.older_stall {
+                break;
             }
             for client in clients {
                 self.cut(client, Cut::Superseded);

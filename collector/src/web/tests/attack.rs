@@ -257,6 +257,7 @@ fn large_expositions_that_stall_are_two_at_most() {
         4 * MEGABYTE,
         Limits {
             older_bytes: 6 * MEGABYTE,
+            older_stall: Duration::from_millis(200),
             ..limits()
         },
     );
@@ -269,7 +270,8 @@ fn large_expositions_that_stall_are_two_at_most() {
         until("more are in memory", || {
             server.metrics.live.load(SeqCst) == number.min(2)
         });
-        std::thread::sleep(Duration::from_millis(50));
+        // Longer than a client may pause.
+        std::thread::sleep(Duration::from_millis(300));
     }
     assert_eq!(server.counters.cuts(Cut::Superseded), 2);
 }
