@@ -120,11 +120,12 @@ pub(super) async fn serve(place: Place, handler: Arc<Handler>, stop: watch::Rece
         let ended = converse(client, &handler, limits.head, stop.clone()).await;
         match ended {
             Ok(()) => {}
-            // The rest of the answer before this request may still be on its way.
-            Err(error) if error.is_timeout() || error.is_parse() => {}
             Err(error) => {
                 tracing::debug!(%error, "a connection ended early");
-                return;
+                // The rest of the answer before a bad request may still be on its way.
+                if !error.is_timeout() && !error.is_parse() {
+                    return;
+                }
             }
         }
         client.lingers();
