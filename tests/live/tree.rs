@@ -298,7 +298,10 @@ fn bounded() -> Result<()> {
         exited(parent.id.as_str())?,
         LIVES as f64,
     )?;
-    usage_agrees(&metrics, &parent)
+    // Each worker moves itself while it runs: with the cpu controller in cgroup2 the kernel counts what
+    // it used since its last tick for the cgroup that it enters. See docs/limits.md.
+    let (found, expected) = (metrics.of(&parent.id, USAGE)?, parent.cpu_seconds()?);
+    agree(&parent.id, found, expected, 0.05, 0.0)
 }
 
 fn made_again() -> Result<()> {
