@@ -110,7 +110,6 @@ fn print(bytes: &[u8]) -> Result<()> {
 
 /// Meters and serves until a signal ends the agent.
 fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
-    kernel::share_free_memory();
     threads::watch();
     for name in settings::unknown_variables() {
         tracing::warn!(

@@ -61,16 +61,6 @@ pub fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Makes all threads share one pool of free memory. Each thread that encodes would otherwise keep a
-/// text's worth of it for itself. Call it before there are threads.
-pub fn share_free_memory() {
-    // SAFETY: mallopt(3) changes a number of glibc's allocator.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1)
-    };
-}
-
 /// Returns freed memory to the kernel.
 pub fn release_free_memory() {
     // SAFETY: always allowed; glibc's malloc_trim(3) only looks at free memory.
