@@ -180,7 +180,8 @@ pub struct FileLimit {
 }
 
 impl FileLimit {
-    fn set(pid: u32, soft: u64) -> Result<Self> {
+    /// Sets the soft limit of a process.
+    pub fn set(pid: u32, soft: u64) -> Result<Self> {
         let pid = pid as libc::pid_t;
         let mut before = libc::rlimit {
             rlim_cur: 0,

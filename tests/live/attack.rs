@@ -18,7 +18,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Test, agent::Agent, cgroup::Cgroup, needs::Need};
+use crate::{
+    Test,
+    agent::{Agent, FileLimit},
+    cgroup::Cgroup,
+    needs::Need,
+};
 
 pub const TESTS: &[Test] = &[
     (
@@ -310,20 +315,7 @@ fn half_open() -> Result<()> {
 fn few_descriptors() -> Result<()> {
     let agent = Agent::start(&[])?;
     let open = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count() as u64;
-    let limit = libc::rlimit {
-        rlim_cur: open + 20,
-        rlim_max: open + 20,
-    };
-    // SAFETY: the limit is readable, and the old one is not wanted.
-    let set = unsafe {
-        libc::prlimit(
-            agent.pid() as libc::pid_t,
-            libc::RLIMIT_NOFILE,
-            &raw const limit,
-            std::ptr::null_mut(),
-        )
-    };
-    ensure!(set == 0, "prlimit: {}", std::io::Error::last_os_error());
+    let _limit = FileLimit::set(agent.pid(), open + 20)?;
     let idle: Result<Vec<TcpStream>> = (0..100).map(|_| connect(agent.port, 4096)).collect();
     let idle = idle?;
     for _ in 0..3 {
