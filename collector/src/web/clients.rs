@@ -23,8 +23,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-pub(super) use client::Client;
-use client::{Sent, lock};
+use client::Sent;
+pub(super) use client::{Client, lock};
 
 use super::{Counters, cut::Cut};
 use crate::{exposition::Body, kernel};

@@ -6,12 +6,15 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::sync::oneshot;
 
-use super::{Metrics, clients::Clients};
+use super::{
+    Metrics,
+    clients::{Clients, lock},
+};
 use crate::exposition::{Body, Format};
 
 type Outcome = Result<Body, String>;
@@ -28,10 +31,6 @@ struct Queue {
 #[derive(Debug, Default)]
 pub(super) struct Scrapes {
     queues: [Arc<Mutex<Queue>>; Format::ALL.len()],
-}
-
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Scrapes {

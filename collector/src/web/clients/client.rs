@@ -69,7 +69,8 @@ pub(in crate::web) struct Client {
     cut_off: Notify,
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Takes a lock even if a thread has panicked while it held it.
+pub(in crate::web) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
