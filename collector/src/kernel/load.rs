@@ -422,7 +422,16 @@ impl Kernel {
         Ok(())
     }
 
-    /// Statistics that the kernel programs keep about themselves.
+    /// One of the statistics that the kernel programs keep about themselves.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn stat(&self, stat: Stat) -> Result<u64> {
+        Ok(self.stats.sum(stat as u32)?)
+    }
+
+    /// All statistics that the kernel programs keep about themselves.
     ///
     /// # Errors
     ///

@@ -162,10 +162,9 @@ impl Collector {
     }
 
     fn walk_if_events_were_lost(&mut self) {
-        let Ok(stats) = self.kernel.stats() else {
+        let Ok(lost) = self.kernel.stat(Stat::LostEvents) else {
             return;
         };
-        let lost = stats.get(Stat::LostEvents);
         if lost == self.lifecycle.lost_events {
             return;
         }
