@@ -43,6 +43,16 @@ pub fn get_from(address: impl ToSocketAddrs, path: &str) -> Result<Response> {
     Ok(Request::get(path).timeout(PATIENCE).send(address)?)
 }
 
+/// A size in a process's /proc/PID/status, bytes.
+pub fn memory(pid: u32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let size = status.lines().find_map(|line| {
+        let size = line.strip_prefix(name)?.strip_prefix(':')?;
+        size.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Ok(size.with_context(|| format!("no {name}"))? * 1024)
+}
+
 /// A running agent.
 pub struct Agent {
     child: Child,
@@ -103,6 +113,12 @@ impl Agent {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// A size in its /proc/PID/status, such as VmRSS (resident memory) or VmHWM (the peak of that),
+    /// bytes.
+    pub fn memory(&self, name: &str) -> Result<u64> {
+        memory(self.pid(), name)
     }
 
     /// The log so far.

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     Test,
-    agent::{Agent, FileLimit},
+    agent::{Agent, FileLimit, memory},
     cgroup::Cgroup,
     needs::Need,
 };
@@ -120,14 +120,6 @@ fn is_ended(stream: &TcpStream) -> bool {
     polled.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// Resident memory of a process, bytes.
-fn rss(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(kib.context("no VmRSS")?.parse::<u64>()? * 1024)
-}
-
 /// Memory of all TCP sockets, bytes (net/ipv4/proc.c, sockstat_seq_show).
 fn socket_memory() -> Result<u64> {
     let text = fs::read_to_string("/proc/net/sockstat")?;
@@ -197,7 +189,7 @@ fn never_reading() -> Result<()> {
 
     thread::sleep(Duration::from_secs(1));
     let (pid, port) = (agent.pid(), agent.port);
-    let before = (rss(pid)?, socket_memory()?);
+    let before = (memory(pid, "VmRSS")?, socket_memory()?);
     let mut most = before;
     let mut clients: Vec<(Instant, TcpStream)> = Vec::new();
     let mut renewed = 0;
@@ -215,7 +207,10 @@ fn never_reading() -> Result<()> {
             clients.push((Instant::now(), never_reader(port)?));
             renewed += 1;
         }
-        most = (most.0.max(rss(pid)?), most.1.max(socket_memory()?));
+        most = (
+            most.0.max(memory(pid, "VmRSS")?),
+            most.1.max(socket_memory()?),
+        );
         if scraped.0.elapsed() > Duration::from_secs(2) {
             let asked = Instant::now();
             let body = agent.body("/metrics", "").context("a scrape in between")?;

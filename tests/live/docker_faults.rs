@@ -2,7 +2,6 @@
 //! the records that it has. Every scrape is answered, and none waits long for the runtime.
 
 use std::{
-    fs,
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     sync::{
@@ -240,20 +239,12 @@ fn answer(mut stream: UnixStream, head: &[u8], rest: &[u8], ending: &AtomicBool)
     while !ending.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
 }
 
-/// Peak resident memory of a process, bytes.
-fn resident(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kilobytes.context("no VmHWM")? * 1024)
-}
-
 fn hostile() -> Result<()> {
     /// Limit on the memory for a hostile runtime's answers.
     const MOST: u64 = 96 << 20;
     let quiet = Agent::start(&["--container.runtime=none"])?;
     quiet.scrape()?;
-    let floor = resident(quiet.pid())?;
+    let floor = quiet.memory("VmHWM")?;
     for &(what, head, rest) in FAULTS {
         let folder = Folder::new("hostile")?;
         let server = Hostile::start(&folder.path("socket"), head, rest)?;
@@ -272,7 +263,7 @@ fn hostile() -> Result<()> {
             longest < Duration::from_secs(1),
             "{what}: a scrape took {longest:?}"
         );
-        let most = resident(agent.pid())?;
+        let most = agent.memory("VmHWM")?;
         println!(
             "{what}: {} KiB more than without a runtime",
             most.saturating_sub(floor) / 1024

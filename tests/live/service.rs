@@ -19,9 +19,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     Test,
     agent::{Agent, binary, free_port, get},
+    cgroup::Cgroup,
     metrics::Metrics,
     needs::Need,
     runtimes::eventually,
+    twin::Twin,
     worker::Worker,
 };
 
@@ -43,6 +45,11 @@ pub const TESTS: &[Test] = &[
         stuck,
     ),
     ("service::a_log_that_nobody_reads", &[Need::Agent], unread),
+    (
+        "service::a_start_takes_little_memory_and_reads_the_kernels_types_once",
+        &[Need::Agent, Need::Controller("memory")],
+        small_start,
+    ),
     (
         "service::the_unit_is_valid",
         &[Need::Program("systemd-analyze")],
@@ -99,6 +106,40 @@ impl Drop for Temporary {
     }
 }
 
+/// Most memory of a start, bytes.
+const START_PEAK: u64 = 40_000_000;
+/// A limit under which the agent starts and serves, its maps in the kernel included, bytes.
+const LIMIT: u64 = 64 << 20;
+
+fn small_start() -> Result<()> {
+    let group = Cgroup::new()?;
+    let limited = Twin::of(&group, "memory")?;
+    let name = if limited.v1 {
+        "memory.limit_in_bytes"
+    } else {
+        "memory.max"
+    };
+    limited.write(name, &LIMIT.to_string())?;
+    let mut agent = Agent::begin(&[], &[])?;
+    group.admit(agent.pid())?;
+    limited.admit(agent.pid())?;
+    agent.wait_until_ready()?;
+    agent.scrape()?;
+
+    let peak = agent.memory("VmHWM")?;
+    ensure!(peak <= START_PEAK, "peak of {peak} bytes");
+    // All that it has read by read(2). The types are the only large file.
+    let io = fs::read_to_string(format!("/proc/{}/io", agent.pid()))?;
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    let read: u64 = read.context("no rchar")?.parse()?;
+    let types = fs::metadata("/sys/kernel/btf/vmlinux")?.len();
+    ensure!(
+        (types..types + types / 2).contains(&read),
+        "{read} bytes read, the types have {types}"
+    );
+    Ok(())
+}
+
 fn reload() -> Result<()> {
     let file = Temporary::new("reload.toml");
     fs::write(
@@ -112,7 +153,7 @@ fn reload() -> Result<()> {
             Ok(())
         })
     };
-    let group = crate::cgroup::Cgroup::new()?;
+    let group = Cgroup::new()?;
     let (id, gone) = (group.id.clone(), group.child("gone")?);
     let below = format!("{id}/gone");
     // Without any task it would not be kept at all.

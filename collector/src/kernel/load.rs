@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{Map, MapData, RingBuf},
     programs::{
         CgroupAttachMode, Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun,
@@ -28,6 +28,7 @@ use super::{
     cgroup_iterator::{CgroupIterator, Maps},
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
+    loader,
     map::Map as TypedMap,
     per_cpu::PerCpuCounters,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
@@ -84,9 +85,7 @@ impl Kernel {
     ///
     /// If privileges or BTF are missing, or maps can't be created.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
-        // Free the loader's copy of the kernel's BTF, which is not needed.
-        loader.btf(None);
+        let mut loader = loader::without_btf();
         let types =
             btf::Btf::parse(read_btf()?).with_context(|| format!("cannot parse {BTF_PATH}"))?;
         let patched = fields::patch(OBJECT, &types)?;

@@ -12,6 +12,7 @@ pub mod events;
 pub mod fields;
 pub mod keyed;
 pub mod load;
+mod loader;
 pub mod map;
 pub mod mapping;
 mod names;
