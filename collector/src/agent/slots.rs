@@ -10,7 +10,7 @@ use collector_common::cell::OVERFLOW_SLOT;
 
 use super::sources::Sources;
 use crate::{
-    cgroup::{NodeId, OVERFLOW, Tree},
+    cgroup::{NodeId, OVERFLOW, Reaped, Tree},
     kernel::slots::{self, SlotPool},
     source::Change,
 };
@@ -77,11 +77,14 @@ impl Slots {
     }
 
     /// After nodes were reaped, children before parents: their revoked slots count for their parents.
-    pub(super) fn reaped(&mut self, nodes: &[(NodeId, NodeId)]) {
+    pub(super) fn reaped(&mut self, nodes: &[Reaped]) {
         if nodes.is_empty() {
             return;
         }
-        let heirs: HashMap<NodeId, NodeId> = nodes.iter().copied().collect();
+        let heirs: HashMap<NodeId, NodeId> = nodes
+            .iter()
+            .map(|reaped| (reaped.node, reaped.into))
+            .collect();
         for slot in &mut self.revoked {
             while let Some(&into) = slot.node.and_then(|node| heirs.get(&node)) {
                 slot.node = Some(into);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use dead::Dead;
-pub use dead::DeadMax;
+pub use dead::{DeadMax, Reaped};
 pub use nodes::Nodes;
 
 use super::{

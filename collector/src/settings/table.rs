@@ -145,8 +145,8 @@ fn table() -> Vec<Setting<Settings>> {
         },
         Setting {
             name: "cgroup.dead-max",
-            help: "Maximum number of removed containers, pods and machines that are still reported, and of four \
-               times as many as other removed cgroups; the oldest count in their parents",
+            help: "Maximum number of removed containers, pods and machines that are still reported; beside them, \
+               a quarter as many other removed cgroups are. The oldest leave first, and count in their parents",
             default: Value("4000"),
             kind: Number("N", 0..=1_000_000, |s, n| {
                 s.agent.dead_max = DeadMax::new(n as usize);

@@ -15,7 +15,7 @@ use collector_common::{
 use super::Collector;
 use crate::{
     agent::lifecycle::Lifecycle,
-    cgroup::{Event, walk},
+    cgroup::{Event, Reaped, walk},
     kernel::{events, load::monotonic_ns},
     source::{Change, FinalRecords, V1Event},
 };
@@ -36,17 +36,10 @@ impl Collector {
             ..
         } = self;
         slots.retire(&mut lifecycle.tree, sources, Instant::now());
-        let mut reaped = Vec::new();
-        lifecycle.tree.reap(
-            Instant::now(),
-            lifecycle.linger,
-            |id| slots.is_pending(id),
-            |node, into| {
-                sources.notify(&Change::Reaped { node, into });
-                reaped.push((node, into));
-            },
-        );
-        slots.reaped(&reaped);
+        let reaped = lifecycle
+            .tree
+            .reap(Instant::now(), lifecycle.linger, |id| slots.is_pending(id));
+        self.reaped(&reaped);
         self.identify();
         events
     }
@@ -58,23 +51,22 @@ impl Collector {
     /// When the kernel's map of slots can't be read.
     pub(in crate::agent) fn refresh_slots(&mut self) -> std::io::Result<()> {
         let Self {
-            lifecycle,
-            slots,
-            sources,
-            ..
+            lifecycle, slots, ..
         } = self;
         slots.refresh()?;
-        let mut reaped = Vec::new();
-        lifecycle.tree.discard(
-            |id| slots.has(id),
-            |id| slots.is_pending(id),
-            |node, into| {
-                sources.notify(&Change::Reaped { node, into });
-                reaped.push((node, into));
-            },
-        );
-        slots.reaped(&reaped);
+        let discarded = lifecycle
+            .tree
+            .discard(|id| slots.has(id), |id| slots.is_pending(id));
+        self.reaped(&discarded);
         Ok(())
+    }
+
+    /// What reaped nodes had counts in their parents.
+    fn reaped(&mut self, nodes: &[Reaped]) {
+        for &Reaped { node, into } in nodes {
+            self.sources.notify(&Change::Reaped { node, into });
+        }
+        self.slots.reaped(nodes);
     }
 
     /// Applies lifecycle events. Returns their number.

@@ -31,6 +31,15 @@ impl DeadMax {
     }
 }
 
+/// A node that is no longer kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaped {
+    /// Its number, which is another cgroup's at the next change of the tree.
+    pub node: NodeId,
+    /// The parent, to which its values belong from now on.
+    pub into: NodeId,
+}
+
 /// Removed cgroups by when the tree learnt of their removal.
 #[derive(Debug)]
 pub(super) struct Dead {
@@ -150,21 +159,20 @@ impl Tree {
     }
 
     /// Reaps removed nodes that have lingered long enough or are too many, children before parents.
-    /// Calls `reap` with each node and the parent to which its values now belong. Ids that are
-    /// `pending`, because their slots are still to be read, lead to that parent from now on.
+    /// Returns them in this order. Ids that are `pending`, because their slots are still to be read,
+    /// lead to the parent from now on.
     pub fn reap(
         &mut self,
         now: Instant,
         linger: Duration,
         pending: impl Fn(u64) -> bool,
-        mut reap: impl FnMut(NodeId, NodeId),
-    ) {
+    ) -> Vec<Reaped> {
         let mut due = self.dead.due(now, linger);
         // A child was removed before its parent. Where the removals were found by a walk, they may
         // have been noted in any order: a parent that had to wait comes again after its child.
         due.reverse();
         let mut waiting = HashSet::new();
-        let mut reaped = false;
+        let mut reaped = Vec::new();
         while let Some(number) = due.pop() {
             let Some(node) = self.node(number) else {
                 continue;
@@ -174,32 +182,31 @@ impl Tree {
                 continue;
             }
             let shown = node.gone <= self.dead.shown;
-            let Some(parent) = self.reap_one(number, &pending, &mut reap) else {
+            let Some(one) = self.reap_one(number, &pending) else {
                 continue;
             };
             if !shown {
                 self.dead.unreported += 1;
             }
-            reaped = true;
-            if waiting.remove(&parent) {
-                due.push(parent);
+            reaped.push(one);
+            if waiting.remove(&one.into) {
+                due.push(one.into);
             }
         }
-        if reaped {
-            self.compact();
-        }
+        self.compact(&reaped);
+        reaped
     }
 
     /// Reaps cgroups removed since the last call that are not kept at all: those that never counted
     /// anything, and those that the filters exclude. `counts` tells whether a cgroup has a slot; one
-    /// without has had no event. Children come before parents.
+    /// without has had no event. Children come before parents. Returns them as [`reap`](Self::reap)
+    /// does.
     pub fn discard(
         &mut self,
         counts: impl Fn(u64) -> bool,
         pending: impl Fn(u64) -> bool,
-        mut reap: impl FnMut(NodeId, NodeId),
-    ) {
-        let mut discarded = false;
+    ) -> Vec<Reaped> {
+        let mut discarded = Vec::new();
         for number in std::mem::take(&mut self.dead.fresh) {
             let Some(node) = self.node(number).filter(|node| node.died.is_some()) else {
                 continue;
@@ -212,23 +219,16 @@ impl Tree {
                 }
                 continue;
             }
-            discarded |= self.reap_one(number, &pending, &mut reap).is_some();
+            discarded.extend(self.reap_one(number, &pending));
         }
-        if discarded {
-            self.compact();
-        }
+        self.compact(&discarded);
+        discarded
     }
 
-    /// Reaps a node without children. Returns its parent.
-    fn reap_one(
-        &mut self,
-        number: NodeId,
-        pending: &impl Fn(u64) -> bool,
-        reap: &mut impl FnMut(NodeId, NodeId),
-    ) -> Option<NodeId> {
+    /// Reaps a node without children.
+    fn reap_one(&mut self, number: NodeId, pending: &impl Fn(u64) -> bool) -> Option<Reaped> {
         let node = self.nodes.get(number).cloned().flatten()?;
         let parent = node.parent?;
-        reap(number, parent);
         let aliases = self.dead.aliases.remove(&number).unwrap_or_default();
         for id in aliases.into_iter().chain([node.id]) {
             if self.by_id.get(&id) != Some(&number) {
@@ -250,11 +250,17 @@ impl Tree {
             above.children -= 1;
             above.counted |= node.counted;
         }
-        Some(parent)
+        Some(Reaped {
+            node: number,
+            into: parent,
+        })
     }
 
     /// Takes reaped nodes out of the order. Their numbers are free from then on.
-    fn compact(&mut self) {
+    fn compact(&mut self, reaped: &[Reaped]) {
+        if reaped.is_empty() {
+            return;
+        }
         self.unsettled = true;
         let nodes = &self.nodes;
         let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);

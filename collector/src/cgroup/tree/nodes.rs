@@ -63,7 +63,7 @@ mod tests {
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id: 2, at });
         let ended = tree.nodes();
-        tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
+        tree.reap(Instant::now(), Duration::ZERO, |_| false);
         let made = Event::Made {
             id: 9,
             parent: 1,

@@ -37,7 +37,7 @@ fn parents_come_first_even_when_numbers_are_used_again() {
         id: 3,
         at: SystemTime::UNIX_EPOCH,
     });
-    tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
+    tree.reap(Instant::now(), Duration::ZERO, |_| false);
     tree.apply(&made(4, 2, "d"));
     tree.apply(&made(5, 4, "e"));
     let order: Vec<u64> = tree.iter().map(|(_, node)| node.id).collect();
@@ -57,24 +57,14 @@ fn removed_cgroups_linger_then_are_reaped_deepest_first() {
         id: 2,
         at: SystemTime::UNIX_EPOCH,
     });
-    let mut reaped = Vec::new();
     let linger = Duration::from_secs(300);
     let now = Instant::now();
-    tree.reap(
-        now + Duration::from_secs(299),
-        linger,
-        |_| false,
-        |from, to| reaped.push((from, to)),
-    );
+    let reaped = tree.reap(now + Duration::from_secs(299), linger, |_| false);
     assert!(reaped.is_empty());
     let next = tree.next_reaping(linger).unwrap();
     assert!(next <= now + linger && next > now + linger - Duration::from_secs(60));
-    tree.reap(
-        now + linger,
-        linger,
-        |_| false,
-        |from, to| reaped.push((from, to)),
-    );
+    let reaped = tree.reap(now + linger, linger, |_| false);
+    let reaped: Vec<_> = reaped.iter().map(|one| (one.node, one.into)).collect();
     assert_eq!(reaped, [(3, 2), (2, ROOT)]);
     assert_eq!(tree.counts(), (1, 0));
     assert_eq!(tree.by_id(3), Some(ROOT), "a straggler counts at the root");
@@ -86,7 +76,7 @@ fn ids_whose_slots_are_still_to_be_read_lead_to_a_live_ancestor() {
     let now = SystemTime::now();
     tree.apply(&Event::Removed { id: 3, at: now });
     tree.apply(&Event::Removed { id: 2, at: now });
-    tree.reap(Instant::now(), Duration::ZERO, |id| id == 3, |_, _| {});
+    tree.reap(Instant::now(), Duration::ZERO, |id| id == 3);
     assert_eq!(tree.by_id(3), Some(ROOT));
     assert!(tree.knows(3) && !tree.knows(2));
     tree.forget_alias(3);
@@ -125,7 +115,7 @@ fn who_lives_and_who_is_left_behind() {
     assert!(tree.left_behind(3) && !tree.left_behind(9));
     assert_eq!(tree.living(9), Some(b));
     tree.apply(&Event::Removed { id: 9, at: now });
-    tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
+    tree.reap(Instant::now(), Duration::ZERO, |_| false);
     assert!(tree.left_behind(9) && !tree.left_behind(2));
 }
 
@@ -204,17 +194,15 @@ fn tree_with_removed(names: impl Iterator<Item = String>, max: DeadMax) -> Tree 
         };
         tree.apply(&made);
         tree.apply(&Event::Removed { id, at });
-        tree.discard(|_| true, |_| false, |_, _| {});
+        tree.discard(|_| true, |_| false);
         reap_excess(&mut tree);
     }
     tree
 }
 
 fn reap_excess(tree: &mut Tree) -> usize {
-    let mut reaped = 0;
     let linger = Duration::from_secs(3600);
-    tree.reap(Instant::now(), linger, |_| false, |_, _| reaped += 1);
-    reaped
+    tree.reap(Instant::now(), linger, |_| false).len()
 }
 
 #[test]
@@ -268,7 +256,7 @@ fn what_never_counted_anything_is_not_kept() {
     // 3 is below 2 and counted; 2 had no event of its own.
     tree.apply(&Event::Removed { id: 3, at });
     tree.apply(&Event::Removed { id: 2, at });
-    tree.discard(|id| id == 3, |_| false, |_, _| {});
+    tree.discard(|id| id == 3, |_| false);
     assert_eq!(tree.counts().1, 2);
     let made = |id| Event::Made {
         id,
@@ -280,11 +268,10 @@ fn what_never_counted_anything_is_not_kept() {
         tree.apply(&made(id));
         tree.apply(&Event::Removed { id, at });
     }
-    let mut reaped = 0;
-    tree.discard(|id| id == 3, |_| false, |_, _| reaped += 1);
-    assert_eq!((reaped, tree.counts().1), (100, 2));
+    let discarded = tree.discard(|id| id == 3, |_| false);
+    assert_eq!((discarded.len(), tree.counts().1), (100, 2));
     assert_eq!(tree.unreported(), 0);
     // A parent without events of its own is kept as long as its children's values lie there.
-    tree.reap(Instant::now(), Duration::ZERO, |_| false, |_, _| {});
+    tree.reap(Instant::now(), Duration::ZERO, |_| false);
     assert_eq!(tree.counts().1, 0);
 }

@@ -87,14 +87,9 @@ mod tests {
     fn end(tree: &mut Tree, id: u64, values: &mut Summed<u64>) {
         let at = SystemTime::now();
         tree.apply(&Event::Removed { id, at });
-        tree.reap(
-            Instant::now(),
-            Duration::ZERO,
-            |_| false,
-            |node, into| {
-                values.reap(node, into);
-            },
-        );
+        for reaped in tree.reap(Instant::now(), Duration::ZERO, |_| false) {
+            values.reap(reaped.node, reaped.into);
+        }
     }
 
     #[test]
@@ -150,14 +145,9 @@ mod tests {
                 at: SystemTime::UNIX_EPOCH,
             });
         }
-        tree.reap(
-            Instant::now(),
-            Duration::ZERO,
-            |_| false,
-            |node, into| {
-                values.reap(node, into);
-            },
-        );
+        for reaped in tree.reap(Instant::now(), Duration::ZERO, |_| false) {
+            values.reap(reaped.node, reaped.into);
+        }
         values.renew(&tree, |_| {});
         assert_eq!(values.totals().get(ROOT), Some(&9));
         assert_eq!(

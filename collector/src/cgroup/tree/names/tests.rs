@@ -233,12 +233,7 @@ fn live_cgroups_come_before_removed_ones_and_room_is_used_again() {
     for id in [10, 9, 8, 11] {
         tree.apply(&Event::Removed { id, at });
     }
-    tree.reap(
-        std::time::Instant::now(),
-        Duration::ZERO,
-        |_| false,
-        |_, _| {},
-    );
+    tree.reap(std::time::Instant::now(), Duration::ZERO, |_| false);
     tree.settle();
     assert_eq!(exported(&tree), [1, 5, 6, 7]);
     assert_eq!(tree.suppressed(), 1);
