@@ -30,6 +30,7 @@ pub const TESTS: &[Test] = &[
         "attack::clients_that_never_read",
         &[
             Need::Agent,
+            Need::RealCpus,
             Need::LongTier("makes 1,000 cgroups and attacks for 40 s"),
         ],
         never_reading,
@@ -38,6 +39,7 @@ pub const TESTS: &[Test] = &[
         "attack::half_open_connections_renewed",
         &[
             Need::Agent,
+            Need::RealCpus,
             Need::LongTier("opens 2,000 connections a second for 20 s"),
         ],
         half_open,

@@ -121,6 +121,20 @@ impl Cgroup {
         self.cpu_stat("usage_usec")
     }
 
+    /// CPU time in cpu.stat once it stands still, seconds. A process may be waited for, and have left
+    /// the cgroup's list, before the kernel has switched away from it for the last time.
+    pub fn final_cpu_seconds(&self) -> Result<f64> {
+        let mut before = self.cpu_seconds()?;
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.cpu_seconds()?;
+            if now == before {
+                return Ok(now);
+            }
+            before = now;
+        }
+    }
+
     /// A time in cpu.stat, seconds.
     pub fn cpu_stat(&self, key: &str) -> Result<f64> {
         let text = fs::read_to_string(self.directory.join("cpu.stat"))?;

@@ -29,6 +29,8 @@ pub enum Need {
     Venv(&'static str),
     /// At least two CPUs.
     TwoCpus,
+    /// CPUs that are not emulated, because the test limits how long things may take.
+    RealCpus,
     /// A controller, in cgroup2 or v1.
     Controller(&'static str),
     /// A controller in a v1 hierarchy.
@@ -123,6 +125,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             (cpus < 2).then(|| "needs two CPUs".to_owned())
         }
+        Need::RealCpus => emulated().then(|| "needs CPUs that are not emulated".to_owned()),
         Need::File(path) => (!Path::new(path).exists()).then(|| format!("needs {path}")),
         Need::Kernel(major, minor) => {
             (kernel() < (*major, *minor)).then(|| format!("needs kernel {major}.{minor} or later"))

@@ -58,7 +58,7 @@ fn recycling() -> Result<()> {
     for n in 0..12 {
         let cgroup = parent.child(&format!("c{n}"))?;
         Worker::once(&cgroup, "spin 20")?;
-        let expected = cgroup.cpu_seconds()?;
+        let expected = cgroup.final_cpu_seconds()?;
         cgroup.remove()?;
         let metrics = agent.scrape()?;
         agree(
