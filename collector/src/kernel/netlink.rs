@@ -1,15 +1,21 @@
 //! rtnetlink: names and counters of the interfaces in one network namespace.
 //!
 //! A socket belongs to the namespace in which it was opened and can be used from outside.
+//!
+//! The kernel answers while it is asked: the first part of an answer is in the socket's queue when
+//! send(2) returns, and each further part once the one before has been received
+//! (net/netlink/af_netlink.c, `netlink_dump_start`, `netlink_recvmsg`). An answer that is not there
+//! will not come, because notices of changes had filled the queue. It is asked for again, after the
+//! queue has been emptied and, if need be, without notices.
+//!
 //! Invariant: messages that are not from the kernel are ignored, malformed messages are errors, and
-//! no call waits for longer than `PATIENCE`.
+//! no call waits for an answer. Checked by tests/live/netdev.rs.
 
 mod message;
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::{Duration, Instant},
 };
 
 use message::MessageKind;
@@ -42,15 +48,19 @@ pub enum Counter {
     TransmitDropped,
 }
 
-/// Maximum wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Size of the buffer for a datagram. A part of a dump has at most 32 KiB
 /// (net/netlink/af_netlink.c, `netlink_recvmsg`).
 const BUFFER: usize = 64 << 10;
-/// Receive queue of the socket. It holds a part of a dump and notices of changes.
-const QUEUE: libc::c_int = 32 << 10;
-/// How often a dump is restarted because something changed meanwhile.
-const ATTEMPTS: usize = 4;
+/// Receive queue of the socket, which the kernel doubles. It holds notices of changes; the part of an
+/// answer that comes on top may be larger. More notices than fit cost a second request.
+const QUEUE: libc::c_int = 8 << 10;
+/// How often a dump is requested, because the answer was lost or something changed meanwhile.
+const ATTEMPTS: usize = 5;
+/// From this attempt on there are no notices that could fill the queue.
+const UNDISTURBED: usize = 2;
+/// Maximum number of datagrams that are received for one request. Whoever changes interfaces all the
+/// time can't hold a reader for longer.
+const MOST_DATAGRAMS: usize = 4096;
 
 const RTNLGRP_LINK: libc::c_int = 1;
 /// `SO_NETNS_COOKIE` (5.14).
@@ -69,6 +79,41 @@ impl std::fmt::Debug for Buffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Buffer")
     }
+}
+
+/// Whether a list of interfaces is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dump {
+    /// Nothing changed while it was made.
+    Consistent,
+    /// Interfaces came or went meanwhile, each time that it was asked for. Some may be missing or
+    /// occur twice.
+    Disturbed,
+}
+
+/// What there was to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Received {
+    /// A datagram of the kernel, with its length.
+    Datagram(usize),
+    /// Something that is left out: it was not from the kernel, or was lost, or a signal interrupted
+    /// the call.
+    Ignored,
+    /// The queue is empty.
+    Nothing,
+}
+
+/// The error of an answer for which there was no room.
+fn lost() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOBUFS)
+}
+
+/// Whether an answer was lost, or the one before it is not at its end. Both pass.
+fn is_lost(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOBUFS | libc::EBUSY | libc::ENOMEM)
+    )
 }
 
 /// A socket in some network namespace.
@@ -105,15 +150,20 @@ impl Rtnetlink {
             sequence: 0,
             changed: true,
         };
-        let patience = libc::timeval {
-            tv_sec: PATIENCE.as_secs() as libc::time_t,
-            tv_usec: 0,
-        };
-        rtnetlink.set(libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
         rtnetlink.set(libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE)?;
-        let group = RTNLGRP_LINK;
-        rtnetlink.set(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)?;
+        rtnetlink.set_notices(true)?;
         Ok(rtnetlink)
+    }
+
+    /// Switches notices of changed links on or off.
+    fn set_notices(&self, on: bool) -> io::Result<()> {
+        let option = if on {
+            libc::NETLINK_ADD_MEMBERSHIP
+        } else {
+            libc::NETLINK_DROP_MEMBERSHIP
+        };
+        let group = RTNLGRP_LINK;
+        self.set(libc::SOL_NETLINK, option, &group)
     }
 
     fn set<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
@@ -176,8 +226,8 @@ impl Rtnetlink {
         let result = self.dump(MessageKind::GetLink, &request, buffer, names, |payload| {
             message::link(payload).map(Some)
         });
-        self.changed |= result.is_err();
-        result
+        self.changed |= !matches!(result, Ok(Dump::Consistent));
+        result.map(drop)
     }
 
     /// Index and counters of each interface.
@@ -189,7 +239,7 @@ impl Rtnetlink {
         &mut self,
         buffer: &mut Buffer,
         counters: &mut Vec<(u32, InterfaceCounters)>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Dump> {
         let request = message::statistics_request();
         self.dump(
             MessageKind::GetStatistics,
@@ -208,19 +258,34 @@ impl Rtnetlink {
         buffer: &mut Buffer,
         found: &mut Vec<T>,
         read: impl Fn(&[u8]) -> io::Result<Option<T>>,
-    ) -> io::Result<()> {
-        for _ in 0..ATTEMPTS {
+    ) -> io::Result<Dump> {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                self.empty(buffer)?;
+            }
             found.clear();
-            if self.dump_once(kind, request, buffer, found, &read)? {
-                return Ok(());
+            let result = self.dump_once(kind, request, buffer, found, &read);
+            let again = match &result {
+                Ok(dump) => *dump == Dump::Disturbed,
+                Err(error) => is_lost(error),
+            };
+            let last = !again || attempt + 1 == ATTEMPTS;
+            if last && attempt >= UNDISTURBED {
+                // What changed meanwhile was not noticed.
+                self.changed = true;
+                self.set_notices(true)?;
+            }
+            if last {
+                return result;
+            }
+            if attempt + 1 == UNDISTURBED {
+                self.set_notices(false)?;
             }
         }
-        Err(io::Error::other(
-            "the namespace's interfaces change faster than they can be read",
-        ))
+        Err(lost())
     }
 
-    /// Requests a dump once. Returns whether it is consistent, that is, nothing changed meanwhile.
+    /// Requests a dump once.
     fn dump_once<T>(
         &mut self,
         kind: MessageKind,
@@ -228,13 +293,17 @@ impl Rtnetlink {
         buffer: &mut Buffer,
         found: &mut Vec<T>,
         read: &impl Fn(&[u8]) -> io::Result<Option<T>>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Dump> {
         self.sequence = self.sequence.wrapping_add(1);
         self.send(&message::dump(kind, self.sequence, request))?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut undisturbed = true;
-        while Instant::now() < deadline {
-            let length = self.receive(buffer)?;
+        let mut dump = Dump::Consistent;
+        for _ in 0..MOST_DATAGRAMS {
+            let length = match self.receive(buffer)? {
+                Received::Datagram(length) => length,
+                Received::Ignored => continue,
+                // There was no room for the answer.
+                Received::Nothing => return Err(lost()),
+            };
             for message in message::messages(buffer.0.get(..length).unwrap_or_default()) {
                 let (header, payload) = message?;
                 if !header.answers(self.sequence) {
@@ -242,16 +311,30 @@ impl Rtnetlink {
                     self.changed = true;
                     continue;
                 }
-                undisturbed &= !header.interrupted;
+                if header.interrupted {
+                    dump = Dump::Disturbed;
+                }
                 match header.kind {
-                    message::DONE => return Ok(undisturbed),
+                    message::DONE => return message::done(payload).map(|()| dump),
                     message::ERROR => return Err(message::error(payload)),
                     answer if answer == kind.answer() => found.extend(read(payload)?),
                     _ => {}
                 }
             }
         }
-        Err(io::ErrorKind::TimedOut.into())
+        Err(lost())
+    }
+
+    /// Empties the queue. An answer that was abandoned comes to its end with that, so that the
+    /// kernel accepts a further request.
+    fn empty(&mut self, buffer: &mut Buffer) -> io::Result<()> {
+        for _ in 0..MOST_DATAGRAMS {
+            if self.receive(buffer)? == Received::Nothing {
+                break;
+            }
+            self.changed = true;
+        }
+        Ok(())
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -271,9 +354,8 @@ impl Rtnetlink {
         }
     }
 
-    /// Receives a datagram and returns its length. 0 if there is none to read: it was not from the
-    /// kernel, was lost, or a signal interrupted the call.
-    fn receive(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
+    /// Receives a datagram, if there is one.
+    fn receive(&mut self, buffer: &mut Buffer) -> io::Result<Received> {
         // SAFETY: `sockaddr_nl` consists of integers, so all zeros are valid.
         let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
@@ -283,7 +365,7 @@ impl Rtnetlink {
                 self.socket.as_raw_fd(),
                 buffer.0.as_mut_ptr().cast(),
                 buffer.0.len(),
-                libc::MSG_TRUNC,
+                libc::MSG_TRUNC | libc::MSG_DONTWAIT,
                 (&raw mut from).cast(),
                 &raw mut length,
             )
@@ -291,23 +373,24 @@ impl Rtnetlink {
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
-                // Notices were lost. Dumps are never lost this way.
+                // Something was lost: a notice, or the answer.
                 Some(libc::ENOBUFS) => {
                     self.changed = true;
-                    Ok(0)
+                    Ok(Received::Ignored)
                 }
-                Some(libc::EINTR) => Ok(0),
+                Some(libc::EINTR) => Ok(Received::Ignored),
+                Some(libc::EAGAIN) => Ok(Received::Nothing),
                 _ => Err(error),
             };
         };
         // Privileged processes in the namespace can send to this socket too. The kernel's port is
         // 0.
         if from.nl_pid != 0 {
-            return Ok(0);
+            return Ok(Received::Ignored);
         }
         if received > buffer.0.len() {
             return Err(io::Error::other("a netlink datagram of more than 64 KiB"));
         }
-        Ok(received)
+        Ok(Received::Datagram(received))
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{
         self,
-        netlink::{Buffer, Counter, InterfaceCounters, Rtnetlink},
+        netlink::{Buffer, Counter, Dump, InterfaceCounters, Rtnetlink},
         netns::{self, Namespaces},
         programs::Requirement,
     },
@@ -233,12 +233,13 @@ impl Open {
             names,
             readings,
         } = room;
-        self.socket.counters(buffer, readings)?;
+        let dump = self.socket.counters(buffer, readings)?;
         if self.socket.changed() || self.devices.lack_names(readings) {
             self.socket.names(buffer, names)?;
             self.devices.set_names(names, rows);
         }
-        self.devices.take(readings, rows);
+        let whole = dump == Dump::Consistent;
+        self.devices.take(readings, whole, rows);
         Ok(())
     }
 }
@@ -258,8 +259,9 @@ impl Netdev {
         };
         let rows = Self::rows(&mut self.rows, open.node);
         if let Err(error) = open.read(rows, &mut self.room) {
-            tracing::debug!(%error, "a network namespace could not be read a last time");
+            tracing::warn!(%error, "a network namespace could not be read a last time");
         }
+        rows.forget();
         if self.closed.len() >= REMEMBERED {
             self.closed.pop_front();
         }
@@ -370,6 +372,13 @@ impl Source for Netdev {
                 problems.push(anyhow!(error).context("reading interfaces"));
                 broken.push(cookie);
             }
+        }
+        for open in self.open.values() {
+            let rows = Self::rows(&mut self.rows, open.node);
+            open.devices.show(rows);
+        }
+        for open in self.open.values() {
+            Self::rows(&mut self.rows, open.node).forget();
         }
         // They are opened again at the next scrape.
         for cookie in broken {

@@ -200,10 +200,20 @@ pub fn statistics(payload: &[u8]) -> io::Result<Option<(u32, InterfaceCounters)>
 /// The error in an NLMSG_ERROR message.
 pub fn error(payload: &[u8]) -> io::Error {
     match u32_at(payload, 0) {
-        Some(negative) if negative != 0 => {
-            io::Error::from_raw_os_error((negative as i32).wrapping_neg())
-        }
+        Some(negative) if negative != 0 => numbered(negative),
         _ => malformed("an error without a number"),
+    }
+}
+
+fn numbered(negative: u32) -> io::Error {
+    io::Error::from_raw_os_error((negative as i32).wrapping_neg())
+}
+
+/// The result of a dump in its NLMSG_DONE message: an error means that it is not whole.
+pub fn done(payload: &[u8]) -> io::Result<()> {
+    match u32_at(payload, 0) {
+        None | Some(0) => Ok(()),
+        Some(negative) => Err(numbered(negative)),
     }
 }
 
@@ -331,5 +341,13 @@ mod tests {
         assert_eq!(error(&payload).raw_os_error(), Some(libc::EOPNOTSUPP));
         assert_eq!(error(&[0; 4]).kind(), io::ErrorKind::InvalidData);
         assert_eq!(error(&[]).kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_dump_that_ends_with_an_error_is_not_whole() {
+        done(&0i32.to_ne_bytes()).unwrap();
+        done(&[]).unwrap();
+        let found = done(&(-libc::EMSGSIZE).to_ne_bytes()).unwrap_err();
+        assert_eq!(found.raw_os_error(), Some(libc::EMSGSIZE));
     }
 }

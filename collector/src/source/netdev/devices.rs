@@ -4,6 +4,8 @@
 //! time. A row's total never decreases, even if the interface is renamed, disappears and returns,
 //! or starts from 0, or if its namespace moves to another cgroup.
 
+use std::collections::{BTreeMap, HashSet};
+
 use crate::kernel::netlink::{COUNTERS, InterfaceCounters};
 
 /// Maximum number of rows of existing interfaces per cgroup, except for the root. A user with
@@ -71,7 +73,11 @@ impl InterfaceRows {
         if let Some(row) = self.find(name) {
             row.shown = false;
         }
-        if self.rows.iter().filter(|row| !row.shown).count() > MOST_HIDDEN
+    }
+
+    /// Forgets rows of interfaces that have disappeared, if there are too many.
+    pub fn forget(&mut self) {
+        while self.rows.iter().filter(|row| !row.shown).count() > MOST_HIDDEN
             && let Some(first) = self.rows.iter().position(|row| !row.shown)
         {
             self.rows.remove(first);
@@ -79,55 +85,69 @@ impl InterfaceRows {
     }
 }
 
+/// Maximum number of interfaces of a namespace that are known. The host may have more.
+const MOST_KNOWN: usize = 1024;
+
 /// An interface: its name, and the counts that have been added.
 #[derive(Clone, Debug)]
 struct Interface {
-    index: u32,
     name: String,
     taken: InterfaceCounters,
 }
 
-/// The interfaces of a namespace.
+/// The interfaces of a namespace, by index.
 #[derive(Clone, Debug, Default)]
-pub struct Interfaces(Vec<Interface>);
+pub struct Interfaces(BTreeMap<u32, Interface>);
 
 impl Interfaces {
     /// Whether an interface has no name yet.
     pub fn lack_names(&self, readings: &[(u32, InterfaceCounters)]) -> bool {
-        let known = |index| self.0.iter().any(|device| device.index == index);
-        readings.iter().any(|&(index, _)| !known(index))
+        let unknown = |&(index, _): &(u32, _)| !self.0.contains_key(&index);
+        self.0.len() < MOST_KNOWN && readings.iter().any(unknown)
     }
 
     /// Sets the current names of the interfaces.
     pub fn set_names(&mut self, names: &[(u32, String)], rows: &mut InterfaceRows) {
         for (index, name) in names {
-            match self.0.iter_mut().find(|device| device.index == *index) {
+            let full = self.0.len() >= MOST_KNOWN && !rows.unlimited;
+            match self.0.get_mut(index) {
                 Some(device) if device.name == *name => {}
                 Some(device) => {
                     rows.hide(&device.name);
                     device.name.clone_from(name);
                 }
-                None => self.0.push(Interface {
-                    index: *index,
-                    name: name.clone(),
-                    taken: [0; COUNTERS],
-                }),
+                None if !full => {
+                    let new = Interface {
+                        name: name.clone(),
+                        taken: [0; COUNTERS],
+                    };
+                    self.0.insert(*index, new);
+                }
+                None => {}
             }
         }
     }
 
     /// Adds what the interfaces have counted since the last reading. Interfaces that are missing
-    /// from it have disappeared.
-    pub fn take(&mut self, readings: &[(u32, InterfaceCounters)], rows: &mut InterfaceRows) {
-        self.0.retain(|device| {
-            let there = readings.iter().any(|&(index, _)| index == device.index);
-            if !there {
-                rows.hide(&device.name);
-            }
-            there
-        });
+    /// from a whole list have disappeared.
+    pub fn take(
+        &mut self,
+        readings: &[(u32, InterfaceCounters)],
+        whole: bool,
+        rows: &mut InterfaceRows,
+    ) {
+        if whole {
+            let present: HashSet<u32> = readings.iter().map(|&(index, _)| index).collect();
+            self.0.retain(|index, device| {
+                let there = present.contains(index);
+                if !there {
+                    rows.hide(&device.name);
+                }
+                there
+            });
+        }
         for (index, counters) in readings {
-            let Some(device) = self.0.iter_mut().find(|device| device.index == *index) else {
+            let Some(device) = self.0.get_mut(index) else {
                 continue;
             };
             let taken = std::mem::replace(&mut device.taken, *counters);
@@ -140,6 +160,16 @@ impl Interfaces {
             for (total, (now, before)) in row.total.iter_mut().zip(counters.iter().zip(taken)) {
                 // A smaller value means that the driver has started from 0.
                 *total = total.wrapping_add(now.checked_sub(before).unwrap_or(*now));
+            }
+        }
+    }
+
+    /// Shows the rows of all interfaces that are there. Another namespace of the same cgroup may have
+    /// had one of the same name, and may have hidden the row.
+    pub fn show(&self, rows: &mut InterfaceRows) {
+        for device in self.0.values() {
+            if let Some(row) = rows.find(&device.name) {
+                row.shown = true;
             }
         }
     }
@@ -170,8 +200,8 @@ mod tests {
         assert!(devices.lack_names(&reading));
         devices.set_names(&names(&[(1, "lo"), (2, "eth0"), (3, "eth1")]), &mut rows);
         assert!(!devices.lack_names(&reading));
-        devices.take(&reading, &mut rows);
-        devices.take(&[(2, counters(150)), (3, counters(7))], &mut rows);
+        devices.take(&reading, true, &mut rows);
+        devices.take(&[(2, counters(150)), (3, counters(7))], true, &mut rows);
         assert_eq!(first(&rows), [("eth0", 150), ("eth1", 7)]);
         assert_eq!(rows.rows[0].total, counters(150));
     }
@@ -184,7 +214,7 @@ mod tests {
             devices.set_names(&names(&[(index as u32, name)]), &mut rows);
         }
         let readings: Vec<_> = (0..6).map(|index| (index, counters(1))).collect();
-        devices.take(&readings, &mut rows);
+        devices.take(&readings, true, &mut rows);
         assert_eq!(first(&rows), [("long0", 1), ("br-1", 1)]);
     }
 
@@ -192,13 +222,13 @@ mod tests {
     fn a_new_name_starts_from_0() {
         let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
-        devices.take(&[(2, counters(100))], &mut rows);
+        devices.take(&[(2, counters(100))], true, &mut rows);
         devices.set_names(&names(&[(2, "net1")]), &mut rows);
-        devices.take(&[(2, counters(130))], &mut rows);
+        devices.take(&[(2, counters(130))], true, &mut rows);
         assert_eq!(first(&rows), [("net1", 30)]);
         // It gets its old name back.
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
-        devices.take(&[(2, counters(135))], &mut rows);
+        devices.take(&[(2, counters(135))], true, &mut rows);
         assert_eq!(first(&rows), [("eth0", 105)]);
     }
 
@@ -206,11 +236,11 @@ mod tests {
     fn a_missing_interface_is_hidden_and_continues_when_it_returns() {
         let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "tun0")]), &mut rows);
-        devices.take(&[(2, counters(100))], &mut rows);
-        devices.take(&[], &mut rows);
+        devices.take(&[(2, counters(100))], true, &mut rows);
+        devices.take(&[], true, &mut rows);
         assert_eq!(first(&rows), []);
         devices.set_names(&names(&[(5, "tun0")]), &mut rows);
-        devices.take(&[(5, counters(4))], &mut rows);
+        devices.take(&[(5, counters(4))], true, &mut rows);
         assert_eq!(first(&rows), [("tun0", 104)]);
     }
 
@@ -218,8 +248,8 @@ mod tests {
     fn a_driver_that_starts_from_0_does_not_decrease_the_total() {
         let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut rows);
-        devices.take(&[(2, counters(100))], &mut rows);
-        devices.take(&[(2, counters(10))], &mut rows);
+        devices.take(&[(2, counters(100))], true, &mut rows);
+        devices.take(&[(2, counters(10))], true, &mut rows);
         assert_eq!(first(&rows), [("eth0", 110)]);
     }
 
@@ -228,8 +258,8 @@ mod tests {
         let mut devices = Interfaces::default();
         let (mut one, mut other) = (InterfaceRows::default(), InterfaceRows::default());
         devices.set_names(&names(&[(2, "eth0")]), &mut one);
-        devices.take(&[(2, counters(100))], &mut one);
-        devices.take(&[(2, counters(120))], &mut other);
+        devices.take(&[(2, counters(100))], true, &mut one);
+        devices.take(&[(2, counters(120))], true, &mut other);
         assert_eq!(
             (first(&one), first(&other)),
             (vec![("eth0", 100)], vec![("eth0", 20)])
@@ -242,14 +272,73 @@ mod tests {
         let many: Vec<(u32, String)> = (0..500).map(|n| (n, format!("d{n}"))).collect();
         let readings: Vec<_> = (0..500).map(|n| (n, counters(1))).collect();
         devices.set_names(&many, &mut rows);
-        devices.take(&readings, &mut rows);
+        devices.take(&readings, true, &mut rows);
         assert_eq!(rows.shown().count(), MOST_SHOWN);
         for n in 0..500 {
             devices.set_names(&names(&[(n, &format!("e{n}"))]), &mut rows);
+            rows.forget();
         }
         assert!(rows.rows.len() <= MOST_SHOWN + MOST_HIDDEN);
         rows.unlimited = true;
-        devices.take(&readings, &mut rows);
+        devices.take(&readings, true, &mut rows);
         assert_eq!(rows.shown().count(), 500);
+    }
+
+    #[test]
+    fn known_interfaces_are_bounded_but_for_the_host_s() {
+        let most = MOST_KNOWN as u32;
+        let many: Vec<(u32, String)> = (0..2 * most).map(|n| (n, "lo".into())).collect();
+        let readings: Vec<_> = (0..2 * most).map(|n| (n, counters(1))).collect();
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
+        devices.set_names(&many, &mut rows);
+        assert_eq!(devices.0.len(), MOST_KNOWN);
+        // Names are not asked for again and again.
+        assert!(!devices.lack_names(&readings));
+        rows.unlimited = true;
+        devices.set_names(&many, &mut rows);
+        assert_eq!(devices.0.len(), 2 * MOST_KNOWN);
+    }
+
+    #[test]
+    fn interfaces_of_one_name_in_two_namespaces_of_a_cgroup() {
+        // Whichever is read first.
+        for (first_read, last_read) in [(0, 1), (1, 0)] {
+            let mut namespaces = [Interfaces::default(), Interfaces::default()];
+            let mut rows = InterfaceRows::default();
+            for (devices, count) in namespaces.iter_mut().zip([100, 7]) {
+                devices.set_names(&names(&[(2, "eth0"), (3, "eth1")]), &mut rows);
+                let reading = [(2, counters(count)), (3, counters(1))];
+                devices.take(&reading, true, &mut rows);
+            }
+            assert_eq!(first(&rows), [("eth0", 107), ("eth1", 2)]);
+            // The first namespace loses eth0, and renames eth1.
+            let readings = [
+                vec![(3, counters(1))],
+                vec![(2, counters(9)), (3, counters(2))],
+            ];
+            for at in [first_read, last_read] {
+                if at == 0 {
+                    namespaces[0].set_names(&names(&[(3, "net1")]), &mut rows);
+                }
+                namespaces[at].take(&readings[at], true, &mut rows);
+            }
+            for devices in &namespaces {
+                devices.show(&mut rows);
+            }
+            rows.forget();
+            assert_eq!(first(&rows), [("eth0", 109), ("eth1", 3), ("net1", 0)]);
+        }
+    }
+
+    #[test]
+    fn an_incomplete_list_takes_nothing_away() {
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
+        devices.set_names(&names(&[(2, "eth0"), (3, "eth1")]), &mut rows);
+        let all = [(2, counters(100)), (3, counters(7))];
+        devices.take(&all, true, &mut rows);
+        devices.take(&[(3, counters(8)), (3, counters(9))], false, &mut rows);
+        assert_eq!(first(&rows), [("eth0", 100), ("eth1", 9)]);
+        devices.take(&[(2, counters(120)), (3, counters(9))], true, &mut rows);
+        assert_eq!(first(&rows), [("eth0", 120), ("eth1", 9)]);
     }
 }
