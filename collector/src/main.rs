@@ -8,7 +8,7 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     dump, healthcheck,
-    kernel::{self, load::monotonic_ns},
+    kernel::{load::monotonic_ns, open_files},
     log::Log,
     reference,
     reload::Reload,
@@ -26,10 +26,10 @@ const USAGE: u8 = 2;
 const FAULT: u8 = 70;
 /// How long to wait for the container runtimes' answers before the first scrape is served.
 const SETTLED: Duration = Duration::from_millis(500);
-/// The soft limit of open files that processes usually have.
-const USUAL_OPEN_FILES: u64 = 1024;
 
 fn main() -> ExitCode {
+    // Maps, network namespaces and connections each take a descriptor.
+    let raised = open_files::raise();
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
                 Ok(log) => log,
                 Err(error) => return fail(1, &format!("cannot start the log's thread: {error}")),
             };
-            return match run(cli.flags, &settings, &log) {
+            return match run(cli.flags, &settings, &log, raised) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     let status = if error.is::<Fault>() { FAULT } else { 1 };
@@ -109,7 +109,7 @@ fn print(bytes: &[u8]) -> Result<()> {
 }
 
 /// Meters and serves until a signal ends the agent.
-fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
+fn run(flags: Flags, settings: &Settings, log: &Log, raised: std::io::Result<()>) -> Result<()> {
     threads::watch();
     for name in settings::unknown_variables() {
         tracing::warn!(
@@ -121,12 +121,10 @@ fn run(flags: Flags, settings: &Settings, log: &Log) -> Result<()> {
         tracing::warn!(reason, "the service manager will not be told anything");
         Manager::default()
     });
-    // Maps, network namespaces and connections each take a descriptor.
-    let open_files = kernel::raise_open_files().unwrap_or_else(|error| {
+    if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files could not be raised");
-        USUAL_OPEN_FILES
-    });
-    let limits = web::Limits::new(open_files);
+    }
+    let limits = web::Limits::new(open_files::limit());
     // Frames are taken one at a time, and scrapes share what is encoded: one thread a format, and
     // two for the API. More threads would only cost memory.
     let tokio = tokio::runtime::Builder::new_multi_thread()

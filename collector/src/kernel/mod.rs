@@ -18,6 +18,7 @@ pub mod mapping;
 mod names;
 pub mod netlink;
 pub mod netns;
+pub mod open_files;
 mod per_cpu;
 pub mod programs;
 pub mod rows;
@@ -69,26 +70,4 @@ pub fn release_free_memory() {
     unsafe {
         libc::malloc_trim(0)
     };
-}
-
-/// Raises the soft limit of open files to the hard limit, and returns it.
-///
-/// # Errors
-///
-/// Errors of getrlimit(2) and setrlimit(2).
-pub fn raise_open_files() -> std::io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: `limit` is readable.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    Ok(limit.rlim_cur)
 }

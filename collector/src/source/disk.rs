@@ -7,9 +7,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
+use super::{
+    Change, Inputs, Reading, Registration, Source, kernel_file::KernelFile, values::PerNode,
+};
 use crate::{
     cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -85,14 +87,20 @@ pub const SOURCE: Registration = Registration {
         optional: &[],
     },
     families: || FAMILIES.iter().map(|(family, _)| family).collect(),
-    build: |_| Ok(Box::new(Disk::default())),
+    build: |_| {
+        Ok(Box::new(Disk {
+            statistics: KernelFile::new("/proc/diskstats"),
+            rows: Arc::default(),
+        }))
+    },
 };
 
 /// Device and its columns, including name and numbers.
 type Disks = Vec<(String, Vec<u64>)>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Disk {
+    statistics: KernelFile,
     rows: Arc<Disks>,
 }
 
@@ -123,9 +131,8 @@ impl Source for Disk {
     fn change(&mut self, _: &Change<'_>) {}
 
     fn collect(&mut self, _inputs: &Inputs<'_>) -> Result<()> {
-        let path = "/proc/diskstats";
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
-        self.rows = Arc::new(parse(&text, |name| {
+        let text = self.statistics.read()?;
+        self.rows = Arc::new(parse(text, |name| {
             // sysfs writes a `/` in a device's name as `!`. Partitions are not in this directory.
             Path::new("/sys/block")
                 .join(name.replace('/', "!"))

@@ -12,7 +12,9 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
+use super::{
+    Change, Inputs, Reading, Registration, Source, kernel_file::KernelFile, values::PerNode,
+};
 use crate::{
     cgroup::Nodes,
     exposition::{Encoder, Family, LabelSet, Labels, MetricKind, Unit, Value},
@@ -102,8 +104,10 @@ struct Machine {
     labels: LabelSet,
     /// The directory /sys/devices/system/cpu, which has one directory for each CPU.
     cpus: PathBuf,
-    /// Contents of `online` when the topology was read.
-    online: String,
+    /// The list of CPUs that are online.
+    online: KernelFile,
+    /// What that list was when the topology was read.
+    known: String,
     topology: Topology,
     memory: Option<HostMemory>,
 }
@@ -129,14 +133,16 @@ impl Machine {
             "etc/machine-id",
         ]);
         let boot = text(&["proc/sys/kernel/random/boot_id"]);
+        let cpus = root.join("sys/devices/system/cpu");
         let mut machine = Self {
             labels: LabelSet::new(&[
                 ("machine_id", &machine),
                 ("system_uuid", &system),
                 ("boot_id", &boot),
             ]),
-            cpus: root.join("sys/devices/system/cpu"),
-            online: String::new(),
+            online: KernelFile::new(cpus.join("online")),
+            known: String::new(),
+            cpus,
             topology: Topology::default(),
             memory: None,
         };
@@ -146,12 +152,10 @@ impl Machine {
 
     /// Reads the topology again if CPUs have gone online or offline.
     fn refresh(&mut self) -> Result<()> {
-        let file = self.cpus.join("online");
-        let online =
-            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        if online != self.online {
-            self.topology = topology(&self.cpus, &ranges(&online)?);
-            self.online = online;
+        let online = self.online.read()?;
+        if online != self.known {
+            self.topology = topology(&self.cpus, &ranges(online)?);
+            online.clone_into(&mut self.known);
         }
         Ok(())
     }

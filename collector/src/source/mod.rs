@@ -20,6 +20,7 @@ mod drops;
 mod filesystem;
 mod hugetlb;
 mod io;
+mod kernel_file;
 mod keyed;
 mod lifecycle;
 mod machine;

@@ -33,7 +33,6 @@ use crate::{
     cgroup::{NodeId, Nodes, ROOT, Tree},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{
-        self,
         netlink::{Buffer, Counter, Dump, InterfaceCounters, Rtnetlink},
         netns::{self, Namespaces},
         programs::Requirement,
@@ -155,10 +154,6 @@ pub const SOURCE: Registration = Registration {
     },
     families,
     build: |builder| {
-        // One descriptor per namespace can exceed the usual soft limit on a busy host.
-        if let Err(error) = kernel::raise_open_files() {
-            tracing::warn!(%error, "the limit of open files could not be raised");
-        }
         Ok(Box::new(Netdev {
             namespaces: Namespaces::new(builder.kernel)?,
             searched: Instant::now(),

@@ -4,11 +4,12 @@
 //! there is pressure, the kernel updates it every 2 s (kernel/sched/psi.c, PSI_FREQ), so values are
 //! at most that old. Oracle: cpu.pressure, memory.pressure, io.pressure (tests/live/pressure.rs).
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use collector_common::cgroup_iterator::{HAS_PRESSURE, PRESSURES};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
+    kernel_file::KernelFile,
     values::{Column, Continued, PerNode},
 };
 use crate::{
@@ -97,36 +98,49 @@ pub const SOURCE: Registration = Registration {
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |_| {
-        if host().is_err() {
+        let mut host = Host::new();
+        if host.read().is_err() {
             let missing =
                 "the kernel does not measure pressure: boot with psi=1; this needs CONFIG_PSI";
             return Err(NotOnThisHost(missing.to_owned()).into());
         }
-        Ok(Box::new(Pressure::default()))
+        Ok(Box::new(Pressure {
+            host,
+            stalls: Column::default(),
+        }))
     },
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pressure {
+    host: Host,
     stalls: Column<Stalls>,
 }
 
-/// Reads the pressure of the host. The root cgroup has no pressure of its own.
-fn host() -> Result<[u64; PRESSURES]> {
-    let mut states = [0; PRESSURES];
-    for (pair, resource) in states.chunks_exact_mut(2).zip(RESOURCES) {
-        let text = std::fs::read_to_string(format!("/proc/pressure/{resource}"))
-            .with_context(|| format!("reading /proc/pressure/{resource}"))?;
-        for (ns, kind) in pair.iter_mut().zip(["some ", "full "]) {
-            // Before 5.13 CPU pressure has no `full`.
-            let total = text.lines().find_map(|line| {
-                let (_, total) = line.strip_prefix(kind)?.split_once("total=")?;
-                total.trim().parse::<u64>().ok()
-            });
-            *ns = total.unwrap_or(0) * 1000;
-        }
+/// The pressure of the host. The root cgroup has no pressure of its own.
+#[derive(Debug)]
+struct Host([KernelFile; RESOURCES.len()]);
+
+impl Host {
+    fn new() -> Self {
+        Self(RESOURCES.map(|resource| KernelFile::new(format!("/proc/pressure/{resource}"))))
     }
-    Ok(states)
+
+    fn read(&mut self) -> Result<[u64; PRESSURES]> {
+        let mut states = [0; PRESSURES];
+        for (pair, file) in states.chunks_exact_mut(2).zip(&mut self.0) {
+            let text = file.read()?;
+            for (ns, kind) in pair.iter_mut().zip(["some ", "full "]) {
+                // Before 5.13 CPU pressure has no `full`.
+                let total = text.lines().find_map(|line| {
+                    let (_, total) = line.strip_prefix(kind)?.split_once("total=")?;
+                    total.trim().parse::<u64>().ok()
+                });
+                *ns = total.unwrap_or(0) * 1000;
+            }
+        }
+        Ok(states)
+    }
 }
 
 impl Source for Pressure {
@@ -143,7 +157,7 @@ impl Source for Pressure {
         let mut stalls = self.stalls.places(tree.capacity());
         for (number, node) in tree.iter() {
             let reading = if number == ROOT {
-                Some((node.id, host()?))
+                Some((node.id, self.host.read()?))
             } else {
                 let record = statistics.part(number, Part::Pressure);
                 record.map(|record| (record.id, record.pressure_ns))

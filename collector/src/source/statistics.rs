@@ -26,12 +26,14 @@ use collector_common::{
     keyed::CgroupKey,
 };
 
+use super::kernel_file::KernelFile;
 use crate::{
     cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, V1Paths},
     kernel::{
         cgroup_iterator::{CgroupIterator, CgroupIteratorLink},
         keyed::Keyed,
         load::Kernel,
+        open_files,
     },
 };
 
@@ -107,6 +109,12 @@ pub struct CgroupStatistics {
     root: PathBuf,
     /// Files of the cgroups just below the root. Reading them flushes the statistics.
     flushers: HashMap<NodeId, Vec<File>>,
+    /// Maximum number of cgroups whose files stay open for flushing. Usual hosts have few cgroups
+    /// below the root; the files of further ones are opened each time.
+    most_flushers: usize,
+    /// Files of the root.
+    cpu_stat: KernelFile,
+    io_stat: Option<KernelFile>,
     /// Names of those files.
     flushing: Vec<&'static str>,
     root_times: RootTimes,
@@ -124,10 +132,6 @@ pub struct FinalRecords {
     /// Records of v1 hierarchies, with the node of the same path.
     pub v1: Vec<(NodeId, CgroupRecord)>,
 }
-
-/// Maximum number of cgroups whose files stay open for flushing. Usual hosts have few cgroups below
-/// the root; the files of further ones are opened each time.
-const MAX_FLUSHERS: usize = 128;
 
 impl CgroupStatistics {
     /// Attaches the cgroup iterator to cgroup2 and to every v1 hierarchy with controllers.
@@ -174,6 +178,8 @@ impl CgroupStatistics {
         let mut flushing = vec!["cpu.stat"];
         // Since 6.17 each controller flushes only its own statistics.
         flushing.extend(has("io").then_some("io.stat"));
+        let files = open_files::statistics(open_files::limit());
+        let most_flushers = files as usize / flushing.len();
         Ok(Self {
             iterator,
             unified,
@@ -182,6 +188,9 @@ impl CgroupStatistics {
             places: Vec::new(),
             complete: false,
             flushers: HashMap::new(),
+            most_flushers,
+            cpu_stat: KernelFile::new(root.join("cpu.stat")),
+            io_stat: has("io").then(|| KernelFile::new(root.join("io.stat"))),
             flushing,
             root_times: RootTimes::default(),
             memory_stat: memory_root
@@ -253,7 +262,7 @@ impl CgroupStatistics {
         self.complete
     }
 
-    fn flush(&mut self, tree: &Tree) -> io::Result<()> {
+    fn flush(&mut self, tree: &Tree) -> Result<()> {
         let mut buffer = [0; 512];
         self.flushers.retain(|&number, files| {
             tree.node(number).is_some_and(|node| node.died.is_none())
@@ -268,19 +277,27 @@ impl CgroupStatistics {
             {
                 continue;
             }
-            let open = |name: &&str| File::open(below(&self.root, &node.path).join(name)).ok();
-            let files: Vec<File> = self.flushing.iter().filter_map(open).collect();
+            let open = |name: &&str| File::open(below(&self.root, &node.path).join(name));
+            let opened = self.flushing.iter().map(open);
+            // Where there are no descriptors, it is tried again.
+            let without = |error: &io::Error| error.raw_os_error() == Some(libc::EMFILE);
+            let opened: Vec<io::Result<File>> = opened.collect();
+            let failed = opened
+                .iter()
+                .filter_map(|file| file.as_ref().err())
+                .any(without);
+            let files: Vec<File> = opened.into_iter().flatten().collect();
             let read = |file: &File| file.read_at(&mut buffer, 0).is_ok();
-            if files.iter().all(read) && self.flushers.len() < MAX_FLUSHERS {
+            if files.iter().all(read) && !failed && self.flushers.len() < self.most_flushers {
                 self.flushers.insert(number, files);
             }
         }
-        if self.flushing.contains(&"io.stat") {
+        if let Some(file) = &mut self.io_stat {
             // The root's I/O statistics are computed when its file is read (block/blk-cgroup.c,
             // blkcg_fill_root_iostats).
-            std::fs::read(self.root.join("io.stat"))?;
+            file.read()?;
         }
-        let text = std::fs::read_to_string(self.root.join("cpu.stat"))?;
+        let text = self.cpu_stat.read()?;
         let [usage, user, system] = ["usage_usec ", "user_usec ", "system_usec "].map(|key| {
             text.lines()
                 .find_map(|line| line.strip_prefix(key)?.parse::<u64>().ok())

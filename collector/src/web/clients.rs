@@ -63,9 +63,8 @@ impl Limits {
     /// The limits of a process that may open this many files. Connections use a quarter of them
     /// at most.
     pub fn new(open_files: u64) -> Self {
-        let quarter = usize::try_from(open_files / 4).unwrap_or(usize::MAX);
         Self {
-            connections: quarter.clamp(8, 256),
+            connections: kernel::open_files::connections(open_files) as usize,
             expositions: 3,
             older_bytes: 8 << 20,
             older_stall: Duration::from_secs(3),
