@@ -1,43 +1,54 @@
-//! Network namespaces and their owners, as an iteration over all tasks finds them.
+//! Network namespaces: the processes in them, and the processes by which they are watched.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Namespaces that can be noted; those beyond are counted as missed.
+/// Namespaces that can be watched at a time.
 pub const NAMESPACES: u32 = 8192;
 
-/// Control block of the iterator.
+/// Control block of the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-pub struct NamespaceIterator {
-    /// Number of the iteration, set by the agent.
-    pub generation: u64,
+pub struct NamespaceControl {
     /// Cookie of the host's namespace, that of the kernel's threads; 0 until one has been met.
     pub host: u64,
-    /// Times that there was no room for a namespace.
-    pub missed: u64,
+    /// Number of entries that are watched, set by the agent.
+    pub watched: u64,
+    /// Number of those whose process has left, as of the last look.
+    pub left: u64,
     /// Keeps the layout explicit.
     pub reserved: u64,
 }
 
-const _: () = assert!(size_of::<NamespaceIterator>() == 32);
+const _: () = assert!(size_of::<NamespaceControl>() == 32);
 
-/// A network namespace other than the host's; the key is its cookie (`net.net_cookie`), which is
-/// never used again.
+/// A process in a network namespace other than the host's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
-pub struct Namespace {
-    /// The iteration that has found a task in it last.
-    pub generation: u64,
-    /// Cgroup id of its oldest task.
+pub struct Inhabitant {
+    /// The namespace's cookie (`net.net_cookie`), which is never used again.
+    pub namespace: u64,
+    /// Cgroup id of the process.
     pub cgroup: u64,
-    /// When its oldest task was started, ns of CLOCK_MONOTONIC.
+    /// When the process was started, ns of CLOCK_MONOTONIC.
     pub start_time: u64,
-    /// Thread id of its oldest task.
+    /// Its process id; the thread id of a thread whose leader has ended.
     pub pid: u64,
-    /// Cgroup id that the agent has given it to, 0 for none: set by the agent.
-    pub owner: u64,
-    /// The iteration that has found a task of that cgroup in it last.
-    pub owner_seen: u64,
+    /// Kernel address of the task.
+    pub task: u64,
+    /// Kernel address of the namespace.
+    pub address: u64,
 }
 
-const _: () = assert!(size_of::<Namespace>() == 48);
+const _: () = assert!(size_of::<Inhabitant>() == 48);
+
+/// A process in a namespace that the agent reads. As long as it is there, so is the namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct Witness {
+    /// Kernel address of the task. The task may be gone: what is there is read with care.
+    pub task: u64,
+    /// Kernel address of the namespace, which the agent's socket keeps in being.
+    pub address: u64,
+}
+
+const _: () = assert!(size_of::<Witness>() == 16);

@@ -4,9 +4,11 @@
 //! (see `collector_common::field`). Loads go through BTF pointers, so that the verifier checks
 //! them against the running kernel's types and the JIT makes one instruction of each.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{
+    bpf_get_current_task_btf, bpf_probe_read_kernel, generated::bpf_seq_write,
+};
 use collector_common::field;
 
 /// Reads a field of 8 bytes (or a pointer).
@@ -137,6 +139,11 @@ pub struct Task(pub *const c_void);
 #[repr(transparent)]
 pub struct Cgroup(pub *const c_void);
 
+/// `struct seq_file`: what the agent reads from an iterator.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct SequenceFile(*const c_void);
+
 /// `struct net`
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -165,6 +172,29 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 fn iterated(ctx: *const c_void) -> *const c_void {
     // SAFETY: an iterator program's context, whose layout the verifier knows.
     unsafe { *ctx.cast::<*const c_void>().add(1) }
+}
+
+impl SequenceFile {
+    /// The file of an iterator program's run.
+    ///
+    /// struct bpf_iter_meta { struct seq_file *seq; ... }
+    #[inline(always)]
+    pub fn of(ctx: *const c_void) -> Self {
+        // SAFETY: an iterator program's context and its first member, whose layouts the verifier
+        // knows.
+        unsafe {
+            let meta = *ctx.cast::<*const c_void>();
+            Self(*meta.cast::<*const c_void>())
+        }
+    }
+    /// Appends a record. If it does not fit, the kernel takes it out again, and runs the program for
+    /// the same object once the reader has made room (kernel/bpf/bpf_iter.c, `bpf_seq_read`).
+    #[inline(always)]
+    pub fn append<T>(self, record: &T) {
+        let record = ptr::from_ref(record).cast();
+        // SAFETY: the verifier proves that this is a file, and that the record is initialised.
+        unsafe { bpf_seq_write(self.0.cast_mut().cast(), record, size_of::<T>() as u32) };
+    }
 }
 
 impl Task {

@@ -70,14 +70,41 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts an agent that may open this many files, and waits until it serves.
+    pub fn with_files(files: u64, arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(arguments, &[], Some(files))?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
     /// Starts an agent with these environment variables. Does not wait until it serves.
     pub fn begin(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        Self::spawn(arguments, variables, None)
+    }
+
+    fn spawn(arguments: &[&str], variables: &[(&str, &str)], files: Option<u64>) -> Result<Self> {
         let port = free_port()?;
         let log =
             std::env::temp_dir().join(format!("cgmeter-test-{}-{port}.log", std::process::id()));
         let every = ["--web.min-interval", "0s"];
         let every = every.iter().filter(|_| !arguments.contains(&every[0]));
-        let child = Command::new(binary())
+        let mut command = Command::new(binary());
+        if let Some(files) = files {
+            let limit = libc::rlimit {
+                rlim_cur: files,
+                rlim_max: files,
+            };
+            let set = move || {
+                // SAFETY: `limit` is readable.
+                match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            };
+            // SAFETY: only setrlimit is called between fork and exec.
+            unsafe { command.pre_exec(set) };
+        }
+        let child = command
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
             .args(every)
             .args(arguments)

@@ -48,6 +48,8 @@ const SHORT: &[&str] = &[
     "net::a_socket_that_outlives_its_cgroup",
     "netdev::equal_to_proc_net_dev",
     "netdev::counting_continues_with_a_new_owner",
+    "namespaces::are_not_kept_alive",
+    "namespaces::a_container_whose_init_moves",
     // TCP's callbacks and tracepoints, dropped packets.
     "tcp::opened_and_closed",
     "tcp::reset",

@@ -42,6 +42,7 @@ mod metrics;
 mod mixed;
 mod mounted;
 mod names;
+mod namespaces;
 mod needs;
 mod net;
 mod netdev;
@@ -94,6 +95,7 @@ const TESTS: &[&[Test]] = &[
     disk::TESTS,
     net::TESTS,
     netdev::TESTS,
+    namespaces::TESTS,
     tcp::TESTS,
     drops::TESTS,
     programs::TESTS,

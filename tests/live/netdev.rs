@@ -1,12 +1,9 @@
-//! Interfaces by network namespace. Oracle: /proc/PID/net/dev inside the namespace, /proc/PID/ns.
+//! Interfaces by network namespace. Oracle: /proc/PID/net/dev inside the namespace. How long namespaces
+//! are held, whose they are and how many are read is tested in `namespaces`.
 
-use std::{
-    fs,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{fs, thread::sleep, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{
     Test,
@@ -14,12 +11,11 @@ use crate::{
     cgroup::Cgroup,
     metrics::{Metrics, same},
     needs::Need,
-    traffic,
     wire::{self, End, V4},
     worker::Worker,
 };
 
-const WIRE: &[Need] = &[Need::Agent, Need::Program("ip")];
+pub const WIRE: &[Need] = &[Need::Agent, Need::Program("ip")];
 
 pub const TESTS: &[Test] = &[
     ("netdev::equal_to_proc_net_dev", WIRE, equal),
@@ -28,12 +24,10 @@ pub const TESTS: &[Test] = &[
     ("netdev::counting_continues_with_a_new_owner", WIRE, heir),
     ("netdev::renamed_and_removed_interfaces", WIRE, renamed),
     ("netdev::excluded_interfaces", WIRE, left_out),
-    ("netdev::namespaces_are_not_kept_alive", WIRE, let_go),
-    ("netdev::the_agent_stays_in_its_namespace", WIRE, stays),
 ];
 
 /// Families in the order of [`End::interface`].
-const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 8] = [
     "container_network_receive_bytes_total",
     "container_network_receive_packets_total",
     "container_network_receive_errors_total",
@@ -44,7 +38,8 @@ const NAMES: [&str; 8] = [
     "container_network_transmit_packets_dropped_total",
 ];
 
-fn counters(metrics: &Metrics, id: &str, interface: &str) -> Result<[f64; 8]> {
+/// The counters of an interface at a cgroup, in the order of [`NAMES`].
+pub fn counters(metrics: &Metrics, id: &str, interface: &str) -> Result<[f64; 8]> {
     let mut found = [0.0; 8];
     for (value, name) in found.iter_mut().zip(NAMES) {
         *value = metrics.get(name, &[("id", id), ("interface", interface)])?;
@@ -52,11 +47,13 @@ fn counters(metrics: &Metrics, id: &str, interface: &str) -> Result<[f64; 8]> {
     Ok(found)
 }
 
-fn interfaces(metrics: &Metrics, id: &str) -> usize {
+/// The number of interfaces at a cgroup.
+pub fn interfaces(metrics: &Metrics, id: &str) -> usize {
     metrics.count(NAMES[0], &[("id", id)])
 }
 
-fn equals(what: &str, found: [f64; 8], expected: [f64; 8]) -> Result<()> {
+/// Compares the counters of an interface.
+pub fn equals(what: &str, found: [f64; 8], expected: [f64; 8]) -> Result<()> {
     ensure!(
         found == expected,
         "{what}: {found:?} instead of {expected:?} (bytes, packets, errors, drops; in, out)"
@@ -66,7 +63,7 @@ fn equals(what: &str, found: [f64; 8], expected: [f64; 8]) -> Result<()> {
 
 /// Scrapes until no packet was sent or received during the scrape, and returns the counters of the
 /// interfaces. The kernel sends some packets by itself when an interface comes up.
-fn scrape_at_rest<const N: usize>(
+pub fn scrape_at_rest<const N: usize>(
     agent: &Agent,
     ends: [&Worker; N],
 ) -> Result<(Metrics, [[f64; 8]; N])> {
@@ -285,127 +282,5 @@ fn left_out() -> Result<()> {
     let has = |name: &str| metrics.has(NAMES[0], &[("id", &end.cgroup.id), ("interface", name)]);
     ensure!(has("net7") && has("dock9"));
     ensure!(!has("lo") && !has("veth7") && !has("docker9"));
-    Ok(())
-}
-
-/// Whether the test's own namespace has an interface of that name.
-fn there(name: &str) -> bool {
-    fs::exists(format!("/sys/class/net/{name}")).unwrap_or(false)
-}
-
-/// An interface in the test's namespace, removed on drop.
-struct Peer(String);
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        if there(&self.0) {
-            let _ = traffic::run(&["ip", "link", "del", &self.0]);
-        }
-    }
-}
-
-/// An end whose veth peer is in the test's namespace.
-fn with_peer(name: &str) -> Result<(End, Peer)> {
-    let end = End::new()?;
-    let peer = Peer(format!("{name}{}", std::process::id()));
-    let pid = end.worker.pid().to_string();
-    let words = [
-        "ip", "link", "add", "name", &peer.0, "type", "veth", "peer", "name", "eth0", "netns", &pid,
-    ];
-    traffic::run(&words)?;
-    ensure!(there(&peer.0));
-    Ok((end, peer))
-}
-
-/// The veth peer disappears with the namespace, some time after its last user.
-fn wait_until_gone(peer: &Peer) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while there(&peer.0) {
-        ensure!(
-            Instant::now() < deadline,
-            "{} still exists: something keeps the namespace alive",
-            peer.0
-        );
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-fn let_go() -> Result<()> {
-    let agent = Agent::start(&[])?;
-    // First case: the cgroup is removed. No scrape is needed.
-    let (mut end, peer) = with_peer("cgta")?;
-    end.worker.run("ip link set eth0 up")?;
-    traffic::run(&["ip", "link", "set", &peer.0, "up"])?;
-    end.worker.run("wait-up eth0")?;
-    end.worker.run("frames eth0 9")?;
-    let metrics = agent.scrape()?;
-    ensure!(counters(&metrics, &end.cgroup.id, "eth0")?[5] >= 9.0);
-    end.worker.run("frames eth0 5")?;
-    let last = end.interface("eth0")?;
-    let End { worker, cgroup } = end;
-    drop(worker);
-    cgroup.remove()?;
-    wait_until_gone(&peer)?;
-    // The counters were read a last time and are reported as long as the removed cgroup.
-    let found = counters(&agent.scrape()?, &cgroup.id, "eth0")?;
-    ensure!(
-        found[5] >= last[5] && last[5] >= 14.0,
-        "{} packets instead of {}",
-        found[5],
-        last[5]
-    );
-
-    // Second case: the processes end and the cgroup stays. The next scrape releases the namespace.
-    let (end, peer) = with_peer("cgtb")?;
-    let metrics = agent.scrape()?;
-    ensure!(metrics.has(NAMES[0], &[("id", &end.cgroup.id), ("interface", "eth0")]));
-    let End { worker, cgroup } = end;
-    drop(worker);
-    let metrics = agent.scrape()?;
-    wait_until_gone(&peer)?;
-    ensure!(metrics.has(NAMES[0], &[("id", &cgroup.id), ("interface", "eth0")]));
-
-    // Third case: the agent ends.
-    let (end, peer) = with_peer("cgtc")?;
-    agent.scrape()?;
-    drop(agent);
-    drop(end);
-    wait_until_gone(&peer)
-}
-
-/// The network namespaces of a process's threads, except the test's own.
-fn strays(pid: u32) -> Result<Vec<String>> {
-    let home = fs::read_link("/proc/self/ns/net")?;
-    let mut strays = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let thread = thread?.path();
-        // Threads may end during the reading.
-        if let Ok(namespace) = fs::read_link(thread.join("ns/net"))
-            && namespace != home
-        {
-            strays.push(format!("{} in {}", thread.display(), namespace.display()));
-        }
-    }
-    Ok(strays)
-}
-
-fn stays() -> Result<()> {
-    let agent = Agent::start(&[])?;
-    let ends = wire::pair()?;
-    for _ in 0..3 {
-        let metrics = agent.scrape()?;
-        ensure!(interfaces(&metrics, &ends[0].cgroup.id) == 1);
-        // A thread that is exiting may still be listed.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !strays(agent.pid())?.is_empty() {
-            ensure!(
-                Instant::now() < deadline,
-                "{:?}",
-                strays(agent.pid())?.first().context("none any more")?
-            );
-            sleep(Duration::from_millis(10));
-        }
-    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     process::Command,
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ impl Traffic {
         Some(match *words {
             ["unshare-net"] => unshare(),
             ["join-net", pid] => join(pid),
+            ["namespaces", count] => namespaces(count),
             ["ip", ..] => run(words),
             ["wait-up", interface] => wait_up(interface),
             ["udp-bind", address] => self.bind(address),
@@ -90,6 +91,33 @@ fn last() -> anyhow::Error {
     std::io::Error::last_os_error().into()
 }
 
+/// Starts processes that each sleep in a namespace of their own until this process ends.
+fn namespaces(count: &str) -> Result<()> {
+    for _ in 0..count.parse::<u32>()? {
+        let (mut inside, child) = std::io::pipe()?;
+        // SAFETY: this process has one thread.
+        match unsafe { libc::fork() } {
+            // SAFETY: the child makes system calls only, until it is killed.
+            0 => unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::unshare(libc::CLONE_NEWNET) != 0 {
+                    libc::_exit(1);
+                }
+                libc::write(child.as_raw_fd(), c"x".as_ptr().cast(), 1);
+                loop {
+                    libc::pause();
+                }
+            },
+            -1 => return Err(std::io::Error::last_os_error().into()),
+            _ => {
+                drop(child);
+                inside.read_exact(&mut [0]).context("in a new namespace")?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn unshare() -> Result<()> {
     // SAFETY: no memory is passed.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
@@ -101,7 +129,7 @@ fn unshare() -> Result<()> {
 fn join(pid: &str) -> Result<()> {
     let file = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
     // SAFETY: the descriptor is open.
-    let result = unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&file), libc::CLONE_NEWNET) };
+    let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
     if result != 0 {
         return Err(last().context("setns"));
     }
@@ -210,7 +238,7 @@ fn frames(interface: &str, count: &str) -> Result<()> {
         // SAFETY: frame and address have the lengths that are passed.
         let sent = unsafe {
             libc::sendto(
-                std::os::fd::AsRawFd::as_raw_fd(&socket),
+                socket.as_raw_fd(),
                 frame.as_ptr().cast(),
                 frame.len(),
                 0,

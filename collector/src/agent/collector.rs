@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cgroup::OVERFLOW,
-    kernel::load::Kernel,
+    kernel::{events::Alarm, load::Kernel},
     log,
     source::{Inputs, Report, RuntimesReport, SelfMetrics},
     threads,
@@ -30,6 +30,10 @@ pub(super) struct Collector {
     pub(super) slots: Slots,
     pub(super) sources: Sources,
     pub(super) own: SelfMetrics,
+    /// Wakes the thread that does the rounds between scrapes.
+    pub(super) alarm: Alarm,
+    /// When that thread will wake up by itself.
+    pub(super) next_round: Instant,
 }
 
 impl Collector {
@@ -67,6 +71,11 @@ impl Collector {
         tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
         self.slots.provide(tree, &mut self.sources);
         stages.end("kernel");
+        // A source may want a round sooner than the one before this frame thought.
+        let round = Instant::now() + self.sources.idle(tree);
+        if round < self.next_round {
+            self.alarm.ring();
+        }
         let nodes = tree.nodes();
         tree.served(read);
         let readings = self.sources.readings();
@@ -86,6 +95,7 @@ impl Collector {
             cgroups: tree.counts(),
             suppressed: tree.suppressed(),
             unreported: tree.unreported(),
+            namespaces: self.sources.namespaces(),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
             kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),

@@ -183,6 +183,7 @@ mod tests {
             program_runs: Vec::new(),
             cgroups: (2, 0),
             suppressed: 0,
+            namespaces: None,
             unreported: 0,
             runtimes: RuntimesReport::new(&[], 0),
             slots: (0, 0, 0),

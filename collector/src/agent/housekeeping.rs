@@ -3,7 +3,7 @@
 use std::{
     os::fd::AsRawFd,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Agent, collector::Collector};
@@ -23,7 +23,8 @@ impl Agent {
     pub fn follow(self: &Arc<Self>) -> anyhow::Result<()> {
         let agent = Arc::downgrade(self);
         let descriptors = self.work(|collector| {
-            let mut descriptors = vec![collector.lifecycle.events.as_raw_fd()];
+            let events = collector.lifecycle.events.as_raw_fd();
+            let mut descriptors = vec![events, collector.alarm.as_raw_fd()];
             descriptors.extend(collector.kernel_log.as_ref().map(AsRawFd::as_raw_fd));
             descriptors
         })?;
@@ -49,6 +50,7 @@ fn tidy(agent: &Weak<Agent>) -> Option<Duration> {
 impl Collector {
     /// Does one round. Returns the time until the next one.
     fn tidy(&mut self) -> Duration {
+        self.alarm.stop();
         let came = self.housekeeping();
         if came > 0
             && let Err(error) = self.refresh_slots()
@@ -65,6 +67,8 @@ impl Collector {
         let idle = sources.idle(&lifecycle.tree);
         let next = lifecycle.next_round().min(slots.next_round());
         // A node that is due may have to wait for its children, so a minimum applies.
-        next.clamp(SHORTEST, LONGEST).min(idle)
+        let pause = next.clamp(SHORTEST, LONGEST).min(idle);
+        self.next_round = Instant::now() + pause;
+        pause
     }
 }

@@ -10,6 +10,10 @@ use crate::{
     threads,
 };
 
+/// Minimum and maximum time between two calls of [`Source::idle`].
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
 /// Every source that could be created.
 pub(super) struct Sources {
     pub(super) list: List,
@@ -210,6 +214,12 @@ impl Sources {
         reports.filter_map(|report| report.runs).collect()
     }
 
+    /// Numbers of network namespaces that are read, and that are not for want of room.
+    pub(super) fn namespaces(&self) -> Option<(u64, u64)> {
+        let reports = self.list.switchable.iter().map(|source| source.report());
+        reports.filter_map(|report| report.namespaces).next()
+    }
+
     /// Cells of all sources. The slot pool creates and clears them.
     pub(super) fn cells(&mut self) -> Vec<&mut dyn SlotMemory> {
         self.list
@@ -243,9 +253,7 @@ impl Sources {
             next = next.into_iter().chain(wanted).min();
             true
         });
-        next.map_or(Duration::MAX, |next: Duration| {
-            next.max(Duration::from_millis(100))
-        })
+        next.map_or(LONGEST_PAUSE, |next: Duration| next.max(SHORTEST_PAUSE))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     cgroup::{DeadMax, Export, Hierarchies, Tree, walk},
     kernel::{
         self,
+        events::Alarm,
         load::{self, Kernel},
         programs::{Availability, LIFECYCLE, NotOnThisHost, PROGRAMS},
     },
@@ -50,6 +51,8 @@ pub struct AgentOptions {
     pub min_interval: Duration,
     /// `--custom.*`
     pub custom: CustomOptions,
+    /// `--netdev.max-namespaces`
+    pub max_namespaces: usize,
     /// Log level of the kernel programs; 0 is off.
     pub kernel_log_level: u8,
 }
@@ -144,6 +147,7 @@ impl Agent {
             kernel: &mut kernel,
             hierarchies: &hierarchies,
             custom: &options.custom,
+            max_namespaces: options.max_namespaces,
         };
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for source in SOURCES {
@@ -182,6 +186,8 @@ impl Agent {
             kernel,
             sources: Sources::new(sources, statistics),
             own: SelfMetrics::new(registry)?,
+            alarm: Alarm::new().context("making an eventfd")?,
+            next_round: Instant::now(),
         };
         let Collector {
             lifecycle,

@@ -15,6 +15,7 @@ const MAP_CREATE: BpfCommand = BpfCommand(0);
 pub(super) const MAP_LOOKUP_ELEM: BpfCommand = BpfCommand(1);
 pub(super) const MAP_UPDATE_ELEM: BpfCommand = BpfCommand(2);
 pub(super) const MAP_DELETE_ELEM: BpfCommand = BpfCommand(3);
+const PROG_TEST_RUN: BpfCommand = BpfCommand(10);
 const OBJ_GET_INFO_BY_FD: BpfCommand = BpfCommand(15);
 const BTF_LOAD: BpfCommand = BpfCommand(18);
 pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: BpfCommand = BpfCommand(21);
@@ -315,12 +316,26 @@ fn link_iterator(program: BorrowedFd<'_>, info: &[u32]) -> io::Result<OwnedFd> {
     owned(unsafe { call(LINK_CREATE, &mut attributes) }?)
 }
 
-/// Runs an iterator once, from start to end.
+/// Runs an iterator once, from start to end. It writes nothing.
 ///
 /// # Errors
 ///
 /// Errors of bpf(2).
 pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
+    read_iterator(link, &mut [0; 64], |_| {})
+}
+
+/// Runs an iterator once, from start to end, and passes on what it writes, in pieces of at most the
+/// buffer's size.
+///
+/// # Errors
+///
+/// Errors of bpf(2).
+pub fn read_iterator(
+    link: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    mut piece: impl FnMut(&[u8]),
+) -> io::Result<()> {
     #[repr(C)]
     #[derive(IntoBytes)]
     struct Attributes {
@@ -333,14 +348,13 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
     };
     // SAFETY: there are no addresses in the attributes.
     let file = owned(unsafe { call(ITER_CREATE, &mut attributes) }?)?;
-    let mut buffer = [0u8; 64];
     loop {
         // SAFETY: the buffer has the length that is passed.
         let n = unsafe { libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        match n {
-            0 => return Ok(()),
-            n if n > 0 => {}
-            _ => {
+        match usize::try_from(n) {
+            Ok(0) => return Ok(()),
+            Ok(n) => piece(buffer.get(..n).unwrap_or_default()),
+            Err(_) => {
                 let error = io::Error::last_os_error();
                 // EAGAIN: the program asks for the same object again, or a million objects have
                 // been visited (kernel/bpf/bpf_iter.c, `bpf_iter_run_prog`, MAX_ITER_OBJECTS).
@@ -350,6 +364,41 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<()> {
             }
         }
     }
+}
+
+/// Runs a loaded raw tracepoint program once, on this CPU.
+///
+/// # Errors
+///
+/// Errors of bpf(2).
+pub fn run_program(program: BorrowedFd<'_>) -> io::Result<()> {
+    // The member `test` of union bpf_attr. Such a program gets no data and returns none.
+    #[repr(C)]
+    #[derive(Default, IntoBytes)]
+    struct Attributes {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        pad: u32,
+    }
+    let mut attributes = Attributes {
+        prog_fd: program.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: there are no addresses in the attributes.
+    unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
 }
 
 /// The kernel's statistics of a program's runs.

@@ -326,6 +326,18 @@ impl Kernel {
         Ok(bpf::link_task_iterator(program.fd()?.as_fd())?)
     }
 
+    /// A program that is not attached, to be run by [`bpf::run_program`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no such program, or its descriptor can't be duplicated.
+    pub fn on_demand(&mut self, name: &str) -> Result<OwnedFd> {
+        let AyaProgram::RawTracePoint(program) = self.program_mut(name)? else {
+            bail!("{name} is not run on demand");
+        };
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    }
+
     /// The kernel's types, until [`forget_types`](Self::forget_types).
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Finds network namespaces with an iterator, and opens sockets inside them.
+//! Finds network namespaces with an iterator, opens sockets inside them, and says whether processes are
+//! still there.
 
 use std::{
     fs::File,
@@ -9,30 +10,34 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use collector_common::netdev::{Namespace, NamespaceIterator};
+use collector_common::netdev::{Inhabitant, NamespaceControl, Witness};
+use zerocopy::FromBytes;
 
 use super::{
     bpf,
     load::Kernel,
-    map::Map,
     mapping::{Mapping, Word, word},
     netlink::Rtnetlink,
 };
 
-/// The task iterator that finds the namespaces (collector-ebpf/src/netdev.rs).
+/// The programs that know the namespaces (collector-ebpf/src/netdev.rs).
 #[derive(Debug)]
 pub struct Namespaces {
-    link: OwnedFd,
-    control: Mapping<NamespaceIterator>,
-    map: Map<u64, Namespace>,
-    generation: u64,
-    keys: Vec<u64>,
-    values: Vec<Namespace>,
+    iterator: OwnedFd,
+    look: OwnedFd,
+    control: Mapping<NamespaceControl>,
+    witnesses: Mapping<Witness>,
+    buffer: Box<[u8]>,
 }
 
-const GENERATION: Word<NamespaceIterator> = word!(NamespaceIterator, generation);
-const HOST: Word<NamespaceIterator> = word!(NamespaceIterator, host);
-const MISSED: Word<NamespaceIterator> = word!(NamespaceIterator, missed);
+const HOST: Word<NamespaceControl> = word!(NamespaceControl, host);
+const WATCHED: Word<NamespaceControl> = word!(NamespaceControl, watched);
+const LEFT: Word<NamespaceControl> = word!(NamespaceControl, left);
+const TASK: Word<Witness> = word!(Witness, task);
+const ADDRESS: Word<Witness> = word!(Witness, address);
+
+/// What an iterator writes at most between two readings (kernel/bpf/bpf_iter.c, `prepare_seq_file`).
+const BUFFER: usize = 32 << 10;
 
 impl Namespaces {
     /// Attaches the iterator of a loaded object.
@@ -41,45 +46,35 @@ impl Namespaces {
     ///
     /// If it can't be attached, or its maps can't be opened.
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
-        let link = kernel
+        let iterator = kernel
             .task_iterator("namespaces")
             .context("attaching the namespaces' iterator")?;
-        Ok(Self {
-            link,
-            control: Mapping::open(kernel.map("NETNS_ITERATOR")?)
-                .context("opening the control block of the namespaces' iterator")?,
-            map: Map::hash(kernel.map("NETNS")?)?,
-            generation: 0,
-            keys: Vec::new(),
-            values: Vec::new(),
-        })
+        let mut namespaces = Self {
+            iterator,
+            look: kernel.on_demand("namespaces_left")?,
+            control: Mapping::open(kernel.map("NETNS")?)
+                .context("opening the control block of network namespaces")?,
+            witnesses: Mapping::open(kernel.map("NETNS_WITNESSES")?)
+                .context("opening the list of watched network namespaces")?,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+        };
+        // The first run only learns which namespace is the host's.
+        namespaces
+            .find(|_| {})
+            .context("searching for network namespaces")?;
+        Ok(namespaces)
     }
 
-    /// Finds the namespaces of all processes, except the host's. Returns their cookies and owners.
+    /// Finds the processes outside of the host's namespace, and passes each on.
     ///
     /// # Errors
     ///
     /// Errors of bpf(2).
-    pub fn find(&mut self) -> io::Result<Vec<(u64, Namespace)>> {
-        self.generation += 1;
-        self.control.store(0, GENERATION, self.generation);
-        bpf::run_iterator(self.link.as_fd())?;
-        self.map.read_all(&mut self.keys, &mut self.values)?;
-        let mut found = Vec::with_capacity(self.keys.len());
-        for (&cookie, &namespace) in self.keys.iter().zip(&self.values) {
-            if namespace.generation == self.generation {
-                found.push((cookie, namespace));
-            } else {
-                // No process is in it any more.
-                self.map.remove(&cookie)?;
-            }
-        }
-        Ok(found)
-    }
-
-    /// Number of the iterator's last run.
-    pub fn generation(&self) -> u64 {
-        self.generation
+    pub fn find(&mut self, mut found: impl FnMut(&Inhabitant)) -> io::Result<()> {
+        let mut records = Records::default();
+        bpf::read_iterator(self.iterator.as_fd(), &mut self.buffer, |piece| {
+            records.add(piece, &mut found);
+        })
     }
 
     /// Cookie of the host's namespace, once the iterator has seen a kernel thread.
@@ -88,23 +83,62 @@ impl Namespaces {
         (cookie != 0).then_some(cookie)
     }
 
-    /// How often there was no room for a namespace.
-    pub fn missed(&self) -> u64 {
-        self.control.load(0, MISSED)
+    /// Sets the processes that [`left`](Self::left) looks at. Those for which there is no room are
+    /// not looked at.
+    pub fn watch(&self, witnesses: impl Iterator<Item = Witness>) {
+        let mut watched = 0;
+        for (entry, witness) in witnesses.take(self.witnesses.entries()).enumerate() {
+            self.witnesses.store(entry, TASK, witness.task);
+            self.witnesses.store(entry, ADDRESS, witness.address);
+            watched += 1;
+        }
+        self.control.store(0, WATCHED, watched);
     }
 
-    /// Records the cgroup that a namespace is attributed to.
+    /// Number of watched processes that have ended or left their namespace.
     ///
     /// # Errors
     ///
     /// Errors of bpf(2).
-    pub fn set_owner(&self, cookie: u64, namespace: &Namespace, owner: u64) -> io::Result<()> {
-        let namespace = Namespace {
-            owner,
-            owner_seen: self.generation,
-            ..*namespace
-        };
-        self.map.insert(&cookie, &namespace)
+    pub fn left(&self) -> io::Result<u64> {
+        if self.control.load(0, WATCHED) == 0 {
+            return Ok(0);
+        }
+        bpf::run_program(self.look.as_fd())?;
+        Ok(self.control.load(0, LEFT))
+    }
+}
+
+/// Puts records together that may come in pieces.
+#[derive(Default)]
+struct Records {
+    /// The beginning of a record whose end is still to come.
+    begun: Vec<u8>,
+}
+
+impl Records {
+    fn add(&mut self, piece: &[u8], found: &mut impl FnMut(&Inhabitant)) {
+        const SIZE: usize = size_of::<Inhabitant>();
+        let mut rest = piece;
+        if !self.begun.is_empty() {
+            let (end, after) = rest.split_at(rest.len().min(SIZE - self.begun.len()));
+            self.begun.extend_from_slice(end);
+            rest = after;
+            if self.begun.len() < SIZE {
+                return;
+            }
+            pass(&self.begun, found);
+            self.begun.clear();
+        }
+        let mut records = rest.chunks_exact(SIZE);
+        records.by_ref().for_each(|record| pass(record, found));
+        self.begun.extend_from_slice(records.remainder());
+    }
+}
+
+fn pass(record: &[u8], found: &mut impl FnMut(&Inhabitant)) {
+    if let Ok(inhabitant) = Inhabitant::read_from_bytes(record) {
+        found(&inhabitant);
     }
 }
 
@@ -168,4 +202,34 @@ fn enter(namespace: &File) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    #[test]
+    fn records_in_pieces() {
+        let all: Vec<Inhabitant> = (1..=20)
+            .map(|n| Inhabitant {
+                namespace: n,
+                cgroup: n + 100,
+                start_time: n + 200,
+                pid: n + 300,
+                task: n + 400,
+                address: n + 500,
+            })
+            .collect();
+        let bytes = all.as_bytes();
+        for size in [1, 7, 48, 49, 100, 959, 960] {
+            let (mut records, mut found) = (Records::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                records.add(piece, &mut |inhabitant| found.push(*inhabitant));
+            }
+            assert_eq!(found.as_bytes(), bytes, "pieces of {size}");
+            assert!(records.begun.is_empty());
+        }
+    }
 }

@@ -80,6 +80,7 @@ pub const PROGRAMS: &[Program] = &[
     program("net_ingress", Hook::Packets(CgroupSkbAttachType::Ingress)),
     program("net_egress", Hook::Packets(CgroupSkbAttachType::Egress)),
     program("namespaces", Hook::TaskIterator),
+    program("namespaces_left", Hook::OnDemand),
     tracepoint("inet_sock_set_state"),
     tracepoint("tcp_retransmit_skb"),
     tracepoint("tcp_retransmit_synack"),

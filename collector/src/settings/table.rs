@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use collector_common::netdev::NAMESPACES;
+
 use super::{
     DefaultValue::{Unset, Value},
     Setting,
@@ -33,7 +35,7 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// `--web.*`
     pub web: web::WebOptions,
-    /// `--cgroup.*`, `--custom.*`, the sources, and what is exported.
+    /// `--cgroup.*`, `--custom.*`, `--netdev.*`, the sources, and what is exported.
     pub agent: agent::AgentOptions,
     /// `--container.runtime`
     pub runtimes: runtime::Choice,
@@ -58,6 +60,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("container", "Containers"),
     ("collector", "Sources"),
     ("custom", "Custom metrics"),
+    ("netdev", "Interfaces"),
     ("log", "Logging"),
 ];
 
@@ -252,6 +255,14 @@ fn table() -> Vec<Setting<Settings>> {
             help: "Also ask endpoints of containers that share the host's network namespace",
             default: Value("false"),
             kind: Switch(|s, on| s.agent.custom.host_network = on),
+        },
+        Setting {
+            name: "netdev.max-namespaces",
+            help: "Maximum number of network namespaces whose interfaces are read, as far as the limit of open files allows",
+            default: Value("4096"),
+            kind: Number("N", 1..=NAMESPACES, |s, n| {
+                s.agent.max_namespaces = n as usize;
+            }),
         },
         Setting {
             name: "log.level",

@@ -80,6 +80,8 @@ pub struct Builder<'a> {
     pub hierarchies: &'a Hierarchies,
     /// Settings of custom metrics.
     pub custom: &'a custom::CustomOptions,
+    /// Maximum number of network namespaces that are read.
+    pub max_namespaces: usize,
 }
 
 impl Builder<'_> {
@@ -199,6 +201,8 @@ pub struct SourceReport {
     pub runs: Option<(&'static str, u64)>,
     /// Kernel memory in bytes, without the fixed maps of the object file and its cells.
     pub kernel_memory: u64,
+    /// Numbers of network namespaces that are read, and that are not because there are too many.
+    pub namespaces: Option<(u64, u64)>,
 }
 
 /// Names and values of the labels that distinguish the series of a family.

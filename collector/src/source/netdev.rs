@@ -1,51 +1,54 @@
 //! Interfaces: counters of the network devices in a cgroup's namespace, with cAdvisor's names.
 //!
-//! Program: `namespaces` (collector-ebpf/src/netdev.rs), which finds the namespaces. The counters
-//! are the kernel's own, read from one rtnetlink socket per namespace (RTM_GETSTATS). Oracle:
-//! /proc/PID/net/dev (tests).
+//! Programs: `namespaces`, `namespaces_left` (collector-ebpf/src/netdev.rs), which find the namespaces.
+//! The counters are the kernel's own, read from one rtnetlink socket per namespace (RTM_GETSTATS).
+//! Oracle: /proc/PID/net/dev (tests).
 //!
-//! A namespace is read once, however many cgroups share it, and belongs to one of them: that of its
-//! oldest process when it was first seen (in a pod: the sandbox), as long as that cgroup or a
-//! descendant has processes in it. The host's namespace belongs to `/` alone. Values are not summed
-//! for ancestors: the same bytes pass a container's interface and the host's.
+//! A namespace is read once, however many cgroups share it, and belongs to one of them (see
+//! [`owners`]). The host's namespace belongs to `/` alone. Values are not summed for ancestors: the
+//! same bytes pass a container's interface and the host's.
 //!
 //! An open socket keeps a namespace alive. Therefore the socket is closed, after a last reading,
-//! when the owner is removed, and when no process is left in the namespace. The latter is noticed
-//! at a scrape, or within [`IDLE`] if there are no scrapes.
+//! when the owner is removed, and when no process is left in the namespace. The latter is looked for
+//! every [`LOOK`]. How many are open at a time is bounded (see [`shares`]).
 
 mod devices;
+mod open;
+mod owners;
+mod shares;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    io,
+    collections::HashMap,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
-use collector_common::netdev::{NAMESPACES, Namespace};
-use devices::{InterfaceRows, Interfaces};
+use collector_common::netdev::{Inhabitant, Witness};
+use devices::InterfaceRows;
+use open::{Open, Remembered, Room};
+use owners::{Owner, Owners, Search};
 
 use super::{
-    Change, Inputs, Reading, Registration, Source,
+    Change, Inputs, Reading, Registration, Source, SourceReport,
     values::{Column, PerNode},
 };
 use crate::{
     cgroup::{NodeId, Nodes, ROOT, Tree},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::{
-        netlink::{Buffer, Counter, Dump, InterfaceCounters, Rtnetlink},
+        netlink::Counter,
         netns::{self, Namespaces},
+        open_files,
         programs::Requirement,
     },
 };
 
 /// The kernel thread that starts all other kernel threads. Its namespace is the host's.
 const KTHREADD: u64 = 2;
-/// How long a namespace without processes may stay open if there are no scrapes.
-const IDLE: Duration = Duration::from_secs(60);
-/// Number of closed namespaces whose interfaces are remembered. A namespace that a mount or another
-/// cgroup keeps alive may be opened again, and then continues where it was.
-const REMEMBERED: usize = 1024;
+/// The agent's descriptors without namespaces and connections, where they can't be counted.
+const USUAL_FILES: u64 = 256;
+/// How often to look whether the namespaces that are open still have processes.
+const LOOK: Duration = Duration::from_millis(400);
 
 const fn family(
     name: &'static str,
@@ -149,31 +152,25 @@ fn families() -> Vec<&'static Family> {
 pub const SOURCE: Registration = Registration {
     requirement: Requirement {
         source: "netdev",
-        required: &["namespaces"],
+        required: &["namespaces", "namespaces_left"],
         optional: &[],
     },
     families,
     build: |builder| {
         Ok(Box::new(Netdev {
             namespaces: Namespaces::new(builder.kernel)?,
-            searched: Instant::now(),
+            owners: Owners::default(),
+            looked: Instant::now(),
             open: HashMap::new(),
-            closed: VecDeque::new(),
+            closed: Remembered::default(),
             rows: Column::default(),
             room: Room::default(),
+            most: builder.max_namespaces,
+            own_files: None,
+            left_out: 0,
         }))
     },
 };
-
-/// A namespace that is being read.
-#[derive(Debug)]
-struct Open {
-    socket: Rtnetlink,
-    /// Cgroup id of its owner.
-    owner: u64,
-    node: NodeId,
-    devices: Interfaces,
-}
 
 /// A namespace that is to be read.
 #[derive(Clone, Copy, Debug)]
@@ -181,62 +178,41 @@ struct Wanted {
     task: u64,
     owner: u64,
     node: NodeId,
+    witness: Option<Witness>,
 }
 
-/// Buffers that all readings share.
-#[derive(Debug, Default)]
-struct Room {
-    buffer: Buffer,
-    names: Vec<(u32, String)>,
-    readings: Vec<(u32, InterfaceCounters)>,
+impl Wanted {
+    fn new(owner: &Owner, oldest: &Inhabitant) -> Self {
+        Self {
+            task: oldest.pid,
+            owner: owner.id,
+            node: owner.node,
+            witness: Some(Witness {
+                task: oldest.task,
+                address: oldest.address,
+            }),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Netdev {
     namespaces: Namespaces,
-    /// When the namespaces were last searched.
-    searched: Instant,
+    owners: Owners,
+    /// When the processes in the open namespaces were last looked at.
+    looked: Instant,
     /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
-    /// Interfaces of the namespaces closed last, by cookie.
-    closed: VecDeque<(u64, Interfaces)>,
+    closed: Remembered,
     /// Rows by node.
     rows: Column<InterfaceRows>,
     room: Room,
-}
-
-/// Returns the owner of a namespace, if the namespace is served.
-fn owner(tree: &Tree, namespace: &Namespace, generation: u64) -> Option<(u64, NodeId)> {
-    let holder = tree
-        .living(namespace.owner)
-        .filter(|&holder| {
-            let within = |node| tree.is_within(node, holder);
-            namespace.owner_seen == generation || tree.living(namespace.cgroup).is_some_and(within)
-        })
-        .map(|holder| (namespace.owner, holder));
-    let (owner, node) =
-        holder.or_else(|| Some((namespace.cgroup, tree.living(namespace.cgroup)?)))?;
-    // The root serves the host's interfaces; those of another namespace must not be mixed in.
-    (node != ROOT && tree.node(node)?.exported).then_some((owner, node))
-}
-
-impl Open {
-    /// Adds what the interfaces have counted since the last reading.
-    fn read(&mut self, rows: &mut InterfaceRows, room: &mut Room) -> io::Result<()> {
-        let Room {
-            buffer,
-            names,
-            readings,
-        } = room;
-        let dump = self.socket.counters(buffer, readings)?;
-        if self.socket.changed() || self.devices.lack_names(readings) {
-            self.socket.names(buffer, names)?;
-            self.devices.set_names(names, rows);
-        }
-        let whole = dump == Dump::Consistent;
-        self.devices.take(readings, whole, rows);
-        Ok(())
-    }
+    /// Maximum number of open namespaces: `--netdev.max-namespaces`.
+    most: usize,
+    /// Number of the agent's descriptors when it had not opened any namespace yet.
+    own_files: Option<u64>,
+    /// Number of namespaces that are not read, because there are too many.
+    left_out: u64,
 }
 
 impl Netdev {
@@ -257,54 +233,116 @@ impl Netdev {
             tracing::warn!(%error, "a network namespace could not be read a last time");
         }
         rows.forget();
-        if self.closed.len() >= REMEMBERED {
-            self.closed.pop_front();
-        }
-        self.closed.push_back((cookie, open.devices));
+        self.closed.put(cookie, open.devices);
+    }
+
+    /// Closes a namespace that is not to be read any more although it is in use.
+    fn leave_out(&mut self, cookie: u64) {
+        let Some(node) = self.open.get(&cookie).map(|open| open.node) else {
+            return;
+        };
+        self.close(cookie);
+        let devices = self.closed.take(cookie);
+        devices.hide(Self::rows(&mut self.rows, node));
+        self.closed.put(cookie, devices);
     }
 
     /// Finds the namespaces, and closes those that no process is in any more. Returns those to
-    /// read.
-    fn find(&mut self, tree: &Tree) -> anyhow::Result<HashMap<u64, Wanted>> {
-        let found = self
-            .namespaces
-            .find()
+    /// read, and the number of those for which there is no room.
+    fn find(&mut self, tree: &Tree) -> anyhow::Result<(HashMap<u64, Wanted>, u64)> {
+        let mut search = Search::default();
+        self.namespaces
+            .find(|inhabitant| search.add(inhabitant))
             .context("searching for network namespaces")?;
-        self.searched = Instant::now();
-        let mut wanted = HashMap::with_capacity(found.len() + 1);
-        for (cookie, namespace) in &found {
-            let Some((owner, node)) = owner(tree, namespace, self.namespaces.generation()) else {
-                continue;
-            };
-            if owner != namespace.owner {
-                self.namespaces
-                    .set_owner(*cookie, namespace, owner)
-                    .context("storing the owner of a network namespace")?;
+        self.looked = Instant::now();
+        let host = self.namespaces.host();
+        let mut wanted = HashMap::new();
+        let mut owned = Vec::new();
+        for namespace in self.owners.settle(&search, tree) {
+            if let Some(owner) = &namespace.owner
+                && Some(namespace.cookie) != host
+            {
+                owned.push((namespace.cookie, owner.node));
+                wanted.insert(namespace.cookie, Wanted::new(owner, &namespace.oldest));
             }
-            let task = namespace.pid;
-            wanted.insert(*cookie, Wanted { task, owner, node });
         }
-        if let Some(host) = self.namespaces.host()
-            && let Some(root) = tree.node(ROOT)
-            && tree.is_whole()
-        {
-            let (task, owner, node) = (KTHREADD, root.id, ROOT);
-            wanted.insert(host, Wanted { task, owner, node });
-        }
-        let gone: HashSet<u64> = self
+        let gone: Vec<u64> = self
             .open
             .keys()
             .copied()
-            .filter(|cookie| !wanted.contains_key(cookie))
+            .filter(|cookie| !wanted.contains_key(cookie) && Some(*cookie) != host)
             .collect();
         for cookie in gone {
             self.close(cookie);
         }
-        Ok(wanted)
+        if let Some(host) = host
+            && let Some(root) = tree.node(ROOT)
+            && tree.is_whole()
+        {
+            let of_host = Wanted {
+                task: KTHREADD,
+                owner: root.id,
+                node: ROOT,
+                witness: None,
+            };
+            wanted.insert(host, of_host);
+        }
+        let room = self.most_open();
+        let mut left_out = search.missed();
+        if wanted.len() > room {
+            let order = shares::in_turn(&owned, tree);
+            let chosen = room - (wanted.len() - owned.len()).min(room);
+            for cookie in order.into_iter().skip(chosen) {
+                wanted.remove(&cookie);
+                self.leave_out(cookie);
+                left_out += 1;
+            }
+        }
+        for (cookie, open) in &mut self.open {
+            let Some(wanted) = wanted.get(cookie) else {
+                continue;
+            };
+            // Who lives on without the namespace has its interfaces no more.
+            if open.node != wanted.node && tree.living(open.owner).is_some() {
+                open.devices.hide(Self::rows(&mut self.rows, open.node));
+            }
+            (open.owner, open.node) = (wanted.owner, wanted.node);
+            open.witness = wanted.witness;
+        }
+        Ok((wanted, left_out))
     }
 
-    /// Opens new namespaces. Returns the errors.
-    fn open(&mut self, wanted: &HashMap<u64, Wanted>) -> anyhow::Result<Vec<anyhow::Error>> {
+    /// Maximum number of open namespaces, as far as settings and the limit of open files allow.
+    fn most_open(&mut self) -> usize {
+        let limit = open_files::limit();
+        let count = || open_files::count().unwrap_or(USUAL_FILES);
+        let own = *self.own_files.get_or_insert_with(count);
+        let others = open_files::connections(limit) + open_files::statistics(limit);
+        shares::room(limit, own.saturating_add(others), self.most)
+    }
+
+    /// Notes how many namespaces are not read. Logs when that begins and when it ends.
+    fn leave(&mut self, left_out: u64) {
+        match (self.left_out, left_out) {
+            (0, 1..) => {
+                let (setting, limit) = (self.most, open_files::limit());
+                tracing::warn!(
+                    left_out,
+                    setting,
+                    limit,
+                    "more network namespaces than can be read: the interfaces of some have no \
+                     series; raise the limit of open files (ulimit -n) or --netdev.max-namespaces"
+                );
+            }
+            (1.., 0) => tracing::info!("every network namespace is read again"),
+            _ => {}
+        }
+        self.left_out = left_out;
+    }
+
+    /// Opens new namespaces. Returns the errors, and the number of namespaces for which there was no
+    /// descriptor.
+    fn open(&mut self, wanted: &HashMap<u64, Wanted>) -> anyhow::Result<(Vec<anyhow::Error>, u64)> {
         let new: Vec<(u64, Wanted)> = wanted
             .iter()
             .filter(|(cookie, _)| !self.open.contains_key(cookie))
@@ -312,36 +350,60 @@ impl Netdev {
             .collect();
         let mut problems = Vec::new();
         if new.is_empty() {
-            return Ok(problems);
+            return Ok((problems, 0));
         }
         let tasks = new.iter().map(|(_, wanted)| wanted.task).collect();
         let sockets = netns::open_in(tasks).context("entering network namespaces")?;
-        for ((cookie, Wanted { owner, node, .. }), socket) in new.into_iter().zip(sockets) {
+        let mut without_room = 0;
+        for ((cookie, wanted), socket) in new.into_iter().zip(sockets) {
+            let Wanted {
+                owner,
+                node,
+                witness,
+                ..
+            } = wanted;
             let checked = socket.and_then(|socket| Ok((socket.cookie()?, socket)));
             match checked {
                 Ok((found, socket)) if found == cookie => {
-                    let remembered = self.closed.iter().position(|(known, _)| *known == cookie);
-                    let devices = remembered
-                        .and_then(|at| self.closed.remove(at))
-                        .map(|(_, devices)| devices)
-                        .unwrap_or_default();
                     let open = Open {
                         socket,
                         owner,
                         node,
-                        devices,
+                        witness,
+                        devices: self.closed.take(cookie),
                     };
                     self.open.insert(cookie, open);
                 }
                 // The task has moved to another namespace, or its pid was reused.
                 Ok(_) => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-                Err(error) => {
-                    problems.push(anyhow!(error).context("entering a network namespace"));
-                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT | libc::ESRCH) => {}
+                    Some(libc::EMFILE | libc::ENFILE) => without_room += 1,
+                    _ => problems.push(anyhow!(error).context("entering a network namespace")),
+                },
             }
         }
-        Ok(problems)
+        Ok((problems, without_room))
+    }
+
+    /// Sets the processes by which the open namespaces are watched.
+    fn watch(&self) {
+        let witnesses = self.open.values().filter_map(|open| open.witness);
+        self.namespaces.watch(witnesses);
+    }
+
+    /// Closes the namespaces that no process is in any more, if there may be some.
+    fn look(&mut self, tree: &Tree) -> anyhow::Result<()> {
+        self.looked = Instant::now();
+        let left = self
+            .namespaces
+            .left()
+            .context("looking for processes in network namespaces")?;
+        if left > 0 {
+            self.find(tree)?;
+            self.watch();
+        }
+        Ok(())
     }
 }
 
@@ -355,13 +417,12 @@ impl Source for Netdev {
     }
 
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
-        let wanted = self.find(inputs.tree)?;
-        let mut problems = self.open(&wanted)?;
+        let (wanted, left_out) = self.find(inputs.tree)?;
+        let (mut problems, without_room) = self.open(&wanted)?;
+        self.leave(left_out + without_room);
+        self.watch();
         let mut broken = Vec::new();
         for (&cookie, open) in &mut self.open {
-            if let Some(wanted) = wanted.get(&cookie) {
-                (open.owner, open.node) = (wanted.owner, wanted.node);
-            }
             let rows = Self::rows(&mut self.rows, open.node);
             if let Err(error) = open.read(rows, &mut self.room) {
                 problems.push(anyhow!(error).context("reading interfaces"));
@@ -383,10 +444,6 @@ impl Source for Netdev {
             problems.push(anyhow!(
                 "no kernel thread is visible: the agent needs the host's pid namespace"
             ));
-        }
-        let missed = self.namespaces.missed();
-        if missed > 0 {
-            problems.push(anyhow!("more than {NAMESPACES} network namespaces"));
         }
         let all = problems.len();
         match problems.into_iter().next() {
@@ -411,17 +468,27 @@ impl Source for Netdev {
     }
 
     fn idle(&mut self, tree: &Tree) -> Option<Duration> {
-        if self.searched.elapsed() >= IDLE
-            && let Err(error) = self.find(tree)
+        // The host's namespace does not end.
+        if self.open.values().all(|open| open.witness.is_none()) {
+            return None;
+        }
+        if self.looked.elapsed() >= LOOK
+            && let Err(error) = self.look(tree)
         {
             tracing::warn!(
                 source = "netdev",
                 error = format!("{error:#}"),
                 "reading failed"
             );
-            self.searched = Instant::now();
         }
-        Some(IDLE.saturating_sub(self.searched.elapsed()))
+        Some(LOOK.saturating_sub(self.looked.elapsed()))
+    }
+
+    fn report(&self) -> SourceReport {
+        SourceReport {
+            namespaces: Some((self.open.len() as u64, self.left_out)),
+            ..SourceReport::default()
+        }
     }
 
     fn reading(&self) -> Box<dyn Reading> {
@@ -455,68 +522,5 @@ impl Reading for NetdevReading {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::time::SystemTime;
-
-    use super::*;
-    use crate::cgroup::{Event, Filter, found};
-
-    /// Makes a tree of /pod with /pod/sandbox and /pod/app, and /other.
-    fn tree() -> Tree {
-        let found = [
-            found(1, 0, ""),
-            found(2, 1, "pod"),
-            found(3, 2, "sandbox"),
-            found(4, 2, "app"),
-            found(5, 1, "other"),
-        ];
-        Tree::new(&found, Filter::default())
-    }
-
-    fn namespace(cgroup: u64, owner: u64, owner_seen: u64) -> Namespace {
-        Namespace {
-            generation: 7,
-            cgroup,
-            owner,
-            owner_seen,
-            ..Namespace::default()
-        }
-    }
-
-    fn owner_of(tree: &Tree, namespace: Namespace) -> Option<u64> {
-        owner(tree, &namespace, 7).map(|(owner, _)| owner)
-    }
-
-    #[test]
-    fn a_namespace_belongs_to_the_oldest_task_s_cgroup_and_stays_there() {
-        let tree = tree();
-        assert_eq!(owner_of(&tree, namespace(3, 0, 0)), Some(3));
-        // An older process has moved in from elsewhere.
-        assert_eq!(owner_of(&tree, namespace(5, 3, 7)), Some(3));
-        // The owner's processes have left.
-        assert_eq!(owner_of(&tree, namespace(4, 3, 6)), Some(4));
-        // They have moved into a descendant.
-        assert_eq!(owner_of(&tree, namespace(4, 2, 6)), Some(2));
-    }
-
-    #[test]
-    fn a_removed_owner_is_replaced_by_the_oldest_task_s_cgroup() {
-        let mut tree = tree();
-        let at = SystemTime::now();
-        tree.apply(&Event::Removed { id: 3, at });
-        assert_eq!(owner_of(&tree, namespace(4, 3, 7)), Some(4));
-    }
-
-    #[test]
-    fn namespaces_of_the_root_and_of_unknown_cgroups_have_no_owner() {
-        let tree = tree();
-        assert_eq!(owner_of(&tree, namespace(1, 0, 0)), None);
-        assert_eq!(owner_of(&tree, namespace(99, 0, 0)), None);
-        assert_eq!(owner_of(&tree, namespace(99, 98, 7)), None);
     }
 }

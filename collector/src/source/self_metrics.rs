@@ -34,6 +34,8 @@ pub struct Report {
     pub suppressed: usize,
     /// Removed cgroups that counted in their parents before any scrape had shown them.
     pub unreported: u64,
+    /// Numbers of network namespaces that are read, and that are not because there are too many.
+    pub namespaces: Option<(u64, u64)>,
     /// The container runtimes that are followed.
     pub runtimes: RuntimesReport,
     /// Numbers of used, free and quarantined slots.
@@ -149,6 +151,14 @@ const CGROUPS_UNREPORTED: Family = family(
     "Removed cgroups that no scrape has shown, because more came and went between two scrapes than --cgroup.dead-max; they count in their parents.",
     MetricKind::Counter,
 );
+const NAMESPACES: Family = Family {
+    labels: &["state"],
+    ..family(
+        "cgmeter_network_namespaces",
+        "Network namespaces by state: read, or left_out because there are more than --netdev.max-namespaces or the limit of open files allows.",
+        MetricKind::Gauge,
+    )
+};
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
@@ -239,6 +249,7 @@ pub const FAMILIES: &[&Family] = &[
     &CGROUPS,
     &CGROUPS_SUPPRESSED,
     &CGROUPS_UNREPORTED,
+    &NAMESPACES,
     &SLOTS,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
@@ -377,6 +388,12 @@ impl Report {
         out.sample(Labels::new(none, &[]), count(report.suppressed));
         out.family(&CGROUPS_UNREPORTED);
         out.sample(Labels::new(none, &[]), Value::Count(report.unreported));
+        if let Some((read, left_out)) = report.namespaces {
+            out.family(&NAMESPACES);
+            for (state, number) in [("read", read), ("left_out", left_out)] {
+                out.sample(Labels::new(none, &[("state", state)]), Value::Count(number));
+            }
+        }
         out.family(&SLOTS);
         out.sample(
             Labels::new(none, &[("state", "used")]),

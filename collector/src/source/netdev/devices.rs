@@ -173,6 +173,13 @@ impl Interfaces {
             }
         }
     }
+
+    /// Hides the rows of all interfaces: they are not read any more.
+    pub fn hide(&self, rows: &mut InterfaceRows) {
+        for device in self.0.values() {
+            rows.hide(&device.name);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -340,5 +347,16 @@ mod tests {
         assert_eq!(first(&rows), [("eth0", 100), ("eth1", 9)]);
         devices.take(&[(2, counters(120)), (3, counters(9))], true, &mut rows);
         assert_eq!(first(&rows), [("eth0", 120), ("eth1", 9)]);
+    }
+
+    #[test]
+    fn what_is_not_read_any_more_is_hidden_and_goes_on_later() {
+        let (mut devices, mut rows) = (Interfaces::default(), InterfaceRows::default());
+        devices.set_names(&names(&[(2, "eth0")]), &mut rows);
+        devices.take(&[(2, counters(100))], true, &mut rows);
+        devices.hide(&mut rows);
+        assert_eq!(first(&rows), []);
+        devices.take(&[(2, counters(130))], true, &mut rows);
+        assert_eq!(first(&rows), [("eth0", 130)]);
     }
 }
