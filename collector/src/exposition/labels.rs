@@ -83,6 +83,16 @@ impl LabelSet {
         self.text.as_bytes()
     }
 
+    /// Returns the length of the text between the braces of a sample.
+    pub fn text_len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Returns the bytes of memory that hold the labels, without what the allocator adds.
+    pub fn size(&self) -> usize {
+        self.text.len() + size_of_val(&*self.labels)
+    }
+
     /// Returns names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let text = &self.text;

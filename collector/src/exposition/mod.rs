@@ -15,6 +15,7 @@ mod histogram;
 mod labels;
 mod number;
 mod registry;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -26,3 +27,4 @@ pub use histogram::{BucketLayout, Distribution, Histogram, LOG2, LOG2_LONG, Poin
 pub use labels::{LabelSet, Labels};
 pub use number::Value;
 pub use registry::encode_registry;
+pub use size::{distribution_size, heading_size, line_size};
