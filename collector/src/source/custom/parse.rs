@@ -1,6 +1,7 @@
 //! Parses Prometheus text 0.0.4 and OpenMetrics 1.0, as applications write them.
 //!
-//! Invariants: any bytes give a result, and its size is bounded by [`TextLimits::samples`]. A bad line
+//! Invariants: any bytes give a result, and its size is bounded by [`TextLimits::samples`] and
+//! [`FAMILIES`]. A bad line
 //! affects nothing else. Errors consist of a line number and a fixed text, so nothing that an
 //! application sends reaches the log. Timestamps, exemplars, units and creation times are ignored.
 //! Checked by the table and the properties in [`tests`].
@@ -12,13 +13,15 @@ use crate::exposition::MetricKind;
 
 /// Longest line that is parsed, bytes.
 const LINE: usize = 16 << 10;
+/// Maximum number of families of a text.
+const FAMILIES: usize = 5000;
 /// Maximum number of labels of a sample.
 const LABELS: usize = 64;
 
 /// Limits of a text.
 #[derive(Clone, Copy, Debug)]
 pub struct TextLimits {
-    /// Maximum number of samples, and of families.
+    /// Maximum number of samples.
     pub samples: usize,
     /// Whether labels may name the owner of a sample.
     pub owners: bool,
@@ -157,13 +160,15 @@ struct Families {
     limits: TextLimits,
     drafts: Vec<FamilyDraft>,
     by_name: HashMap<String, usize>,
+    /// Number of samples of families beyond the limit.
+    excess: usize,
 }
 
 impl Families {
     fn entry(&mut self, name: &str) -> Option<&mut FamilyDraft> {
         let at = match self.by_name.get(name) {
             Some(&at) => at,
-            None if self.drafts.len() >= self.limits.samples => return None,
+            None if self.drafts.len() >= self.limits.samples.min(FAMILIES) => return None,
             None => {
                 self.by_name.insert(name.to_owned(), self.drafts.len());
                 self.drafts.push(FamilyDraft::new(name));
@@ -253,6 +258,7 @@ impl Families {
             declared = self.entry(base).map(|draft| draft.help.clone());
         }
         let Some(draft) = self.entry(sample.name) else {
+            self.excess += 1;
             return Ok(());
         };
         if let Some(help) = declared {
@@ -274,6 +280,7 @@ pub fn parse(text: &[u8], limits: TextLimits) -> Parsed {
         limits,
         drafts: Vec::new(),
         by_name: HashMap::new(),
+        excess: 0,
     };
     let mut taken = 0;
     for (at, line) in text.split(|&byte| byte == b'\n').enumerate() {
@@ -316,6 +323,7 @@ pub fn parse(text: &[u8], limits: TextLimits) -> Parsed {
         .iter()
         .map(|draft| families.is_creation_time(&draft.name))
         .collect();
+    parsed.excess += families.excess;
     for (draft, made) in families.drafts.into_iter().zip(made) {
         if made {
             continue;

@@ -1,6 +1,13 @@
 //! Builds families from lines, and renames their labels.
+//!
+//! A large text makes many series: a series under construction takes little more memory than a
+//! finished one.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
+};
 
 use crate::exposition::{Distribution, LabelSet, MetricKind, Points};
 
@@ -90,7 +97,7 @@ pub type LabelPairs = Vec<(String, String)>;
 struct Part {
     line: usize,
     owner: Option<Owner>,
-    labels: LabelPairs,
+    labels: LabelSet,
     single: Option<f64>,
     distribution: Distribution,
 }
@@ -123,11 +130,20 @@ pub struct FamilyDraft {
     /// `None` until the type is declared or the first sample is found.
     pub kind: Option<MetricKind>,
     parts: Vec<Part>,
-    index: HashMap<(Option<Owner>, LabelPairs), usize>,
+    /// Places in `parts` by a hash of owner and labels, if there are more than [`FEW`].
+    index: HashMap<u64, usize>,
+}
+
+/// Parts that are looked through one after the other.
+const FEW: usize = 8;
+
+fn hash(owner: Option<&Owner>, labels: &LabelSet) -> u64 {
+    static RANDOM: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    RANDOM.hash_one((owner, labels))
 }
 
 /// Removes the owner's labels and empty ones, renames reserved names, and sorts.
-fn settle(labels: LabelPairs, owned: bool) -> LabelPairs {
+fn settle(labels: LabelPairs, owned: bool) -> LabelSet {
     let mut kept: LabelPairs = labels
         .into_iter()
         .filter(|(name, value)| {
@@ -147,7 +163,8 @@ fn settle(labels: LabelPairs, owned: bool) -> LabelPairs {
         }
     }
     kept.sort();
-    kept
+    let pairs = kept.iter();
+    LabelSet::empty().with(pairs.map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 impl FamilyDraft {
@@ -164,12 +181,12 @@ impl FamilyDraft {
 
     fn series(&mut self, line: usize, labels: LabelPairs, owner: Option<Owner>) -> &mut Part {
         let labels = settle(labels, owner.is_some());
-        let next = self.parts.len();
-        let at = *self
-            .index
-            .entry((owner.clone(), labels.clone()))
-            .or_insert(next);
-        if at == next {
+        let at = self.find(owner.as_ref(), &labels).unwrap_or_else(|| {
+            let at = self.parts.len();
+            if at == 0 {
+                // Most families of a text with many have one series.
+                self.parts.reserve_exact(1);
+            }
             self.parts.push(Part {
                 line,
                 owner,
@@ -177,8 +194,42 @@ impl FamilyDraft {
                 single: None,
                 distribution: Distribution::default(),
             });
-        }
+            let unindexed = if at == FEW { 0 } else { at };
+            for at in unindexed..self.parts.len() {
+                self.enter(at);
+            }
+            at
+        });
         &mut self.parts[at]
+    }
+
+    /// Finds a part.
+    fn find(&self, owner: Option<&Owner>, labels: &LabelSet) -> Option<usize> {
+        let same = |part: &Part| part.owner.as_ref() == owner && part.labels == *labels;
+        if self.parts.len() <= FEW {
+            return self.parts.iter().position(same);
+        }
+        let mut hash = hash(owner, labels);
+        loop {
+            let at = *self.index.get(&hash)?;
+            if self.parts.get(at).is_some_and(same) {
+                return Some(at);
+            }
+            hash = hash.wrapping_add(1);
+        }
+    }
+
+    /// Enters a part into the index, if there is one.
+    fn enter(&mut self, at: usize) {
+        if self.parts.len() <= FEW {
+            return;
+        }
+        let part = &self.parts[at];
+        let mut hash = hash(part.owner.as_ref(), &part.labels);
+        while self.index.contains_key(&hash) {
+            hash = hash.wrapping_add(1);
+        }
+        self.index.insert(hash, at);
     }
 
     /// Adds a plain sample.
@@ -269,11 +320,7 @@ impl FamilyDraft {
             match points {
                 Ok(points) => series.push(AppSeries {
                     owner: part.owner,
-                    labels: LabelSet::empty().with(
-                        part.labels
-                            .iter()
-                            .map(|(name, value)| (name.as_str(), value.as_str())),
-                    ),
+                    labels: part.labels,
                     points,
                 }),
                 Err(what) => bad.add(part.line, what),

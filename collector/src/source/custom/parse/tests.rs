@@ -242,6 +242,37 @@ fn limits() {
     assert_eq!((parsed.samples, parsed.excess), (100, 50));
     let text: String = (0..150).map(|n| format!("# TYPE x{n} gauge\n")).collect();
     assert!(read(&text).families.is_empty());
+    // Declared families take the room of those that have samples.
+    let parsed = read(&format!("{text}y 1\n"));
+    assert_eq!((parsed.samples, parsed.excess), (0, 1));
+    let text: String = (0..FAMILIES + 7).map(|n| format!("x{n} 1\n")).collect();
+    let limits = TextLimits {
+        samples: 50_000,
+        owners: true,
+    };
+    let parsed = parse(text.as_bytes(), limits);
+    assert_eq!((parsed.samples, parsed.excess), (FAMILIES, 7));
+}
+
+#[test]
+fn series_are_found_again_however_many_there_are() {
+    let line = |at: usize| format!("x{{id=\"/{}\",n=\"{}\"}} 1\n", at % 7, at % 1000);
+    let text: String = (0..14_000).map(line).collect();
+    let limits = TextLimits {
+        samples: 50_000,
+        owners: true,
+    };
+    let parsed = parse(text.as_bytes(), limits);
+    assert_eq!((parsed.samples, parsed.bad.count), (7000, 7000));
+    for count in 1..20 {
+        let text: String = (0..count).map(|n| format!("x{{n=\"{n}\"}} 1\n")).collect();
+        let parsed = read(&format!("{text}{text}"));
+        assert_eq!(
+            (parsed.samples, parsed.bad.count),
+            (count, count),
+            "{count}"
+        );
+    }
 }
 
 #[test]
