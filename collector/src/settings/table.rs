@@ -235,6 +235,15 @@ fn table() -> Vec<Setting<Settings>> {
             }),
         },
         Setting {
+            name: "custom.max-bytes",
+            help: "Maximum size of all custom metrics together, in bytes of a scrape and in bytes of memory; \
+               containers share it fairly",
+            default: Value("8388608"),
+            kind: Number("BYTES", 65_536..=1 << 30, |s, n| {
+                s.agent.custom.max_bytes = n as usize;
+            }),
+        },
+        Setting {
             name: "custom.max-age",
             help: "Drop custom metrics that are older than this",
             default: Unset("5m for text files, three intervals for endpoints"),

@@ -16,14 +16,18 @@
 
 mod endpoint;
 mod enter;
+mod fair;
 mod fetch;
 mod index;
+mod measure;
 mod options;
 mod owners;
 mod parse;
 mod series;
 mod store;
 mod targets;
+#[cfg(test)]
+mod tests;
 mod textfile;
 mod worker;
 
@@ -42,15 +46,17 @@ use super::{
 };
 use crate::{
     cgroup::{Node, NodeId, Nodes, ROOT, Tree, printable},
-    exposition::{Encoder, Family, LabelSet, Labels, Metadata, MetricKind, Points, Unit, Value},
+    exposition::{
+        Encoder, Family, LabelSet, Labels, Metadata, MetricKind, Points, Unit, Value, line_size,
+    },
     kernel::programs::Requirement,
 };
 pub use endpoint::{Endpoint, EndpointRule, path_of};
-use index::{Index, Input};
+use index::{Index, Input, Limits};
 pub use options::CustomOptions;
 use owners::Owners;
-use store::{CustomCounters, EndpointKey, Reason, RequestOutcome, Store};
-use targets::Targets;
+use store::{CustomCounters, EndpointKey, Kept, Reason, RequestOutcome, Store};
+use targets::{Targets, owner};
 use textfile::TextFileReader;
 
 const fn family(name: &'static str, help: &'static str, kind: MetricKind) -> Family {
@@ -106,7 +112,7 @@ const ERRORS: Family = Family {
     ..family(
         "cgmeter_custom_errors_total",
         "Errors of custom metrics by reason; the log has the details. A conflict, a missing owner \
-         and samples beyond a cgroup's limit count once while they last.",
+         and samples beyond a limit count once while they last.",
         MetricKind::Counter,
     )
 };
@@ -139,6 +145,9 @@ pub const SOURCE: Registration = Registration {
     },
 };
 
+/// Room for what does not depend on the number of containers and files: metadata, and counters.
+const FIXED: usize = 8 << 10;
+
 /// How a family is read from the result of requesting an endpoint.
 type Read = fn(&RequestOutcome) -> Value;
 
@@ -150,14 +159,22 @@ struct Custom {
     /// The store's change counter as of the index.
     changes: Option<u64>,
     index: Arc<Index>,
-    /// Owners in text files that do not exist.
-    lost: BTreeSet<String>,
+    /// Owners in text files that do not exist, by file.
+    lost: BTreeMap<String, LostOwners>,
     names: BTreeSet<String>,
     outcomes: Arc<RequestOutcomes>,
-    files: Arc<BTreeMap<String, SystemTime>>,
+    files: Arc<Vec<(String, SystemTime)>>,
     counters: CustomCounters,
     /// When the next part of the index becomes too old.
     expiry: Option<Instant>,
+}
+
+/// Owners in a text file that do not exist.
+#[derive(Debug, Default)]
+struct LostOwners {
+    count: usize,
+    /// One of them, for the log.
+    example: String,
 }
 
 /// Names of the agent's own samples. Those that are registered elsewhere begin with `cgmeter_` or
@@ -193,7 +210,7 @@ impl Custom {
             _reader: reader,
             changes: None,
             index: Arc::default(),
-            lost: BTreeSet::new(),
+            lost: BTreeMap::new(),
             names: own_names(),
             outcomes: Arc::default(),
             files: Arc::default(),
@@ -207,6 +224,7 @@ impl Custom {
         let now = Instant::now();
         let store = self.store.clone();
         let mut contents = store.lock();
+        let contents = &mut *contents;
         let stale = self.expiry.is_some_and(|expiry| expiry <= now);
         let owned = contents
             .files
@@ -221,28 +239,44 @@ impl Custom {
         let mut outcomes = Vec::new();
         let mut inputs = Vec::new();
         let mut ends = Vec::new();
-        for (key, outcome) in &contents.outcomes {
+        for (key, outcome) in &mut contents.outcomes {
+            if let Some((at, _)) = &outcome.good {
+                let end = *at + outcome.age;
+                if end > now {
+                    ends.push(end);
+                } else {
+                    outcome.good = None;
+                }
+            }
             let node = self.targets.node(key.cgroup);
             let Some((number, node)) = node.and_then(|number| Some((number, tree.node(number)?)))
             else {
                 continue;
             };
-            outcomes.push((number, key.clone(), outcome.clone()));
-            let Some((at, families)) = &outcome.good else {
-                continue;
+            let kept = outcome.good.as_ref().map(|(_, kept)| kept);
+            inputs.push(Input {
+                owner: outcome.owner,
+                about: size_of_outcome(node, key),
+                ..input(tree, number, node, kept)
+            });
+            // A frame that lives on must not keep the answer in memory.
+            let described = RequestOutcome {
+                good: None,
+                ..outcome.clone()
             };
-            let end = *at + outcome.age;
-            if end > now {
-                ends.push(end);
-                inputs.push(input(number, node, families));
-            }
+            outcomes.push((inputs.len() - 1, (number, key.clone(), described)));
         }
-        self.outcomes = Arc::new(outcomes);
-        let mut lost = BTreeSet::new();
-        let mut files = BTreeMap::new();
+        let mut lost: BTreeMap<String, LostOwners> = BTreeMap::new();
+        let mut files = Vec::new();
         let owners = owned.then(|| Owners::new(tree));
         for (name, file) in &contents.files {
-            files.insert(name.clone(), file.modified);
+            if let Some(root) = tree.node(ROOT) {
+                inputs.push(Input {
+                    about: size_of_file(name),
+                    ..input(tree, ROOT, root, None)
+                });
+                files.push((inputs.len() - 1, (name.clone(), file.modified)));
+            }
             // A modification time in the future counts as new.
             let age = file.modified.elapsed().unwrap_or_default();
             let Some(left) = self
@@ -254,24 +288,38 @@ impl Custom {
                 continue;
             };
             ends.push(now + left);
-            for (owner, families) in &file.families {
+            for (owner, kept) in &file.families {
                 let number = match (owner, &owners) {
                     (Some(owner), Some(owners)) => owners.find(owner),
                     _ => Some(ROOT),
                 };
                 match number.and_then(|number| Some((number, tree.node(number)?))) {
-                    Some((number, node)) => inputs.push(input(number, node, families)),
+                    Some((number, node)) => inputs.push(input(tree, number, node, Some(kept))),
                     None => {
-                        lost.insert(format!("{name}: {owner:?}"));
+                        let lost = lost.entry(name.clone()).or_default();
+                        lost.count += 1;
+                        if lost.example.is_empty() {
+                            lost.example = format!("{owner:?}").chars().take(LONGEST).collect();
+                        }
                     }
                 }
             }
         }
-        self.files = Arc::new(files);
         self.expiry = ends.into_iter().min();
-        for owner in lost.difference(&self.lost) {
-            contents.counters.add(Reason::Owner, 1);
-            tracing::warn!("custom metrics: {owner} does not exist, or is not exported");
+        for (name, LostOwners { count, example }) in &lost {
+            let before = self.lost.get(name).map_or(0, |lost| lost.count);
+            contents
+                .counters
+                .add(Reason::Owner, count.saturating_sub(before));
+            if before == 0 {
+                tracing::warn!(
+                    name,
+                    count,
+                    example,
+                    "custom metrics: a text file has samples of cgroups or containers that do not \
+                     exist, or are not exported"
+                );
+            }
         }
         self.lost = lost;
         let names = &self.names;
@@ -279,31 +327,70 @@ impl Custom {
             names.contains(name) || name.starts_with("cgmeter_") || name.starts_with("process_")
         };
         let options = &self.options;
-        let index = Index::new(
-            inputs,
-            &options.prefix,
-            options.max_samples,
-            &taken,
-            &self.index,
-        );
-        for (message, &(reason, count)) in &index.losses {
-            if !self.index.losses.contains_key(message) {
-                contents.counters.add(reason, count);
-                tracing::warn!("custom metrics: left out: {message}");
+        let limits = Limits {
+            prefix: &options.prefix,
+            plain: METRIC.name,
+            samples: options.max_samples,
+            bytes: options.max_bytes.saturating_sub(FIXED),
+        };
+        let index = Index::new(inputs, limits, &taken, &self.index);
+        for ((path, reason), loss) in &index.losses {
+            let before = self.index.losses.get(&(path.clone(), *reason));
+            let count = before.map_or(0, |before| before.count);
+            contents
+                .counters
+                .add(*reason, loss.count.saturating_sub(count));
+            for message in &loss.messages {
+                if before.is_none_or(|before| !before.messages.contains(message)) {
+                    let count = loss.count;
+                    tracing::warn!(cgroup = path, count, "custom metrics: left out: {message}");
+                }
             }
         }
+        let served = |number: &usize| !index.unserved.contains(number);
+        let outcomes = outcomes.into_iter().filter(|(number, _)| served(number));
+        self.outcomes = Arc::new(outcomes.map(|(_, outcome)| outcome).collect());
+        let files = files.into_iter().filter(|(number, _)| served(number));
+        self.files = Arc::new(files.map(|(_, file)| file).collect());
         self.index = Arc::new(index);
         self.counters = contents.counters.clone();
     }
 }
 
-fn input(number: NodeId, node: &Node, families: &Arc<Vec<series::AppFamily>>) -> Input {
+/// Longest part of a text that is logged, characters.
+const LONGEST: usize = 100;
+
+fn input(tree: &Tree, number: NodeId, node: &Node, kept: Option<&Kept>) -> Input {
     Input {
         node: number,
         cgroup: node.id,
         path: printable(&node.path),
-        families: Arc::clone(families),
+        owner: owner(tree, number).map_or(node.id, |owner| owner.id),
+        labels: node.labels.clone(),
+        families: kept
+            .map(|kept| Arc::clone(&kept.families))
+            .unwrap_or_default(),
+        lost: kept.map_or(0, |kept| kept.lost),
+        about: 0,
     }
+}
+
+/// Most bytes of the lines that describe an endpoint.
+fn size_of_outcome(node: &Node, key: &EndpointKey) -> usize {
+    // A path is ASCII, and escaping at most doubles it.
+    let labels = node.labels.text_len() + ",port=\"65535\",path=\"\"".len() + 2 * key.path.len();
+    let families = [&UP, &SAMPLES, &DURATION];
+    let lines = families.map(|family| line_size(family.name.len(), labels, 0.0));
+    lines.into_iter().sum()
+}
+
+/// Most bytes of the line that describes a text file.
+fn size_of_file(name: &str) -> usize {
+    line_size(
+        FILE_TIME.name.len(),
+        "file=\"\"".len() + 2 * name.len(),
+        0.0,
+    )
 }
 
 impl Source for Custom {
@@ -341,7 +428,7 @@ type RequestOutcomes = Vec<(NodeId, EndpointKey, RequestOutcome)>;
 struct CustomReading {
     index: Arc<Index>,
     outcomes: Arc<RequestOutcomes>,
-    files: Arc<BTreeMap<String, SystemTime>>,
+    files: Arc<Vec<(String, SystemTime)>>,
     counters: CustomCounters,
 }
 

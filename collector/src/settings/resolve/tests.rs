@@ -176,6 +176,7 @@ fn custom_metrics() {
         (Duration::from_secs(15), Duration::from_secs(5))
     );
     assert_eq!((defaults.max_body, defaults.max_samples), (1 << 20, 1000));
+    assert_eq!(defaults.max_bytes, 8 << 20);
     assert!(defaults.max_age.is_none() && !defaults.host_network && defaults.rules.is_empty());
     assert_eq!(defaults.file_age(), Duration::from_secs(300));
     assert_eq!(
@@ -203,6 +204,10 @@ fn custom_metrics() {
             "--custom.max-body: \"0\" is not a number from 1 to",
         ),
         ("--custom.max-samples 100001", "1 to 100000"),
+        (
+            "--custom.max-bytes 1000",
+            "--custom.max-bytes: \"1000\" is not a number from 65536 to",
+        ),
     ] {
         let error = error(&format!("cgmeter {line}"));
         assert!(error.contains(expected), "{error}");

@@ -2,15 +2,22 @@
 //!
 //! Invariants: a family appears once, with one type and one help text, however many containers have
 //! it. A sample's name belongs to one family, and never to one of the agent's. No series appears
-//! twice. No cgroup has more than `--custom.max-samples`. What is left out is reported. The type of
-//! a name stays as long as a container offers it.
+//! twice. No cgroup has more than `--custom.max-samples`, which its endpoints and files share
+//! fairly. All together need at most `--custom.max-bytes` of an exposition, which containers share
+//! fairly ([`fair`]). What is left out is reported. The type of a name stays as long as a container
+//! offers it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{series::AppFamily, store::Reason};
+use super::{
+    fair,
+    measure::{self, SampleCount, TextSize},
+    series::AppFamily,
+    store::Reason,
+};
 use crate::{
     cgroup::NodeId,
     exposition::{LabelSet, MetricKind},
@@ -25,9 +32,53 @@ pub struct Input {
     pub cgroup: u64,
     /// The cgroup's path, for the log.
     pub path: String,
+    /// Id of the cgroup whose share it takes: the container's.
+    pub owner: u64,
+    /// The cgroup's labels.
+    pub labels: LabelSet,
     /// The families that the application served.
     pub families: Arc<Vec<AppFamily>>,
+    /// Number of samples that were left out before.
+    pub lost: usize,
+    /// Bytes of the series that describe the endpoint or the file itself.
+    pub about: usize,
 }
+
+/// Limits of an exposition, and how names are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    /// `--custom.prefix`
+    pub prefix: &'a str,
+    /// Name of the family that has plain values of all applications.
+    pub plain: &'a str,
+    /// `--custom.max-samples`
+    pub samples: usize,
+    /// Bytes of an exposition.
+    pub bytes: usize,
+}
+
+impl Limits<'_> {
+    /// How the metrics of a cgroup with these labels are measured.
+    fn measure<'a>(&'a self, labels: &'a LabelSet) -> TextSize<'a> {
+        TextSize {
+            labels,
+            prefix: self.prefix.len(),
+            plain: self.plain,
+        }
+    }
+}
+
+/// What was left out of a cgroup's metrics for one reason.
+#[derive(Debug, Default)]
+pub struct Loss {
+    /// Number of samples or families.
+    pub count: usize,
+    /// What is wrong, for the log: the first [`MESSAGES`] messages.
+    pub messages: BTreeSet<String>,
+}
+
+/// Maximum number of messages about one cgroup and reason.
+const MESSAGES: usize = 8;
 
 /// A family of an exposition.
 #[derive(Debug)]
@@ -74,9 +125,13 @@ impl Member {
 pub struct Index {
     /// Families ordered by name.
     pub groups: Vec<Group>,
-    /// What was left out: a message, its reason, and the number of samples or families.
-    pub losses: BTreeMap<String, (Reason, usize)>,
+    /// Inputs, as numbered by the caller, that are not even described: there is no room.
+    pub unserved: HashSet<usize>,
+    /// What was left out, by the cgroup's path and the reason.
+    pub losses: Losses,
 }
+
+type Losses = BTreeMap<(String, Reason), Loss>;
 
 struct Making<'a> {
     prefix: &'a str,
@@ -84,43 +139,39 @@ struct Making<'a> {
     groups: BTreeMap<String, Group>,
     /// Names of samples, and the groups that they belong to.
     claims: HashMap<String, String>,
-    losses: BTreeMap<String, (Reason, usize)>,
+    losses: Losses,
 }
 
 impl Index {
     /// Merges the inputs. `taken` says whether a name belongs to the agent; `before` is the
     /// previous index.
     pub fn new(
-        mut inputs: Vec<Input>,
-        prefix: &str,
-        max_samples: usize,
+        inputs: Vec<Input>,
+        limits: Limits<'_>,
         taken: &dyn Fn(&str) -> bool,
         before: &Self,
     ) -> Self {
-        inputs.sort_by(|left, right| left.path.cmp(&right.path));
+        let mut inputs: Vec<(usize, Input)> = inputs.into_iter().enumerate().collect();
+        inputs.sort_by(|(_, left), (_, right)| {
+            (&left.path, left.node).cmp(&(&right.path, right.node))
+        });
         let known: HashMap<&str, MetricKind> = before
             .groups
             .iter()
             .map(|group| (group.name.as_str(), group.kind))
             .collect();
         let mut making = Making {
-            prefix,
+            prefix: limits.prefix,
             taken,
             groups: BTreeMap::new(),
             claims: HashMap::new(),
-            losses: BTreeMap::new(),
+            losses: Losses::new(),
         };
-        let mut samples: HashMap<NodeId, usize> = HashMap::new();
+        making.cut_samples(&mut inputs, limits.samples);
+        let unserved = making.cut_bytes(&mut inputs, limits);
         let mut late = Vec::new();
-        for input in &inputs {
+        for (_, input) in &inputs {
             for (at, family) in input.families.iter().enumerate() {
-                let sum = samples.entry(input.node).or_default();
-                if *sum + family.samples() > max_samples {
-                    let message = format!("{}: more samples than --custom.max-samples", input.path);
-                    making.lose(message, Reason::Samples, family.samples());
-                    continue;
-                }
-                *sum += family.samples();
                 match known.get(family.name.as_str()) {
                     Some(kind) if *kind != family.kind => late.push((input, at)),
                     _ => making.add(input, at),
@@ -130,13 +181,61 @@ impl Index {
         for (input, at) in late {
             making.add(input, at);
         }
-        making.finish()
+        making.finish(unserved)
     }
 }
 
 impl Making<'_> {
-    fn lose(&mut self, message: String, reason: Reason, count: usize) {
-        self.losses.entry(message).or_insert((reason, 0)).1 += count;
+    fn lose(&mut self, path: &str, reason: Reason, count: usize, message: String) {
+        if count == 0 {
+            return;
+        }
+        let loss = self.losses.entry((path.to_owned(), reason)).or_default();
+        loss.count += count;
+        if loss.messages.len() < MESSAGES {
+            loss.messages.insert(message);
+        }
+    }
+
+    /// Leaves out samples beyond the limit of a cgroup.
+    fn cut_samples(&mut self, inputs: &mut [(usize, Input)], limit: usize) {
+        let wanted: Vec<(NodeId, usize)> = inputs
+            .iter()
+            .map(|(_, input)| (input.node, measure::samples(&input.families)))
+            .collect();
+        let shares = fair::within(&wanted, limit);
+        for (((_, input), (_, wanted)), share) in inputs.iter_mut().zip(wanted).zip(shares) {
+            input.families = measure::cut(&input.families, share, &SampleCount);
+            let lost = wanted - measure::samples(&input.families);
+            let message = "more samples than --custom.max-samples".to_owned();
+            self.lose(&input.path, Reason::Samples, lost, message);
+        }
+    }
+
+    /// Leaves out what is beyond a container's share of the bytes. Returns the inputs that can't
+    /// even be described.
+    fn cut_bytes(&mut self, inputs: &mut [(usize, Input)], limits: Limits<'_>) -> HashSet<usize> {
+        let wanted: Vec<(u64, usize)> = inputs
+            .iter()
+            .map(|(_, input)| {
+                let size = measure::size(&input.families, &limits.measure(&input.labels));
+                (input.owner, input.about + size)
+            })
+            .collect();
+        let shares = fair::shares(&wanted, limits.bytes);
+        let mut unserved = HashSet::new();
+        for ((number, input), share) in inputs.iter_mut().zip(shares) {
+            if share < input.about {
+                unserved.insert(*number);
+            }
+            let share = share.saturating_sub(input.about);
+            let before = measure::samples(&input.families);
+            input.families = measure::cut(&input.families, share, &limits.measure(&input.labels));
+            let lost = input.lost + before - measure::samples(&input.families);
+            let message = "more than a fair share of --custom.max-bytes".to_owned();
+            self.lose(&input.path, Reason::Bytes, lost, message);
+        }
+        unserved
     }
 
     fn add(&mut self, input: &Input, at: usize) {
@@ -149,11 +248,11 @@ impl Making<'_> {
             && group.kind != family.kind
         {
             let message = format!(
-                "{path}: {full} is a {} here, but a {} elsewhere",
+                "{full} is a {} here, but a {} elsewhere",
                 family.kind.name(),
                 group.kind.name()
             );
-            return self.lose(message, Reason::Conflict, 1);
+            return self.lose(path, Reason::Conflict, 1, message);
         }
         if !self.groups.contains_key(&full) {
             let names = family.kind.suffixes().iter();
@@ -166,9 +265,8 @@ impl Making<'_> {
                     }
                     None => continue,
                 };
-                let message =
-                    format!("{path}: {full} uses the name {name}, which belongs to {other}");
-                return self.lose(message, Reason::Conflict, 1);
+                let message = format!("{full} uses the name {name}, which belongs to {other}");
+                return self.lose(path, Reason::Conflict, 1, message);
             }
             self.claims
                 .extend(names.into_iter().map(|name| (name, full.clone())));
@@ -188,10 +286,12 @@ impl Making<'_> {
         if group.help.is_empty() {
             group.help.clone_from(&family.help);
         }
+        // The inputs of a cgroup come one after the other.
         let mut others = group
             .members
             .iter()
-            .filter(|member| member.node == input.node)
+            .rev()
+            .take_while(|member| member.node == input.node)
             .peekable();
         let mut twice = HashSet::new();
         if others.peek().is_some() {
@@ -205,20 +305,19 @@ impl Making<'_> {
                 .cloned()
                 .collect();
         }
+        let doubles = twice.len();
         group.members.push(Member {
             node: input.node,
             cgroup: input.cgroup,
             families: Arc::clone(&input.families),
             at,
-            twice: twice.clone(),
+            twice,
         });
-        if !twice.is_empty() {
-            let message = format!("{path}: {full} has duplicate series");
-            self.lose(message, Reason::Conflict, twice.len());
-        }
+        let message = format!("{full} has duplicate series");
+        self.lose(path, Reason::Conflict, doubles, message);
     }
 
-    fn finish(self) -> Index {
+    fn finish(self, unserved: HashSet<usize>) -> Index {
         let Self {
             groups,
             claims,
@@ -244,128 +343,11 @@ impl Making<'_> {
         });
         Index {
             groups: groups.collect(),
+            unserved,
             losses,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::custom::parse::{TextLimits, parse};
-
-    fn input(node: NodeId, path: &str, text: &str) -> Input {
-        let limits = TextLimits {
-            samples: 100,
-            owners: false,
-        };
-        let parsed = parse(text.as_bytes(), limits);
-        assert_eq!(parsed.bad.count, 0, "{:?}", parsed.bad);
-        Input {
-            node,
-            cgroup: node as u64,
-            path: path.to_owned(),
-            families: Arc::new(parsed.families),
-        }
-    }
-
-    fn index(inputs: Vec<Input>, before: &Index) -> Index {
-        Index::new(inputs, "c_", 5, &|name| name == "c_own_total", before)
-    }
-
-    fn shown(index: &Index) -> Vec<(&str, MetricKind, usize)> {
-        let series = |group: &Group| group.members.iter().flat_map(Member::series).count();
-        index
-            .groups
-            .iter()
-            .map(|group| (group.full.as_str(), group.kind, series(group)))
-            .collect()
-    }
-
-    fn messages(index: &Index) -> Vec<&str> {
-        index.losses.keys().map(String::as_str).collect()
-    }
-
-    #[test]
-    fn families_of_containers_are_merged() {
-        let a = input(2, "/a", "# HELP x Of a.\n# TYPE x gauge\nx 1\ny 2\n");
-        let b = input(3, "/b", "# HELP x Of b.\n# TYPE x gauge\nx{k=\"v\"} 3\n");
-        let index = index(vec![b, a], &Index::default());
-        assert_eq!(
-            shown(&index),
-            [
-                ("c_x", MetricKind::Gauge, 2),
-                ("c_y", MetricKind::Untyped, 1)
-            ]
-        );
-        assert_eq!(index.groups[0].help, "Of a.");
-        assert!(index.losses.is_empty());
-    }
-
-    #[test]
-    fn the_first_type_is_used_and_stays() {
-        let gauge = input(2, "/a", "# TYPE x gauge\nx 1\n");
-        let counter = input(3, "/b", "# TYPE x counter\nx 1\n");
-        let first = index(vec![counter.clone()], &Index::default());
-        let both = index(vec![gauge.clone(), counter], &first);
-        assert_eq!(shown(&both), [("c_x", MetricKind::Counter, 1)]);
-        assert_eq!(
-            messages(&both),
-            ["/a: c_x is a gauge here, but a counter elsewhere"]
-        );
-        let left = index(vec![gauge], &both);
-        assert_eq!(shown(&left), [("c_x", MetricKind::Gauge, 1)]);
-        assert!(left.losses.is_empty());
-    }
-
-    #[test]
-    fn a_sample_s_name_belongs_to_one_family() {
-        let histogram = "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n";
-        let inputs = vec![
-            input(2, "/a", histogram),
-            input(3, "/b", "h_count 1\nown_total 1\n"),
-        ];
-        let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_h", MetricKind::Histogram, 1)]);
-        let messages = messages(&index);
-        assert!(
-            messages[0].contains("c_h_count, which belongs to c_h"),
-            "{messages:?}"
-        );
-        assert!(messages[1].contains("--custom.prefix"), "{messages:?}");
-    }
-
-    #[test]
-    fn a_counter_s_name_without_total_may_be_taken() {
-        let text = "# TYPE x_total counter\nx_total 1\n# TYPE x gauge\nx 1\n# TYPE y_total counter\ny_total 1\n";
-        let index = index(vec![input(2, "/a", text)], &Index::default());
-        let alone: Vec<bool> = index.groups.iter().map(|group| group.alone).collect();
-        assert_eq!(alone, [true, false, true]);
-    }
-
-    #[test]
-    fn duplicate_series_are_left_out() {
-        let inputs = vec![
-            input(2, "/a", "x{k=\"1\"} 1\nx{k=\"2\"} 2\n"),
-            input(2, "/a", "x{k=\"2\"} 3\nx{k=\"3\"} 3\n"),
-        ];
-        let index = index(inputs, &Index::default());
-        assert_eq!(shown(&index), [("c_x", MetricKind::Untyped, 3)]);
-        assert_eq!(index.losses.values().next(), Some(&(Reason::Conflict, 1)));
-    }
-
-    #[test]
-    fn a_cgroup_s_samples_are_limited() {
-        let text = "x{k=\"1\"} 1\nx{k=\"2\"} 2\nx{k=\"3\"} 1\ny 1\nz 1\n";
-        let index = index(
-            vec![
-                input(2, "/a", text),
-                input(2, "/a", "v 1\nw 1\n"),
-                input(3, "/b", "v 1\n"),
-            ],
-            &Index::default(),
-        );
-        assert_eq!(shown(&index).len(), 4);
-        assert_eq!(index.losses.values().next(), Some(&(Reason::Samples, 2)));
-    }
-}
+mod tests;

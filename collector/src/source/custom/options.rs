@@ -17,6 +17,8 @@ pub struct CustomOptions {
     pub max_body: usize,
     /// `--custom.max-samples`
     pub max_samples: usize,
+    /// `--custom.max-bytes`
+    pub max_bytes: usize,
     /// `--custom.max-age`; `None` selects the defaults of [`CustomOptions::file_age`] and
     /// [`CustomOptions::endpoint_age`].
     pub max_age: Option<Duration>,
@@ -38,6 +40,7 @@ impl CustomOptions {
             timeout: Duration::from_secs(5),
             max_body: 1 << 20,
             max_samples: 1000,
+            max_bytes: 8 << 20,
             ..Self::default()
         }
     }

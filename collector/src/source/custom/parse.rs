@@ -337,5 +337,17 @@ pub fn parse(text: &[u8], limits: TextLimits) -> Parsed {
     parsed
 }
 
+/// Families of a text without mistakes, for tests.
+#[cfg(test)]
+pub fn families(text: &str) -> Vec<AppFamily> {
+    let limits = TextLimits {
+        samples: usize::MAX,
+        owners: true,
+    };
+    let parsed = parse(text.as_bytes(), limits);
+    assert_eq!(parsed.bad, Bad::default(), "{text}");
+    parsed.families
+}
+
 #[cfg(test)]
 mod tests;

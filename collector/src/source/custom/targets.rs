@@ -1,13 +1,14 @@
 //! Chooses the endpoints to request: those of the cgroups in the tree.
 //!
-//! Invariant: a cgroup is examined when it is created and when its labels change. Otherwise a
-//! scrape only compares numbers and pointers.
+//! Invariants: a cgroup is examined when it is created and when its labels change. Otherwise a
+//! scrape only compares numbers and pointers. There are at most [`ENDPOINTS`] endpoints, which
+//! containers share fairly.
 
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -18,11 +19,15 @@ use anyhow::{Context, Result};
 
 use super::{
     endpoint::{Endpoint, by_labels},
+    fair,
     options::CustomOptions,
     store::{Reason, Store},
     worker::{Target, Worker},
 };
 use crate::cgroup::{Container, Names, Node, NodeId, PlaceKind, Tree, printable};
+
+/// Maximum number of endpoints that are requested.
+const ENDPOINTS: usize = 4096;
 
 /// Endpoints found for a node, and what they were found from.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +50,8 @@ pub struct Targets {
     targets: Vec<Target>,
     /// Nodes of the targets' cgroups, by cgroup id.
     nodes: HashMap<u64, NodeId>,
+    /// Number of endpoints beyond a container's share, by the path of their cgroup.
+    excess: BTreeMap<String, usize>,
 }
 
 impl Targets {
@@ -58,6 +65,7 @@ impl Targets {
             seen: Vec::new(),
             targets: Vec::new(),
             nodes: HashMap::new(),
+            excess: BTreeMap::new(),
         }
     }
 
@@ -86,7 +94,7 @@ impl Targets {
     }
 
     /// Updates the endpoints of changed nodes. Returns whether any endpoint changed.
-    fn discover(&mut self, tree: &Tree) -> bool {
+    pub(super) fn discover(&mut self, tree: &Tree) -> bool {
         let mut changed = false;
         let nodes = tree.capacity().max(self.seen.len());
         self.seen.resize(nodes, None);
@@ -135,7 +143,7 @@ impl Targets {
     }
 
     /// Lists the endpoints of all cgroups.
-    fn list(&mut self, tree: &Tree) -> Vec<Target> {
+    pub(super) fn list(&mut self, tree: &Tree) -> Vec<Target> {
         self.nodes.clear();
         let mut targets = Vec::new();
         let mut pods = BTreeSet::new();
@@ -157,6 +165,7 @@ impl Targets {
                 self.nodes.insert(cgroup, owner);
                 targets.push(Target {
                     cgroup,
+                    owner: self::owner(tree, owner).map_or(cgroup, |owner| owner.id),
                     path: printable(&node.path),
                     directory: directory(&self.root, &node.path),
                     pid: seen.container.as_ref().and_then(|container| container.pid),
@@ -164,13 +173,59 @@ impl Targets {
                 });
             }
         }
+        self.bound(&mut targets, ENDPOINTS);
         targets
+    }
+
+    /// Leaves out endpoints beyond a container's share of the limit.
+    fn bound(&mut self, targets: &mut Vec<Target>, limit: usize) {
+        let mut wanted: HashMap<u64, usize> = HashMap::new();
+        for target in &*targets {
+            *wanted.entry(target.owner).or_default() += 1;
+        }
+        let level = fair::level(wanted.into_values(), limit);
+        let mut taken: HashMap<u64, usize> = HashMap::new();
+        let mut excess: BTreeMap<String, usize> = BTreeMap::new();
+        targets.retain(|target| {
+            let taken = taken.entry(target.owner).or_default();
+            *taken += 1;
+            if *taken > level {
+                *excess.entry(target.path.clone()).or_default() += 1;
+            }
+            *taken <= level
+        });
+        for (path, count) in &excess {
+            let before = self.excess.get(path).copied().unwrap_or(0);
+            let mut contents = self.store.lock();
+            contents
+                .counters
+                .add(Reason::Endpoints, count.saturating_sub(before));
+            if before == 0 {
+                tracing::warn!(
+                    cgroup = path,
+                    count,
+                    "custom metrics: left out: more endpoints than a fair share of the {limit} that \
+                     are requested"
+                );
+            }
+        }
+        self.excess = excess;
     }
 }
 
 /// Returns the container of a cgroup.
 pub fn container_of(node: &Node) -> Option<&Arc<Container>> {
     node.container.as_ref()
+}
+
+/// Returns the cgroup that a cgroup lies in and was not made by its processes: the container, the
+/// machine or the unit. It is the cgroup itself where it lies in none.
+pub fn owner(tree: &Tree, number: NodeId) -> Option<&Node> {
+    let mut node = tree.node(number)?;
+    while node.place.kind == PlaceKind::Nested {
+        node = tree.node(node.parent?)?;
+    }
+    Some(node)
 }
 
 /// Returns the node and id of the pod's cgroup that contains a cgroup.

@@ -22,7 +22,7 @@ use super::{
     enter, fetch,
     options::CustomOptions,
     parse::{TextLimits, parse},
-    store::{EndpointKey, Failure, Reason, RequestOutcome, Store},
+    store::{EndpointKey, Failure, Kept, Reason, RequestOutcome, Store},
 };
 use crate::threads::{self, caught_async};
 
@@ -36,6 +36,8 @@ const SOON: Duration = Duration::from_secs(1);
 pub struct Target {
     /// Id of the application's cgroup.
     pub cgroup: u64,
+    /// Id of the cgroup whose share it takes: the container's.
+    pub owner: u64,
     /// The cgroup's path, for the log.
     pub path: String,
     /// The cgroup's directory.
@@ -242,6 +244,7 @@ async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<F
         .get(key)
         .and_then(|outcome| outcome.good.clone());
     let mut outcome = RequestOutcome {
+        owner: target.owner,
         up: false,
         took,
         good,
@@ -255,7 +258,7 @@ async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<F
             contents.counters.add(Reason::Samples, parsed.excess);
             outcome.up = true;
             outcome.samples = parsed.samples;
-            outcome.good = Some((begin, Arc::new(parsed.families)));
+            outcome.good = Some((begin, Kept::new(parsed.families)));
             if parsed.excess > 0 {
                 let (excess, max) = (parsed.excess, options.max_samples);
                 let message =
@@ -276,6 +279,7 @@ async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<F
         }
     };
     contents.outcomes.insert(key.clone(), outcome);
+    contents.fit(options.max_bytes);
     failure
 }
 

@@ -159,3 +159,40 @@ fn rules_apply_to_matching_cgroups() {
         [owner("/a", 1), owner("/a", 2), owner("/a/b", 1)]
     );
 }
+
+#[test]
+fn a_container_with_many_endpoints_leaves_others_theirs() {
+    let rule = |port| crate::source::custom::EndpointRule {
+        id: Some(regex::Regex::new("^/a.service").unwrap()),
+        name: None,
+        image: None,
+        namespace: None,
+        endpoint: Endpoint {
+            port,
+            path: "/metrics".to_owned(),
+            interval: std::time::Duration::from_secs(1),
+        },
+    };
+    let options = CustomOptions {
+        rules: vec![rule(1), rule(2)],
+        ..CustomOptions::for_tests()
+    };
+    // Cgroups that a unit has made itself count as the unit's.
+    let docker = format!("/docker/{ID}");
+    let mut tree = tree(&["/a.service/x", "/a.service/y/z", &docker]);
+    let node = tree.by_path(docker.as_bytes()).unwrap();
+    tree.set_container(node, &container(LABELS, None));
+    let mut targets = targets(options);
+    targets.discover(&tree);
+    let all = targets.list(&tree);
+    assert_eq!(all.len(), 9);
+    for _ in 0..2 {
+        let mut bounded = all.clone();
+        targets.bound(&mut bounded, 4);
+        let ports: Vec<u16> = bounded.iter().map(|target| target.endpoint.port).collect();
+        assert_eq!(ports.len(), 4);
+        assert!(ports.contains(&8080));
+    }
+    let errors = targets.store.lock().counters.errors.clone();
+    assert_eq!(errors.get(&Reason::Endpoints), Some(&5), "counted once");
+}
