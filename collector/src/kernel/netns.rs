@@ -4,9 +4,7 @@
 use std::{
     fs::File,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -165,32 +163,21 @@ fn open(task: u64) -> io::Result<Rtnetlink> {
     Rtnetlink::open()
 }
 
-/// Connects to a port of the loopback addresses inside a network namespace, IPv4 first, and passes
-/// the result to `done`.
+/// Does something inside a network namespace, and passes the result to `done`. It must not take long.
 ///
 /// As in [`open_in`], a separate thread enters the namespace and ends afterwards.
 ///
 /// # Errors
 ///
 /// If the thread can't be created. All other errors are passed to `done`.
-pub fn connect_in(
+pub fn run_in<T>(
     namespace: File,
-    port: u16,
-    limit: Duration,
-    done: impl FnOnce(io::Result<TcpStream>) + Send + 'static,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    done: impl FnOnce(io::Result<T>) + Send + 'static,
 ) -> io::Result<()> {
-    let connect = move || {
-        enter(&namespace)?;
-        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-        TcpStream::connect_timeout(&v4, limit).or_else(|error| {
-            // If both fail, the error of IPv4 is returned.
-            TcpStream::connect_timeout(&v6, limit).map_err(|_| error)
-        })
-    };
     std::thread::Builder::new()
         .name("cgmeter-netns".to_owned())
-        .spawn(move || done(connect()))
+        .spawn(move || done(enter(&namespace).and_then(|()| work())))
         .map(drop)
 }
 

@@ -19,11 +19,13 @@ mod enter;
 mod fair;
 mod fetch;
 mod index;
+mod lanes;
 mod measure;
 mod options;
 mod owners;
 mod parse;
 mod series;
+mod stopwatch;
 mod store;
 mod targets;
 #[cfg(test)]

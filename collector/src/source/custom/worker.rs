@@ -1,33 +1,32 @@
 //! Requests endpoints, in one thread that is started with the first target.
 //!
-//! Invariants: an endpoint has one request at a time, which ends after `--custom.timeout`. At most
-//! [`CONCURRENT`] requests run at once, so a host full of hanging applications costs no more
-//! sockets and bodies than that. Results of removed targets are dropped.
+//! Invariants: an endpoint has one request at a time, which ends after `--custom.timeout`. Slow
+//! endpoints do not delay prompt ones ([`lanes`](super::lanes)), which also bounds sockets and
+//! bodies. Results of removed targets are dropped.
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     endpoint::Endpoint,
-    enter, fetch,
+    enter,
+    fetch::{self, Allowed},
+    lanes::{Lane, Lanes, PROMPT, Pace},
     options::CustomOptions,
-    parse::{TextLimits, parse},
+    parse::{Parsed, TextLimits, parse},
+    stopwatch::Stopwatch,
     store::{EndpointKey, Failure, Kept, Reason, RequestOutcome, Store},
 };
 use crate::threads::{self, caught_async};
 
-/// Maximum number of concurrent requests.
-const CONCURRENT: usize = 8;
 /// The first request to a new target is sent within this time.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -63,7 +62,7 @@ impl Target {
 pub struct Worker {
     options: CustomOptions,
     store: Store,
-    targets: Option<mpsc::UnboundedSender<Vec<Target>>>,
+    targets: Option<watch::Sender<Vec<Target>>>,
 }
 
 impl Worker {
@@ -89,36 +88,37 @@ impl Worker {
             Some(sender) => match sender.send(targets) {
                 Ok(()) => return Ok(()),
                 // The thread has panicked. Another one takes over.
-                Err(mpsc::error::SendError(targets)) => targets,
+                Err(watch::error::SendError(targets)) => targets,
             },
             None => targets,
         };
-        let sender = start(self.options.clone(), self.store.clone())?;
-        let ended = |_| std::io::Error::other("the thread that requests endpoints has ended");
-        sender.send(targets).map_err(ended)?;
-        self.targets = Some(sender);
+        self.targets = Some(start(self.options.clone(), self.store.clone(), targets)?);
         Ok(())
     }
 }
 
+/// Starts the thread. The channel has only the latest list.
 fn start(
     options: CustomOptions,
     store: Store,
-) -> std::io::Result<mpsc::UnboundedSender<Vec<Target>>> {
-    let (sender, mut lists) = mpsc::unbounded_channel::<Vec<Target>>();
+    targets: Vec<Target>,
+) -> std::io::Result<watch::Sender<Vec<Target>>> {
+    let (sender, mut lists) = watch::channel(targets);
+    lists.mark_changed();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let run = async move {
         let context = Arc::new(Context {
-            permits: Semaphore::new(CONCURRENT),
+            lanes: Lanes::new(),
             random: RandomState::new(),
             options,
             store,
         });
         let mut tasks: HashMap<EndpointKey, (Target, JoinHandle<()>)> = HashMap::new();
         // Ends when the agent drops the worker.
-        while let Some(list) = lists.recv().await {
+        while lists.changed().await.is_ok() {
+            let list = lists.borrow_and_update().clone();
             let mut wanted: HashMap<EndpointKey, Target> = list
                 .into_iter()
                 .map(|target| (target.key(), target))
@@ -150,7 +150,7 @@ fn start(
 }
 
 struct Context {
-    permits: Semaphore,
+    lanes: Lanes,
     random: RandomState,
     options: CustomOptions,
     store: Store,
@@ -170,8 +170,10 @@ async fn follow(context: Arc<Context>, target: Target) {
     tokio::time::sleep(context.part(SOON.min(interval))).await;
     // Only the reason is compared: an application could change the text each time.
     let mut last = None;
+    let mut pace = Pace::new();
     loop {
-        let failure = caught_async(once(&context, &target, &key)).await;
+        let begin = Instant::now();
+        let failure = caught_async(once(&context, &target, &key, &mut pace)).await;
         let failure = failure.unwrap_or_else(|panicked| {
             let mut contents = context.store.lock();
             contents.changes += 1;
@@ -202,41 +204,116 @@ async fn follow(context: Arc<Context>, target: Target) {
             }
             last = reason;
         }
-        // Waits 0.9 to 1.1 intervals, so that endpoints that started together drift apart.
-        tokio::time::sleep(interval.mul_f64(0.9) + context.part(interval / 5)).await;
+        // The next request begins 0.9 to 1.1 intervals after this one, so that endpoints that
+        // started together drift apart; and there is a pause in any case.
+        let next = interval.mul_f64(0.9) + context.part(interval / 5);
+        tokio::time::sleep(next - begin.elapsed().min(interval / 2)).await;
     }
 }
 
-/// Sends one request. Returns the failure, if any.
-async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<Failure> {
+/// A request that has ended.
+struct Asked {
+    begin: Instant,
+    took: Duration,
+    result: Result<Parsed, Failure>,
+}
+
+/// Sends a request in a lane, and notes how prompt the answer is. Returns `None` if there is none
+/// within the time of the lane.
+async fn ask(context: &Context, target: &Target, lane: &Lane, pace: &mut Pace) -> Option<Asked> {
     let options = &context.options;
-    let permit = context.permits.acquire().await;
+    let watch = Stopwatch::start();
     let begin = Instant::now();
-    let ask = async {
-        let stream = enter::connect(
-            &target.directory,
-            target.pid,
-            options.host_network,
-            key.port,
-        )
-        .await?;
-        fetch::fetch(stream, key.port, &key.path, options.max_body).await
+    let port = target.endpoint.port;
+    let work = async {
+        let stream =
+            enter::connect(&target.directory, target.pid, options.host_network, port).await?;
+        let allowed = Allowed {
+            max_body: options.max_body,
+            large: &lane.large,
+            watch: &watch,
+        };
+        let (body, _permit) = fetch::fetch(stream, port, &target.endpoint.path, allowed).await?;
+        let limits = TextLimits {
+            samples: options.max_samples,
+            owners: false,
+        };
+        Ok(parse(&body, limits))
     };
-    let result = match tokio::time::timeout(options.timeout, ask).await {
-        Ok(result) => result,
-        Err(_) => {
+    let limit = lane.limit.unwrap_or(options.timeout).min(options.timeout);
+    let work = watch.limit(limit, work);
+    let result = match lane.limit {
+        // Nor is a place in the lane held while others keep their large answers.
+        Some(limit) => tokio::time::timeout(2 * limit, work).await,
+        None => Ok(work.await),
+    };
+    let took = watch.elapsed();
+    pace.note(result.is_ok() && took < PROMPT.min(options.timeout));
+    let result = match result {
+        Ok(Some(result)) => result,
+        Ok(None) if limit == options.timeout => {
             let seconds = options.timeout.as_secs_f64();
             let text = format!("no whole answer within {seconds} s, see --custom.timeout");
             Err(Failure::new(Reason::Timeout, text))
         }
+        Ok(None) | Err(_) => return None,
     };
-    let took = begin.elapsed();
-    let limits = TextLimits {
-        samples: options.max_samples,
-        owners: false,
+    Some(Asked {
+        begin,
+        took,
+        result,
+    })
+}
+
+/// Sends a request in the prompt lane.
+async fn ask_promptly(context: &Context, target: &Target, pace: &mut Pace) -> Option<Asked> {
+    let lane = &context.lanes.prompt;
+    let _permit = lane.requests.acquire().await;
+    ask(context, target, lane, pace).await
+}
+
+/// Sends a request in the slow lane. While it waits for a place there, the endpoint is asked in the
+/// prompt lane now and then.
+async fn ask_slowly(context: &Context, target: &Target, pace: &mut Pace) -> Option<Asked> {
+    let lane = &context.lanes.slow;
+    let waiting = context.lanes.wait();
+    let mut place = pin!(lane.requests.acquire());
+    let _permit = loop {
+        let patience = waiting.patience(target.endpoint.interval);
+        match tokio::time::timeout(patience, &mut place).await {
+            Ok(permit) => break permit,
+            Err(_) => {
+                if let Some(asked) = ask_promptly(context, target, pace).await {
+                    return Some(asked);
+                }
+            }
+        }
     };
-    let result = result.map(|body| parse(&body, limits));
-    drop(permit);
+    drop(waiting);
+    ask(context, target, lane, pace).await
+}
+
+/// Sends one request. Returns the failure, if any.
+async fn once(
+    context: &Context,
+    target: &Target,
+    key: &EndpointKey,
+    pace: &mut Pace,
+) -> Option<Failure> {
+    let options = &context.options;
+    let asked = match pace.is_slow() {
+        true => None,
+        false => ask_promptly(context, target, pace).await,
+    };
+    let asked = match asked {
+        Some(asked) => asked,
+        None => ask_slowly(context, target, pace).await?,
+    };
+    let Asked {
+        begin,
+        took,
+        result,
+    } = asked;
     let mut contents = context.store.lock();
     contents.changes += 1;
     let good = contents
@@ -287,10 +364,201 @@ async fn once(context: &Context, target: &Target, key: &EndpointKey) -> Option<F
 mod tests {
     use super::*;
 
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use crate::source::custom::measure;
+
+    /// A folder that stands for a cgroup with this process.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let name = format!("cgmeter-worker-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let pid = format!("{}\n", std::process::id());
+            std::fs::write(path.join("cgroup.procs"), pid).unwrap();
+            Self(path)
+        }
+
+        fn target(&self, cgroup: u64, port: u16, path: &str) -> Target {
+            Target {
+                cgroup,
+                owner: cgroup,
+                path: format!("/{cgroup}"),
+                directory: self.0.clone(),
+                pid: None,
+                endpoint: Endpoint {
+                    port,
+                    path: path.to_owned(),
+                    interval: Duration::from_millis(200),
+                },
+            }
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// An application. Its answers are a head and a body. `before` gets the number of the request,
+    /// from 1.
+    fn application(
+        body: &'static str,
+        length: usize,
+        before: fn(usize),
+        end: fn(),
+    ) -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let answer = move |mut stream: std::net::TcpStream| -> std::io::Result<()> {
+            let _ = stream.read(&mut [0; 4096])?;
+            before(count.fetch_add(1, Ordering::Relaxed) + 1);
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+            )?;
+            end();
+            Ok(())
+        };
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answer = answer.clone();
+                std::thread::spawn(move || answer(stream));
+            }
+        });
+        (port, asked)
+    }
+
+    fn options() -> CustomOptions {
+        CustomOptions {
+            // The tests' applications are in the agent's own network namespace.
+            host_network: true,
+            // Who hangs does so until the end of a test.
+            timeout: Duration::from_secs(3600),
+            ..CustomOptions::for_tests()
+        }
+    }
+
+    /// Waits until something is so.
+    fn until(so: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !so() {
+            assert!(Instant::now() < deadline, "not within five minutes");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A hundred applications that never answer.
+    fn hanging(folder: &Folder) -> (Vec<TcpListener>, Vec<Target>) {
+        // The kernel accepts connections; nobody reads the requests.
+        let listeners: Vec<TcpListener> = (0..100)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let target = |(at, listener): (usize, &TcpListener)| {
+            let port = listener.local_addr().unwrap().port();
+            folder.target(at as u64, port, "/metrics")
+        };
+        let targets = listeners.iter().enumerate().map(target).collect();
+        (listeners, targets)
+    }
+
+    #[test]
+    fn an_endpoint_that_has_recovered_does_not_wait_for_a_hundred_that_hang() {
+        let folder = Folder::new("recovered");
+        let before = |number| {
+            if number <= 2 {
+                std::thread::sleep(PROMPT * 2);
+            }
+        };
+        let (recovered, asked) = application("a 1\n", 4, before, || ());
+        let (_listeners, mut targets) = hanging(&folder);
+        let store = Store::default();
+        let mut worker = Worker::new(options(), store.clone());
+        worker.set_targets(targets.clone()).unwrap();
+        // All others have had their second in the prompt lane, and fill the slow one.
+        std::thread::sleep(PROMPT * 8);
+        targets.push(folder.target(1000, recovered, "/metrics"));
+        worker.set_targets(targets).unwrap();
+        until(|| asked.load(Ordering::Relaxed) >= 6);
+        assert_eq!(store.lock().counters.failed, 0, "the others still hang");
+    }
+
+    #[test]
+    fn a_good_endpoint_is_asked_at_each_interval_beside_a_hundred_that_hang() {
+        let folder = Folder::new("hang");
+        let (good, asked) = application("a 1\n", 4, |_| (), || ());
+        // Others send a large part of an answer, and no more.
+        let part = "# more\n".repeat(20_000).leak();
+        let (partial, _) = application(part, 1 << 20, |_| (), std::thread::park);
+        let (_listeners, mut targets) = hanging(&folder);
+        targets.extend((200..204).map(|cgroup| folder.target(cgroup, partial, "/metrics")));
+        targets.push(folder.target(1000, good, "/metrics"));
+        let store = Store::default();
+        let mut worker = Worker::new(options(), store.clone());
+        worker.set_targets(targets).unwrap();
+        // The others have an hour each.
+        until(|| asked.load(Ordering::Relaxed) >= 10);
+        let contents = store.lock();
+        assert!(
+            contents
+                .outcomes
+                .values()
+                .any(|outcome| outcome.up && outcome.good.is_some())
+        );
+        assert_eq!(contents.counters.failed, 0, "the others still hang");
+    }
+
+    #[test]
+    fn sixty_answers_of_a_mebibyte_stay_within_the_limits() {
+        let folder = Folder::new("large");
+        let line = |at: usize| format!("m{{k=\"{at:0900}\"}} 1\n");
+        let text: &str = (0..1100).map(line).collect::<String>().leak();
+        assert!(text.len() < 1 << 20 && text.len() > 1_000_000);
+        let (large, _) = application(text, text.len(), |_| (), || ());
+        let (small, _) = application("a 1\nb 2\n", 8, |_| (), || ());
+        let mut targets: Vec<Target> = (0..60)
+            .map(|cgroup| folder.target(cgroup, large, "/metrics"))
+            .collect();
+        targets.push(folder.target(1000, small, "/metrics"));
+        let store = Store::default();
+        let mut worker = Worker::new(options(), store.clone());
+        worker.set_targets(targets).unwrap();
+        until(|| {
+            let contents = store.lock();
+            let good = contents.outcomes.values().filter(|outcome| outcome.up);
+            good.count() == 61
+        });
+        let contents = store.lock();
+        let kept = contents.outcomes.values().map(|outcome| {
+            let (_, kept) = outcome.good.as_ref().unwrap();
+            let size = measure::size(&kept.families, &measure::MemorySize);
+            (outcome.owner, size, kept.lost)
+        });
+        let kept: Vec<(u64, usize, usize)> = kept.collect();
+        let sum: usize = kept.iter().map(|(_, size, _)| size).sum();
+        assert!(sum <= 8 << 20 && sum > 7 << 20, "{sum}");
+        for (owner, size, lost) in kept {
+            assert!(
+                (owner == 1000) == (lost == 0),
+                "{owner} has {size} and lost {lost}"
+            );
+            assert!(owner == 1000 || size > 120_000, "{owner} has {size}");
+        }
+    }
+
     #[test]
     fn a_thread_that_has_panicked_is_started_anew() {
         // The thread's end of the channel goes with it.
-        let (sender, _) = mpsc::unbounded_channel();
+        let (sender, _) = watch::channel(Vec::new());
         let mut worker = Worker::new(CustomOptions::default(), Store::default());
         worker.targets = Some(sender);
         worker.set_targets(Vec::new()).unwrap();
