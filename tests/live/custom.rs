@@ -72,6 +72,11 @@ pub const TESTS: &[Test] = &[
         ],
         labelled,
     ),
+    (
+        "custom::sixty_large_answers_and_a_hundred_endpoints_that_hang",
+        &[Need::Agent, Need::Program("ip")],
+        crowd,
+    ),
     ("custom::text_files", &[Need::Agent], text_files),
     ("custom::bad_text_files", &[Need::Agent], bad_text_files),
 ];
@@ -84,7 +89,7 @@ struct Application {
     worker: Worker,
     cgroup: Cgroup,
     folder: Folder,
-    _namespaces: Namespaces,
+    namespaces: Namespaces,
 }
 
 impl Application {
@@ -98,7 +103,7 @@ impl Application {
             worker,
             cgroup,
             folder,
-            _namespaces: namespaces,
+            namespaces,
         })
     }
 
@@ -448,6 +453,124 @@ fn hostile() -> Result<()> {
     let log = agent.log();
     let logged = log.matches("no whole answer within 0.2 s").count();
     ensure!((1..=2).contains(&logged), "logged {logged} times: {log}");
+    Ok(())
+}
+
+/// Limit of custom metrics in the agent's memory and in a scrape: the default of --custom.max-bytes.
+const MAX_BYTES: usize = 8 << 20;
+/// Most memory that the crowd may cost the agent: what is kept, what is served to one client while
+/// the next text is made, and 8 answers of 1 MiB at a time.
+const MOST_RSS: u64 = 56 << 20;
+
+/// Memory that the agent has used at most, and the length of a scrape, after some scrapes.
+fn cost(agent: &Agent) -> Result<(u64, usize)> {
+    let mut length = 0;
+    for _ in 0..5 {
+        length = agent.body("/metrics", "")?.len();
+    }
+    Ok((agent.memory("VmHWM")?, length))
+}
+
+fn crowd() -> Result<()> {
+    let application = Application::start("crowd")?;
+    application.says("metrics", "plain 0\n")?;
+    let line = |at: usize| format!("large{{k=\"{at:0960}\"}} 1\n");
+    let large: String = (0..1060).map(line).collect();
+    ensure!(large.len() < 1 << 20 && large.len() > 1_000_000);
+    application.says("large", &large)?;
+    // Applications in cgroups of their own, which share a network namespace and the server in it.
+    let namespace = application.namespaces.left();
+    let crowd = (0..160)
+        .map(|_| {
+            let cgroup = Cgroup::new()?;
+            let worker = Worker::start_in(&cgroup, Some(namespace))?;
+            Ok((worker, cgroup))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (hanging, large) = crowd.split_at(100);
+    let rule = |cgroup: &Cgroup, path: &str, interval: &str| {
+        format!(
+            "[[custom.endpoint]]\nid = \"^{}$\"\nport = {PORT}\npath = \"{path}\"\n\
+             interval = \"{interval}\"\n",
+            cgroup.id
+        )
+    };
+    let mut text = rule(&application.cgroup, "/metrics", "200ms");
+    for (_, cgroup) in hanging {
+        text += &rule(cgroup, "/hang", "1s");
+    }
+    for (_, cgroup) in large {
+        text += &rule(cgroup, "/large", "5s");
+    }
+    let file = application.folder.0.as_path().join("cgmeter.toml");
+    fs::write(&file, text)?;
+    let plain = Agent::start(&[])?;
+    let (plain_rss, plain_length) = cost(&plain)?;
+    drop(plain);
+    // Those that hang do so until the end of the test.
+    let more = ["--custom.timeout", "10m", "--custom.max-samples", "5000"];
+    let agent = agent(&file, &more)?;
+    let up = |metrics: &Metrics| metrics.sum("container_custom_up", &[]);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut metrics = agent.scrape()?;
+    while up(&metrics) < 61.0 {
+        ensure!(
+            Instant::now() < deadline,
+            "{} answers: {}",
+            up(&metrics),
+            agent.log()
+        );
+        sleep(Duration::from_millis(500));
+        metrics = agent.scrape()?;
+    }
+    // The good one is asked again and again.
+    let id = application.cgroup.id.as_str();
+    for round in 1..=10 {
+        application.says("metrics", &format!("plain {round}\n"))?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while metrics.of(id, "custom_plain").ok() != Some(f64::from(round)) {
+            ensure!(Instant::now() < deadline, "not asked: {}", agent.log());
+            sleep(Duration::from_millis(100));
+            metrics = agent.scrape()?;
+        }
+    }
+    let (rss, length) = cost(&agent)?;
+    println!(
+        "custom metrics of {} bytes, {} bytes more memory",
+        length - plain_length,
+        rss.saturating_sub(plain_rss)
+    );
+    ensure!(length > plain_length + MAX_BYTES / 2 && length <= plain_length + MAX_BYTES);
+    ensure!(
+        rss <= plain_rss + MOST_RSS,
+        "{rss} bytes instead of {plain_rss}"
+    );
+    // The large ones have even shares, and what they lack is said.
+    let shares: Vec<usize> = large
+        .iter()
+        .map(|(_, cgroup)| metrics.count("custom_large", &[("id", &cgroup.id)]))
+        .collect();
+    let (least, most) = (shares.iter().min(), shares.iter().max());
+    let (least, most) = least.zip(most).context("no shares")?;
+    ensure!(*least > 20 && most - least <= 2, "{shares:?}");
+    let lost = errors(&metrics, "bytes");
+    ensure!(
+        lost >= (60 * (1060 - most)) as f64,
+        "{lost} left out of {shares:?}"
+    );
+    let log = agent.log();
+    let named = large.iter().filter(|(_, cgroup)| {
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("--custom.max-bytes"));
+        lines
+            .filter(|line| line.contains(&format!("cgroup={} ", cgroup.id)))
+            .count()
+            == 1
+    });
+    let named = named.count();
+    // Of one kind of message, 32 cgroups have lines of their own.
+    ensure!(named >= 31, "{named} cgroups are named: {log}");
     Ok(())
 }
 
