@@ -66,8 +66,8 @@ pub struct MemoryRecord {
     pub soft_limit: u64,
     /// `mem_cgroup.memory_events`, counts: low, high, max, oom, oom_kill.
     pub memory_events: [u64; MEMORY_EVENTS],
-    /// Keeps the layout in pairs of words.
-    pub reserved: u64,
+    /// `mem_cgroup.memory.low`
+    pub low: u64,
     /// `mem_cgroup.vmstats->state`, descendants included as far as the kernel has added them up.
     pub state: [u64; STATES],
     /// `mem_cgroup.vmstats->events`, likewise; counts.

@@ -86,6 +86,7 @@ fields! {
     COUNTER_WATERMARK = "page_counter.watermark";
     COUNTER_MAX = "page_counter.max";
     COUNTER_MIN = "page_counter.min";
+    COUNTER_LOW = "page_counter.low";
     COUNTER_FAILCNT = "page_counter.failcnt";
     MEMCG_MEMORY = "mem_cgroup.memory";
     MEMCG_SWAP = "mem_cgroup.swap";

@@ -126,6 +126,7 @@ fn fill_memory(record: Shared<MemoryRecord>, css: Css) {
     let memory = address!(css.0, field::MEMCG_MEMORY);
     counter(member!(record.memory), memory);
     member!(record.min).set(read(address!(memory, field::COUNTER_MIN)));
+    member!(record.low).set(read(address!(memory, field::COUNTER_LOW)));
     counter(member!(record.swap), address!(css.0, field::MEMCG_SWAP));
     // Since 6.12 a kernel may do without v1 (CONFIG_MEMCG_V1).
     if has!(field::MEMCG_SOFT_LIMIT) {

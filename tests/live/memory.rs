@@ -337,6 +337,13 @@ fn limits() -> Result<()> {
         place.twin.number(file)?,
     )?;
     if !place.twin.v1 {
+        // Docker's reservation.
+        place.twin.write("memory.low", &(16 << 20).to_string())?;
+        let found = agent.scrape()?.of(id, reservation)?;
+        same("reservation by memory.low", found, 16.0 * MIB)?;
+        place.twin.write("memory.low", "max")?;
+        let found = agent.scrape()?.of(id, reservation)?;
+        same("reservation without an end", found, 8.0 * MIB)?;
         place
             .twin
             .write("memory.swap.max", &(16 << 20).to_string())?;

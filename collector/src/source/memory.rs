@@ -178,6 +178,7 @@ impl Memory {
             memory,
             swap,
             min,
+            low,
             soft_limit,
             ..
         } = record.memory;
@@ -191,7 +192,11 @@ impl Memory {
             usage: self.bytes(memory.usage),
             highest: Some(self.bytes(memory.watermark)),
             limit: limit(memory.max),
-            reservation: limit(if v1 { soft_limit } else { min }),
+            reservation: if v1 {
+                limit(soft_limit)
+            } else {
+                limit(min).max(limit(low))
+            },
             swap: if v1 {
                 statistics.swap
             } else {

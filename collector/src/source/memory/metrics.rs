@@ -143,10 +143,10 @@ pub const METRICS: &[Metric<MemoryNumbers>] = &[
     ),
     level!(
         "container_spec_memory_reservation_limit_bytes",
-        "Protected memory (memory.min), in v1 the soft limit; 0 if there is none.",
+        "Protected memory (memory.min or memory.low, whichever is more), in v1 the soft limit; 0 if there is none.",
         Bytes,
-        "cgroup_iterator: mem_cgroup.memory.min, soft_limit",
-        "memory.min, memory.soft_limit_in_bytes",
+        "cgroup_iterator: mem_cgroup.memory.min, low, soft_limit",
+        "memory.min, memory.low, memory.soft_limit_in_bytes",
         |l| Some(l.reservation)
     ),
     level!(
