@@ -366,12 +366,13 @@ pub fn read_iterator(
     }
 }
 
-/// Runs a loaded raw tracepoint program once, on this CPU.
+/// Runs a loaded raw tracepoint program once, on this CPU or on another one.
 ///
 /// # Errors
 ///
-/// Errors of bpf(2).
-pub fn run_program(program: BorrowedFd<'_>) -> io::Result<()> {
+/// Errors of bpf(2): ENXIO if the other CPU is offline.
+pub fn run_program(program: BorrowedFd<'_>, cpu: Option<u32>) -> io::Result<()> {
+    const RUN_ON_CPU: u32 = 1;
     // The member `test` of union bpf_attr. Such a program gets no data and returns none.
     #[repr(C)]
     #[derive(Default, IntoBytes)]
@@ -395,6 +396,8 @@ pub fn run_program(program: BorrowedFd<'_>) -> io::Result<()> {
     }
     let mut attributes = Attributes {
         prog_fd: program.as_raw_fd() as u32,
+        flags: if cpu.is_some() { RUN_ON_CPU } else { 0 },
+        cpu: cpu.unwrap_or(0),
         ..Default::default()
     };
     // SAFETY: there are no addresses in the attributes.

@@ -11,9 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
     maps::{Map, MapData, RingBuf},
-    programs::{
-        CgroupAttachMode, Program as AyaProgram, RawTracePoint, RawTracePointRunOptions, TestRun,
-    },
+    programs::{CgroupAttachMode, Program as AyaProgram},
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
@@ -426,9 +424,12 @@ impl Kernel {
         let Some(AyaProgram::RawTracePoint(program)) = self.ebpf.program("in_flight") else {
             bail!("the object has no program in_flight");
         };
+        let program = program.fd()?.as_fd();
         // A CPU that is offline has no running task; the call fails there.
         for cpu in 0..self.cpus {
-            run_on(program, cpu);
+            if let Err(error) = bpf::run_program(program, Some(cpu)) {
+                tracing::debug!(cpu, %error, "running task not accounted");
+            }
         }
         Ok(())
     }
@@ -470,16 +471,6 @@ impl Kernel {
     /// included.
     pub fn map_memory(&self) -> u64 {
         self.map_memory
-    }
-}
-
-fn run_on(program: &RawTracePoint, cpu: u32) {
-    let options = RawTracePointRunOptions {
-        cpu: Some(cpu),
-        ..RawTracePointRunOptions::new()
-    };
-    if let Err(error) = program.test_run(options) {
-        tracing::debug!(cpu, %error, "running task not accounted");
     }
 }
 

@@ -102,7 +102,7 @@ impl Namespaces {
         if self.control.load(0, WATCHED) == 0 {
             return Ok(0);
         }
-        bpf::run_program(self.look.as_fd())?;
+        bpf::run_program(self.look.as_fd(), None)?;
         Ok(self.control.load(0, LEFT))
     }
 }
