@@ -79,13 +79,15 @@ impl Collector {
         let nodes = tree.nodes();
         tree.served(read);
         let readings = self.sources.readings();
+        let reports = self.sources.reports();
+        let reported: u64 = reports.iter().map(|report| report.kernel_memory).sum();
         let directory = self.lifecycle.identities.directory();
         let report = Report {
             sources: self.sources.availability.clone(),
             errors: self.sources.outcome.errors.clone(),
             complete: self.sources.outcome.complete,
             stats,
-            runs: self.sources.runs(),
+            runs: reports.iter().filter_map(|report| report.runs).collect(),
             program_runs: self
                 .kernel
                 .runs()
@@ -95,10 +97,10 @@ impl Collector {
             cgroups: tree.counts(),
             suppressed: tree.suppressed(),
             unreported: tree.unreported(),
-            namespaces: self.sources.namespaces(),
+            namespaces: reports.iter().find_map(|report| report.namespaces),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
-            kernel_memory: self.kernel.map_memory() + self.sources.kernel_memory(),
+            kernel_memory: self.kernel.map_memory() + reported + self.sources.kernel_memory(),
             stages: stages.done,
             panics: threads::panics().to_vec(),
             log_lines_lost: log::lost(),

@@ -6,7 +6,9 @@ use super::stages::Stages;
 use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
-    source::{CgroupStatistics, Change, Inputs, LifecycleSource, Reading, Source, notify},
+    source::{
+        CgroupStatistics, Change, Inputs, LifecycleSource, Reading, Source, SourceReport, notify,
+    },
     threads,
 };
 
@@ -208,16 +210,10 @@ impl Sources {
             .collect()
     }
 
-    /// Runs of programs that sources count themselves.
-    pub(super) fn runs(&self) -> Vec<(&'static str, u64)> {
-        let reports = self.list.switchable.iter().map(|source| source.report());
-        reports.filter_map(|report| report.runs).collect()
-    }
-
-    /// Numbers of network namespaces that are read, and that are not for want of room.
-    pub(super) fn namespaces(&self) -> Option<(u64, u64)> {
-        let reports = self.list.switchable.iter().map(|source| source.report());
-        reports.filter_map(|report| report.namespaces).next()
+    /// What the sources report about themselves.
+    pub(super) fn reports(&self) -> Vec<SourceReport> {
+        let switchable = self.list.switchable.iter();
+        switchable.map(|source| source.report()).collect()
     }
 
     /// Cells of all sources. The slot pool creates and clears them.
@@ -229,17 +225,12 @@ impl Sources {
             .collect()
     }
 
-    /// Kernel memory of the sources in bytes, without the fixed maps of the object file.
+    /// Kernel memory of cells and kernel statistics in bytes, without the fixed maps of the object
+    /// file and what sources report.
     pub(super) fn kernel_memory(&mut self) -> u64 {
-        let sources = self.list.switchable.iter();
-        let beside: u64 = sources.map(|source| source.report().kernel_memory).sum();
         let cells: u64 = self.cells().iter().map(|cells| cells.bytes()).sum();
-        beside
-            + cells
-            + self
-                .statistics
-                .as_ref()
-                .map_or(0, CgroupStatistics::kernel_memory)
+        let statistics = self.statistics.as_ref();
+        cells + statistics.map_or(0, CgroupStatistics::kernel_memory)
     }
 
     /// Lets sources do work that must not wait for a scrape. Returns the time until the next round.
