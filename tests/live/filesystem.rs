@@ -196,11 +196,7 @@ fn hang() -> Result<()> {
         check(&metrics, &device.disk.0, statvfs(&good)?)?;
         absent(&metrics, &hanging.disk.0)?;
         same("errors", errors(&metrics)?, f64::from(round))?;
-        same(
-            "scrape error",
-            metrics.get("container_scrape_error", &[])?,
-            1.0,
-        )?;
+        metrics.scrape_error(1.0)?;
     }
     // The server ends, and so does the wait. The file system reports an error until it is
     // unmounted.

@@ -162,6 +162,12 @@ impl Metrics {
         self.get(name, &[("id", id)])
     }
 
+    /// Checks `container_scrape_error`: 1 if a source could not be read, else 0.
+    pub fn scrape_error(&self, expected: f64) -> Result<()> {
+        let found = self.get("container_scrape_error", &[])?;
+        same("scrape errors", found, expected)
+    }
+
     /// Whether there is such a series.
     pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.matching(name, labels).next().is_some()

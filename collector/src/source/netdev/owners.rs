@@ -3,7 +3,7 @@
 //! Invariants: the interfaces of a container's own namespace belong to the container, also where its
 //! processes are in cgroups below it, and whenever the agent was started. They never go to someone
 //! who has merely entered the namespace, also not once the container has ended. Checked by the tests
-//! below and by tests/live/netdev.rs.
+//! below and by tests/live/namespaces.rs.
 
 use std::collections::HashMap;
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whoever makes many takes none from others. A cgroup's share is divided among itself and
 //! its children, and what one does not use goes to the others. Checked by the tests below and by
-//! tests/live/netdev.rs.
+//! tests/live/namespaces.rs.
 
 use crate::cgroup::{NodeId, Tree};
 

@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::cgroup::{Filter, Found, Pod, Runtime, State};
+use crate::{
+    cgroup::{Filter, Found, Pod, Runtime, State},
+    source::custom::EndpointRule,
+};
 
 pub const ID: &str = "c0ffee0d9e2b4a5f6071829304a5b6c7d8e9f00112233445566778899aabbccd";
 
@@ -134,9 +137,9 @@ fn an_endpoint_of_a_pod_is_listed_once_for_the_pod() {
     assert_eq!(listed(&mut targets, &tree), [expected]);
 }
 
-#[test]
-fn rules_apply_to_matching_cgroups() {
-    let rule = |id: &str, port| crate::source::custom::EndpointRule {
+/// A rule for the cgroups whose path matches.
+fn rule(id: &str, port: u16) -> EndpointRule {
+    EndpointRule {
         id: Some(regex::Regex::new(id).unwrap()),
         name: None,
         image: None,
@@ -146,7 +149,11 @@ fn rules_apply_to_matching_cgroups() {
             path: "/metrics".to_owned(),
             interval: std::time::Duration::from_secs(1),
         },
-    };
+    }
+}
+
+#[test]
+fn rules_apply_to_matching_cgroups() {
     let options = CustomOptions {
         // The same endpoint from a second rule is listed once.
         rules: vec![rule("^/a", 1), rule("^/a$", 1), rule("^/a$", 2)],
@@ -162,19 +169,8 @@ fn rules_apply_to_matching_cgroups() {
 
 #[test]
 fn a_container_with_many_endpoints_leaves_others_theirs() {
-    let rule = |port| crate::source::custom::EndpointRule {
-        id: Some(regex::Regex::new("^/a.service").unwrap()),
-        name: None,
-        image: None,
-        namespace: None,
-        endpoint: Endpoint {
-            port,
-            path: "/metrics".to_owned(),
-            interval: std::time::Duration::from_secs(1),
-        },
-    };
     let options = CustomOptions {
-        rules: vec![rule(1), rule(2)],
+        rules: vec![rule("^/a.service", 1), rule("^/a.service", 2)],
         ..CustomOptions::for_tests()
     };
     // Cgroups that a unit has made itself count as the unit's.
