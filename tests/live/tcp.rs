@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     Test,
@@ -106,6 +106,27 @@ impl Side {
         Ok(())
     }
 
+    /// What the agent and the kernel have counted, for the message of a failure.
+    fn summary(&self, metrics: &Metrics) -> Result<String> {
+        let of_agent = [OPENED, FAILURES, RESETS, RETRANSMITS].map(|name| {
+            let sum = metrics.sum(name, &[("id", &self.cgroup.id)]);
+            format!("{name} {sum}")
+        });
+        let (rtt, duration) = (
+            self.observed(metrics, RTT),
+            self.observed(metrics, DURATION),
+        );
+        let mut of_kernel = Vec::new();
+        for name in ["ActiveOpens", "PassiveOpens", "CurrEstab", "RetransSegs"] {
+            of_kernel.push(format!("{name} {}", self.snmp(name)?));
+        }
+        Ok(format!(
+            "agent: {}, round-trip times {rtt}, durations {duration}; kernel: {}",
+            of_agent.join(", "),
+            of_kernel.join(", ")
+        ))
+    }
+
     /// Number of observations of a histogram. 0 if it is absent.
     fn observed(&self, metrics: &Metrics, name: &str) -> f64 {
         metrics.sum(&format!("{name}_count"), &[("id", &self.cgroup.id)])
@@ -165,7 +186,14 @@ impl Scene {
             if holds(self, &metrics)? {
                 return Ok(metrics);
             }
-            ensure!(Instant::now() < end, "the condition does not become true");
+            if Instant::now() >= end {
+                bail!(
+                    "the condition does not become true. Client: {}. Server: {}. {} sockets without state",
+                    self.client.summary(&metrics)?,
+                    self.server.summary(&metrics)?,
+                    metrics.sum("cgmeter_untracked_sockets_total", &[])
+                );
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
