@@ -135,8 +135,8 @@ fn offset(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX)
 }
 
-/// The labels of one sample: a shared set, perhaps an application's own set, and labels made for
-/// this sample.
+/// The labels of one sample: a node's set, perhaps a second set that other nodes or samples share,
+/// and labels made for this sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
     pub(super) set: &'a LabelSet,
@@ -154,7 +154,7 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// Combines a cgroup's set with an application's.
+    /// Combines a cgroup's set with another one: an application's, or that of a family's series.
     pub fn with_own(set: &'a LabelSet, own: &'a LabelSet) -> Self {
         Self {
             set,

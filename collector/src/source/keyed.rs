@@ -232,6 +232,7 @@ impl<T: Send + Sync> Reading for KeyedReading<T> {
             let Some(place) = self.series.place(&metric.family) else {
                 continue;
             };
+            let own = metric.samples.labels();
             for (number, node) in nodes.exported() {
                 let Some(things) = self.totals.get(number) else {
                     continue;
@@ -242,7 +243,7 @@ impl<T: Send + Sync> Reading for KeyedReading<T> {
                 for (what, total) in things.iter() {
                     let sets = self.series.get(number, what);
                     if let Some(labels) = sets.and_then(|sets| sets.get(place)) {
-                        metric.samples.write(labels, total, out);
+                        metric.samples.write(labels, &own, total, out);
                     }
                 }
             }

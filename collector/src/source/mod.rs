@@ -223,21 +223,36 @@ pub enum Samples<T: 'static> {
 }
 
 impl<T> Samples<T> {
-    /// Writes the samples of one node into the family last begun.
+    /// Makes the labels of each series, so that they are escaped once for all nodes.
+    fn labels(&self) -> Vec<LabelSet> {
+        match self {
+            Self::Scalars(series) => series
+                .iter()
+                .map(|(extra, _)| LabelSet::new(extra))
+                .collect(),
+            Self::Histograms(series) => series
+                .iter()
+                .map(|(extra, _)| LabelSet::new(extra))
+                .collect(),
+        }
+    }
+
+    /// Writes the samples of one node into the family last begun. `own` is what
+    /// [`labels`](Self::labels) has made.
     #[inline]
-    fn write(&self, labels: &LabelSet, value: &T, out: &mut dyn Encoder) {
+    fn write(&self, labels: &LabelSet, own: &[LabelSet], value: &T, out: &mut dyn Encoder) {
         match self {
             Self::Scalars(series) => {
-                for (extra, read) in *series {
+                for ((_, read), own) in series.iter().zip(own) {
                     if let Some(value) = read(value) {
-                        out.sample(Labels::new(labels, extra), value);
+                        out.sample(Labels::with_own(labels, own), value);
                     }
                 }
             }
             Self::Histograms(series) => {
-                for (extra, read) in *series {
+                for ((_, read), own) in series.iter().zip(own) {
                     if let Some(histogram) = read(value) {
-                        out.histogram(Labels::new(labels, extra), histogram);
+                        out.histogram(Labels::with_own(labels, own), histogram);
                     }
                 }
             }
@@ -276,9 +291,10 @@ impl<T: Send + Sync> Reading for Table<T> {
         let nodes: Vec<(&Node, &T)> = nodes.exported().filter_map(of_node).collect();
         for metric in self.metrics {
             out.family(&metric.family);
+            let own = metric.samples.labels();
             for (node, value) in &nodes {
                 if node.serves(metric.family.kind) {
-                    metric.samples.write(&node.labels, value, out);
+                    metric.samples.write(&node.labels, &own, value, out);
                 }
             }
         }
