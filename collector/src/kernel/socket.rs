@@ -31,20 +31,31 @@ pub fn set_backlog(listener: impl AsFd, backlog: i32) -> io::Result<()> {
 ///
 /// Errors of setsockopt(2).
 pub fn set_buffers(socket: impl AsFd, send: i32, receive: i32) -> io::Result<()> {
-    let fd = socket.as_fd().as_raw_fd();
-    for (option, bytes) in [(libc::SO_SNDBUF, send), (libc::SO_RCVBUF, receive)] {
-        // SAFETY: the descriptor is open as long as it is borrowed, and the value is an int.
-        checked(unsafe {
-            libc::setsockopt(
-                fd,
-                libc::SOL_SOCKET,
-                option,
-                (&raw const bytes).cast(),
-                size_of::<i32>() as libc::socklen_t,
-            )
-        })?;
-    }
-    Ok(())
+    set_send_buffer(&socket, send)?;
+    set_option(&socket, libc::SO_RCVBUF, receive)
+}
+
+/// Sets the size of the send buffer, bytes, as [`set_buffers`] does. What is in it stays there. The
+/// kernel allows net.core.wmem_max at most.
+///
+/// # Errors
+///
+/// Errors of setsockopt(2).
+pub fn set_send_buffer(socket: impl AsFd, bytes: i32) -> io::Result<()> {
+    set_option(&socket, libc::SO_SNDBUF, bytes)
+}
+
+fn set_option(socket: &impl AsFd, option: libc::c_int, value: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as it is borrowed, and the value is an int.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    })
 }
 
 /// Number of bytes that were written and that the other side has not acknowledged, sent or not.

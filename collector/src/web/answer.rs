@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::{
     Counters, Served, WebOptions,
     api::{self, Call},
-    body::Chunks,
+    body::Outgoing,
     clients::{Client, Clients},
     scrapes::Scrapes,
     timeout::ScrapeTimeout,
@@ -78,7 +78,7 @@ impl Handler {
         &self,
         request: Request<Incoming>,
         client: Arc<Client>,
-    ) -> Response<Chunks> {
+    ) -> Response<Outgoing> {
         let path = request.uri().path();
         let route = match path {
             path if path == self.options.telemetry_path => "metrics",
@@ -114,13 +114,13 @@ impl Handler {
         };
         let length = answer.body().len();
         if route == "metrics" && answer.status() == StatusCode::OK {
-            Clients::sends_exposition(&client, answer.body());
+            self.clients.sends_exposition(&client, answer.body());
         } else if !self.clients.sends_other(&client, length) {
             answer = busy("too many bytes are on their way to other clients");
             Clients::sends_refusal(&client, answer.body().len());
         }
         self.counters.count(route, answer.status());
-        answer.map(|body| Chunks::new(body, client))
+        answer.map(|body| Outgoing::new(body, client))
     }
 
     async fn scrape(&self, request: &Request<Incoming>) -> Answer {

@@ -12,8 +12,8 @@ use crate::kernel::socket;
 pub(super) const BACKLOG: i32 = 4096;
 /// Bytes that the kernel keeps of an answer, before it doubles them for its own overhead. What a
 /// client that doesn't read costs the kernel, and what can be under way to a client that is far
-/// away.
-const SEND_BUFFER: i32 = 64 << 10;
+/// away. A few have [more](super::clients::WIDE_BUFFER).
+pub(super) const SEND_BUFFER: i32 = 64 << 10;
 /// Bytes that the kernel keeps of requests, doubled likewise. A head has 16 KiB at most.
 const RECEIVE_BUFFER: i32 = 16 << 10;
 

@@ -8,10 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, OwnedSemaphorePermit},
+};
 
-use super::STALLED;
-use crate::{exposition::Body, kernel::socket, web::cut::Cut};
+use super::{STALLED, WIDE_BUFFER};
+use crate::{
+    exposition::Body,
+    kernel::socket,
+    web::{cut::Cut, listen::SEND_BUFFER},
+};
 
 /// Time that a connection has at least until its request is read.
 pub(super) const YOUNG: Duration = Duration::from_millis(20);
@@ -49,6 +56,8 @@ struct State {
     progress: Instant,
     /// Whether the server has taken the whole body.
     taken: bool,
+    /// For as long as the socket has the wide send buffer.
+    wide: Option<OwnedSemaphorePermit>,
 }
 
 impl State {
@@ -86,6 +95,7 @@ impl Client {
                 acknowledged: 0,
                 progress: now,
                 taken: true,
+                wide: None,
             }),
             cut: OnceLock::new(),
             cut_off: Notify::new(),
@@ -102,6 +112,20 @@ impl Client {
         state.phase = Phase::Sending(sent);
         state.taken = false;
         state.progress = Instant::now();
+    }
+
+    /// Gives the socket the wide send buffer until it is empty again. Returns the permit if the
+    /// kernel refuses.
+    pub(super) fn widen(&self, permit: OwnedSemaphorePermit) {
+        let mut state = lock(&self.state);
+        if state.wide.is_none() && socket::set_send_buffer(&self.stream, WIDE_BUFFER).is_ok() {
+            state.wide = Some(permit);
+        }
+    }
+
+    /// Whether the socket has the wide send buffer.
+    pub(super) fn is_wide(&self) -> bool {
+        lock(&self.state).wide.is_some()
     }
 
     /// Notes that the server has taken the whole body, or has dropped it.
@@ -142,6 +166,13 @@ impl Client {
         if left == 0 || acknowledged > state.acknowledged {
             state.acknowledged = acknowledged.max(state.acknowledged);
             state.progress = now.max(state.progress);
+        }
+        let narrow = left == 0 && matches!(state.phase, Phase::Waiting { .. });
+        if narrow
+            && state.wide.is_some()
+            && socket::set_send_buffer(&self.stream, SEND_BUFFER).is_ok()
+        {
+            state.wide = None;
         }
         state.progress
     }

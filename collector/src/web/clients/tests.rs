@@ -89,6 +89,49 @@ async fn a_connection_has_time_until_its_request_is_read() {
     assert!(!sending.client.is_cut());
 }
 
+#[tokio::test]
+async fn a_wide_send_buffer_is_for_few_and_only_until_it_is_empty() {
+    let limits = Limits {
+        wide_buffers: 2,
+        ..Limits::new(1024)
+    };
+    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
+    let clients = Clients::new(limits, counters);
+    let body = Body::from(bytes::Bytes::from_static(b"body"));
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let (place, other) = stuck(&clients).await;
+        clients.sends_exposition(&place.client, &body);
+        stalled.push((place, other));
+    }
+    let wide = stalled.iter().map(|(place, _)| place.client.is_wide());
+    assert!(wide.take(2).all(|wide| wide));
+    let late = Arc::clone(&stalled[2].0.client);
+    assert!(!late.is_wide());
+    // The answer is written, but the client has not taken it.
+    let written = Arc::clone(&stalled[1].0.client);
+    written.taken();
+    written.flushed();
+    written.progress(Instant::now());
+    assert!(written.is_wide());
+    // One client is gone.
+    drop(stalled.remove(0));
+    clients.sends_exposition(&late, &body);
+    assert!(late.is_wide());
+    // One has taken everything.
+    let (place, mut reader) = stalled.remove(0);
+    let reading = tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+    });
+    let begin = Instant::now();
+    while place.client.is_wide() && begin.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(RECHECK).await;
+        place.client.progress(Instant::now());
+    }
+    assert!(!place.client.is_wide());
+    reading.abort();
+}
+
 #[test]
 fn connections_leave_descriptors_for_the_agent() {
     for (open_files, connections) in [(20_000, 256), (1024, 256), (160, 40), (3, 8)] {
