@@ -180,6 +180,11 @@ fn all_rose(watch: &Watch, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a family may rise in one life and not in another.
+fn is_luck(family: &str) -> bool {
+    LUCK.contains(&family) || NEVER.iter().any(|(never, _)| *never == family)
+}
+
 /// Runs a life and scrapes. Every family that rose in an earlier life must rise again.
 fn live(life: &mut Life, agent: &Agent, watch: &mut Watch) -> Result<()> {
     let id = life.id().to_owned();
@@ -189,7 +194,7 @@ fn live(life: &mut Life, agent: &Agent, watch: &mut Watch) -> Result<()> {
     let still: Vec<&String> = before
         .iter()
         .filter(|(family, before)| {
-            **before > 0.0 && !LUCK.contains(&family.as_str()) && watch.sum(family, &id) <= **before
+            **before > 0.0 && !is_luck(family) && watch.sum(family, &id) <= **before
         })
         .map(|(family, _)| family)
         .collect();
