@@ -74,7 +74,7 @@ pub const TESTS: &[Test] = &[
     ),
     (
         "custom::sixty_large_answers_and_a_hundred_endpoints_that_hang",
-        &[Need::Agent, Need::Program("ip")],
+        &[Need::Agent, Need::Program("ip"), Need::RealCpus],
         crowd,
     ),
     ("custom::text_files", &[Need::Agent], text_files),

@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
         "namespaces::a_namespace_is_removed_and_made_again",
         &[
             Need::Agent,
-            Need::Program("ip"),
+            Need::IpNetns,
             Need::LongTier("sleeps for half a minute"),
         ],
         made_again,

@@ -21,6 +21,8 @@ pub enum Need {
     Example(&'static str),
     /// A program on the path.
     Program(&'static str),
+    /// An `ip` that knows `ip netns`, which busybox's does not.
+    IpNetns,
     /// A module of Debian's Python.
     Python(&'static str),
     /// An environment variable, and a description of its value.
@@ -108,6 +110,11 @@ pub fn missing(needs: &[Need]) -> Option<String> {
                 .chain(["/usr/sbin".into(), "/sbin".into()])
                 .any(|folder| folder.join(program).is_file());
             (!found).then(|| format!("needs the program {program}"))
+        }
+        Need::IpNetns => {
+            let list = Command::new("ip").args(["netns", "list"]).output();
+            (!list.is_ok_and(|output| output.status.success()))
+                .then(|| "needs iproute2's `ip netns`".to_owned())
         }
         Need::Python(module) => {
             let import = Command::new(PYTHON)
