@@ -77,7 +77,7 @@ impl Remaining {
         }
     }
 
-    /// Returns the parts that are still to be written. The first one may be empty.
+    /// Returns the parts that are still to be written. None is empty, as no chunk is.
     fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let chunks = self.body.chunks().iter().skip(self.chunks);
         let written = std::iter::once(self.bytes).chain(std::iter::repeat(0));
@@ -93,14 +93,12 @@ impl Buf for Remaining {
     }
 
     fn chunk(&self) -> &[u8] {
-        let mut parts = self.parts();
-        parts.find(|part| !part.is_empty()).unwrap_or_default()
+        self.parts().next().unwrap_or_default()
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let parts = self.parts().filter(|part| !part.is_empty());
         let mut filled = 0;
-        for (slice, part) in slices.iter_mut().zip(parts) {
+        for (slice, part) in slices.iter_mut().zip(self.parts()) {
             *slice = IoSlice::new(part);
             filled += 1;
         }

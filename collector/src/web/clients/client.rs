@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     net::TcpStream,
-    sync::{Notify, OwnedSemaphorePermit},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
 };
 
 use super::{STALLED, WIDE_BUFFER};
@@ -114,16 +114,20 @@ impl Client {
         state.progress = Instant::now();
     }
 
-    /// Gives the socket the wide send buffer until it is empty again. Returns the permit if the
-    /// kernel refuses.
-    pub(super) fn widen(&self, permit: OwnedSemaphorePermit) {
+    /// Gives the socket the wide send buffer until it is empty again, if there is a permit left and
+    /// the kernel does not refuse.
+    pub(super) fn widen(&self, permits: &Arc<Semaphore>) {
         let mut state = lock(&self.state);
-        if state.wide.is_none() && socket::set_send_buffer(&self.stream, WIDE_BUFFER).is_ok() {
+        if state.wide.is_none()
+            && let Ok(permit) = Arc::clone(permits).try_acquire_owned()
+            && socket::set_send_buffer(&self.stream, WIDE_BUFFER).is_ok()
+        {
             state.wide = Some(permit);
         }
     }
 
     /// Whether the socket has the wide send buffer.
+    #[cfg(test)]
     pub(super) fn is_wide(&self) -> bool {
         lock(&self.state).wide.is_some()
     }

@@ -3,6 +3,11 @@
 use super::{client::YOUNG, *};
 use crate::kernel::socket;
 
+fn clients(limits: Limits) -> Arc<Clients> {
+    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
+    Clients::new(limits, counters)
+}
+
 /// A client to which as much was written as its side takes without reading, and its other end.
 async fn stuck(clients: &Arc<Clients>) -> (Place, TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,8 +36,7 @@ async fn answers_of_the_api_are_bounded_together() {
         other_bytes: 100,
         ..Limits::new(1024)
     };
-    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
-    let clients = Clients::new(limits, counters);
+    let clients = clients(limits);
     let (first, _reader) = stuck(&clients).await;
     let (second, _other) = stuck(&clients).await;
     let (third, _another) = stuck(&clients).await;
@@ -71,8 +75,7 @@ async fn a_connection_has_time_until_its_request_is_read() {
         connections: 2,
         ..Limits::new(1024)
     };
-    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
-    let clients = Clients::new(limits, counters);
+    let clients = clients(limits);
     let (sending, _other) = stuck(&clients).await;
     assert!(clients.sends_other(&sending.client, 1));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -95,8 +98,7 @@ async fn a_wide_send_buffer_is_for_few_and_only_until_it_is_empty() {
         wide_buffers: 2,
         ..Limits::new(1024)
     };
-    let counters = Counters::new(&prometheus::Registry::new()).unwrap();
-    let clients = Clients::new(limits, counters);
+    let clients = clients(limits);
     let body = Body::from(bytes::Bytes::from_static(b"body"));
     let mut stalled = Vec::new();
     for _ in 0..3 {
