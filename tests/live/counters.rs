@@ -161,11 +161,16 @@ fn lacks(family: &str) -> Option<String> {
         .or_else(|| uncounted(family).map(str::to_owned))
 }
 
+/// Whether no act increases a family.
+fn never_rises(family: &str) -> bool {
+    NEVER.iter().any(|(never, _)| *never == family)
+}
+
 /// Fails unless every family that can rise on this machine has risen. Prints those that can't.
 fn all_rose(watch: &Watch, id: &str) -> Result<()> {
     let mut problems = Vec::new();
     for family in reference()? {
-        if NEVER.iter().any(|(never, _)| *never == family) {
+        if never_rises(&family) {
             continue;
         }
         if watch.sum(&family, id) > 0.0 {
@@ -182,7 +187,7 @@ fn all_rose(watch: &Watch, id: &str) -> Result<()> {
 
 /// Whether a family may rise in one life and not in another.
 fn is_luck(family: &str) -> bool {
-    LUCK.contains(&family) || NEVER.iter().any(|(never, _)| *never == family)
+    LUCK.contains(&family) || never_rises(family)
 }
 
 /// Runs a life and scrapes. Every family that rose in an earlier life must rise again.
