@@ -22,6 +22,7 @@ pub mod paths;
 pub mod process;
 pub mod reclaim;
 pub mod sched;
+pub mod slot;
 pub mod stat;
 pub mod tasks;
 pub mod tcp;

@@ -60,7 +60,9 @@ pub struct TaskState {
     /// `task->cgroups` when the slot was resolved: as long as it is the same, so is the slot.
     /// 0: not resolved yet, or moved since.
     pub css_set: u64,
-    /// Cgroup id for which the slot was resolved, 0 before the first time.
+    /// Id of the cgroup for which the slot was resolved, 0 before the first time.
+    pub cgroup: u64,
+    /// Id of the cgroup whose slot it is: that cgroup's, or an ancestor's.
     pub owner: u64,
     /// The slot of that cgroup.
     pub slot: u32,
@@ -78,12 +80,12 @@ pub struct TaskState {
     pub involuntary: u64,
     /// `se.nr_migrations`.
     pub migrations: u64,
-    /// `se.sum_exec_runtime` when the task left the cgroup `owner`.
+    /// `se.sum_exec_runtime` when the task left the cgroup `cgroup`.
     pub run_mark: u64,
     /// `se.sum_exec_runtime` when it entered the cgroup that it is in now: later than `run_mark`
     /// if it passed through others without being switched out there.
     pub run_enter_mark: u64,
-    /// `sched_info.run_delay` when the task left the cgroup `owner`.
+    /// `sched_info.run_delay` when the task left the cgroup `cgroup`.
     pub wait_mark: u64,
     /// `sched_info.pcount` at that moment.
     pub periods_mark: u64,
@@ -93,8 +95,10 @@ pub struct TaskState {
     pub moved_at: u64,
     /// Not 0 once the process that this task leads has been counted as ended.
     pub ended: u64,
+    /// How many slots had been retired when the task ended, see [`crate::slot::SlotControl`].
+    pub retired: u64,
     /// CLOCK_MONOTONIC at which the task began to free memory, ns; 0 while it does not.
     pub reclaim_since: u64,
 }
 
-const _: () = assert!(size_of::<TaskState>() == 136);
+const _: () = assert!(size_of::<TaskState>() == 152);

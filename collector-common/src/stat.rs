@@ -12,8 +12,10 @@ macro_rules! stats {
 }
 
 stats! {
-    /// Events charged to the overflow slot.
+    /// Events that found no room for a value of their own.
     Overflow,
+    /// Cgroups that got no slot, because none was free. They count in an ancestor's.
+    Borrowed,
     /// Lifecycle events lost because the ring buffer was full.
     LostEvents,
     /// Tasks that had no storage when they were switched out; their time before that is lost

@@ -7,9 +7,10 @@ use collector_common::{
 };
 
 use crate::{
+    kernel::Cgroup,
     maps::{ChunkMap, Find},
     shared::Shared,
-    slot::Slot,
+    slot::{self, Slot},
     stat,
 };
 
@@ -37,6 +38,12 @@ pub fn first_cell(slot: u32) -> u32 {
     slot * cpus()
 }
 
+/// Cells of a slot in a source whose shards are for several CPUs each.
+#[inline(always)]
+pub fn shards() -> u32 {
+    SHARDS.load()
+}
+
 /// The first cell of a slot in a source whose shards are for several CPUs each.
 #[inline(always)]
 pub fn first_shard(slot: u32) -> u32 {
@@ -51,16 +58,33 @@ pub fn shard(first: u32) -> u32 {
     first + (cpu & (SHARDS.load() - 1))
 }
 
-/// The cell of a slot in a source with one shard: the slot's if it is `owner`'s or nobody's yet, else
-/// that of the overflow slot. For counters that are added to atomically.
+/// The cell of a cgroup in a source with one shard. For counters that are added to atomically.
 #[inline(always)]
-pub fn claimed<T: Cell>(cells: &Cells<T>, owner: u64, slot: u32) -> Option<Shared<T>> {
-    let cell = cells.find(slot)?;
-    if claim(cell, owner) {
+pub fn of_cgroup<T: Cell>(cells: &Cells<T>, cgroup: Cgroup) -> Option<Shared<T>> {
+    of_slot(cells, slot::resolve(cgroup), cgroup)
+}
+
+/// The same, for a slot that was resolved before for the cgroup.
+#[inline(always)]
+pub fn of_slot<T: Cell>(cells: &Cells<T>, slot: Slot, cgroup: Cgroup) -> Option<Shared<T>> {
+    // The source is off.
+    let cell = cells.find(slot.number)?;
+    if claim(cell, slot.owner) {
+        return Some(cell);
+    }
+    // The slot was retired meanwhile.
+    if let Some(cell) = claimed(cells, slot::resolve(cgroup)) {
         return Some(cell);
     }
     stat::count(Stat::Overflow);
-    cells.find(Slot::OVERFLOW.number)
+    claimed(cells, Slot::ROOT)
+}
+
+/// The slot's cell in a source with one shard, if it is the slot's owner's or nobody's yet.
+#[inline(always)]
+fn claimed<T: Cell>(cells: &Cells<T>, slot: Slot) -> Option<Shared<T>> {
+    let cell = cells.find(slot.number)?;
+    claim(cell, slot.owner).then_some(cell)
 }
 
 /// Whether a cell is `owner`'s; made so if it is nobody's yet. Of two CPUs that claim it for different

@@ -5,33 +5,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    btf_maps::RingBuf,
-    helpers::bpf_ktime_get_ns,
-    macros::{btf_map, btf_tracepoint},
-    programs::BtfTracePointContext,
-};
-use aya_log_ebpf::warn;
-use collector_common::{
-    event::{CgroupEvent, CgroupEventKind},
-    stat::Stat,
-};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use collector_common::{event::CgroupEventKind, stat::Stat};
 
-use crate::{
-    final_record,
-    kernel::Cgroup,
-    maps,
-    shared::{Shared, member},
-    stat,
-};
-
-/// 512 KiB hold some 1,700 events. The first one wakes the agent.
-#[btf_map]
-static CGROUP_EVENTS: RingBuf<CgroupEvent, { 512 * 1024 }> = RingBuf::new();
+use crate::{event::report, final_record, grace, kernel::Cgroup, removal, stat};
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Made);
+    removal::sweep();
     report(&ctx, subject(&ctx), CgroupEventKind::Made)
 }
 
@@ -40,7 +22,20 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     stat::count(Stat::Removed);
     // The record comes before the event, because the agent takes it when it gets the event.
     final_record::save(subject(&ctx));
+    if subject(&ctx).hierarchy() == 0 {
+        removal::retire(subject(&ctx));
+    }
     report(&ctx, subject(&ctx), CgroupEventKind::Removed)
+}
+
+/// Nothing refers to a removed cgroup any more. (kernel/cgroup/cgroup.c, `css_release_work_fn`)
+#[btf_tracepoint(function = "cgroup_release")]
+pub fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
+    let cgroup = subject(&ctx);
+    if cgroup.hierarchy() == 0 {
+        grace::note_released(cgroup.id());
+    }
+    0
 }
 
 #[btf_tracepoint(function = "cgroup_rename")]
@@ -49,37 +44,8 @@ pub fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
     report(&ctx, subject(&ctx), CgroupEventKind::Renamed)
 }
 
-/// TP_PROTO(struct cgroup *cgrp, const char *path) of all three.
+/// TP_PROTO(struct cgroup *cgrp, const char *path) of all four.
 #[inline(always)]
 fn subject(ctx: &BtfTracePointContext) -> Cgroup {
     Cgroup(ctx.arg::<*const c_void>(0))
-}
-
-/// Sends the agent an event.
-#[inline(always)]
-pub fn report(ctx: &BtfTracePointContext, cgroup: Cgroup, kind: CgroupEventKind) -> i32 {
-    if !maps::send(&CGROUP_EVENTS, |event| fill(event, cgroup, kind)) {
-        // The agent sees the counter and walks the hierarchy again.
-        stat::count(Stat::LostEvents);
-        warn!(ctx, "ring buffer full: a cgroup event was lost");
-    }
-    0
-}
-
-/// Of `name`, as many bytes are written as `name_len` says.
-#[inline(always)]
-fn fill(event: Shared<CgroupEvent>, cgroup: Cgroup, kind: CgroupEventKind) {
-    let parent = match cgroup.parent() {
-        Some(parent) => parent.id(),
-        None => 0,
-    };
-    member!(event.kind).set(kind as u32);
-    member!(event.hierarchy).set(cgroup.hierarchy());
-    member!(event.id).set(cgroup.id());
-    member!(event.parent).set(parent);
-    // SAFETY: always allowed.
-    member!(event.time_ns).set(unsafe { bpf_ktime_get_ns() });
-    member!(event.reserved).set(0);
-    let length = member!(event.name).copy_string(cgroup.name().cast());
-    member!(event.name_len).set(length);
 }

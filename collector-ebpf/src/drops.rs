@@ -74,7 +74,7 @@ fn count(sock: AnySock, reason: u64) -> i32 {
     }
     stat::count(Stat::Drops);
     let key = CgroupKey {
-        cgroup: sock.cgroup_id(),
+        cgroup: sock.cgroup().id(),
         what: reason,
     };
     if let Some(drops) = keyed::entry(&DROPS, &NO_DROPS, key) {

@@ -129,6 +129,9 @@ mod thread;
 pub use files::{Files, file_operations};
 pub use thread::ThreadState;
 
+/// `CSS_ONLINE` of `cgroup->self` (include/linux/cgroup-defs.h): cleared by rmdir.
+const CSS_ONLINE: u32 = 1 << 1;
+
 /// `struct task_struct`
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -143,6 +146,12 @@ pub struct Cgroup(pub *const c_void);
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct SequenceFile(*const c_void);
+
+/// `struct cgroup`, or null: read by `bpf_probe_read_kernel` alone. Its memory is there as long as a
+/// task, a socket or a child refers to it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct AnyCgroup(pub u64);
 
 /// `struct net`
 #[derive(Clone, Copy)]
@@ -320,10 +329,9 @@ impl Cgroup {
         let root = load64!(self.0, field::CGROUP_ROOT) as *const c_void;
         load32!(root, field::CGROUP_ROOT_HIERARCHY)
     }
-    /// `CSS_ONLINE` of `cgroup->self` (include/linux/cgroup-defs.h): cleared by rmdir.
+    /// Whether it was not removed.
     #[inline(always)]
     pub fn is_online(self) -> bool {
-        const CSS_ONLINE: u32 = 1 << 1;
         load32!(self.0, field::CGROUP_FLAGS) & CSS_ONLINE != 0
     }
     /// (user, system, total) CPU time as far as the kernel has added it up, ns.
@@ -398,6 +406,30 @@ impl Cgroup {
         } else {
             Some(TaskGroup(css))
         }
+    }
+}
+
+impl AnyCgroup {
+    /// Cgroup id, see [`Cgroup::id`]; 0 for null.
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        let kernfs_node: u64 = read(address!(self.0, field::CGROUP_KN));
+        read(address!(kernfs_node, field::KERNFS_ID))
+    }
+    /// Null for the root.
+    #[inline(always)]
+    pub fn parent(self) -> Self {
+        let css: u64 = read(address!(self.0, field::CGROUP_PARENT_CSS));
+        if css == 0 {
+            return Self(0);
+        }
+        Self(read(address!(css, field::CSS_CGROUP)))
+    }
+    /// See [`Cgroup::is_online`].
+    #[inline(always)]
+    pub fn is_online(self) -> bool {
+        let flags: u32 = read(address!(self.0, field::CGROUP_FLAGS));
+        flags & CSS_ONLINE != 0
     }
 }
 

@@ -16,6 +16,8 @@
 //!
 //! Both programs let every packet pass, whatever happens.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::bpf_sock,
     btf_maps::SkStorage,
@@ -30,15 +32,17 @@ use collector_common::{
 
 use crate::{
     cell::{self, Cells},
+    kernel::read,
     maps::{self, Find},
     shared::{Shared, member},
     slot::{self, Slot},
+    sock::AnySock,
     stat,
 };
 
 /// Cells, several shards a slot.
 #[btf_map]
-static NET_CELLS: Cells<NetCell> = Cells::new();
+pub static NET_CELLS: Cells<NetCell> = Cells::new();
 
 /// The slot of each socket that has had a packet.
 #[btf_map]
@@ -116,24 +120,36 @@ fn settled(sk: *mut bpf_sock) -> Option<(Shared<NetCell>, u32)> {
 /// Not inlined, so that the usual way stays one straight line.
 #[inline(never)]
 fn settle(sk: *mut bpf_sock) -> u64 {
-    // SAFETY: the verifier proves that `sk` is a socket.
-    let mut slot = slot::resolve(unsafe { bpf_sk_cgroup_id(sk.cast()) });
+    let mut slot = resolve(sk);
     if !claim(slot) {
-        // The slot belongs to another cgroup by now. Its cells must not be touched.
-        stat::count(Stat::Overflow);
-        slot = Slot::OVERFLOW;
-        claim(slot);
+        // Retired meanwhile.
+        slot = resolve(sk);
+        if !claim(slot) {
+            stat::count(Stat::Overflow);
+            slot = Slot::ROOT;
+            claim(slot);
+        }
     }
     let protocol = protocol(sk);
     let first_cell = cell::first_shard(slot.number);
     // There is no storage if the socket is being freed or has used up its memory for options. Then
-    // the next packet comes this way again, and so does that of a socket in the overflow slot.
+    // the next packet comes this way again.
     if let Some(socket) = storage(sk, true) {
-        member!(socket.owner).set(if slot.is_overflow() { 0 } else { slot.owner });
+        member!(socket.owner).set(slot.owner);
         member!(socket.first_cell).set(first_cell);
         member!(socket.protocol).set(protocol);
     }
     u64::from(first_cell) << 32 | u64::from(protocol)
+}
+
+#[inline(always)]
+fn resolve(sk: *mut bpf_sock) -> Slot {
+    // SAFETY: the verifier proves that `sk` is a socket.
+    let id = unsafe { bpf_sk_cgroup_id(sk.cast()) };
+    // The verifier lets no program calculate with this pointer. Read from the stack by a helper, it is a
+    // number.
+    let address: u64 = read(ptr::from_ref(&sk).cast());
+    slot::resolve_any(id, AnySock(address).cgroup())
 }
 
 /// Whether the cell on this CPU belongs to the slot's owner. Claims it if it has no owner yet.

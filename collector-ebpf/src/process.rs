@@ -16,6 +16,7 @@ use collector_common::{process::ProcessCell, sched::TaskState, stat::Stat};
 
 use crate::{
     cell::{self, Cells},
+    grace,
     kernel::Task,
     shared::{Shared, member},
     slot, stat, task,
@@ -23,7 +24,7 @@ use crate::{
 
 /// Cells, one a slot.
 #[btf_map]
-static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
+pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
 
 /// Gives the child its state, with everything at 0, and counts it if it is a process.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -36,9 +37,10 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         warn!(&ctx, "no task storage: the kernel is short of memory");
         return 0;
     };
-    task::enter(state, slot::resolve(child.cgroup().id()), child.css_set());
+    let cgroup = child.cgroup();
+    task::enter(state, cgroup.id(), slot::resolve(cgroup), child.css_set());
     if child.is_thread_group_leader()
-        && let Some(cell) = process_cell(state)
+        && let Some(cell) = process_cell(child, state)
     {
         member!(cell.started).add(1);
     }
@@ -62,6 +64,9 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg::<*const c_void>(0));
     stat::count(Stat::Exits);
+    if let Some(state) = task::state(task) {
+        grace::note_end(state);
+    }
     if task.live_threads() != 0 {
         return 0;
     }
@@ -94,15 +99,13 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 fn cell_of(task: Task) -> Option<Shared<ProcessCell>> {
     let state = task::state_or_new(task)?;
     if member!(state.css_set).get() == task.css_set() {
-        return process_cell(state);
+        return process_cell(task, state);
     }
     // Moved since. The state stays as it is: the scheduler settles it at the next switch-out.
-    let slot = slot::resolve(task.cgroup().id());
-    cell::claimed(&PROCESS_CELLS, slot.owner, slot.number)
+    cell::of_cgroup(&PROCESS_CELLS, task.cgroup())
 }
 
 #[inline(always)]
-fn process_cell(state: Shared<TaskState>) -> Option<Shared<ProcessCell>> {
-    let (owner, slot) = (member!(state.owner).get(), member!(state.slot).get());
-    cell::claimed(&PROCESS_CELLS, owner, slot)
+fn process_cell(task: Task, state: Shared<TaskState>) -> Option<Shared<ProcessCell>> {
+    cell::of_slot(&PROCESS_CELLS, task::slot(state), task.cgroup())
 }

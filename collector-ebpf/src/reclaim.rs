@@ -17,12 +17,12 @@ use crate::{
     cell::{self, Cells},
     kernel::Task,
     shared::member,
-    slot, task,
+    task,
 };
 
 /// Cells, one a slot.
 #[btf_map]
-static RECLAIM_CELLS: Cells<ReclaimCell> = Cells::new();
+pub static RECLAIM_CELLS: Cells<ReclaimCell> = Cells::new();
 
 #[btf_tracepoint(function = "mm_vmscan_direct_reclaim_begin")]
 pub fn mm_vmscan_direct_reclaim_begin(_ctx: BtfTracePointContext) -> i32 {
@@ -68,8 +68,7 @@ fn end() -> i32 {
     // SAFETY: always allowed.
     let stall_ns = unsafe { bpf_ktime_get_ns() } - since;
     // By the task's cgroup and not by its state: an exiting task is still in its cgroup.
-    let slot = slot::resolve(task.cgroup().id());
-    let Some(cell) = cell::claimed(&RECLAIM_CELLS, slot.owner, slot.number) else {
+    let Some(cell) = cell::of_cgroup(&RECLAIM_CELLS, task.cgroup()) else {
         return 0;
     };
     member!(cell.stall_ns).add(stall_ns);

@@ -36,7 +36,7 @@ use collector_common::{
 
 use crate::{
     cell::{self, Cells},
-    cgroup,
+    event,
     kernel::{Cgroup, Task},
     maps::Find,
     shared::{Shared, member},
@@ -46,7 +46,7 @@ use crate::{
 
 /// Cells, one a slot and CPU.
 #[btf_map]
-static SCHED_CELLS: Cells<SchedCell> = Cells::new();
+pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -172,30 +172,32 @@ fn cell_on_this_cpu(first_cell: u32) -> Option<Shared<SchedCell>> {
 
 /// Brings a task's state to the cgroup that the task is in now: charges what belongs to the one it
 /// left, resolves the slot, claims the cell. Run for a task's first switch-out, after a move, on a CPU
-/// where the slot is new, and for a slot that was recycled.
+/// where the slot is new, and after the cgroup was removed.
 ///
 /// Not inlined, so that the hot way stays one straight line.
 #[inline(never)]
 fn settle(task: Task, state: Shared<TaskState>) -> i32 {
     let css_set = task.css_set();
-    let id = task.cgroup().id();
-    let owner = member!(state.owner).get();
+    let cgroup = task.cgroup();
+    let id = cgroup.id();
+    let before = member!(state.cgroup).get();
     let marked = member!(state.css_set).get() == 0 && member!(state.mark_owner).get() != 0;
     // Marked and still (or again) in the same cgroup: it was away in between.
-    if owner != 0 && (marked || id != owner) {
-        charge_left(task, state, owner, marked);
+    if before != 0 && (marked || id != before) {
+        charge_left(task, state, before, marked);
     }
-    task::enter(state, slot::resolve(id), css_set);
     member!(state.mark_owner).set(0);
-    if claimed_cell(member!(state.owner).get(), member!(state.first_cell).get()).is_none() {
-        // The slot belongs to another cgroup by now. Its cells must not be touched.
-        stat::count(Stat::Overflow);
-        task::enter(state, Slot::OVERFLOW, 0);
-        claimed_cell(
-            Slot::OVERFLOW.owner,
-            cell::first_cell(Slot::OVERFLOW.number),
-        );
+    let mut slot = slot::resolve(cgroup);
+    if claimed_cell(slot).is_none() {
+        // Retired meanwhile.
+        slot = slot::resolve(cgroup);
+        if claimed_cell(slot).is_none() {
+            stat::count(Stat::Overflow);
+            slot = Slot::ROOT;
+            claimed_cell(slot);
+        }
     }
+    task::enter(state, id, slot, css_set);
     0
 }
 
@@ -204,7 +206,7 @@ fn settle(task: Task, state: Shared<TaskState>) -> i32 {
 /// it is charged up to now; the agent's `in_flight` keeps that short. If it got its CPU after the
 /// move, nothing is charged.
 #[inline(always)]
-fn charge_left(task: Task, state: Shared<TaskState>, owner: u64, marked: bool) {
+fn charge_left(task: Task, state: Shared<TaskState>, left: u64, marked: bool) {
     let run_ns = member!(state.run_ns).get();
     let (until, enter) = if marked {
         let until = member!(state.run_mark).get().max(run_ns);
@@ -215,9 +217,7 @@ fn charge_left(task: Task, state: Shared<TaskState>, owner: u64, marked: bool) {
         let now = task.run_ns();
         (now, now)
     };
-    // Looks the slot up in the hash instead of using the cached number: it may have been recycled.
-    let left = slot::resolve(owner);
-    if let Some(cell) = claimed_cell(left.owner, cell::first_cell(left.number)) {
+    if let Some(cell) = cell_of_id(left) {
         member!(cell.run_ns).add_alone(until - run_ns);
         let periods_mark = member!(state.periods_mark).get();
         if marked && periods_mark > member!(state.periods).get() {
@@ -242,11 +242,20 @@ fn arrived_after_move(task: Task) -> bool {
     moved_at != 0 && task.last_arrival() >= moved_at
 }
 
-/// The cell on this CPU if it is `owner`'s, or nobody's yet.
+/// The slot's cell on this CPU if it is the slot's owner's, or nobody's yet.
 #[inline(always)]
-fn claimed_cell(owner: u64, first_cell: u32) -> Option<Shared<SchedCell>> {
-    let cell = cell_on_this_cpu(first_cell)?;
-    cell::claim(cell, owner).then_some(cell)
+fn claimed_cell(slot: Slot) -> Option<Shared<SchedCell>> {
+    let cell = cell_on_this_cpu(cell::first_cell(slot.number))?;
+    cell::claim(cell, slot.owner).then_some(cell)
+}
+
+/// The cell on this CPU of a cgroup that a task has been in, or of its heir if it was removed since.
+#[inline(always)]
+fn cell_of_id(id: u64) -> Option<Shared<SchedCell>> {
+    claimed_cell(slot::of_id(id))
+        // Removed meanwhile.
+        .or_else(|| claimed_cell(slot::of_id(id)))
+        .or_else(|| claimed_cell(Slot::ROOT))
 }
 
 /// A switch-out of a task that has no state: the idle task, or one for which storage could not be
@@ -297,8 +306,7 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     let mark_owner = member!(state.mark_owner).get();
     if member!(state.css_set).get() == 0 && mark_owner != 0 {
         // Moved again before it was switched out: the cgroup in between is charged here.
-        let slot = slot::resolve(mark_owner);
-        if let Some(cell) = claimed_cell(slot.owner, cell::first_cell(slot.number)) {
+        if let Some(cell) = cell_of_id(mark_owner) {
             let enter = member!(state.run_enter_mark).get().min(run_ns);
             member!(cell.run_ns).add(run_ns - enter);
         }
@@ -307,6 +315,8 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
         member!(state.periods_mark).set(moved.periods());
         member!(state.run_mark).set(run_ns);
     }
+    // So that it has a slot, in case the task leaves again before it is switched out.
+    slot::resolve(entered);
     member!(state.mark_owner).set(entered.id());
     // The current task is the mover.
     member!(state.moved_at).set(Task::current().run_queue_clock());
@@ -315,7 +325,7 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     member!(state.css_set).swap(0);
     let threadgroup = ctx.arg::<u8>(3) != 0;
     if threadgroup && moved.live_threads() > 1 {
-        cgroup::report(&ctx, entered, CgroupEventKind::ThreadsMoved);
+        event::report(&ctx, entered, CgroupEventKind::ThreadsMoved);
     }
     0
 }

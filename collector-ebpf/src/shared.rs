@@ -222,6 +222,20 @@ impl<T: Cell> Shared<T> {
         self.word(T::OWNER / 8)
     }
 
+    /// Adds every word but the owner to another cell's, atomically, and sets it to 0.
+    #[inline(always)]
+    pub fn pour(self, to: Self) {
+        for at in 0..size_of::<T>() / 8 {
+            if at != T::OWNER / 8 {
+                let value = self.word(at).get();
+                if value != 0 {
+                    to.word(at).add(value);
+                    self.word(at).set(0);
+                }
+            }
+        }
+    }
+
     /// Sets every word but the owner to 0.
     #[inline(always)]
     pub fn clear(self) {

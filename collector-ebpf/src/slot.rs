@@ -2,28 +2,61 @@
 //!
 //! A cgroup gets its slot at its first event, by whichever program sees it first. Every later
 //! event takes it from the task's storage; the hash is looked up only when a task is new or moved.
+//! Where no slot is free, a cgroup counts in the slot of its nearest ancestor that has one.
+//!
+//! What becomes of the slot of a removed cgroup is in [`removal`](crate::removal).
 
 use aya_ebpf::{
-    btf_maps::{HashMap, Queue},
+    btf_maps::{Array, HashMap, LruHashMap, Queue},
     macros::btf_map,
 };
 use collector_common::{
-    cell::{OVERFLOW_OWNER, OVERFLOW_SLOT},
+    cell::CELLS_PER_CHUNK,
+    slot::{BORROWED, Heir, ROOT_ID, ROOT_SLOT, SlotControl, SlotMeta},
     stat::Stat,
 };
 
 use crate::{
-    maps::{Find, NOEXIST},
+    kernel::{AnyCgroup, Cgroup},
+    maps::{ChunkMap, Find, MMAPABLE, NOEXIST},
+    shared::{Shared, member},
     stat,
 };
 
-/// Cgroup id to slot. The loader sets `max_entries` (`--cgroup.max`).
+/// Cgroup id to slot, with [`BORROWED`] for a cgroup that has none of its own. The loader sets
+/// `max_entries`.
 #[btf_map]
-static SLOTS: HashMap<u64, u32, 1> = HashMap::new();
+pub static SLOTS: HashMap<u64, u32, 1> = HashMap::new();
 
-/// Unused slots. The agent makes their chunks before it puts them here.
+/// Unused slots. The agent makes their chunks before it puts them here; swept slots come back.
 #[btf_map]
-static FREE_SLOTS: Queue<u32, 1> = Queue::new();
+pub static FREE_SLOTS: Queue<u32, 1> = Queue::new();
+
+/// What is known of each slot.
+#[btf_map]
+static SLOT_META: ChunkMap<SlotMeta, { CELLS_PER_CHUNK as usize }> = ChunkMap::new();
+
+/// Numbers of retired slots, in their sequence: a ring. The loader sets `max_entries`, a power of two
+/// above the highest number of slots.
+#[btf_map]
+pub static RETIRED_SLOTS: Array<u64, 1, MMAPABLE> = Array::new();
+
+/// One entry, mapped by the agent.
+#[btf_map]
+pub static SLOT_CONTROL: Array<SlotControl, 1, MMAPABLE> = Array::new();
+
+/// Heirs of removed cgroups, for events that have a cgroup's id alone.
+#[btf_map]
+pub static HEIRS: LruHashMap<u64, Heir, 8192> = LruHashMap::new();
+
+/// Ids of cgroups that took a slot just when they were removed. The next removal retires the slots.
+#[btf_map]
+pub static ORPHANS: Queue<u64, 1024> = Queue::new();
+
+/// Most ancestors that are asked for a slot. Deeper trees are rare: the root counts for what is below.
+const DEPTH: u32 = 24;
+/// Most heirs that are followed by id.
+const HEIRS_FOLLOWED: u32 = 8;
 
 /// A slot and the id that its cells carry as owner.
 #[derive(Clone, Copy)]
@@ -33,57 +66,152 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub const OVERFLOW: Self = Self {
-        number: OVERFLOW_SLOT,
-        owner: OVERFLOW_OWNER,
+    pub const ROOT: Self = Self {
+        number: ROOT_SLOT,
+        owner: ROOT_ID,
     };
 
+    /// With the owner that the slot has now.
     #[inline(always)]
-    pub fn is_overflow(self) -> bool {
-        self.number == OVERFLOW_SLOT
+    fn numbered(number: u32) -> Self {
+        match meta(number) {
+            Some(meta) => Self {
+                number,
+                owner: member!(meta.owner).get(),
+            },
+            None => Self::ROOT,
+        }
     }
 }
 
-/// The slot of a cgroup, a new one if it has none, the overflow slot if there is none left.
+/// What is known of a slot.
 #[inline(always)]
-pub fn resolve(cgroup_id: u64) -> Slot {
-    // For a task that leaves the overflow slot.
-    if cgroup_id == OVERFLOW_OWNER {
-        return Slot::OVERFLOW;
-    }
-    if let Some(number) = lookup(cgroup_id) {
-        return Slot {
-            number,
-            owner: cgroup_id,
-        };
-    }
-    let Ok(Some(number)) = FREE_SLOTS.pop() else {
-        stat::count(Stat::Overflow);
-        return Slot::OVERFLOW;
-    };
-    if SLOTS.insert(cgroup_id, number, NOEXIST).is_ok() {
-        return Slot {
-            number,
-            owner: cgroup_id,
-        };
-    }
-    // Another CPU was faster, or the hash is full: the slot is still free.
-    let _ = FREE_SLOTS.push(number, 0);
-    match lookup(cgroup_id) {
-        Some(number) => Slot {
-            number,
-            owner: cgroup_id,
-        },
-        None => {
-            stat::count(Stat::Overflow);
-            Slot::OVERFLOW
+pub fn meta(number: u32) -> Option<Shared<SlotMeta>> {
+    SLOT_META.find(number)
+}
+
+/// The slot of a cgroup, a new one if it has none, that of an ancestor if it can have none.
+#[inline(always)]
+pub fn resolve(cgroup: Cgroup) -> Slot {
+    resolve_any(cgroup.id(), AnyCgroup(cgroup.0 as u64))
+}
+
+/// The same, by id and address.
+#[inline(always)]
+pub fn resolve_any(id: u64, cgroup: AnyCgroup) -> Slot {
+    if let Some(number) = lookup(id) {
+        if number & BORROWED == 0 {
+            return Slot { number, owner: id };
         }
+        return Slot::numbered(number & !BORROWED);
     }
+    Slot::numbered(find(cgroup.0) as u32)
+}
+
+/// The slot of a cgroup of which the id alone is known, and which has had a slot: its own, or that of
+/// its heir if it was removed. Never makes one.
+#[inline(always)]
+pub fn of_id(id: u64) -> Slot {
+    Slot::numbered(find_by_id(id) as u32)
 }
 
 /// An entry is removed only after its cgroup is gone. A number that is read just before is noticed
 /// when the id is compared with the cell's owner.
 #[inline(always)]
-fn lookup(cgroup_id: u64) -> Option<u32> {
-    Some(SLOTS.find(cgroup_id)?.get())
+pub fn lookup(id: u64) -> Option<u32> {
+    Some(SLOTS.find(id)?.get())
+}
+
+/// Number of the slot of a cgroup, given by its address.
+///
+/// Not inlined, so that the usual ways stay short. A cgroup is online from its creation until
+/// `cgroup_rmdir`; after that, whoever still has its address counts at the parent.
+#[inline(never)]
+fn find(address: u64) -> u64 {
+    let mut cgroup = AnyCgroup(address);
+    let mut without = 0;
+    for _ in 0..DEPTH {
+        if cgroup.0 == 0 {
+            break;
+        }
+        let id = cgroup.id();
+        let mut found = lookup(id);
+        if found.is_none() && cgroup.is_online() {
+            found = take(id, cgroup.parent().id());
+            if found.is_some() && !cgroup.is_online() {
+                // Removed meanwhile, perhaps before there was anything to be retired.
+                let _ = ORPHANS.push(id, 0);
+            }
+            if found.is_none() && without == 0 {
+                without = cgroup.0;
+            }
+        }
+        if let Some(number) = found {
+            let number = number & !BORROWED;
+            borrow(without, cgroup.0, number);
+            return number.into();
+        }
+        cgroup = cgroup.parent();
+    }
+    borrow(without, 0, ROOT_SLOT);
+    ROOT_SLOT.into()
+}
+
+/// Takes a free slot for a cgroup.
+#[inline(always)]
+fn take(id: u64, parent: u64) -> Option<u32> {
+    let Ok(Some(number)) = FREE_SLOTS.pop() else {
+        return None;
+    };
+    let meta = meta(number)?;
+    member!(meta.heir).set(parent);
+    member!(meta.owner).set(id);
+    if SLOTS.insert(id, number, NOEXIST).is_ok() {
+        return Some(number);
+    }
+    // Another CPU was faster, or the hash is full: the slot is still free.
+    member!(meta.owner).set(0);
+    let _ = FREE_SLOTS.push(number, 0);
+    lookup(id)
+}
+
+/// Notes that the cgroups from `first` up to `end`, which has the slot, count there. For good, because
+/// a cgroup of which only the later part is counted would be served too small; so would one of whose
+/// children only the later ones count there.
+#[inline(always)]
+fn borrow(first: u64, end: u64, number: u32) {
+    let open = SLOT_CONTROL
+        .find(0)
+        .map(|control| member!(control.open).get());
+    if first == 0 || open.is_none_or(|open| open == 0) {
+        return;
+    }
+    stat::count(Stat::Borrowed);
+    let mut cgroup = AnyCgroup(first);
+    for _ in 0..DEPTH {
+        if cgroup.0 == end || cgroup.0 == 0 {
+            break;
+        }
+        let id = cgroup.id();
+        let _ = SLOTS.insert(id, number | BORROWED, NOEXIST);
+        if !cgroup.is_online() {
+            let _ = SLOTS.remove(id);
+        }
+        cgroup = cgroup.parent();
+    }
+}
+
+#[inline(never)]
+fn find_by_id(id: u64) -> u64 {
+    let mut id = id;
+    for _ in 0..HEIRS_FOLLOWED {
+        if let Some(number) = lookup(id) {
+            return (number & !BORROWED).into();
+        }
+        let Some(heir) = HEIRS.find(id) else {
+            break;
+        };
+        id = member!(heir.cgroup).get();
+    }
+    ROOT_SLOT.into()
 }

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::{helpers::generated::bpf_skc_to_tcp_sock, programs::BtfTracePointContext};
 use collector_common::field;
 
-use crate::kernel::{Cgroup, address, load32, load64, read};
+use crate::kernel::{AnyCgroup, Cgroup, address, load32, load64, read};
 
 /// `struct tcp_sock`: a full TCP socket.
 #[derive(Clone, Copy)]
@@ -79,12 +79,10 @@ impl AnySock {
         let state: u8 = read(address!(self.0, field::SOCK_STATE));
         (family == AF_INET || family == AF_INET6) && state != TIME_WAIT && state != NEW_SYN_RECV
     }
-    /// Id of the cgroup2 cgroup of the task that made the socket, or its listener.
+    /// The cgroup2 cgroup of the task that made the socket, or its listener.
     #[inline(always)]
-    pub fn cgroup_id(self) -> u64 {
-        let cgroup: u64 = read(address!(self.0, field::SOCK_CGROUP));
-        let kernfs_node: u64 = read(address!(cgroup, field::CGROUP_KN));
-        read(address!(kernfs_node, field::KERNFS_ID))
+    pub fn cgroup(self) -> AnyCgroup {
+        AnyCgroup(read(address!(self.0, field::SOCK_CGROUP)))
     }
 }
 

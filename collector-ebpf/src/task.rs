@@ -42,14 +42,23 @@ pub fn state_or_new(task: Task) -> Option<Shared<TaskState>> {
     Some(state)
 }
 
-/// Notes the slot in which a task counts from now on. A task in the overflow slot tries again at its
-/// next switch-out.
+/// The slot in which a task counts, as far as its state knows.
 #[inline(always)]
-pub fn enter(state: Shared<TaskState>, slot: Slot, css_set: u64) {
+pub fn slot(state: Shared<TaskState>) -> Slot {
+    Slot {
+        number: member!(state.slot).get(),
+        owner: member!(state.owner).get(),
+    }
+}
+
+/// Notes the cgroup that a task is in and the slot in which it counts from now on.
+#[inline(always)]
+pub fn enter(state: Shared<TaskState>, cgroup: u64, slot: Slot, css_set: u64) {
+    member!(state.cgroup).set(cgroup);
     member!(state.slot).set(slot.number);
     member!(state.first_cell).set(cell::first_cell(slot.number));
     member!(state.owner).set(slot.owner);
-    member!(state.css_set).set(if slot.is_overflow() { 0 } else { css_set });
+    member!(state.css_set).set(css_set);
 }
 
 /// `iter/task`: gives every task that exists its state, with its present clocks as baseline. Run once,

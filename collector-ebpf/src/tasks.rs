@@ -33,7 +33,7 @@ use crate::{
 
 /// Cells, one a slot.
 #[btf_map]
-static TASKS_CELLS: Cells<TasksCell> = Cells::new();
+pub static TASKS_CELLS: Cells<TasksCell> = Cells::new();
 
 /// One entry, mapped by the agent.
 #[btf_map]
@@ -249,7 +249,8 @@ fn learn(task: Task, control: Shared<TasksControl>) {
 /// is four cold cache lines.
 #[inline(always)]
 fn cell_of(task: Task, control: Shared<TasksControl>) -> Option<(Shared<TasksCell>, u32)> {
-    let id = task.cgroup().id();
+    let cgroup = task.cgroup();
+    let id = cgroup.id();
     let generation = member!(control.generation).get();
     let last_slot = member!(control.last_slot).get() as u32;
     if member!(control.last_owner).get() == id
@@ -257,14 +258,14 @@ fn cell_of(task: Task, control: Shared<TasksControl>) -> Option<(Shared<TasksCel
     {
         return Some((cell, last_slot));
     }
-    let slot = slot::resolve(id);
+    let slot = slot::resolve(cgroup);
     if let Some(cell) = claimed(slot.owner, slot.number, generation) {
         member!(control.last_owner).set(slot.owner);
         member!(control.last_slot).set(slot.number.into());
         return Some((cell, slot.number));
     }
     stat::count(Stat::Overflow);
-    let slot = Slot::OVERFLOW;
+    let slot = Slot::ROOT;
     let cell = claimed(slot.owner, slot.number, generation)?;
     Some((cell, slot.number))
 }

@@ -27,14 +27,13 @@ use crate::{
     kernel::{has, load64},
     maps,
     shared::{Shared, member},
-    slot,
     sock::{SkBuff, TcpSock},
     stat,
 };
 
 /// Cells, one a slot.
 #[btf_map]
-static TCP_CELLS: Cells<TcpCell> = Cells::new();
+pub static TCP_CELLS: Cells<TcpCell> = Cells::new();
 
 /// State of connections. The kernel makes it on request and frees it with the socket.
 #[btf_map]
@@ -255,8 +254,7 @@ fn count_retransmits(sock: TcpSock, state: Shared<TcpState>, cell: Shared<TcpCel
 
 #[inline(always)]
 fn cell_of(sock: TcpSock) -> Option<Shared<TcpCell>> {
-    let slot = slot::resolve(sock.cgroup().id());
-    cell::claimed(&TCP_CELLS, slot.owner, slot.number)
+    cell::of_cgroup(&TCP_CELLS, sock.cgroup())
 }
 
 /// A socket's state, `None` if it has none.

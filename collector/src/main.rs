@@ -8,7 +8,7 @@ use cgmeter::{
     check,
     cli::{self, Command, DumpFormat},
     dump, healthcheck,
-    kernel::{load::monotonic_ns, open_files},
+    kernel::{open_files, system::monotonic_ns},
     log::Log,
     reference,
     reload::Reload,

@@ -58,6 +58,8 @@ const SHORT: &[&str] = &[
     "tcp::mptcp_subflows_count_once",
     "drops::",
     // Creation and removal of cgroups.
+    "conservation::",
+    "slots::",
     "tree::nested_and_removed_cgroups",
     "tree::created_and_removed_while_the_agent_was_down",
     "tree::lost_events_are_recovered",

@@ -16,6 +16,7 @@ mod block;
 mod block_device;
 mod cgroup;
 mod compose;
+mod conservation;
 mod counters;
 mod cpu;
 mod cri;
@@ -90,6 +91,7 @@ const TESTS: &[&[Test]] = &[
     tree::TESTS,
     names::TESTS,
     slots::TESTS,
+    conservation::TESTS,
     counters::TESTS,
     block::TESTS,
     disk::TESTS,

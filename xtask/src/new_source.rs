@@ -59,7 +59,7 @@ const FILES: [(&str, &str); 4] = [
 
 /// A line that registers the source: file, the line before the list that it belongs to, the list's
 /// last line, and the line itself. A list without a last line is one of modules and stays sorted.
-const LINES: [(&str, &str, Option<&str>, &str); 9] = [
+const LINES: [(&str, &str, Option<&str>, &str); 10] = [
     (
         "collector-common/src/lib.rs",
         "pub mod ",
@@ -80,6 +80,12 @@ const LINES: [(&str, &str, Option<&str>, &str); 9] = [
         "cells! {",
         Some("}"),
         "    TypeCell, \"UPPER_CELLS\", One;",
+    ),
+    (
+        "collector-ebpf/src/removal/cells.rs",
+        "one_cell! {",
+        Some("}"),
+        "    NAME::UPPER_CELLS,",
     ),
     (
         "collector/src/kernel/programs.rs",

@@ -2,7 +2,11 @@
 
 mod upkeep;
 
-use std::time::{Instant, SystemTime};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::Context;
 use collector_common::stat::Stat;
@@ -15,7 +19,7 @@ use super::{
     stages::Stages,
 };
 use crate::{
-    cgroup::OVERFLOW,
+    cgroup::{NodeId, OVERFLOW},
     kernel::{events::Alarm, load::Kernel},
     log,
     source::{Inputs, Report, RuntimesReport, SelfMetrics},
@@ -42,7 +46,7 @@ impl Collector {
     /// # Errors
     ///
     /// When the kernel side can't be read at all. A source that fails keeps its last values.
-    pub(super) fn frame(&mut self, encodings: &std::sync::Arc<Encodings>) -> anyhow::Result<Frame> {
+    pub(super) fn frame(&mut self, encodings: &Arc<Encodings>) -> anyhow::Result<Frame> {
         let mut stages = Stages::start();
         self.housekeeping();
         self.await_names();
@@ -51,21 +55,20 @@ impl Collector {
         self.kernel.take_in_flight()?;
         let (read, time) = (Instant::now(), SystemTime::now());
         stages.end("in_flight");
-        self.refresh_slots().context("reading the slots")?;
-        let tree = &mut self.lifecycle.tree;
-        let slots = self.slots.by_node(tree);
-        stages.end("slots");
-        self.sources.refresh_statistics(tree);
+        self.sources.refresh_statistics(&self.lifecycle.tree);
         stages.end("cgroup_iterator");
+        let (slots, without_slot) = self.collect_by_slot(time, &mut stages)?;
+        let tree = &mut self.lifecycle.tree;
         let inputs = Inputs {
             tree,
             slots: &slots,
+            without_slot: &without_slot,
             statistics: self.sources.statistics.as_ref(),
             time,
         };
         self.sources
             .list
-            .collect(&inputs, &mut self.sources.outcome, &mut stages)?;
+            .collect_others(&inputs, &mut self.sources.outcome, &mut stages)?;
         self.sources.settle_torn();
         let stats = self.kernel.stats()?;
         tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
@@ -96,7 +99,7 @@ impl Collector {
                 .collect(),
             cgroups: tree.counts(),
             suppressed: tree.suppressed(),
-            unreported: tree.unreported(),
+            unreported: tree.unreported() + self.slots.missed(),
             namespaces: reports.iter().find_map(|report| report.namespaces),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
@@ -107,7 +110,52 @@ impl Collector {
             encodings: encodings.report(),
             registry: self.own.gather(),
         };
-        let encodings = std::sync::Arc::clone(encodings);
+        let encodings = Arc::clone(encodings);
         Ok(Frame::new((time, read), nodes, readings, report, encodings))
     }
+
+    /// Reads the sources that count by slot, while no program moves values from one slot to another.
+    /// Returns the slots by node, and the nodes without one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's map of slots can't be read.
+    fn collect_by_slot(&mut self, time: SystemTime, stages: &mut Stages) -> anyhow::Result<BySlot> {
+        let mut attempt = 1;
+        loop {
+            let before = stages.done.len();
+            let lock = self.slots.lock();
+            self.refresh_slots().context("reading the slots")?;
+            self.find_borrowers().context("reading who has no slot")?;
+            let tree = &self.lifecycle.tree;
+            let slots = self.slots.by_node(tree);
+            let without_slot = self.slots.without_slot(tree);
+            stages.end("slots");
+            let inputs = Inputs {
+                tree,
+                slots: &slots,
+                without_slot: &without_slot,
+                statistics: self.sources.statistics.as_ref(),
+                time,
+            };
+            self.sources
+                .list
+                .collect_by_slot(&inputs, &mut self.sources.outcome, stages);
+            if self.slots.unlock(lock) {
+                return Ok((slots, without_slot));
+            }
+            if attempt == ATTEMPTS {
+                anyhow::bail!("the counters could not be read in time, {ATTEMPTS} times in a row");
+            }
+            attempt += 1;
+            stages.done.truncate(before);
+        }
+    }
 }
+
+/// Nodes with slots that count for them, and nodes that have none.
+type BySlot = (Vec<(NodeId, u32)>, Arc<HashSet<NodeId>>);
+
+/// How often the counters of slots are read if this agent was not given a CPU for so long that the
+/// kernel side did not wait for it.
+const ATTEMPTS: u32 = 5;

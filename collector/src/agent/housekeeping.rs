@@ -52,10 +52,13 @@ impl Collector {
     fn tidy(&mut self) -> Duration {
         self.alarm.stop();
         let came = self.housekeeping();
-        if came > 0
-            && let Err(error) = self.refresh_slots()
-        {
-            tracing::warn!(%error, "slots could not be read");
+        if came > 0 {
+            let lock = self.slots.lock();
+            if let Err(error) = self.refresh_slots() {
+                tracing::warn!(%error, "slots could not be read");
+            }
+            // What a program moved meanwhile is found at the next reading.
+            let _ = self.slots.unlock(lock);
         }
         let Self {
             lifecycle,

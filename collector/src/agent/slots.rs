@@ -1,48 +1,38 @@
-//! Slots of cgroups: which cgroup has one, and which are being taken back.
+//! Slots of cgroups: whose values each has, and the last values of removed cgroups.
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use collector_common::cell::OVERFLOW_SLOT;
-
 use super::sources::Sources;
 use crate::{
-    cgroup::{NodeId, OVERFLOW, Reaped, Tree},
-    kernel::slots::{self, SlotPool},
+    cgroup::{NodeId, Tree},
+    kernel::slots::{ReadLock, RetiredSlot, SlotPool},
     source::Change,
 };
 
-/// How long a removed cgroup keeps its slot. Its last tasks may still be exiting.
+/// How long after a cgroup's removal sources take out what the kernel side holds for it by its id. Its
+/// last tasks may still be exiting.
 const QUARANTINE: Duration = Duration::from_secs(2);
-/// How long a revoked slot is still read before it is recycled. This is far longer than a kernel
-/// program runs.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// The slots of all cgroups.
 pub(super) struct Slots {
     pool: SlotPool,
     /// Slots to keep free beyond one for each live cgroup.
     reserve: usize,
-    /// Removed cgroups that still have a slot, and when they were removed.
+    /// Removed cgroups for which the quarantine is not over, and when they were removed.
     departed: Vec<(u64, Instant)>,
-    /// Slots taken from removed cgroups, not yet recycled.
-    revoked: Vec<Revoked>,
+    /// Slots whose last values have been seen and that are not swept yet, by the id of the cgroup to
+    /// which their values belong until then.
+    passed_on: HashMap<u64, Vec<u32>>,
+    /// Whether it is known which cgroups got no slot.
+    borrowers_known: bool,
 }
 
-/// A slot taken from a removed cgroup.
-#[derive(Clone, Copy, Debug)]
-struct Revoked {
-    slot: u32,
-    /// The node that its values count for; `None` for a cgroup outside `--cgroup.root`.
-    node: Option<NodeId>,
-    since: Instant,
-}
-
-fn due(since: Instant, now: Instant, delay: Duration) -> bool {
-    now.duration_since(since) >= delay
+fn due(since: Instant, now: Instant) -> bool {
+    now.duration_since(since) >= QUARANTINE
 }
 
 impl Slots {
@@ -51,22 +41,27 @@ impl Slots {
             pool,
             reserve,
             departed: Vec::new(),
-            revoked: Vec::new(),
+            passed_on: HashMap::new(),
+            borrowers_known: true,
         }
     }
 
-    /// Numbers of used, free and quarantined slots.
+    /// Numbers of used, free and retired slots.
     pub(super) fn states(&self) -> (usize, usize, usize) {
         self.pool.states()
     }
 
-    /// Notes that a cgroup was removed. Its slot is revoked after the quarantine.
+    /// Number of removed cgroups whose last values were added to their parents' unseen.
+    pub(super) fn missed(&self) -> u64 {
+        self.pool.missed()
+    }
+
+    /// Notes that a cgroup was removed.
     pub(super) fn depart(&mut self, id: u64) {
         self.departed.push((id, Instant::now()));
     }
 
-    /// Whether a removed cgroup may still get values from a slot. Its sockets can outlive it and
-    /// take a slot again.
+    /// Whether the kernel side may still hold something for a removed cgroup.
     pub(super) fn is_pending(&self, id: u64) -> bool {
         self.pool.has(id) || self.departed.iter().any(|&(found, _)| found == id)
     }
@@ -76,107 +71,108 @@ impl Slots {
         self.pool.has(id)
     }
 
-    /// After nodes were reaped, children before parents: their revoked slots count for their parents.
-    pub(super) fn reaped(&mut self, nodes: &[Reaped]) {
-        if nodes.is_empty() {
-            return;
-        }
-        let heirs: HashMap<NodeId, NodeId> = nodes
-            .iter()
-            .map(|reaped| (reaped.node, reaped.into))
-            .collect();
-        for slot in &mut self.revoked {
-            while let Some(&into) = slot.node.and_then(|node| heirs.get(&node)) {
-                slot.node = Some(into);
-            }
-        }
+    /// Keeps programs from sweeping, see [`SlotPool::lock`].
+    pub(super) fn lock(&self) -> ReadLock {
+        self.pool.lock()
     }
 
-    /// Reads which cgroup has which slot.
+    /// Lets them sweep again, see [`SlotPool::unlock`].
+    #[must_use]
+    pub(super) fn unlock(&self, lock: ReadLock) -> bool {
+        self.pool.unlock(lock)
+    }
+
+    /// Reads which cgroup has which slot, and takes the last values of removed cgroups. To be called
+    /// under the lock.
     ///
     /// # Errors
     ///
     /// When the kernel's map of slots can't be read.
-    pub(super) fn refresh(&mut self) -> std::io::Result<()> {
-        self.pool.refresh()
+    pub(super) fn refresh(
+        &mut self,
+        tree: &mut Tree,
+        sources: &mut Sources,
+    ) -> std::io::Result<()> {
+        self.pool.refresh()?;
+        let (seen, graced) = (self.pool.seen(), self.pool.graced());
+        self.passed_on.clear();
+        // In the order of their removal, so children before parents.
+        for retired in self.pool.retired() {
+            let RetiredSlot {
+                slot,
+                owner,
+                heir,
+                place,
+            } = *retired;
+            let node = tree.of_path(owner);
+            if place >= graced && node.is_some() {
+                continue;
+            }
+            let mut slots = self.passed_on.remove(&owner).unwrap_or_default();
+            slots.push(slot);
+            if place >= seen
+                && let Some(node) = node
+            {
+                tree.note_counted(node);
+                for &slot in &slots {
+                    sources.notify(&Change::SlotRetired { slot, node });
+                }
+            }
+            self.passed_on.entry(heir).or_default().append(&mut slots);
+        }
+        self.pool.set_seen(graced.max(seen));
+        Ok(())
     }
 
     /// Returns the slots with the nodes that they count for, as of the last
     /// [`refresh`](Self::refresh).
-    pub(super) fn by_node(&mut self, tree: &Tree) -> Vec<(NodeId, u32)> {
-        self.depart_left_behind(tree);
-        let used = self.pool.used();
-        let used = used.filter_map(|(id, slot)| Some((tree.by_id(id)?, slot)));
-        let revoked = self.revoked.iter();
-        let revoked = revoked.filter_map(|slot| Some((slot.node?, slot.slot)));
-        used.chain(revoked)
-            .chain([(OVERFLOW, OVERFLOW_SLOT)])
+    pub(super) fn by_node(&self, tree: &Tree) -> Vec<(NodeId, u32)> {
+        let live = self.pool.live().iter().copied();
+        let seen = self.pool.seen();
+        let retired = self.pool.retired().iter();
+        let unseen = retired.filter(|slot| slot.place >= seen);
+        let passed_on = self
+            .passed_on
+            .iter()
+            .flat_map(|(&id, slots)| slots.iter().map(move |&slot| (id, slot)));
+        let unseen = unseen.filter_map(|slot| Some((tree.of_path(slot.owner)?, slot.slot)));
+        live.chain(passed_on)
+            .filter_map(|(id, slot)| Some((tree.by_id(id)?, slot)))
+            .chain(unseen)
             .collect()
     }
 
-    /// Starts the quarantine of slots whose cgroups are not in the tree any more.
-    fn depart_left_behind(&mut self, tree: &Tree) {
-        let departed: HashSet<u64> = self.departed.iter().map(|&(id, _)| id).collect();
-        let ids = self.pool.used().map(|(id, _)| id);
-        let left_behind = ids.filter(|id| tree.left_behind(*id) && !departed.contains(id));
-        let now = Instant::now();
-        self.departed.extend(left_behind.map(|id| (id, now)));
+    /// Finds which cgroups got no slot, given how often that has happened.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's map of slots can't be read.
+    pub(super) fn find_borrowers(&mut self, borrowed: u64) -> std::io::Result<()> {
+        // Entries of removed cgroups are taken out by the kernel side.
+        self.borrowers_known = borrowed == 0 || self.pool.refresh_borrowers()?;
+        Ok(())
     }
 
-    /// After lost events: starts the quarantine of slots of cgroups that came and went meanwhile.
-    /// They had no event and no walk finds them.
-    pub(super) fn depart_unknown(&mut self, tree: &Tree) {
-        if self.pool.refresh().is_err() {
-            return;
+    /// The nodes of live cgroups that got no slot.
+    pub(super) fn without_slot(&self, tree: &Tree) -> Arc<HashSet<NodeId>> {
+        if !self.borrowers_known {
+            let living = tree.iter().filter(|(_, node)| node.died.is_none());
+            let without = living.filter(|(_, node)| !self.pool.has(node.id));
+            return Arc::new(without.map(|(number, _)| number).collect());
         }
-        let ids = self.pool.used().map(|(id, _)| id);
-        let now = Instant::now();
-        self.departed
-            .extend(ids.filter(|&id| !tree.knows(id)).map(|id| (id, now)));
+        let borrowers = self.pool.borrowers();
+        Arc::new(borrowers.filter_map(|id| tree.living(id)).collect())
     }
 
-    /// Revokes the slots of cgroups whose quarantine is over, and recycles those revoked before.
-    pub(super) fn retire(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
-        let mut departed = self.departed.iter();
-        if departed.any(|&(_, since)| due(since, now, QUARANTINE)) {
-            if self.pool.refresh().is_err() {
-                return;
-            }
-            self.revoke(tree, sources, now);
-        }
-        let (over, waiting): (Vec<_>, Vec<_>) = self
-            .revoked
-            .drain(..)
-            .partition(|slot| due(slot.since, now, GRACE));
-        self.revoked = waiting;
-        for Revoked { slot, node, .. } in over {
-            if let Some(node) = node {
-                sources.notify(&Change::SlotRecycled { slot, node });
-            }
-            self.pool.recycle(slot, &mut sources.cells());
-        }
-    }
-
-    fn revoke(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
+    /// After the quarantine of removed cgroups: sources take what the kernel side holds for their ids.
+    pub(super) fn end_quarantine(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
         let (over, waiting): (Vec<_>, Vec<_>) = self
             .departed
             .drain(..)
-            .partition(|&(_, since)| due(since, now, QUARANTINE));
+            .partition(|&(_, since)| due(since, now));
         self.departed = waiting;
-        for &(id, _) in &over {
-            // The cgroup is alive: it took a slot before its creation was reported.
-            if tree.living(id).is_some() {
-                continue;
-            }
-            // If the node was reaped already, the id leads to the node that its values belong to.
-            let node = tree.by_id(id);
-            if let Some(slot) = self.pool.revoke(id, &mut sources.cells()) {
-                self.revoked.push(Revoked {
-                    slot,
-                    node,
-                    since: now,
-                });
-            }
+        if over.is_empty() {
+            return;
         }
         sources.notify(&Change::QuarantineOver { tree });
         for (id, _) in over {
@@ -197,21 +193,20 @@ impl Slots {
         }
     }
 
-    /// Makes the cells of the overflow slot.
+    /// Makes the root's slot.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the memory.
-    pub(super) fn provide_overflow(sources: &mut Sources) -> anyhow::Result<()> {
-        slots::provide(&mut sources.cells(), 1).context("making the cells of the overflow slot")
+    pub(super) fn provide_root(&mut self, sources: &mut Sources) -> anyhow::Result<()> {
+        self.pool.provide_root(&mut sources.cells())
     }
 
-    /// Time until the next slot is due.
+    /// Time until the next quarantine is over.
     pub(super) fn next_round(&self) -> Duration {
-        let left = |since: Instant, delay: Duration| delay.saturating_sub(since.elapsed());
-        let departed = self.departed.first().map(|&(_, s)| left(s, QUARANTINE));
-        let revoked = self.revoked.first().map(|slot| left(slot.since, GRACE));
-        let next = departed.into_iter().chain(revoked).min();
-        next.unwrap_or(Duration::MAX)
+        let first = self.departed.first();
+        first.map_or(Duration::MAX, |&(_, since)| {
+            QUARANTINE.saturating_sub(since.elapsed())
+        })
     }
 }

@@ -59,20 +59,46 @@ enum Transition {
 }
 
 impl List {
-    /// Reads every source.
-    ///
-    /// # Errors
+    /// Reads the sources that count by slot.
     ///
     /// A switchable source that fails is no error: the failure is counted, and its last values
     /// stay.
-    pub(super) fn collect(
+    pub(super) fn collect_by_slot(
+        &mut self,
+        inputs: &Inputs<'_>,
+        outcome: &mut Outcome,
+        stages: &mut Stages,
+    ) {
+        self.collect_those(|source| source.reads_slots(), inputs, outcome, stages);
+    }
+
+    /// Reads all others.
+    ///
+    /// # Errors
+    ///
+    /// See [`collect_by_slot`](Self::collect_by_slot).
+    pub(super) fn collect_others(
         &mut self,
         inputs: &Inputs<'_>,
         outcome: &mut Outcome,
         stages: &mut Stages,
     ) -> anyhow::Result<()> {
         self.lifecycle.collect(inputs)?;
+        self.collect_those(|source| !source.reads_slots(), inputs, outcome, stages);
+        Ok(())
+    }
+
+    fn collect_those(
+        &mut self,
+        wanted: impl Fn(&dyn Source) -> bool,
+        inputs: &Inputs<'_>,
+        outcome: &mut Outcome,
+        stages: &mut Stages,
+    ) {
         self.switchable.retain_mut(|source| {
+            if !wanted(source.as_ref()) {
+                return true;
+            }
             let name = source.name();
             let result = outcome.attempt(name, || source.collect(inputs));
             let kept = result.is_some();
@@ -82,7 +108,6 @@ impl List {
             stages.end(name);
             kept
         });
-        Ok(())
     }
 }
 
@@ -321,13 +346,16 @@ mod tests {
             let snapshot = Inputs {
                 tree: &tree,
                 slots: &[],
+                without_slot: &std::sync::Arc::default(),
                 statistics: None,
                 time: SystemTime::now(),
             };
             sources.refresh_statistics(&tree);
             let mut stages = Stages::start();
             let Sources { list, outcome, .. } = sources;
-            list.collect(&snapshot, outcome, &mut stages).unwrap();
+            list.collect_by_slot(&snapshot, outcome, &mut stages);
+            list.collect_others(&snapshot, outcome, &mut stages)
+                .unwrap();
             sources.settle_torn();
             let up = sources.availability.iter().filter(|state| state.up);
             let up: Vec<_> = up.map(|state| state.source).collect();

@@ -59,8 +59,8 @@ pub struct AgentOptions {
 
 /// Slots kept free for cgroups that are created between two rounds: many where they are cheap, few
 /// on a host with many CPUs.
-fn reserve(cpus: u32) -> usize {
-    (65_536 / cpus.max(1)).clamp(64, 512) as usize
+fn reserve(cpus: u32) -> u32 {
+    (65_536 / cpus.max(1)).clamp(64, 512)
 }
 
 /// Programs of the tree, and those that the enabled sources need.
@@ -181,7 +181,7 @@ impl Agent {
                 lost_events: 0,
                 suppressed: 0,
             },
-            slots: Slots::new(kernel.slots()?, reserve(cpus)),
+            slots: Slots::new(kernel.slots(reserve(cpus))?, reserve(cpus) as usize),
             kernel_log,
             kernel,
             sources: Sources::new(sources, statistics),
@@ -198,7 +198,7 @@ impl Agent {
         lifecycle
             .identities
             .ask_all(&lifecycle.tree, Instant::now());
-        Slots::provide_overflow(sources)?;
+        slots.provide_root(sources)?;
         slots.provide(&lifecycle.tree, sources);
         let names: Vec<&str> = sources.names().collect();
         collector

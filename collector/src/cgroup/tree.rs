@@ -366,20 +366,27 @@ impl Tree {
         self.by_id.contains_key(&id)
     }
 
+    /// The node of a cgroup's path, also if another cgroup has the path by now. `None` if there is none
+    /// any more.
+    pub fn of_path(&self, id: u64) -> Option<NodeId> {
+        self.by_id
+            .get(&id)
+            .copied()
+            .filter(|_| !self.dead.was_reaped(id))
+    }
+
+    /// Notes that a node's cgroup has counted an event.
+    pub fn note_counted(&mut self, number: NodeId) {
+        if let Some(node) = self.node_mut(number) {
+            node.counted = true;
+        }
+    }
+
     /// The node of a live cgroup.
     pub fn living(&self, id: u64) -> Option<NodeId> {
         let number = *self.by_id.get(&id)?;
         let node = self.node(number)?;
         (node.id == id && node.died.is_none()).then_some(number)
-    }
-
-    /// Whether a cgroup has no node of its own any more. It may still be charged, for sockets that
-    /// outlive it.
-    pub fn left_behind(&self, id: u64) -> bool {
-        match self.by_id.get(&id) {
-            Some(&number) => self.node(number).is_some_and(|node| node.id != id),
-            None => self.whole,
-        }
     }
 
     /// Whether a node is `other` or below it.

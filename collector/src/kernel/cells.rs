@@ -48,7 +48,7 @@ pub trait MappedCell: FromBytes + Copy + Send {
     const MAP: &'static str;
     /// Number of cells per slot.
     const SHARDS: Shards;
-    /// The owner's cgroup id. It is 0 before anything is counted and after the slot was revoked.
+    /// The owner's cgroup id. It is 0 before a program of the owner has counted anything.
     const OWNER: Word<Self>;
     /// With several shards, a field that is not 0 once anything has been counted. Most shards are
     /// never written, and the reader skips those.
@@ -86,7 +86,7 @@ pub struct Cells<T> {
     shards: u32,
 }
 
-/// What the slot pool and the reaper need from a source's cells, for any type of cell.
+/// What the slot pool needs from a source's cells, for any type of cell.
 pub trait SlotMemory: Send {
     /// Whether the existing chunks have room for `slots` slots.
     fn has_room(&self, slots: u32) -> bool;
@@ -96,11 +96,6 @@ pub trait SlotMemory: Send {
     ///
     /// Errors of bpf(2), usually ENOMEM.
     fn provide(&mut self, slots: u32) -> io::Result<()>;
-    /// Revokes a slot's cells: the next kernel program that would write to them looks up the slot
-    /// again.
-    fn revoke(&self, slot: u32);
-    /// Zeroes a slot's cells.
-    fn clear(&self, slot: u32);
     /// Kernel memory used by the chunks, bytes.
     fn bytes(&self) -> u64;
 }
@@ -127,8 +122,8 @@ impl<T: MappedCell> Cells<T> {
     pub fn add_to<S: for<'a> AddAssign<&'a T>>(&self, slot: u32, sum: &mut S) {
         for (chunk, entry) in self.places(slot) {
             let untouched = T::COUNTED.is_some_and(|counted| {
-                // The counters of a revoked cell are still added: its owner is 0, its counters are
-                // not.
+                // What was moved into a cell from a removed cgroup's is there before the cell has an
+                // owner.
                 chunk.load(entry, T::OWNER) == 0 && chunk.load(entry, counted) == 0
             });
             if !untouched {
@@ -160,18 +155,6 @@ impl<T: MappedCell> SlotMemory for Cells<T> {
 
     fn provide(&mut self, slots: u32) -> io::Result<()> {
         self.chunks.grow_to(self.chunks_for(slots))
-    }
-
-    fn revoke(&self, slot: u32) {
-        for (chunk, entry) in self.places(slot) {
-            chunk.store(entry, T::OWNER, 0);
-        }
-    }
-
-    fn clear(&self, slot: u32) {
-        for (chunk, entry) in self.places(slot) {
-            chunk.clear(entry);
-        }
     }
 
     fn bytes(&self) -> u64 {

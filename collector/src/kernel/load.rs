@@ -24,15 +24,21 @@ use super::{
     btf::{self, Wanted},
     cells::{CELL_MAPS, Cells, MappedCell, Shards},
     cgroup_iterator::{CgroupIterator, Maps},
+    chunks::MappedChunks,
     fields,
     keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
     loader,
     map::Map as TypedMap,
+    mapping::Mapping,
     per_cpu::PerCpuCounters,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     rows::{self, Rows},
-    slots::SlotPool,
+    slots::{SlotMaps, SlotPool},
+    system::monotonic_ns,
 };
+
+/// Most cgroups without a slot of their own that are told apart from those without any event.
+const BORROWERS: u32 = 4096;
 
 /// Path of the running kernel's BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -91,6 +97,8 @@ impl Kernel {
         let slots = options.max_slots.saturating_add(1);
         let loaded_at = monotonic_ns();
         let shards = Shards::Few.count(options.cpus);
+        let ring = (slots + 1).next_power_of_two();
+        let ring_mask = ring - 1;
         let keep_final_records = u32::from(options.programs.contains(&"cgroup_iterator"));
         for &(map, shards) in CELL_MAPS {
             let cells = u64::from(slots) * u64::from(shards.count(options.cpus));
@@ -114,7 +122,11 @@ impl Kernel {
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
             .override_global(aya_log::LEVEL, &options.log_level, false)
-            .map_max_entries("SLOTS", options.max_slots)
+            // Cgroups without a slot of their own have an entry as well.
+            .map_max_entries("SLOTS", slots.saturating_add(BORROWERS))
+            .map_max_entries("SLOT_META", slots / CELLS_PER_CHUNK + 1)
+            .map_max_entries("RETIRED_SLOTS", ring)
+            .override_global("RING_MASK", &ring_mask, false)
             .map_max_entries("FREE_SLOTS", slots)
             // Requests in flight. Each CPU reserves a part of the entries.
             .map_max_entries("SUBMITTERS", 4096 + 256 * options.cpus)
@@ -271,15 +283,20 @@ impl Kernel {
             .with_context(|| format!("the object has no map {name}"))
     }
 
-    /// The slot pool.
+    /// The slot pool, which keeps so many slots free.
     ///
     /// # Errors
     ///
     /// If called a second time.
-    pub fn slots(&mut self) -> Result<SlotPool> {
-        let queue = self.take_map("FREE_SLOTS")?.try_into()?;
-        let slots = TypedMap::hash(self.map("SLOTS")?)?;
-        Ok(SlotPool::new(slots, queue, self.max_slots))
+    pub fn slots(&mut self, reserve: u32) -> Result<SlotPool> {
+        let maps = SlotMaps {
+            queue: self.take_map("FREE_SLOTS")?.try_into()?,
+            slots: TypedMap::hash(self.map("SLOTS")?)?,
+            meta: MappedChunks::new("SLOT_META", self.map("SLOT_META")?, CELLS_PER_CHUNK)?,
+            ring: Mapping::open(self.map("RETIRED_SLOTS")?)?,
+            control: Mapping::open(self.map("SLOT_CONTROL")?)?,
+        };
+        Ok(SlotPool::new(maps, self.max_slots, reserve))
     }
 
     /// The cells of a source.
@@ -558,15 +575,4 @@ fn shortened(text: &str) -> String {
         .chain(&[' ', '…', ' '])
         .chain(&text[text.len() - 400..])
         .collect()
-}
-
-/// CLOCK_MONOTONIC, ns: the clock of `bpf_ktime_get_ns`.
-pub fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is writable.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

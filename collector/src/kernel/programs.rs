@@ -52,11 +52,13 @@ const fn tracepoint(name: &'static str) -> Program {
 pub const PROGRAMS: &[Program] = &[
     tracepoint("cgroup_mkdir"),
     tracepoint("cgroup_rmdir"),
+    tracepoint("cgroup_release"),
     tracepoint("cgroup_rename"),
     tracepoint("cgroup_attach_task"),
     tracepoint("sched_process_fork"),
     tracepoint("sched_process_exec"),
     tracepoint("sched_process_exit"),
+    tracepoint("sched_process_free"),
     program("baseline", Hook::Baseline),
     tracepoint("sched_switch"),
     program("in_flight", Hook::OnDemand),
@@ -105,7 +107,13 @@ pub struct Requirement {
 /// The cgroup tree itself, which the agent can't run without.
 pub const LIFECYCLE: Requirement = Requirement {
     source: "cgroups",
-    required: &["cgroup_mkdir", "cgroup_rmdir"],
+    required: &[
+        "cgroup_mkdir",
+        "cgroup_rmdir",
+        "cgroup_release",
+        "sched_process_exit",
+        "sched_process_free",
+    ],
     optional: &[("cgroup_rename", "a renamed v1 cgroup keeps its old path")],
 };
 

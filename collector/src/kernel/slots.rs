@@ -1,35 +1,98 @@
-//! The slot pool: which cgroup owns which slot, and which slots are free or being recycled.
+//! The slot pool: which cgroup owns which slot, which slots are free, and which are retired.
 //!
-//! Kernel programs take slots from a queue that the pool keeps filled. A slot is returned in two
-//! steps. [`SlotPool::revoke`] revokes it from its removed owner, so that a late event looks up a
-//! new slot. [`SlotPool::recycle`] makes it free at least a grace period later, once its final
-//! numbers have been read.
+//! Kernel programs take slots from a queue that the pool keeps filled. At the removal of a cgroup they
+//! retire its slot; later they add its values to those of its heir, the parent's slot, and put it back
+//! into the queue (collector-ebpf/src/removal.rs). The agent only reads. While it does, it holds a
+//! lock against sweeps, so that no value is seen twice or not at all. The lock has a deadline: an agent
+//! that is stopped holds up nothing for long.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::HashSet,
     io,
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, Queue};
-use collector_common::cell::OVERFLOW_SLOT;
+use collector_common::slot::{BORROWED, ROOT_ID, ROOT_SLOT, SWEEPING, SlotControl, SlotMeta};
 
-use super::{cells::SlotMemory, map::Map};
+use super::{
+    cells::SlotMemory,
+    chunks::MappedChunks,
+    map::Map,
+    mapping::{Mapping, Word, word},
+    system::monotonic_ns,
+};
 
-/// The slots: which are used, free, or in quarantine.
-pub struct SlotPool {
+/// How long the agent may read before programs sweep all the same. Far longer than a reading takes.
+const READING: Duration = Duration::from_millis(200);
+/// Retired slots that are left for the agent to read first; fewer where there are few slots.
+const KEPT: u32 = 128;
+
+const HEAD: Word<SlotControl> = word!(SlotControl, head);
+const TAIL: Word<SlotControl> = word!(SlotControl, tail);
+const GRACED: Word<SlotControl> = word!(SlotControl, graced);
+const SEEN: Word<SlotControl> = word!(SlotControl, seen);
+const LOCK: Word<SlotControl> = word!(SlotControl, lock);
+const KEPT_SLOTS: Word<SlotControl> = word!(SlotControl, kept);
+const OPEN: Word<SlotControl> = word!(SlotControl, open);
+const OWNER: Word<SlotMeta> = word!(SlotMeta, owner);
+const HEIR: Word<SlotMeta> = word!(SlotMeta, heir);
+const RETIRED: Word<SlotMeta> = word!(SlotMeta, retired);
+
+/// The maps of the pool.
+pub struct SlotMaps {
     /// Slots by cgroup id.
-    slots: Map<u64, u32>,
-    queue: Queue<MapData, u32>,
+    pub slots: Map<u64, u32>,
+    /// Free slots.
+    pub queue: Queue<MapData, u32>,
+    /// What is known of each slot.
+    pub meta: MappedChunks<SlotMeta>,
+    /// Numbers of retired slots.
+    pub ring: Mapping<u64>,
+    /// The sequence of retired slots.
+    pub control: Mapping<SlotControl>,
+}
+
+/// The slots: which are used, free, or retired.
+pub struct SlotPool {
+    maps: SlotMaps,
     max: u32,
-    /// Number of slots that exist: 0 to made - 1, the overflow slot included.
+    /// Number of slots that exist: 0 to made - 1, the root's included.
     made: u32,
-    spare: BTreeSet<u32>,
-    queued: HashSet<u32>,
-    quarantined: usize,
-    used: HashMap<u64, u32>,
+    /// Cgroups with their slots, as of the last refresh.
+    live: Vec<(u64, u32)>,
+    retired: Vec<RetiredSlot>,
+    /// Cgroups that have a slot, retired ones included.
+    owners: HashSet<u64>,
+    /// Cgroups that count in an ancestor's slot.
+    borrowers: Vec<u64>,
+    /// Slots swept before the agent had seen their last values.
+    missed: u64,
     keys: Vec<u64>,
     values: Vec<u32>,
+}
+
+/// The slot of a removed cgroup that has not been swept yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetiredSlot {
+    /// The slot.
+    pub slot: u32,
+    /// Id of the removed cgroup.
+    pub owner: u64,
+    /// Id of the cgroup that its values belong to now. It may have been removed as well.
+    pub heir: u64,
+    /// Its place in the sequence of retired slots.
+    pub place: u64,
+}
+
+/// The right to read the slots' values while no program sweeps.
+#[derive(Debug)]
+#[must_use]
+pub struct ReadLock {
+    /// The deadline, which is what the lock holds.
+    until: u64,
 }
 
 /// Creates the chunks that `slots` slots need, for all sources at the same time. For each chunk the
@@ -39,7 +102,7 @@ pub struct SlotPool {
 /// # Errors
 ///
 /// Errors of bpf(2), usually ENOMEM.
-pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()> {
+fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()> {
     let mut without: Vec<_> = memory
         .iter_mut()
         .filter(|source| !source.has_room(slots))
@@ -62,102 +125,225 @@ pub fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()>
 }
 
 impl SlotPool {
-    /// Creates a pool of at most `max` slots with the object's maps.
-    pub fn new(slots: Map<u64, u32>, queue: Queue<MapData, u32>, max: u32) -> Self {
+    /// Creates a pool of at most `max` slots with the object's maps, some of which are kept free as a
+    /// `reserve`.
+    pub fn new(maps: SlotMaps, max: u32, reserve: u32) -> Self {
+        let kept = KEPT.min(max / 4).min(reserve / 2);
+        maps.control.store(0, KEPT_SLOTS, kept.into());
         Self {
-            slots,
-            queue,
+            maps,
             max,
-            made: OVERFLOW_SLOT + 1,
-            spare: BTreeSet::new(),
-            queued: HashSet::new(),
-            quarantined: 0,
-            used: HashMap::new(),
+            made: 0,
+            live: Vec::new(),
+            retired: Vec::new(),
+            owners: HashSet::new(),
+            borrowers: Vec::new(),
+            missed: 0,
             keys: Vec::new(),
             values: Vec::new(),
         }
     }
 
-    /// Reads which cgroups have taken slots, with one batched read of the whole map.
+    /// Gives cgroup2's root its slot. Programs count there whatever belongs nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2), usually ENOMEM.
+    pub fn provide_root(&mut self, memory: &mut [&mut dyn SlotMemory]) -> Result<()> {
+        self.make(memory).context("making the root's slot")?;
+        self.meta(ROOT_SLOT, OWNER, ROOT_ID);
+        self.maps
+            .slots
+            .insert(&ROOT_ID, &ROOT_SLOT)
+            .context("giving the root its slot")?;
+        Ok(())
+    }
+
+    /// Makes the memory of one more slot, and returns its number.
+    fn make(&mut self, memory: &mut [&mut dyn SlotMemory]) -> io::Result<u32> {
+        let slots = self.made + 1;
+        self.maps
+            .meta
+            .grow_to(self.maps.meta.needed(slots.into()))?;
+        provide(memory, slots)?;
+        self.made = slots;
+        Ok(slots - 1)
+    }
+
+    fn meta(&self, slot: u32, word: Word<SlotMeta>, value: u64) {
+        if let Some((chunk, entry)) = self.maps.meta.place(slot) {
+            chunk.atomic(entry, word).store(value, Release);
+        }
+    }
+
+    /// Keeps programs from sweeping until the deadline. `None` while one does.
+    pub fn try_lock(&self) -> Option<ReadLock> {
+        let lock = self.maps.control.atomic(0, LOCK);
+        let held = lock.load(Acquire);
+        let now = monotonic_ns();
+        if held == SWEEPING || held > now {
+            return None;
+        }
+        let until = now + u64::try_from(READING.as_nanos()).unwrap_or(u64::MAX);
+        let taken = lock.compare_exchange(held, until, AcqRel, Relaxed);
+        taken.is_ok().then_some(ReadLock { until })
+    }
+
+    /// Keeps programs from sweeping until the deadline. Waits for one that does, which takes
+    /// microseconds.
+    pub fn lock(&self) -> ReadLock {
+        loop {
+            if let Some(lock) = self.try_lock() {
+                return lock;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets programs sweep again. Returns whether none has swept since the lock was taken: if one has,
+    /// what was read may contain values twice, or not at all.
+    #[must_use]
+    pub fn unlock(&self, lock: ReadLock) -> bool {
+        let held = self.maps.control.atomic(0, LOCK);
+        held.compare_exchange(lock.until, 0, AcqRel, Relaxed)
+            .is_ok()
+    }
+
+    /// Reads which cgroups have slots. Under the lock, what it finds stays as it is until the lock is
+    /// given back, but for slots that are taken or retired meanwhile.
     ///
     /// # Errors
     ///
     /// Errors of bpf(2).
     pub fn refresh(&mut self) -> io::Result<()> {
-        self.slots.read_all(&mut self.keys, &mut self.values)?;
-        self.used.clear();
-        for (&id, &slot) in self.keys.iter().zip(&self.values) {
-            self.queued.remove(&slot);
-            self.used.insert(id, slot);
+        let control = &self.maps.control;
+        // In this order: whatever is retired after `head` was read is still found as live.
+        let head = control.atomic(0, HEAD).load(Acquire);
+        let tail = control.load(0, TAIL);
+        self.missed += tail.saturating_sub(control.load(0, SEEN));
+        if tail > control.load(0, SEEN) {
+            control.store(0, SEEN, tail);
+        }
+        self.live.clear();
+        self.retired.clear();
+        self.owners.clear();
+        for slot in 0..self.made {
+            let Some((chunk, entry)) = self.maps.meta.place(slot) else {
+                break;
+            };
+            let owner = chunk.atomic(entry, OWNER).load(Acquire);
+            let retired = chunk.load(entry, RETIRED);
+            if owner == 0 {
+                continue;
+            }
+            self.owners.insert(owner);
+            if retired == 0 || retired > head {
+                self.live.push((owner, slot));
+            }
+        }
+        for place in tail..head {
+            let entry = place as usize & (self.maps.ring.entries() - 1);
+            let slot = self.maps.ring.read(entry) as u32;
+            if let Some((chunk, entry)) = self.maps.meta.place(slot) {
+                self.retired.push(RetiredSlot {
+                    slot,
+                    owner: chunk.load(entry, OWNER),
+                    heir: chunk.load(entry, HEIR),
+                    place,
+                });
+            }
         }
         Ok(())
     }
 
+    /// Reads which cgroups count in an ancestor's slot. Returns whether that is all of them: if there
+    /// are too many, every cgroup without a slot has to be taken for one.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn refresh_borrowers(&mut self) -> io::Result<bool> {
+        self.maps.slots.read_all(&mut self.keys, &mut self.values)?;
+        let entries = self.keys.iter().zip(&self.values);
+        let borrowers = entries.filter(|&(_, slot)| slot & BORROWED != 0);
+        self.borrowers = borrowers.map(|(&id, _)| id).collect();
+        Ok(self.keys.len() < self.maps.slots.max_entries() as usize)
+    }
+
     /// Cgroup ids and their slots, as of the last refresh.
-    pub fn used(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
-        self.keys.iter().copied().zip(self.values.iter().copied())
+    pub fn live(&self) -> &[(u64, u32)] {
+        &self.live
     }
 
-    /// Whether a cgroup had a slot at the last refresh.
+    /// Slots that were retired and not swept at the last refresh, in the order of their removal.
+    pub fn retired(&self) -> &[RetiredSlot] {
+        &self.retired
+    }
+
+    /// The place in the sequence of retired slots before which all values are the last ones.
+    pub fn graced(&self) -> u64 {
+        self.maps.control.atomic(0, GRACED).load(Acquire)
+    }
+
+    /// The place before which the agent has seen the last values.
+    pub fn seen(&self) -> u64 {
+        self.maps.control.load(0, SEEN)
+    }
+
+    /// Lets programs sweep the slots before this place.
+    pub fn set_seen(&self, place: u64) {
+        self.maps.control.atomic(0, SEEN).store(place, Release);
+    }
+
+    /// Number of slots that were swept before the agent had seen their last values.
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// Whether a cgroup had a slot at the last refresh, also if it was removed.
     pub fn has(&self, id: u64) -> bool {
-        self.used.contains_key(&id)
+        self.owners.contains(&id)
     }
 
-    /// Puts slots into the queue until it has `free` of them or the maximum is reached. Their
-    /// memory is created first.
+    /// Cgroups that count in an ancestor's slot, as of the last
+    /// [`refresh_borrowers`](Self::refresh_borrowers).
+    pub fn borrowers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.borrowers.iter().copied()
+    }
+
+    /// Makes slots until `free` are free or the maximum is reached. Their memory is created first.
     ///
     /// # Errors
     ///
     /// If a chunk can't be created (ENOMEM). Fewer slots are then free than wanted.
     pub fn top_up(&mut self, free: usize, memory: &mut [&mut dyn SlotMemory]) -> Result<()> {
-        while self.queued.len() < free {
-            let slot = match self.spare.pop_first() {
-                Some(slot) => slot,
-                None if self.made <= self.max => {
-                    provide(memory, self.made + 1).context("no memory for more slots")?;
-                    self.made += 1;
-                    self.made - 1
-                }
-                None => return Ok(()),
-            };
-            self.queue
+        let (_, found, _) = self.states();
+        for _ in found..free {
+            if self.made > self.max {
+                break;
+            }
+            let slot = self.make(memory).context("no memory for more slots")?;
+            self.maps
+                .queue
                 .push(slot, 0)
                 .context("adding a slot to the queue of free slots")?;
-            self.queued.insert(slot);
         }
+        self.maps.control.store(0, OPEN, 1);
         Ok(())
     }
 
-    /// Revokes the slot of a removed cgroup. Its numbers stay until [`recycle`](Self::recycle).
-    pub fn revoke(&mut self, id: u64, memory: &mut [&mut dyn SlotMemory]) -> Option<u32> {
-        let slot = self.used.remove(&id)?;
-        // ENOENT would mean that another process changes the map.
-        if let Err(error) = self.slots.remove(&id) {
-            tracing::warn!(cgroup_id = id, %error, "slot of a removed cgroup not revoked");
-            return None;
-        }
-        for source in memory {
-            source.revoke(slot);
-        }
-        self.quarantined += 1;
-        Some(slot)
-    }
-
-    /// Makes a slot free that was revoked from its owner and whose numbers have been read.
-    pub fn recycle(&mut self, slot: u32, memory: &mut [&mut dyn SlotMemory]) {
-        for source in memory {
-            source.clear(slot);
-        }
-        self.quarantined -= 1;
-        self.spare.insert(slot);
-    }
-
-    /// How many of the existing slots are used, free and quarantined, as of the last refresh.
+    /// How many of the existing slots are used, free and retired, as of the last refresh.
     pub fn states(&self) -> (usize, usize, usize) {
+        let (live, retired) = (self.live.len(), self.retired.len());
         (
-            self.used.len(),
-            self.queued.len() + self.spare.len(),
-            self.quarantined,
+            live,
+            (self.made as usize).saturating_sub(live + retired),
+            retired,
         )
+    }
+
+    /// Kernel memory of the pool's own chunks, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.maps.meta.bytes()
     }
 }

@@ -88,6 +88,12 @@ pub fn mounts_changed(mountinfo: &File) -> bool {
     ready != 0
 }
 
+/// CLOCK_MONOTONIC, as bpf_ktime_get_ns() reads it, ns.
+pub fn monotonic_ns() -> u64 {
+    let now = clock(libc::CLOCK_MONOTONIC);
+    now.as_secs() * 1_000_000_000 + u64::from(now.subsec_nanos())
+}
+
 /// CPU time of the calling thread.
 pub fn thread_cpu_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)

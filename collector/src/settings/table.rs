@@ -130,7 +130,7 @@ fn table() -> Vec<Setting<Settings>> {
         },
         Setting {
             name: "cgroup.max",
-            help: "Maximum number of cgroups with counters of their own; the others share id=\"(overflow)\"",
+            help: "Maximum number of cgroups with counters of their own; the others count in their parents",
             default: Value("16384"),
             kind: Number("N", 1..=1_048_576, |s, n| s.agent.max_slots = n),
         },

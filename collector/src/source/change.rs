@@ -43,11 +43,12 @@ pub enum Change<'a> {
         /// The tree, in which removed cgroups have a node.
         tree: &'a Tree,
     },
-    /// The slot of a removed cgroup is about to be given to another one. Its values are final.
-    SlotRecycled {
-        /// The slot that is recycled.
+    /// A removed cgroup's slot has its last values. From now on they count in the parent's slot, or
+    /// will as soon as they are moved there.
+    SlotRetired {
+        /// The slot.
         slot: u32,
-        /// The node that its values belong to.
+        /// The node that had it.
         node: NodeId,
     },
     /// A node is about to be removed from the tree. Before sources are notified of this, its values

@@ -1,12 +1,15 @@
 //! A source of counters in cells.
 
-use std::ops::AddAssign;
+use std::{collections::HashSet, ops::AddAssign, sync::Arc};
 
 use super::{
     Change, Inputs, Metric, Reading, Source, Table,
     values::{PerNode, Summable, Summed},
 };
-use crate::kernel::cells::{Cells, MappedCell, SlotMemory};
+use crate::{
+    cgroup::NodeId,
+    kernel::cells::{Cells, MappedCell, SlotMemory},
+};
 
 /// A source of counters: `C` is the cell in the kernel, `T` a node's counters.
 pub struct CellCounters<C, T: 'static> {
@@ -14,6 +17,7 @@ pub struct CellCounters<C, T: 'static> {
     metrics: &'static [Metric<T>],
     cells: Cells<C>,
     values: Summed<T>,
+    without_slot: Arc<HashSet<NodeId>>,
 }
 
 impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
@@ -24,6 +28,7 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
             metrics,
             cells,
             values: Summed::default(),
+            without_slot: Arc::default(),
         }
     }
 
@@ -47,11 +52,16 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for CellCount
         vec![&mut self.values]
     }
 
+    fn reads_slots(&self) -> bool {
+        true
+    }
+
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         Some(&mut self.cells)
     }
 
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        self.without_slot = Arc::clone(inputs.without_slot);
         self.values.renew(inputs.tree, |own| {
             for &(node, slot) in inputs.slots {
                 if let Some(value) = own.get_mut(node) {
@@ -63,12 +73,12 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for CellCount
     }
 
     fn change(&mut self, change: &Change<'_>) {
-        if let Change::SlotRecycled { slot, node } = *change {
-            self.cells.add_to(slot, self.values.retained(node));
+        if let Change::SlotRetired { slot, node } = *change {
+            self.cells.add_to(slot, self.values.last(node));
         }
     }
 
     fn reading(&self) -> Box<dyn Reading> {
-        Table::reading(self.metrics, self.values.totals())
+        Table::reading_except(self.metrics, self.values.totals(), &self.without_slot)
     }
 }

@@ -40,7 +40,7 @@ mod tasks;
 mod tcp;
 pub mod values;
 
-use std::time::SystemTime;
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use anyhow::Context;
 pub use change::{Change, notify};
@@ -132,8 +132,10 @@ pub const SOURCES: &[Registration] = &[
 pub struct Inputs<'a> {
     /// The tree of cgroups.
     pub tree: &'a Tree,
-    /// Nodes and the slots that count for them, revoked slots included.
+    /// Nodes and the slots that count for them, retired slots included.
     pub slots: &'a [(NodeId, u32)],
+    /// Nodes of cgroups that got no slot. They count in an ancestor's, and have no values of their own.
+    pub without_slot: &'a Arc<HashSet<NodeId>>,
     /// The kernel statistics, if the cgroup iterator can run.
     pub statistics: Option<&'a CgroupStatistics>,
     /// When the frame was taken.
@@ -170,7 +172,12 @@ pub trait Source: Send {
     fn change(&mut self, change: &Change<'_>);
     /// Returns what it serves now. The result does not change when the source reads again.
     fn reading(&self) -> Box<dyn Reading>;
-    /// Returns its cells, if it has any. The slot pool creates and clears them.
+    /// Whether it reads what slots hold, see [`Inputs::slots`]. It is read while no program moves
+    /// values from one slot to another, and once more if one did all the same.
+    fn reads_slots(&self) -> bool {
+        false
+    }
+    /// Returns its cells, if it has any. The slot pool creates them.
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None
     }
@@ -272,6 +279,8 @@ pub struct Metric<T: 'static> {
 struct Table<T: 'static> {
     metrics: &'static [Metric<T>],
     values: Column<T>,
+    /// Nodes for which nothing is served.
+    except: Arc<HashSet<NodeId>>,
 }
 
 impl<T: Clone + Send + Sync> Table<T> {
@@ -280,6 +289,20 @@ impl<T: Clone + Send + Sync> Table<T> {
         Box::new(Self {
             metrics,
             values: values.clone(),
+            except: Arc::default(),
+        })
+    }
+
+    /// The same, without some nodes.
+    fn reading_except(
+        metrics: &'static [Metric<T>],
+        values: &Column<T>,
+        except: &Arc<HashSet<NodeId>>,
+    ) -> Box<dyn Reading> {
+        Box::new(Self {
+            metrics,
+            values: values.clone(),
+            except: Arc::clone(except),
         })
     }
 }
@@ -288,7 +311,9 @@ impl<T: Send + Sync> Reading for Table<T> {
     /// Gauges of removed cgroups are left out.
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
         let of_node = |(number, node): (NodeId, _)| Some((node, self.values.get(number)?));
-        let nodes: Vec<(&Node, &T)> = nodes.exported().filter_map(of_node).collect();
+        let served = |&(number, _): &(NodeId, _)| !self.except.contains(&number);
+        let nodes = nodes.exported().filter(served);
+        let nodes: Vec<(&Node, &T)> = nodes.filter_map(of_node).collect();
         for metric in self.metrics {
             out.family(&metric.family);
             let own = metric.samples.labels();

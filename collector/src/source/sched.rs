@@ -256,6 +256,10 @@ impl Source for Sched {
         self.counters.values()
     }
 
+    fn reads_slots(&self) -> bool {
+        true
+    }
+
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         self.counters.cells()
     }

@@ -408,7 +408,10 @@ impl Report {
             count(report.slots.2),
         );
         for (family, value) in [
-            (&OVERFLOW_EVENTS, report.stats.get(Stat::Overflow)),
+            (
+                &OVERFLOW_EVENTS,
+                report.stats.get(Stat::Overflow) + report.stats.get(Stat::Borrowed),
+            ),
             (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
             (&LOST_RECORDS, report.stats.get(Stat::LostRecords)),
             (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),

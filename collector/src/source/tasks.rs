@@ -10,7 +10,9 @@
 //! continue by the same rule. With many descriptors they take a tenth of the time.
 
 use std::{
+    collections::HashSet,
     ops::AddAssign,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,7 +24,7 @@ use super::{
     values::{AddFrom, Column, PerNode, roll_up},
 };
 use crate::{
-    cgroup::Tree,
+    cgroup::{NodeId, Tree},
     exposition::{Family, MetricKind, Unit, Value},
     kernel::{
         cells::{Cells, SlotMemory},
@@ -236,6 +238,7 @@ pub const SOURCE: Registration = Registration {
             iterator,
             cells,
             numbers: Column::default(),
+            without_slot: Arc::default(),
             first: Column::default(),
             boot: system::boot_time(),
             full: Budget::default(),
@@ -260,6 +263,7 @@ struct Tasks {
     iterator: TasksIterator,
     cells: Cells<TasksCell>,
     numbers: Column<TaskNumbers>,
+    without_slot: Arc<HashSet<NodeId>>,
     /// The cgroup of each node, and the start of the oldest process ever seen in it
     /// (CLOCK_BOOTTIME, ns).
     first: Column<Option<(u64, u64)>>,
@@ -362,6 +366,7 @@ impl Source for Tasks {
 
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         let tree = inputs.tree;
+        self.without_slot = Arc::clone(inputs.without_slot);
         // Cgroups created since the last run have no values yet.
         self.numbers.places(tree.capacity());
         let now = Instant::now();
@@ -391,7 +396,7 @@ impl Source for Tasks {
     }
 
     fn reading(&self) -> Box<dyn Reading> {
-        Table::reading(METRICS, &self.numbers)
+        Table::reading_except(METRICS, &self.numbers, &self.without_slot)
     }
 }
 

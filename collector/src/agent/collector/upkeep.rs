@@ -16,7 +16,7 @@ use super::Collector;
 use crate::{
     agent::lifecycle::Lifecycle,
     cgroup::{Event, Reaped, walk},
-    kernel::{events, load::monotonic_ns},
+    kernel::{events, system::monotonic_ns},
     source::{Change, FinalRecords, V1Event},
 };
 
@@ -35,7 +35,7 @@ impl Collector {
             sources,
             ..
         } = self;
-        slots.retire(&mut lifecycle.tree, sources, Instant::now());
+        slots.end_quarantine(&mut lifecycle.tree, sources, Instant::now());
         let reaped = lifecycle
             .tree
             .reap(Instant::now(), lifecycle.linger, |id| slots.is_pending(id));
@@ -44,16 +44,20 @@ impl Collector {
         events
     }
 
-    /// Reads which cgroups have slots, then drops removed cgroups that never counted anything.
+    /// Reads which cgroups have slots and takes the last values of removed ones, then drops those that
+    /// never counted anything. To be called under the slots' lock.
     ///
     /// # Errors
     ///
     /// When the kernel's map of slots can't be read.
     pub(in crate::agent) fn refresh_slots(&mut self) -> std::io::Result<()> {
         let Self {
-            lifecycle, slots, ..
+            lifecycle,
+            slots,
+            sources,
+            ..
         } = self;
-        slots.refresh()?;
+        slots.refresh(&mut lifecycle.tree, sources)?;
         let discarded = lifecycle
             .tree
             .discard(|id| slots.has(id), |id| slots.is_pending(id));
@@ -61,12 +65,21 @@ impl Collector {
         Ok(())
     }
 
+    /// Finds which cgroups got no slot.
+    ///
+    /// # Errors
+    ///
+    /// When a map of the kernel side can't be read.
+    pub(super) fn find_borrowers(&mut self) -> anyhow::Result<()> {
+        let borrowed = self.kernel.stat(Stat::Borrowed)?;
+        Ok(self.slots.find_borrowers(borrowed)?)
+    }
+
     /// What reaped nodes had counts in their parents.
     fn reaped(&mut self, nodes: &[Reaped]) {
         for &Reaped { node, into } in nodes {
             self.sources.notify(&Change::Reaped { node, into });
         }
-        self.slots.reaped(nodes);
     }
 
     /// Applies lifecycle events. Returns their number.
@@ -192,7 +205,6 @@ impl Collector {
             }
             Err(error) => tracing::error!(%error, "the hierarchy could not be walked"),
         }
-        self.slots.depart_unknown(&self.lifecycle.tree);
     }
 
     /// After lost events: takes the final records of removed cgroups, and walks the v1 hierarchies.

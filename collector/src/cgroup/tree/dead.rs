@@ -49,6 +49,8 @@ pub(super) struct Dead {
     fresh: Vec<NodeId>,
     /// Ids, other than its present one, that lead to a node.
     aliases: HashMap<NodeId, HashSet<u64>>,
+    /// Those of them that lead to a parent, because their own node was reaped.
+    reaped: HashSet<u64>,
     pub(super) max: DeadMax,
     /// When values were last served: a cgroup that was removed before has been shown.
     shown: Option<Instant>,
@@ -63,6 +65,7 @@ impl Default for Dead {
             others: BTreeSet::new(),
             fresh: Vec::new(),
             aliases: HashMap::new(),
+            reaped: HashSet::new(),
             max: DeadMax::new(usize::MAX),
             shown: None,
             unreported: 0,
@@ -98,12 +101,18 @@ impl Dead {
 
     /// Forgets such an id.
     pub(super) fn forget(&mut self, number: NodeId, id: u64) {
+        self.reaped.remove(&id);
         if let Some(ids) = self.aliases.get_mut(&number) {
             ids.remove(&id);
             if ids.is_empty() {
                 self.aliases.remove(&number);
             }
         }
+    }
+
+    /// Whether an id's own node was reaped.
+    pub(super) fn was_reaped(&self, id: u64) -> bool {
+        self.reaped.contains(&id)
     }
 
     /// Number of removed cgroups that are kept.
@@ -237,8 +246,10 @@ impl Tree {
             if pending(id) {
                 self.by_id.insert(id, parent);
                 self.dead.alias(parent, id);
+                self.dead.reaped.insert(id);
             } else {
                 self.by_id.remove(&id);
+                self.dead.reaped.remove(&id);
             }
         }
         self.dead.take(number, &node);

@@ -103,20 +103,23 @@ fn a_path_made_again_is_the_same_node() {
 }
 
 #[test]
-fn who_lives_and_who_is_left_behind() {
+fn who_lives_and_which_node_was_whose() {
     let mut tree = tree();
     let now = SystemTime::now();
     let b = tree.living(3).unwrap();
     assert!(tree.is_within(b, ROOT) && tree.is_within(b, b) && !tree.is_within(ROOT, b));
     tree.apply(&Event::Removed { id: 3, at: now });
-    assert!(tree.living(3).is_none() && !tree.left_behind(3));
-    // Its path is another's: its id only leads there.
+    assert!(tree.living(3).is_none() && tree.of_path(3) == Some(b));
+    // Its path is another's now, which goes on with its values.
     tree.apply(&made(9, 2, "b"));
-    assert!(tree.left_behind(3) && !tree.left_behind(9));
+    assert_eq!((tree.of_path(3), tree.of_path(9)), (Some(b), Some(b)));
     assert_eq!(tree.living(9), Some(b));
     tree.apply(&Event::Removed { id: 9, at: now });
-    tree.reap(Instant::now(), Duration::ZERO, |_| false);
-    assert!(tree.left_behind(9) && !tree.left_behind(2));
+    tree.reap(Instant::now(), Duration::ZERO, |id| id == 9);
+    // The id leads to the parent, which is another path.
+    assert_eq!((tree.by_id(9), tree.of_path(9)), (tree.by_id(2), None));
+    tree.forget_alias(9);
+    assert_eq!(tree.of_path(9), None);
 }
 
 #[test]

@@ -1,16 +1,23 @@
 //! Values that a source counts for each cgroup, summed up the tree.
 
+use std::collections::HashMap;
+
 use super::{Column, PerNode, Places, Summable};
 use crate::cgroup::{NodeId, Tree};
 
 /// Values that a source counts for each cgroup, and their sums over the descendants.
 ///
-/// A node's total is what is retained at the node (from reaped children and recycled slots), plus
-/// the values of its cgroup, plus the totals of its children. Cgroups with the same path have one
-/// node, so a path that is remade continues.
+/// A node's total is the sum of
+///
+/// - the values of its cgroup, and what is retained at the node: values that belong to no cgroup of
+///   the kernel side any more;
+/// - the same of all descendants;
+/// - the last values of earlier cgroups of the same path. They are in the parent's values already:
+///   the kernel side has added them there. So they are served, and not summed up.
 #[derive(Clone, Debug)]
 pub struct Summed<T> {
     retained: Column<T>,
+    last: HashMap<NodeId, T>,
     totals: Column<T>,
 }
 
@@ -18,6 +25,7 @@ impl<T> Default for Summed<T> {
     fn default() -> Self {
         Self {
             retained: Column::default(),
+            last: HashMap::new(),
             totals: Column::default(),
         }
     }
@@ -36,11 +44,19 @@ impl<T: Summable> Summed<T> {
         self.retained.at(node)
     }
 
+    /// Returns the last values of earlier cgroups of a node's path, for additions.
+    pub fn last(&mut self, node: NodeId) -> &mut T {
+        self.last.entry(node).or_default()
+    }
+
     /// Recomputes the totals. `add` adds the current values of each cgroup.
     pub fn renew(&mut self, tree: &Tree, add: impl FnOnce(&mut Places<'_, T>)) {
         let mut totals = self.totals.places_of(&self.retained, tree.capacity());
         add(&mut totals);
         roll_up(tree, &mut totals);
+        for (&node, last) in &self.last {
+            totals[node].add_from(last);
+        }
     }
 }
 
@@ -50,6 +66,7 @@ impl<T: Summable> PerNode for Summed<T> {
             let retained = std::mem::take(self.retained.at(node));
             self.retained.at(into).add_from(&retained);
         }
+        self.last.remove(&node);
         self.totals.reap(node, into);
     }
 }
@@ -122,6 +139,35 @@ mod tests {
             own[OVERFLOW] += 100;
         });
         assert_eq!(totals(&values, [ROOT, a, c]), [114, 11, 3]);
+    }
+
+    #[test]
+    fn last_values_are_served_and_not_summed_up() {
+        let mut tree = Tree::new(
+            &[found(1, 0, ""), found(2, 1, "a"), found(3, 2, "b")],
+            Filter::default(),
+        );
+        let [a, b] = [2, 3].map(|id| tree.by_id(id).unwrap());
+        let mut values = Summed::default();
+        let totals = |values: &Summed<u64>| {
+            [ROOT, a, b].map(|node| values.totals().get(node).copied().unwrap_or_default())
+        };
+        // /a/b is removed: the kernel side moves its 10 to /a.
+        let at = SystemTime::now();
+        tree.apply(&Event::Removed { id: 3, at });
+        *values.last(b) += 10;
+        values.renew(&tree, |own| own[a] += 1 + 10);
+        assert_eq!(totals(&values), [11, 11, 10]);
+        // It is made again, and counts on.
+        let again = made(&mut tree, 4, 2, "b");
+        values.renew(&tree, |own| {
+            own[a] += 1 + 10;
+            own[again] += 5;
+        });
+        assert_eq!(totals(&values), [16, 16, 15]);
+        end(&mut tree, 4, &mut values);
+        values.renew(&tree, |own| own[a] += 1 + 10 + 5);
+        assert_eq!(totals(&values), [16, 16, 0]);
     }
 
     #[test]

@@ -1,0 +1,77 @@
+//! Slots: what both sides know of each, and the ring of those whose cgroups were removed.
+//!
+//! A cgroup's slot is *retired* when the cgroup is removed, by the program at `cgroup_rmdir`. From then
+//! on its values belong to its *heir*, the parent's slot. They are added to the heir's, and the slot is
+//! free again, once no program can still be adding to it: after an RCU grace period.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The slot of cgroup2's root, which is there from the start and is never retired.
+pub const ROOT_SLOT: u32 = 0;
+/// Id of cgroup2's root.
+pub const ROOT_ID: u64 = 1;
+/// Set in the owner's id of a retired slot's cells, so that they are nobody's any more and can't be
+/// claimed either. No cgroup id has this bit.
+pub const RETIRED: u64 = 1 << 63;
+/// Set in an entry of the hash of slots, beside the slot's number: the cgroup has no slot of its own,
+/// and counts in this one of an ancestor.
+pub const BORROWED: u32 = 1 << 31;
+
+/// What is known of a slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct SlotMeta {
+    /// Cgroup id of the owner, also of a retired slot; 0: the slot is free.
+    pub owner: u64,
+    /// Cgroup id of the parent; of a retired slot, the owner of the heir's slot.
+    pub heir: u64,
+    /// The heir's slot, if this one is retired.
+    pub heir_slot: u64,
+    /// Not 0: retired. One more than the slot's place in the sequence of retired slots.
+    pub retired: u64,
+}
+
+const _: () = assert!(size_of::<SlotMeta>() == 32);
+
+/// The sequence of retired slots. Its members only grow, but for the lock.
+///
+/// Slots from `tail` to `head` are retired and not yet swept; the ring has the number of each at its
+/// place, modulo the ring's length.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct SlotControl {
+    /// Slots retired so far. Written by `cgroup_rmdir` alone, which the cgroup mutex serialises.
+    pub head: u64,
+    /// Slots swept so far. Written under the lock.
+    pub tail: u64,
+    /// No program that runs now can have found any of the slots before this one in use.
+    pub graced: u64,
+    /// The agent has taken the last values of all slots before this one.
+    pub seen: u64,
+    /// 0: nobody sweeps or reads. [`SWEEPING`]: a program sweeps. Otherwise the agent reads, at most
+    /// until that CLOCK_MONOTONIC, ns.
+    pub lock: u64,
+    /// Retired slots that are left for the agent to look at first.
+    pub kept: u64,
+    /// Not 0 once the agent has made slots. Before that a cgroup without a slot is nothing to be noted.
+    pub open: u64,
+    /// Fills two cache lines.
+    pub reserved: [u64; 9],
+}
+
+const _: () = assert!(size_of::<SlotControl>() == 128);
+
+/// The lock of a program that sweeps. It needs no deadline: a program always ends.
+pub const SWEEPING: u64 = 1;
+
+/// To whom a removed cgroup's values went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct Heir {
+    /// Cgroup id of the heir.
+    pub cgroup: u64,
+    /// The removed slot's place in the sequence of retired slots.
+    pub place: u64,
+}
+
+const _: () = assert!(size_of::<Heir>() == 16);
