@@ -51,9 +51,10 @@ cell!(SchedCell, 256);
 /// State of a task (task storage): its clocks when they were last taken over into a cell, and what
 /// tells where it counts.
 ///
-/// The marks are written only by the mover, which moves the task to another cgroup; the other members
-/// only by the CPU that switches the task out. There are two exceptions: the mover sets `css_set` to 0
-/// to have the slot resolved again, and that ends the marks by setting `mark_owner` to 0.
+/// The marks are written by the mover, which moves the task to another cgroup; the other members by the
+/// CPU that switches the task out. There are two exceptions: the mover sets `css_set` to 0 to have the
+/// slot resolved again, and the CPU ends the marks by setting `mark_owner` to 0. Both do so while they
+/// hold `settling`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TaskState {
@@ -91,6 +92,8 @@ pub struct TaskState {
     pub periods_mark: u64,
     /// Cgroup id of the cgroup entered at the last move; 0: no marks.
     pub mark_owner: u64,
+    /// Not 0 while the mover or the CPU works on marks and slot.
+    pub settling: u64,
     /// Of a leader: when its process was last moved, ns of the run queue's clock.
     pub moved_at: u64,
     /// Not 0 once the process that this task leads has been counted as ended.
@@ -101,4 +104,4 @@ pub struct TaskState {
     pub reclaim_since: u64,
 }
 
-const _: () = assert!(size_of::<TaskState>() == 152);
+const _: () = assert!(size_of::<TaskState>() == 160);

@@ -44,6 +44,9 @@ use crate::{
     stat, task,
 };
 
+/// How often a mover tries to hold a task's state: longer than settling takes.
+const HOLD_ATTEMPTS: u32 = 64;
+
 /// Cells, one a slot and CPU.
 #[btf_map]
 pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
@@ -159,7 +162,9 @@ fn current_cell(task: Task, state: Shared<TaskState>) -> Option<Shared<SchedCell
     {
         return Some(cell);
     }
-    settle(task, state);
+    if settle(task, state) == 0 {
+        return None;
+    }
     cell_on_this_cpu(member!(state.first_cell).get())
 }
 
@@ -172,11 +177,15 @@ fn cell_on_this_cpu(first_cell: u32) -> Option<Shared<SchedCell>> {
 
 /// Brings a task's state to the cgroup that the task is in now: charges what belongs to the one it
 /// left, resolves the slot, claims the cell. Run for a task's first switch-out, after a move, on a CPU
-/// where the slot is new, and after the cgroup was removed.
+/// where the slot is new, and after the cgroup was removed. Returns 0 if the task is just being moved:
+/// then its next switch-out does all of this.
 ///
 /// Not inlined, so that the hot way stays one straight line.
 #[inline(never)]
 fn settle(task: Task, state: Shared<TaskState>) -> i32 {
+    if !try_hold(state) {
+        return 0;
+    }
     let css_set = task.css_set();
     let cgroup = task.cgroup();
     let id = cgroup.id();
@@ -198,7 +207,26 @@ fn settle(task: Task, state: Shared<TaskState>) -> i32 {
         }
     }
     task::enter(state, id, slot, css_set);
-    0
+    release(state);
+    1
+}
+
+/// Begins to work on the marks and the slot of a task. Of the CPU that switches it out and its mover,
+/// one can: both would count the same time.
+#[inline(always)]
+fn try_hold(state: Shared<TaskState>) -> bool {
+    member!(state.settling).exchange(0, 1) == 0
+}
+
+/// Waits for a CPU that switches the task out now, as long as that usually takes.
+#[inline(always)]
+fn hold(state: Shared<TaskState>) -> bool {
+    (0..HOLD_ATTEMPTS).any(|_| try_hold(state))
+}
+
+#[inline(always)]
+fn release(state: Shared<TaskState>) {
+    member!(state.settling).swap(0);
 }
 
 /// Charges the cgroup that a task has left for what the task did there, up to the mover's mark. A
@@ -288,8 +316,8 @@ fn without_state(ctx: &BtfTracePointContext, task: Task) -> i32 {
 /// fired once a move, for the leader (kernel/cgroup/cgroup.c, `cgroup_attach_task`). The move of the
 /// leader's other threads is reported to the agent, which takes over their running time at once.
 ///
-/// The task may be switched out on its CPU meanwhile; that only reads the marks, and only after it
-/// has seen another css_set. Movers exclude each other (cgroup_mutex).
+/// The task may be switched out on its CPU meanwhile: see [`try_hold`]. Movers exclude each other
+/// (cgroup_mutex).
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     let entered = Cgroup(ctx.arg::<*const c_void>(0));
@@ -302,6 +330,27 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     let Some(state) = task::state(moved) else {
         return 0;
     };
+    // The current task is the mover.
+    member!(state.moved_at).set(Task::current().run_queue_clock());
+    // So that it has a slot, in case the task leaves again before it is switched out.
+    slot::resolve(entered);
+    if hold(state) {
+        mark(moved, state, entered.id());
+        release(state);
+    }
+    // Otherwise the CPU that switches it out has found the task's cgroup from before the move or after
+    // it. In the first case it sees another one next time, as for a thread that was moved with its
+    // leader.
+    let threadgroup = ctx.arg::<u8>(3) != 0;
+    if threadgroup && moved.live_threads() > 1 {
+        event::report(&ctx, entered, CgroupEventKind::ThreadsMoved);
+    }
+    0
+}
+
+/// Notes the clocks of a task that has just entered a cgroup.
+#[inline(always)]
+fn mark(moved: Task, state: Shared<TaskState>, entered: u64) {
     let run_ns = moved.run_ns();
     let mark_owner = member!(state.mark_owner).get();
     if member!(state.css_set).get() == 0 && mark_owner != 0 {
@@ -315,17 +364,7 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
         member!(state.periods_mark).set(moved.periods());
         member!(state.run_mark).set(run_ns);
     }
-    // So that it has a slot, in case the task leaves again before it is switched out.
-    slot::resolve(entered);
-    member!(state.mark_owner).set(entered.id());
-    // The current task is the mover.
-    member!(state.moved_at).set(Task::current().run_queue_clock());
+    member!(state.mark_owner).set(entered);
     member!(state.run_enter_mark).set(run_ns);
-    // This comes last and is a barrier: a CPU that finds the state unresolved also finds the marks.
-    member!(state.css_set).swap(0);
-    let threadgroup = ctx.arg::<u8>(3) != 0;
-    if threadgroup && moved.live_threads() > 1 {
-        event::report(&ctx, entered, CgroupEventKind::ThreadsMoved);
-    }
-    0
+    member!(state.css_set).set(0);
 }
