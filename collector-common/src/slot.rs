@@ -35,7 +35,7 @@ const _: () = assert!(size_of::<SlotMeta>() == 32);
 
 /// The sequence of retired slots. Its members only grow, but for the lock.
 ///
-/// Slots from `tail` to `head` are retired and not yet swept; the ring has the number of each at its
+/// Slots from `tail` to `head` are retired and not yet swept; the ring has an entry for each at its
 /// place, modulo the ring's length.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -60,6 +60,18 @@ pub struct SlotControl {
 }
 
 const _: () = assert!(size_of::<SlotControl>() == 128);
+
+/// An entry of the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct RingEntry {
+    /// The slot.
+    pub slot: u64,
+    /// Id of the removed cgroup. It is still here when the slot has been swept.
+    pub owner: u64,
+}
+
+const _: () = assert!(size_of::<RingEntry>() == 16);
 
 /// The lock of a program that sweeps. It needs no deadline: a program always ends.
 pub const SWEEPING: u64 = 1;

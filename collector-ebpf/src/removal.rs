@@ -90,7 +90,8 @@ fn retire_to(number: u32, id: u64, heir: Slot) {
     let _ = HEIRS.insert(id, known, 0);
     let _ = SLOTS.remove(id);
     cells::mark(number, id | RETIRED);
-    entry.set(number.into());
+    member!(entry.slot).set(number.into());
+    member!(entry.owner).set(id);
     // A barrier: whoever sees the new head sees all of the above.
     member!(control.head).swap(place + 1);
 }
@@ -147,7 +148,7 @@ extern "C" fn sweep_next(_: u64, _: *mut c_void) -> i64 {
     let Some(entry) = RETIRED_SLOTS.find(place as u32 & RING_MASK.load()) else {
         return 1;
     };
-    let number = entry.get() as u32;
+    let number = member!(entry.slot).get() as u32;
     let Some(meta) = meta(number) else {
         return 1;
     };

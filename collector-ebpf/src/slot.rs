@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    slot::{BORROWED, Heir, ROOT_ID, ROOT_SLOT, SlotControl, SlotMeta},
+    slot::{BORROWED, Heir, ROOT_ID, ROOT_SLOT, RingEntry, SlotControl, SlotMeta},
     stat::Stat,
 };
 
@@ -36,10 +36,10 @@ pub static FREE_SLOTS: Queue<u32, 1> = Queue::new();
 #[btf_map]
 static SLOT_META: ChunkMap<SlotMeta, { CELLS_PER_CHUNK as usize }> = ChunkMap::new();
 
-/// Numbers of retired slots, in their sequence: a ring. The loader sets `max_entries`, a power of two
+/// Retired slots in their sequence: a ring. The loader sets `max_entries`, a power of two
 /// above the highest number of slots.
 #[btf_map]
-pub static RETIRED_SLOTS: Array<u64, 1, MMAPABLE> = Array::new();
+pub static RETIRED_SLOTS: Array<RingEntry, 1, MMAPABLE> = Array::new();
 
 /// One entry, mapped by the agent.
 #[btf_map]

@@ -38,6 +38,11 @@ pub const TESTS: &[Test] = &[
         subtree,
     ),
     (
+        "conservation::what_was_not_seen_in_time_is_not_served",
+        &[Need::Agent],
+        unseen,
+    ),
+    (
         "conservation::a_process_that_moves_through_removed_cgroups",
         &[Need::Agent],
         mover,
@@ -231,6 +236,56 @@ fn subtree() -> Result<()> {
     let metrics = agent.scrape()?;
     let exited = [("id", top.id.as_str()), ("reason", "exited")];
     same("exited", metrics.get(EXITED, &exited)?, expected)
+}
+
+/// More cgroups are removed than are left for the agent to see, while it is stopped.
+fn unseen() -> Result<()> {
+    const WORK: Duration = Duration::from_millis(30);
+    let agent = Agent::start(&[])?;
+    let (parent, other) = (Cgroup::new()?, Cgroup::new()?);
+    let child = parent.child("child")?;
+    run_in(&child, WORK)?;
+    remove_settled(&child)?;
+    let usage = agent.scrape()?.of(&child.id, USAGE)?;
+    let child = parent.child("child")?;
+    run_in(&child, WORK)?;
+    let shown = agent.scrape()?.of(&child.id, USAGE)?;
+    ensure!(shown >= usage + WORK.as_secs_f64());
+    agent.signal(libc::SIGSTOP);
+    let churn = || -> Result<()> {
+        remove_settled(&child)?;
+        for n in 0..400 {
+            let removed = other.child(&format!("r{n}"))?;
+            run_in(&removed, Duration::ZERO)?;
+            removed.remove()?;
+        }
+        Ok(())
+    };
+    let result = churn();
+    agent.signal(libc::SIGCONT);
+    result?;
+    let metrics = agent.scrape()?;
+    ensure!(metrics.get("cgmeter_cgroups_unreported_total", &[])? > 0.0);
+    // What is known of it is less than what has been shown.
+    let series = [("id", child.id.as_str())];
+    ensure!(
+        !metrics.has(USAGE, &series),
+        "{} after {shown}",
+        metrics.of(&child.id, USAGE)?
+    );
+    let usage = parent.cpu_seconds()?;
+    agree(
+        "the parent",
+        metrics.of(&parent.id, USAGE)?,
+        usage,
+        0.001,
+        0.002,
+    )?;
+    // A new one of this path is served.
+    let child = parent.child("child")?;
+    run_in(&child, WORK)?;
+    ensure!(agent.scrape()?.of(&child.id, USAGE)? >= WORK.as_secs_f64());
+    Ok(())
 }
 
 /// One process goes through many cgroups, and each is removed once it has left.

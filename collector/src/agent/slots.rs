@@ -29,6 +29,11 @@ pub(super) struct Slots {
     passed_on: HashMap<u64, Vec<u32>>,
     /// Whether it is known which cgroups got no slot.
     borrowers_known: bool,
+    /// Removed cgroups whose last values were not seen, and when that was noticed. They have no values of
+    /// their own: what is known of them is less than what was served before.
+    unseen: HashMap<u64, Instant>,
+    /// Removed cgroups whose last values were taken since the lock was.
+    taken: Vec<u64>,
 }
 
 fn due(since: Instant, now: Instant) -> bool {
@@ -43,6 +48,8 @@ impl Slots {
             departed: Vec::new(),
             passed_on: HashMap::new(),
             borrowers_known: true,
+            unseen: HashMap::new(),
+            taken: Vec::new(),
         }
     }
 
@@ -72,14 +79,21 @@ impl Slots {
     }
 
     /// Keeps programs from sweeping, see [`SlotPool::lock`].
-    pub(super) fn lock(&self) -> ReadLock {
+    pub(super) fn lock(&mut self) -> ReadLock {
+        self.taken.clear();
         self.pool.lock()
     }
 
-    /// Lets them sweep again, see [`SlotPool::unlock`].
+    /// Lets them sweep again, see [`SlotPool::unlock`]. If one has swept meanwhile, the last values that
+    /// were taken since may be incomplete.
     #[must_use]
-    pub(super) fn unlock(&self, lock: ReadLock) -> bool {
-        self.pool.unlock(lock)
+    pub(super) fn unlock(&mut self, lock: ReadLock) -> bool {
+        let whole = self.pool.unlock(lock);
+        if !whole {
+            let now = Instant::now();
+            self.unseen.extend(self.taken.drain(..).map(|id| (id, now)));
+        }
+        whole
     }
 
     /// Reads which cgroup has which slot, and takes the last values of removed cgroups. To be called
@@ -94,6 +108,7 @@ impl Slots {
         sources: &mut Sources,
     ) -> std::io::Result<()> {
         self.pool.refresh()?;
+        self.note_unseen();
         let (seen, graced) = (self.pool.seen(), self.pool.graced());
         self.passed_on.clear();
         // In the order of their removal, so children before parents.
@@ -114,6 +129,7 @@ impl Slots {
                 && let Some(node) = node
             {
                 tree.note_counted(node);
+                self.taken.push(owner);
                 for &slot in &slots {
                     sources.notify(&Change::SlotRetired { slot, node });
                 }
@@ -122,6 +138,18 @@ impl Slots {
         }
         self.pool.set_seen(graced.max(seen));
         Ok(())
+    }
+
+    /// Notes the cgroups whose slots were swept too early. If these were too many to be known, every cgroup
+    /// that was removed lately and has no slot any more is one.
+    fn note_unseen(&mut self) {
+        let now = Instant::now();
+        let (unseen, all) = self.pool.unseen();
+        self.unseen.extend(unseen.iter().map(|&id| (id, now)));
+        if !all {
+            let swept = |&(id, _): &(u64, Instant)| (!self.pool.has(id)).then_some((id, now));
+            self.unseen.extend(self.departed.iter().filter_map(swept));
+        }
     }
 
     /// Returns the slots with the nodes that they count for, as of the last
@@ -153,15 +181,18 @@ impl Slots {
         Ok(())
     }
 
-    /// The nodes of live cgroups that got no slot.
+    /// The nodes of live cgroups that got no slot, and of removed ones whose last values were not seen.
     pub(super) fn without_slot(&self, tree: &Tree) -> Arc<HashSet<NodeId>> {
-        if !self.borrowers_known {
+        let unseen = self.unseen.keys().filter_map(|&id| tree.present(id));
+        let mut without: HashSet<NodeId> = unseen.collect();
+        if self.borrowers_known {
+            without.extend(self.pool.borrowers().filter_map(|id| tree.living(id)));
+        } else {
             let living = tree.iter().filter(|(_, node)| node.died.is_none());
-            let without = living.filter(|(_, node)| !self.pool.has(node.id));
-            return Arc::new(without.map(|(number, _)| number).collect());
+            let others = living.filter(|(_, node)| !self.pool.has(node.id));
+            without.extend(others.map(|(number, _)| number));
         }
-        let borrowers = self.pool.borrowers();
-        Arc::new(borrowers.filter_map(|id| tree.living(id)).collect())
+        Arc::new(without)
     }
 
     /// After the quarantine of removed cgroups: sources take what the kernel side holds for their ids.
@@ -171,6 +202,9 @@ impl Slots {
             .drain(..)
             .partition(|&(_, since)| due(since, now));
         self.departed = waiting;
+        // Their events may still be on their way.
+        self.unseen
+            .retain(|&id, since| tree.present(id).is_some() || !due(*since, now));
         if over.is_empty() {
             return;
         }

@@ -382,11 +382,16 @@ impl Tree {
         }
     }
 
+    /// The node of a cgroup, alive or removed, unless another cgroup has its path by now.
+    pub fn present(&self, id: u64) -> Option<NodeId> {
+        let number = *self.by_id.get(&id)?;
+        (self.node(number)?.id == id).then_some(number)
+    }
+
     /// The node of a live cgroup.
     pub fn living(&self, id: u64) -> Option<NodeId> {
-        let number = *self.by_id.get(&id)?;
-        let node = self.node(number)?;
-        (node.id == id && node.died.is_none()).then_some(number)
+        let number = self.present(id)?;
+        self.node(number)?.died.is_none().then_some(number)
     }
 
     /// Whether a node is `other` or below it.

@@ -15,7 +15,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, Queue};
-use collector_common::slot::{BORROWED, ROOT_ID, ROOT_SLOT, SWEEPING, SlotControl, SlotMeta};
+use collector_common::slot::{
+    BORROWED, ROOT_ID, ROOT_SLOT, RingEntry, SWEEPING, SlotControl, SlotMeta,
+};
 
 use super::{
     cells::SlotMemory,
@@ -37,6 +39,8 @@ const SEEN: Word<SlotControl> = word!(SlotControl, seen);
 const LOCK: Word<SlotControl> = word!(SlotControl, lock);
 const KEPT_SLOTS: Word<SlotControl> = word!(SlotControl, kept);
 const OPEN: Word<SlotControl> = word!(SlotControl, open);
+const RING_SLOT: Word<RingEntry> = word!(RingEntry, slot);
+const RING_OWNER: Word<RingEntry> = word!(RingEntry, owner);
 const OWNER: Word<SlotMeta> = word!(SlotMeta, owner);
 const HEIR: Word<SlotMeta> = word!(SlotMeta, heir);
 const RETIRED: Word<SlotMeta> = word!(SlotMeta, retired);
@@ -49,8 +53,8 @@ pub struct SlotMaps {
     pub queue: Queue<MapData, u32>,
     /// What is known of each slot.
     pub meta: MappedChunks<SlotMeta>,
-    /// Numbers of retired slots.
-    pub ring: Mapping<u64>,
+    /// Retired slots in their sequence.
+    pub ring: Mapping<RingEntry>,
     /// The sequence of retired slots.
     pub control: Mapping<SlotControl>,
 }
@@ -70,6 +74,10 @@ pub struct SlotPool {
     borrowers: Vec<u64>,
     /// Slots swept before the agent had seen their last values.
     missed: u64,
+    /// Removed cgroups whose slots these were, as far as the ring still has them.
+    unseen: Vec<u64>,
+    /// Whether that is all of them.
+    unseen_known: bool,
     keys: Vec<u64>,
     values: Vec<u32>,
 }
@@ -139,6 +147,8 @@ impl SlotPool {
             owners: HashSet::new(),
             borrowers: Vec::new(),
             missed: 0,
+            unseen: Vec::new(),
+            unseen_known: true,
             keys: Vec::new(),
             values: Vec::new(),
         }
@@ -220,8 +230,19 @@ impl SlotPool {
         // In this order: whatever is retired after `head` was read is still found as live.
         let head = control.atomic(0, HEAD).load(Acquire);
         let tail = control.load(0, TAIL);
-        self.missed += tail.saturating_sub(control.load(0, SEEN));
-        if tail > control.load(0, SEEN) {
+        let seen = control.load(0, SEEN);
+        self.unseen.clear();
+        self.unseen_known = true;
+        if tail > seen {
+            self.missed += tail - seen;
+            let ring = &self.maps.ring;
+            let entries = ring.entries() as u64;
+            let first = head.saturating_sub(entries);
+            self.unseen_known = seen >= first;
+            for place in seen.max(first)..tail {
+                let entry = place as usize & (ring.entries() - 1);
+                self.unseen.push(ring.load(entry, RING_OWNER));
+            }
             control.store(0, SEEN, tail);
         }
         self.live.clear();
@@ -243,7 +264,7 @@ impl SlotPool {
         }
         for place in tail..head {
             let entry = place as usize & (self.maps.ring.entries() - 1);
-            let slot = self.maps.ring.read(entry) as u32;
+            let slot = self.maps.ring.load(entry, RING_SLOT) as u32;
             if let Some((chunk, entry)) = self.maps.meta.place(slot) {
                 self.retired.push(RetiredSlot {
                     slot,
@@ -293,6 +314,12 @@ impl SlotPool {
     /// Lets programs sweep the slots before this place.
     pub fn set_seen(&self, place: u64) {
         self.maps.control.atomic(0, SEEN).store(place, Release);
+    }
+
+    /// Removed cgroups whose slots were found swept by the last refresh before their last values had been
+    /// seen; and whether that is all of them. It is not if they were more than the ring holds.
+    pub fn unseen(&self) -> (&[u64], bool) {
+        (&self.unseen, self.unseen_known)
     }
 
     /// Number of slots that were swept before the agent had seen their last values.

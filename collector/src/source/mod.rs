@@ -134,7 +134,8 @@ pub struct Inputs<'a> {
     pub tree: &'a Tree,
     /// Nodes and the slots that count for them, retired slots included.
     pub slots: &'a [(NodeId, u32)],
-    /// Nodes of cgroups that got no slot. They count in an ancestor's, and have no values of their own.
+    /// Nodes without values of their own: of cgroups that got no slot and count in an ancestor's, and of
+    /// removed ones whose last values were not seen.
     pub without_slot: &'a Arc<HashSet<NodeId>>,
     /// The kernel statistics, if the cgroup iterator can run.
     pub statistics: Option<&'a CgroupStatistics>,

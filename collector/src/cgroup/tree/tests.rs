@@ -114,7 +114,9 @@ fn who_lives_and_which_node_was_whose() {
     tree.apply(&made(9, 2, "b"));
     assert_eq!((tree.of_path(3), tree.of_path(9)), (Some(b), Some(b)));
     assert_eq!(tree.living(9), Some(b));
+    assert_eq!((tree.present(3), tree.present(9)), (None, Some(b)));
     tree.apply(&Event::Removed { id: 9, at: now });
+    assert_eq!((tree.living(9), tree.present(9)), (None, Some(b)));
     tree.reap(Instant::now(), Duration::ZERO, |id| id == 9);
     // The id leads to the parent, which is another path.
     assert_eq!((tree.by_id(9), tree.of_path(9)), (tree.by_id(2), None));
