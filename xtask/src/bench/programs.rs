@@ -15,8 +15,10 @@ const PROGRAMS: &[&str] = &[
     "sched_process_fork",
     "sched_process_exec",
     "sched_process_exit",
+    "sched_process_free",
     "cgroup_mkdir",
     "cgroup_rmdir",
+    "cgroup_release",
     "cgroup_attach_task",
     "inet_sock_set_state",
     "kfree_skb",
@@ -77,7 +79,7 @@ pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
         .iter()
         .chain(packets)
         .enumerate()
-        .map(|(at, program)| {
+        .filter_map(|(at, program)| {
             let (before, after) = if at < PROGRAMS.len() {
                 (&begin, &between)
             } else {
@@ -88,16 +90,20 @@ pub fn measure(binary: &Binary) -> Result<Vec<Value>> {
                 value(&after.0, &series) - value(&before.0, &series)
             };
             let runs = gained("cgmeter_program_runs_total");
+            // The other agent may have a program that this one lacks.
+            if runs == 0.0 {
+                return None;
+            }
             let gross = gained("cgmeter_program_run_seconds_total") * 1e9 / runs;
             let empty = after.1[at].1.saturating_sub(before.1[at].1) as f64
                 / after.1[at].0.saturating_sub(before.1[at].0) as f64;
-            json!({
+            Some(json!({
                 "program": program,
                 "runs": runs,
                 "gross_ns": gross,
                 "empty_ns": empty,
                 "net_ns": gross - empty,
-            })
+            }))
         });
     Ok(rows.collect())
 }
