@@ -43,6 +43,11 @@ pub const TESTS: &[Test] = &[
         unseen,
     ),
     (
+        "conservation::the_agent_is_stopped_while_it_reads",
+        &[Need::Agent],
+        interrupted,
+    ),
+    (
         "conservation::a_process_that_moves_through_removed_cgroups",
         &[Need::Agent],
         mover,
@@ -286,6 +291,40 @@ fn unseen() -> Result<()> {
     run_in(&child, WORK)?;
     ensure!(agent.scrape()?.of(&child.id, USAGE)? >= WORK.as_secs_f64());
     Ok(())
+}
+
+/// The agent is stopped at moments that a scrape may be in, for longer than programs wait for it.
+fn interrupted() -> Result<()> {
+    let agent = Agent::start(&["--web.min-interval", "0s"])?;
+    let parent = Cgroup::new()?;
+    let births = thread::scope(|scope| {
+        let births = scope.spawn(|| births(&parent, 300.0, Duration::from_secs(15)));
+        let mut before = [0.0; 3];
+        let mut round = 0;
+        while !births.is_finished() {
+            let scrape = scope.spawn(|| agent.scrape());
+            thread::sleep(Duration::from_micros(500 * (round % 12)));
+            agent.signal(libc::SIGSTOP);
+            thread::sleep(Duration::from_millis(250));
+            agent.signal(libc::SIGCONT);
+            let metrics = scrape
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            if round > 0 {
+                let now = counts(&metrics, &parent.id)?;
+                ensure!(
+                    now.iter().zip(&before).all(|(now, before)| now >= before),
+                    "round {round}: {before:?} became {now:?}"
+                );
+                before = now;
+            }
+            round += 1;
+        }
+        births
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    })?;
+    exact(&agent.scrape()?, &parent, births)
 }
 
 /// One process goes through many cgroups, and each is removed once it has left.

@@ -20,9 +20,9 @@ use super::{
 };
 use crate::{
     cgroup::{NodeId, OVERFLOW},
-    kernel::{events::Alarm, load::Kernel},
+    kernel::{events::Alarm, load::Kernel, slots::READING},
     log,
-    source::{Inputs, Report, RuntimesReport, SelfMetrics},
+    source::{Change, Inputs, Report, RuntimesReport, SelfMetrics},
     threads,
 };
 
@@ -121,10 +121,10 @@ impl Collector {
     ///
     /// When the kernel's map of slots can't be read.
     fn collect_by_slot(&mut self, time: SystemTime, stages: &mut Stages) -> anyhow::Result<BySlot> {
-        let mut attempt = 1;
-        loop {
+        let mut patience = READING;
+        for _ in 0..ATTEMPTS {
             let before = stages.done.len();
-            let lock = self.slots.lock();
+            let lock = self.slots.lock(patience);
             self.refresh_slots().context("reading the slots")?;
             self.find_borrowers().context("reading who has no slot")?;
             let tree = &self.lifecycle.tree;
@@ -144,12 +144,14 @@ impl Collector {
             if self.slots.unlock(lock) {
                 return Ok((slots, without_slot));
             }
-            if attempt == ATTEMPTS {
-                anyhow::bail!("the counters could not be read in time, {ATTEMPTS} times in a row");
-            }
-            attempt += 1;
+            self.sources.notify(&Change::ReadAgain);
             stages.done.truncate(before);
+            patience *= 2;
         }
+        anyhow::bail!(
+            "the counters could not be read in time, {ATTEMPTS} times in a row: the agent gets too \
+             little CPU time"
+        )
     }
 }
 
@@ -157,5 +159,5 @@ impl Collector {
 type BySlot = (Vec<(NodeId, u32)>, Arc<HashSet<NodeId>>);
 
 /// How often the counters of slots are read if this agent was not given a CPU for so long that the
-/// kernel side did not wait for it.
+/// kernel side did not wait for it. Each time it waits twice as long.
 const ATTEMPTS: u32 = 5;

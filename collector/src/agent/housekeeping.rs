@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Agent, collector::Collector};
-use crate::{kernel::events, threads};
+use crate::{
+    kernel::{events, slots::READING},
+    threads,
+};
 
 /// Minimum and maximum time between two rounds that no event triggers. A thread that is late for its
 /// next round is stuck.
@@ -53,7 +56,7 @@ impl Collector {
         self.alarm.stop();
         let came = self.housekeeping();
         if came > 0 {
-            let lock = self.slots.lock();
+            let lock = self.slots.lock(READING);
             if let Err(error) = self.refresh_slots() {
                 tracing::warn!(%error, "slots could not be read");
             }

@@ -79,9 +79,9 @@ impl Slots {
     }
 
     /// Keeps programs from sweeping, see [`SlotPool::lock`].
-    pub(super) fn lock(&mut self) -> ReadLock {
+    pub(super) fn lock(&mut self, time: Duration) -> ReadLock {
         self.taken.clear();
-        self.pool.lock()
+        self.pool.lock(time)
     }
 
     /// Lets them sweep again, see [`SlotPool::unlock`]. If one has swept meanwhile, the last values that

@@ -28,7 +28,7 @@ use super::{
 };
 
 /// How long the agent may read before programs sweep all the same. Far longer than a reading takes.
-const READING: Duration = Duration::from_millis(200);
+pub const READING: Duration = Duration::from_millis(200);
 /// Retired slots that are left for the agent to read first; fewer where there are few slots.
 const KEPT: u32 = 128;
 
@@ -186,24 +186,23 @@ impl SlotPool {
         }
     }
 
-    /// Keeps programs from sweeping until the deadline. `None` while one does.
-    pub fn try_lock(&self) -> Option<ReadLock> {
+    /// Keeps programs from sweeping for that time. `None` while one does.
+    pub fn try_lock(&self, time: Duration) -> Option<ReadLock> {
         let lock = self.maps.control.atomic(0, LOCK);
         let held = lock.load(Acquire);
         let now = monotonic_ns();
         if held == SWEEPING || held > now {
             return None;
         }
-        let until = now + u64::try_from(READING.as_nanos()).unwrap_or(u64::MAX);
+        let until = now + u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let taken = lock.compare_exchange(held, until, AcqRel, Relaxed);
         taken.is_ok().then_some(ReadLock { until })
     }
 
-    /// Keeps programs from sweeping until the deadline. Waits for one that does, which takes
-    /// microseconds.
-    pub fn lock(&self) -> ReadLock {
+    /// Keeps programs from sweeping for that time. Waits for one that does, which takes microseconds.
+    pub fn lock(&self, time: Duration) -> ReadLock {
         loop {
-            if let Some(lock) = self.try_lock() {
+            if let Some(lock) = self.try_lock(time) {
                 return lock;
             }
             std::thread::yield_now();

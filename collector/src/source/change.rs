@@ -51,6 +51,9 @@ pub enum Change<'a> {
         /// The node that had it.
         node: NodeId,
     },
+    /// What was read of the slots just now may be wrong, because values were moved meanwhile. It is read
+    /// again.
+    ReadAgain,
     /// A node is about to be removed from the tree. Before sources are notified of this, its values
     /// are dropped or retained at its parent, see [`notify`].
     Reaped {

@@ -205,6 +205,7 @@ pub const SOURCE: Registration = Registration {
         Ok(Box::new(Sched {
             counters: CellCounters::new("sched", METRICS, cells),
             joined: false,
+            joining: false,
         }))
     },
 };
@@ -213,6 +214,8 @@ struct Sched {
     counters: CellCounters<SchedCell, Scheduling>,
     /// Whether the CPU time before the agent's start was added.
     joined: bool,
+    /// Whether the last reading added it.
+    joining: bool,
 }
 
 impl Sched {
@@ -266,6 +269,7 @@ impl Source for Sched {
 
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         self.counters.collect(inputs)?;
+        self.joining = !self.joined;
         if self.joined {
             return Ok(());
         }
@@ -273,6 +277,11 @@ impl Source for Sched {
     }
 
     fn change(&mut self, change: &Change<'_>) {
+        if let Change::ReadAgain = change
+            && self.joining
+        {
+            self.joined = false;
+        }
         self.counters.change(change);
     }
 
