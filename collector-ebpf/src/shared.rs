@@ -262,3 +262,44 @@ pub fn repeat(rounds: u32, callback: extern "C" fn(u64, *mut c_void) -> i64) {
     // SAFETY: the callback is a function of this object.
     unsafe { bpf_loop(rounds, callback as *mut c_void, ptr::null_mut(), 0) };
 }
+
+/// Words on the stack of a program, for a callback of [`repeat_on`].
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Words<const N: usize>(*mut u64);
+
+impl<const N: usize> Words<N> {
+    #[inline(always)]
+    pub fn get<const AT: usize>(self) -> u64 {
+        const { assert!(AT < N) };
+        // SAFETY: one of the words that `repeat_on` has on its stack.
+        unsafe { self.0.add(AT).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn set<const AT: usize>(self, value: u64) {
+        const { assert!(AT < N) };
+        // SAFETY: as in `get`.
+        unsafe { self.0.add(AT).write_volatile(value) }
+    }
+}
+
+/// Calls a function up to `rounds` times, until it returns 1 (`bpf_loop`). It works on some words, which
+/// are returned.
+///
+/// The verifier looks at the function once or twice. It would look at a loop of the language's once for
+/// each round and each way through it, which takes it seconds where one such loop is in another.
+#[inline(always)]
+pub fn repeat_on<const N: usize>(
+    rounds: u32,
+    callback: extern "C" fn(u64, Words<N>) -> i64,
+    words: [u64; N],
+) -> [u64; N] {
+    let mut words = words;
+    let context = ptr::from_mut(&mut words);
+    // SAFETY: the callback is a function of this object, and the words outlive the call.
+    unsafe {
+        bpf_loop(rounds, callback as *mut c_void, context.cast(), 0);
+        context.read_volatile()
+    }
+}

@@ -19,7 +19,7 @@ use collector_common::{
 use crate::{
     kernel::{AnyCgroup, Cgroup},
     maps::{ChunkMap, Find, MMAPABLE, NOEXIST},
-    shared::{Shared, member},
+    shared::{Shared, Words, member, repeat_on},
     stat,
 };
 
@@ -128,33 +128,41 @@ pub fn lookup(id: u64) -> Option<u32> {
 /// `cgroup_rmdir`; after that, whoever still has its address counts at the parent.
 #[inline(never)]
 fn find(address: u64) -> u64 {
-    let mut cgroup = AnyCgroup(address);
-    let mut without = 0;
-    for _ in 0..DEPTH {
-        if cgroup.0 == 0 {
-            break;
-        }
-        let id = cgroup.id();
-        let mut found = lookup(id);
-        if found.is_none() && cgroup.is_online() {
-            found = take(id, cgroup.parent().id());
-            if found.is_some() && !cgroup.is_online() {
-                // Removed meanwhile, perhaps before there was anything to be retired.
-                let _ = ORPHANS.push(id, 0);
-            }
-            if found.is_none() && without == 0 {
-                without = cgroup.0;
-            }
-        }
-        if let Some(number) = found {
-            let number = number & !BORROWED;
-            borrow(without, cgroup.0, number);
-            return number.into();
-        }
-        cgroup = cgroup.parent();
+    let [cgroup, found, number, without] =
+        repeat_on(DEPTH, find_at, [address, 0, ROOT_SLOT.into(), 0]);
+    if without != 0 {
+        borrow(without, if found != 0 { cgroup } else { 0 }, number as u32);
     }
-    borrow(without, 0, ROOT_SLOT);
-    ROOT_SLOT.into()
+    number
+}
+
+/// Looks for the slot of a cgroup, then of its ancestors. The words: the cgroup, whether a slot was found,
+/// its number, the first cgroup that got none.
+#[inline(never)]
+extern "C" fn find_at(_: u64, words: Words<4>) -> i64 {
+    let cgroup = AnyCgroup(words.get::<0>());
+    if cgroup.0 == 0 {
+        return 1;
+    }
+    let id = cgroup.id();
+    let mut found = lookup(id);
+    if found.is_none() && cgroup.is_online() {
+        found = take(id, cgroup.parent().id());
+        if found.is_some() && !cgroup.is_online() {
+            // Removed meanwhile, perhaps before there was anything to be retired.
+            let _ = ORPHANS.push(id, 0);
+        }
+        if found.is_none() && words.get::<3>() == 0 {
+            words.set::<3>(cgroup.0);
+        }
+    }
+    if let Some(number) = found {
+        words.set::<1>(1);
+        words.set::<2>((number & !BORROWED).into());
+        return 1;
+    }
+    words.set::<0>(cgroup.parent().0);
+    0
 }
 
 /// Takes a free slot for a cgroup.
@@ -183,35 +191,46 @@ fn borrow(first: u64, end: u64, number: u32) {
     let open = SLOT_CONTROL
         .find(0)
         .map(|control| member!(control.open).get());
-    if first == 0 || open.is_none_or(|open| open == 0) {
+    if open.is_none_or(|open| open == 0) {
         return;
     }
     stat::count(Stat::Borrowed);
-    let mut cgroup = AnyCgroup(first);
-    for _ in 0..DEPTH {
-        if cgroup.0 == end || cgroup.0 == 0 {
-            break;
-        }
-        let id = cgroup.id();
-        let _ = SLOTS.insert(id, number | BORROWED, NOEXIST);
-        if !cgroup.is_online() {
-            let _ = SLOTS.remove(id);
-        }
-        cgroup = cgroup.parent();
+    repeat_on(DEPTH, borrow_at, [first, end, number.into()]);
+}
+
+/// Notes one of those cgroups. The words: the cgroup, the one that has the slot, the slot.
+#[inline(never)]
+extern "C" fn borrow_at(_: u64, words: Words<3>) -> i64 {
+    let cgroup = AnyCgroup(words.get::<0>());
+    if cgroup.0 == words.get::<1>() || cgroup.0 == 0 {
+        return 1;
     }
+    let id = cgroup.id();
+    let _ = SLOTS.insert(id, words.get::<2>() as u32 | BORROWED, NOEXIST);
+    if !cgroup.is_online() {
+        let _ = SLOTS.remove(id);
+    }
+    words.set::<0>(cgroup.parent().0);
+    0
 }
 
 #[inline(never)]
 fn find_by_id(id: u64) -> u64 {
-    let mut id = id;
-    for _ in 0..HEIRS_FOLLOWED {
-        if let Some(number) = lookup(id) {
-            return (number & !BORROWED).into();
-        }
-        let Some(heir) = HEIRS.find(id) else {
-            break;
-        };
-        id = member!(heir.cgroup).get();
+    let [_, number] = repeat_on(HEIRS_FOLLOWED, find_heir, [id, ROOT_SLOT.into()]);
+    number
+}
+
+/// Looks for the slot of a cgroup, then of its heirs. The words: the id, the number of the slot.
+#[inline(never)]
+extern "C" fn find_heir(_: u64, words: Words<2>) -> i64 {
+    let id = words.get::<0>();
+    if let Some(number) = lookup(id) {
+        words.set::<1>((number & !BORROWED).into());
+        return 1;
     }
-    ROOT_SLOT.into()
+    let Some(heir) = HEIRS.find(id) else {
+        return 1;
+    };
+    words.set::<0>(member!(heir.cgroup).get());
+    0
 }
