@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::histogram::BUCKETS;
+use crate::{histogram::BUCKETS, keyed::Counters};
 
 /// What a request does, as the number of its part of a [`BlockValue`].
 ///
@@ -48,6 +48,8 @@ pub struct BlockValue {
     /// The cgroup's requests on the disk, by what they do: [`READ`] and so on is the index.
     pub operations: [BlockOperation; OPERATIONS],
 }
+
+impl Counters for BlockValue {}
 
 const _: () = assert!(size_of::<BlockOperation>() == 8 * (5 + 2 * BUCKETS));
 const _: () = assert!(size_of::<BlockValue>() == OPERATIONS * size_of::<BlockOperation>());

@@ -129,6 +129,18 @@ const _: () =
     assert!(size_of::<MemoryRecord>() == 8 * (4 + 4 + 2 + MEMORY_EVENTS + 1 + STATES + 2 * EVENTS));
 const _: () = assert!(size_of::<CgroupRecord>() == 8 * (14 + 8 + 16 + 16 + STATES + 2 * EVENTS));
 
+/// Key of a removed cgroup's final record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct FinalRecordKey {
+    /// Cgroup id.
+    pub cgroup: u64,
+    /// Number of its hierarchy; 0 is cgroup2.
+    pub hierarchy: u64,
+}
+
+const _: () = assert!(size_of::<FinalRecordKey>() == 16);
+
 /// The io controller's statistics (blkcg) of one cgroup and one device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -1,80 +1,73 @@
-//! Keys of values that are counted for each cgroup and something else, such as a device or a
-//! reason.
+//! Values that are counted for each cgroup and something else: a device, a reason.
+//!
+//! A source of such values has a *table* for each slot. Its entries say for which thing they are, and
+//! which value of the source's pool counts it. So a removal costs what the cgroup has, and no event looks
+//! anything up in a hash.
 
-use core::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::cell::OVERFLOW_OWNER;
+use crate::cell::cell;
 
-/// The key: a cgroup and what else the value is of.
+/// Things that a cgroup has values of at most, in one source. Further ones count in an ancestor's table,
+/// those of the root as [`OTHER`].
+pub const THINGS: usize = 16;
+/// Values in a chunk of a source's pool. A power of two: kernel programs shift and mask.
+pub const VALUES_PER_CHUNK: u32 = 256;
+/// Stands for everything that found no entry in the root's table. No device and no reason is 0.
+pub const OTHER: u64 = 0;
+/// The value of the pool that counts [`OTHER`].
+pub const OTHER_VALUE: u32 = 0;
+
+/// The table of a slot.
 #[repr(C)]
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    KnownLayout,
-    Immutable,
-)]
-pub struct CgroupKey {
-    /// Cgroup id.
-    pub cgroup: u64,
-    /// What else the value is of, as the source numbers it: a device, a reason.
-    pub what: u64,
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct KeyTable {
+    /// Cgroup id of the slot's owner, as in a cell.
+    pub owner: u64,
+    /// Not 0: something found no entry. It counts in an ancestor's table.
+    pub full: u64,
+    /// Of the root: not 0 once [`OTHER_VALUE`] is there.
+    pub has_other: u64,
+    /// See [`entry`]. Those in use come first, and stay what they are as long as the slot has its owner.
+    pub entries: [u64; THINGS],
 }
 
-impl CgroupKey {
-    /// The entry that counts whatever finds no room for an entry of its own. The agent makes it.
-    pub const OVERFLOW: Self = Self {
-        cgroup: OVERFLOW_OWNER,
-        what: 0,
-    };
+cell!(KeyTable, 152);
+
+/// An entry: a thing, below 2^32, and its value's number plus one. Without a value (0) the thing counts
+/// in an ancestor's table, because the pool was empty at its first event. An entry that is 0 is free.
+pub const fn entry(what: u64, value: u64) -> u64 {
+    what << 32 | value
 }
 
-const _: () = assert!(size_of::<CgroupKey>() == 16);
-
-/// A value in an array, where finding it costs no hash lookup. Keys that came when there was no
-/// room have an entry in the hash instead. A key may have both.
-///
-/// Aligned, so that no more cache lines are touched than need be.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
-pub struct Row<T> {
-    /// Cgroup id of the key. 0: the row is free. [`ROW_TAKEN`]: it is being claimed or taken from
-    /// its owner.
-    pub cgroup: u64,
-    /// What the value is of besides the cgroup: the other half of the key.
-    pub what: u64,
-    /// The counters.
-    pub value: T,
+/// The thing that an entry is for.
+pub const fn what_of(entry: u64) -> u64 {
+    entry >> 32
 }
 
-const _: () = assert!(offset_of!(Row<u64>, value) == size_of::<CgroupKey>());
-const _: () = assert!(WAYS.is_power_of_two() && MAX_ROWS.is_power_of_two());
+/// The number of an entry's value plus one, 0 if it has none.
+pub const fn value_of(entry: u64) -> u64 {
+    entry & 0xffff_ffff
+}
 
-/// Stands for the cgroup id while a row is being claimed, or taken from its owner. No cgroup has
-/// this id.
-pub const ROW_TAKEN: u64 = OVERFLOW_OWNER - 1;
-/// Consecutive rows that a key may be in. A power of two.
-pub const WAYS: u32 = 4;
-/// Most rows of a source. A power of two.
-pub const MAX_ROWS: u32 = 256;
+/// Values that consist of 64-bit counters alone.
+pub trait Counters: Copy {}
 
-/// The first of the rows that a key may have, of `rows` (a power of two).
-#[inline(always)]
-pub const fn first_way(key: CgroupKey, rows: u32) -> u32 {
-    // Multiplicative hashing: the product's upper bits depend on all of the factors' lower ones.
-    // Neither number is large, and both are mostly consecutive.
-    let mixed = key
-        .cgroup
-        .wrapping_add(key.what << 20)
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 40) as u32 & (rows - 1) & !(WAYS - 1)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_has_its_parts() {
+        for (what, value) in [
+            (8 << 20 | 3, 1),
+            (u64::from(u32::MAX), 10_000),
+            (7, 0),
+            (OTHER, 1),
+        ] {
+            let entry = entry(what, value);
+            assert_eq!((what_of(entry), value_of(entry)), (what, value));
+            assert_ne!(entry, 0);
+        }
+    }
 }

@@ -24,24 +24,25 @@ use aya_ebpf::{
 use collector_common::{
     block::{BlockOperation, BlockValue, DISCARD, FLUSH, READ, Submitter, WRITE},
     histogram,
-    keyed::CgroupKey,
+    slot::ROOT_ID,
 };
 
 use crate::{
-    kernel::{Bio, Gendisk, Request, Task},
-    keyed::{self, Keyed, Rows, Zero},
+    kernel::{AnyCgroup, Bio, Gendisk, Request, Task},
+    keyed::{self, keyed},
     maps::Find,
     shared::{Shared, member},
+    slot,
 };
 
-/// Values by cgroup and disk, in an array: those of the keys that came while it had room.
-#[btf_map]
-static BLOCK_ROWS: Rows<BlockValue> = Rows::new();
-/// Values of the keys for which the array had no room.
-#[btf_map]
-static BLOCK_IO: Keyed<BlockValue> = Keyed::new();
-#[btf_map]
-static BLOCK_ZERO: Zero<BlockValue> = Zero::new();
+keyed!(
+    Block,
+    BlockValue,
+    BLOCK_TABLES,
+    BLOCK_VALUES,
+    FREE_BLOCK_VALUES,
+    find_block_value
+);
 
 /// By the address of a request. Requests are made once for each tag and used again, so their number
 /// is bounded and an entry is mostly there already; the least recently used go first. The loader
@@ -53,8 +54,25 @@ static SUBMITTERS: LruHashMap<u64, Submitter, 1> = LruHashMap::new();
 #[unsafe(no_mangle)]
 static RQF_FLUSH_SEQ: Global<u32> = Global::new(0);
 
-/// Id of cgroup2's root, for I/O that is charged to no cgroup.
-const ROOT: u64 = 1;
+/// The cgroup that I/O belongs to.
+#[derive(Clone, Copy)]
+struct Owner {
+    id: u64,
+    /// 0: unknown. Such a cgroup has had a slot.
+    cgroup: AnyCgroup,
+}
+
+impl Owner {
+    /// For I/O that is charged to no cgroup.
+    const ROOT: Self = Self::by_id(ROOT_ID);
+
+    const fn by_id(id: u64) -> Self {
+        Self {
+            id,
+            cgroup: AnyCgroup(0),
+        }
+    }
+}
 
 /// The kind of an operation and its flags, `None` for commands that are not the block layer's own
 /// (REQ_OP_DRV_IN, REQ_OP_DRV_OUT: SG_IO, NVMe administration), which the kernel doesn't count either.
@@ -138,16 +156,19 @@ fn flush(request: Request, failed: bool) -> i32 {
 }
 
 #[inline(always)]
-fn flushed_for(request: Request) -> u64 {
+fn flushed_for(request: Request) -> Owner {
     let Some(waiting) = request.flushed_for() else {
-        return ROOT;
+        return Owner::ROOT;
     };
-    let mut charged = 0;
+    let mut charged = Owner::by_id(0);
     if Bio::are_charged() {
         let cgroup = waiting.charged();
         if cgroup.hierarchy() == 0 {
-            charged = cgroup.id();
-            if charged != 0 && !cgroup.has_descendants() {
+            charged = Owner {
+                id: cgroup.id(),
+                cgroup: AnyCgroup(cgroup.number()),
+            };
+            if charged.id != 0 && !cgroup.has_descendants() {
                 return charged;
             }
         }
@@ -195,6 +216,9 @@ fn remember(request: Request, stamp: u64) -> i32 {
     if own && cgroup.has_io_controller() && !cgroup.has_descendants() {
         return 0;
     }
+    if own {
+        slot::prepare(cgroup);
+    }
     let submitter = Submitter {
         cgroup: if own { cgroup.id() } else { 0 },
         start_ns: stamp,
@@ -222,13 +246,16 @@ fn is_own(task: Task, bio: Bio) -> bool {
 /// The cgroup2 cgroup that a completed request belongs to: the one that the kernel charges, if that
 /// is a leaf of cgroup2, because then no other cgroup's I/O is charged to it; else the submitter's.
 #[inline(always)]
-fn owner(request: Request, bio: Bio) -> u64 {
-    let mut charged = 0;
+fn owner(request: Request, bio: Bio) -> Owner {
+    let mut charged = Owner::by_id(0);
     if Bio::are_charged() {
         let cgroup = bio.charged();
         if cgroup.hierarchy() == 0 {
-            charged = cgroup.id();
-            if charged != 0 && !cgroup.has_descendants() {
+            charged = Owner {
+                id: cgroup.id(),
+                cgroup: AnyCgroup(cgroup.0 as u64),
+            };
+            if charged.id != 0 && !cgroup.has_descendants() {
                 return charged;
             }
         }
@@ -238,13 +265,13 @@ fn owner(request: Request, bio: Bio) -> u64 {
 }
 
 #[inline(always)]
-fn first_known(submitter: u64, charged: u64) -> u64 {
+fn first_known(submitter: u64, charged: Owner) -> Owner {
     if submitter != 0 {
-        submitter
-    } else if charged != 0 {
+        Owner::by_id(submitter)
+    } else if charged.id != 0 {
         charged
     } else {
-        ROOT
+        Owner::ROOT
     }
 }
 
@@ -279,14 +306,18 @@ pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     let task = Task::current();
-    let mut id = task.cgroup().id();
+    let mut cgroup = task.cgroup();
     if Bio::are_charged() && !task.is_charged_by(bio.blkcg()) {
         let charged = bio.charged();
         if charged.hierarchy() == 0 && charged.id() != 0 {
-            id = charged.id();
+            cgroup = charged;
         }
     }
-    let Some(to) = counters(id, disk, kind) else {
+    let owner = Owner {
+        id: cgroup.id(),
+        cgroup: AnyCgroup(cgroup.0 as u64),
+    };
+    let Some(to) = counters(owner, disk, kind) else {
         return 0;
     };
     member!(to.bytes).add(bio.size().into());
@@ -310,14 +341,17 @@ pub fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
     let Some(kind) = kind_of(bio) else {
         return 0;
     };
-    let mut id = ROOT;
+    let mut owner = Owner::ROOT;
     if Bio::are_charged() {
         let charged = bio.charged();
         if charged.hierarchy() == 0 && charged.id() != 0 {
-            id = charged.id();
+            owner = Owner {
+                id: charged.id(),
+                cgroup: AnyCgroup(charged.0 as u64),
+            };
         }
     }
-    if let Some(to) = counters(id, disk, kind) {
+    if let Some(to) = counters(owner, disk, kind) {
         member!(to.errors).add(1);
     }
     0
@@ -334,15 +368,8 @@ fn kind_of(bio: Bio) -> Option<usize> {
 }
 
 #[inline(always)]
-fn counters(cgroup: u64, disk: Gendisk, kind: usize) -> Option<Shared<BlockOperation>> {
-    let key = CgroupKey {
-        cgroup,
-        what: disk.number(),
-    };
-    let value = match keyed::row(&BLOCK_ROWS, key) {
-        Some(value) => value,
-        None => keyed::entry(&BLOCK_IO, &BLOCK_ZERO, key)?,
-    };
+fn counters(owner: Owner, disk: Gendisk, kind: usize) -> Option<Shared<BlockOperation>> {
+    let value = keyed::value::<Block>(owner.id, owner.cgroup, disk.number())?;
     Some(member!(value.operations).wrapped(kind))
 }
 

@@ -10,26 +10,25 @@
 //! and what a socket's queues hold when it closes (each FIN, for one).
 //! Metrics: collector/src/source/drops.rs. Oracle: tests/live/drops.rs.
 
-use aya_ebpf::{
-    EbpfContext,
-    btf_maps::Array,
-    macros::{btf_map, btf_tracepoint},
-    programs::BtfTracePointContext,
-};
-use collector_common::{drops::Drops, field, keyed::CgroupKey, stat::Stat};
+use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
+use collector_common::{drops::Drops, field, stat::Stat};
 
 use crate::{
     kernel::{argument, enumerator, has, load64},
-    keyed::{self, Keyed, Zero},
+    keyed::{self, keyed},
     shared::member,
     sock::{AnySock, SkBuff},
     stat,
 };
 
-#[btf_map]
-static DROPS: Keyed<Drops> = Keyed::new();
-#[btf_map]
-static NO_DROPS: Zero<Drops> = Array::new();
+keyed!(
+    Dropped,
+    Drops,
+    DROP_TABLES,
+    DROP_VALUES,
+    FREE_DROP_VALUES,
+    find_drop_value
+);
 
 /// TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason), since 6.11 with
 /// `struct sock *rx_sk`. A kernel before 5.17 has no reason.
@@ -73,11 +72,8 @@ fn count(sock: AnySock, reason: u64) -> i32 {
         return 0;
     }
     stat::count(Stat::Drops);
-    let key = CgroupKey {
-        cgroup: sock.cgroup().id(),
-        what: reason,
-    };
-    if let Some(drops) = keyed::entry(&DROPS, &NO_DROPS, key) {
+    let cgroup = sock.cgroup();
+    if let Some(drops) = keyed::value::<Dropped>(cgroup.id(), cgroup, reason) {
         member!(drops.packets).add(1);
     }
     0

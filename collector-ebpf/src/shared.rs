@@ -15,7 +15,7 @@ use core::{
 };
 
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str};
-use collector_common::cell::Cell;
+use collector_common::{cell::Cell, keyed::Counters};
 
 /// A value in shared memory.
 #[repr(transparent)]
@@ -115,6 +115,16 @@ impl Shared<u64> {
                 n = in(reg) n,
                 options(nostack),
             );
+        }
+    }
+
+    /// Adds a counter that nobody else writes to another one, atomically, and sets it to 0.
+    #[inline(always)]
+    fn move_to(self, to: Self) {
+        let value = self.get();
+        if value != 0 {
+            to.add(value);
+            self.set(0);
         }
     }
 
@@ -227,11 +237,7 @@ impl<T: Cell> Shared<T> {
     pub fn pour(self, to: Self) {
         for at in 0..size_of::<T>() / 8 {
             if at != T::OWNER / 8 {
-                let value = self.word(at).get();
-                if value != 0 {
-                    to.word(at).add(value);
-                    self.word(at).set(0);
-                }
+                self.word(at).move_to(to.word(at));
             }
         }
     }
@@ -255,12 +261,45 @@ impl<T: Cell> Shared<T> {
     }
 }
 
+impl<T: Counters> Shared<T> {
+    /// Adds every counter to another value's, atomically, and sets it to 0.
+    #[inline(always)]
+    pub fn pour_counters(self, to: Self) {
+        for at in 0..size_of::<T>() / 8 {
+            // SAFETY: the values consist of 64-bit words, and have this many.
+            let (from, to) = unsafe {
+                (
+                    self.project(|value| value.cast::<u64>().add(at)),
+                    to.project(|value| value.cast::<u64>().add(at)),
+                )
+            };
+            from.move_to(to);
+        }
+    }
+}
+
 /// Calls a function up to `rounds` times, until it returns 1 (`bpf_loop`). It has no context: what it
 /// works on is in a map, so that one look at it satisfies the verifier whatever the number of rounds.
 #[inline(always)]
 pub fn repeat(rounds: u32, callback: extern "C" fn(u64, *mut c_void) -> i64) {
     // SAFETY: the callback is a function of this object.
     unsafe { bpf_loop(rounds, callback as *mut c_void, ptr::null_mut(), 0) };
+}
+
+/// A pointer as a number, for functions that the verifier looks at by themselves: it wants to know what
+/// their arguments are, and takes no pointer for a number. Costs a call of a helper.
+#[inline(always)]
+pub fn number(pointer: u64) -> u64 {
+    let (from, mut to) = (pointer, 0u64);
+    // SAFETY: both are on the stack, and have eight bytes.
+    unsafe {
+        bpf_probe_read_kernel(
+            ptr::from_mut(&mut to).cast(),
+            size_of::<u64>() as u32,
+            ptr::from_ref(&from).cast(),
+        );
+    }
+    to
 }
 
 /// Words on the stack of a program, for a callback of [`repeat_on`].

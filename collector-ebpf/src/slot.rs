@@ -19,7 +19,7 @@ use collector_common::{
 use crate::{
     kernel::{AnyCgroup, Cgroup},
     maps::{ChunkMap, Find, MMAPABLE, NOEXIST},
-    shared::{Shared, Words, member, repeat_on},
+    shared::{Shared, Words, member, number, repeat_on},
     stat,
 };
 
@@ -53,8 +53,24 @@ pub static HEIRS: LruHashMap<u64, Heir, 8192> = LruHashMap::new();
 #[btf_map]
 pub static ORPHANS: Queue<u64, 1024> = Queue::new();
 
+/// A cgroup and its slot.
+#[repr(C)]
+struct Recent {
+    cgroup: u64,
+    slot: u64,
+}
+
+/// Slots that were looked up lately, by some bits of the cgroup's id. Two CPUs may write an entry at the
+/// same time, so that it has the slot of another cgroup: whoever uses it compares the owner of the slot's
+/// cell.
+#[btf_map]
+static RECENT_SLOTS: Array<Recent, RECENT> = Array::new();
+
+/// Number of those: a power of two.
+const RECENT: usize = 256;
+
 /// Most ancestors that are asked for a slot. Deeper trees are rare: the root counts for what is below.
-const DEPTH: u32 = 24;
+pub const DEPTH: u32 = 24;
 /// Most heirs that are followed by id.
 const HEIRS_FOLLOWED: u32 = 8;
 
@@ -105,14 +121,69 @@ pub fn resolve_any(id: u64, cgroup: AnyCgroup) -> Slot {
         }
         return Slot::numbered(number & !BORROWED);
     }
-    Slot::numbered(find(cgroup.0) as u32)
+    Slot::numbered(find_slot(number(cgroup.0)) as u32)
 }
 
 /// The slot of a cgroup of which the id alone is known, and which has had a slot: its own, or that of
 /// its heir if it was removed. Never makes one.
 #[inline(always)]
 pub fn of_id(id: u64) -> Slot {
-    Slot::numbered(find_by_id(id) as u32)
+    Slot::numbered(find_slot_by_id(id) as u32)
+}
+
+/// The slot of a cgroup of which the address may be unknown (0).
+#[inline(always)]
+pub fn resolve_known(id: u64, cgroup: AnyCgroup) -> Slot {
+    if cgroup.0 == 0 {
+        of_id(id)
+    } else {
+        resolve_any(id, cgroup)
+    }
+}
+
+/// Makes sure that a cgroup has a slot, so that its id is enough later.
+#[inline(always)]
+pub fn prepare(cgroup: Cgroup) {
+    let id = cgroup.id();
+    if recent(id).is_none() {
+        note_recent(id, resolve(cgroup));
+    }
+}
+
+/// The slot that a cgroup had when it was looked up lately. It may be another cgroup's.
+#[inline(always)]
+pub fn recent(id: u64) -> Option<u32> {
+    let entry = RECENT_SLOTS.find(recent_index(id))?;
+    (member!(entry.cgroup).get() == id).then(|| member!(entry.slot).get() as u32)
+}
+
+/// Notes a slot that was looked up, unless it is that of an ancestor.
+#[inline(always)]
+pub fn note_recent(id: u64, slot: Slot) {
+    if slot.owner == id
+        && let Some(entry) = RECENT_SLOTS.find(recent_index(id))
+    {
+        member!(entry.slot).set(slot.number.into());
+        member!(entry.cgroup).set(id);
+    }
+}
+
+/// Ids are mostly consecutive.
+#[inline(always)]
+fn recent_index(id: u64) -> u32 {
+    id as u32 & (RECENT as u32 - 1)
+}
+
+/// The slot above: of a retired slot the heir's, else the parent's.
+#[inline(always)]
+pub fn above(number: u32) -> Slot {
+    let Some(meta) = meta(number) else {
+        return Slot::ROOT;
+    };
+    if member!(meta.retired).get() != 0 {
+        return Slot::numbered(member!(meta.heir_slot).get() as u32);
+    }
+    of_id(member!(meta.heir).get())
 }
 
 /// An entry is removed only after its cgroup is gone. A number that is read just before is noticed
@@ -124,20 +195,30 @@ pub fn lookup(id: u64) -> Option<u32> {
 
 /// Number of the slot of a cgroup, given by its address.
 ///
-/// Not inlined, so that the usual ways stay short. A cgroup is online from its creation until
+/// Not inlined, so that the usual ways stay short; global, so that the verifier looks at it once for each
+/// program, and not once for each call. A cgroup is online from its creation until
 /// `cgroup_rmdir`; after that, whoever still has its address counts at the parent.
 #[inline(never)]
-fn find(address: u64) -> u64 {
-    let [cgroup, found, number, without] =
-        repeat_on(DEPTH, find_at, [address, 0, ROOT_SLOT.into(), 0]);
+#[unsafe(no_mangle)]
+pub extern "C" fn find_slot(address: u64) -> u64 {
+    let [cgroup, way, number, without] =
+        repeat_on(DEPTH, find_at, [address, NOT_FOUND, ROOT_SLOT.into(), 0]);
     if without != 0 {
-        borrow(without, if found != 0 { cgroup } else { 0 }, number as u32);
+        borrow(without, if way != NOT_FOUND { cgroup } else { 0 }, number);
+    }
+    if way == TAKEN {
+        give_to_ancestors(cgroup);
     }
     number
 }
 
-/// Looks for the slot of a cgroup, then of its ancestors. The words: the cgroup, whether a slot was found,
-/// its number, the first cgroup that got none.
+// How a slot was found.
+const NOT_FOUND: u64 = 0;
+const THERE: u64 = 1;
+const TAKEN: u64 = 2;
+
+/// Looks for the slot of a cgroup, then of its ancestors. The words: the cgroup, how a slot was found, its
+/// number, the first cgroup that got none.
 #[inline(never)]
 extern "C" fn find_at(_: u64, words: Words<4>) -> i64 {
     let cgroup = AnyCgroup(words.get::<0>());
@@ -145,8 +226,10 @@ extern "C" fn find_at(_: u64, words: Words<4>) -> i64 {
         return 1;
     }
     let id = cgroup.id();
+    let mut way = THERE;
     let mut found = lookup(id);
     if found.is_none() && cgroup.is_online() {
+        way = TAKEN;
         found = take(id, cgroup.parent().id());
         if found.is_some() && !cgroup.is_online() {
             // Removed meanwhile, perhaps before there was anything to be retired.
@@ -157,9 +240,39 @@ extern "C" fn find_at(_: u64, words: Words<4>) -> i64 {
         }
     }
     if let Some(number) = found {
-        words.set::<1>(1);
+        words.set::<1>(way);
         words.set::<2>((number & !BORROWED).into());
         return 1;
+    }
+    words.set::<0>(cgroup.parent().0);
+    0
+}
+
+/// Gives slots to the ancestors of a cgroup that has got one, so that they are found by their ids.
+#[inline(always)]
+fn give_to_ancestors(cgroup: u64) {
+    let parent = AnyCgroup(cgroup).parent().0;
+    let [end, without, number] = repeat_on(DEPTH, give_at, [parent, 0, ROOT_SLOT.into()]);
+    if without != 0 {
+        borrow(without, end, number);
+    }
+}
+
+/// Gives a cgroup a slot, up to the first that has one. The words: the cgroup, the first one that got none,
+/// the slot of the one that has one.
+#[inline(never)]
+extern "C" fn give_at(_: u64, words: Words<3>) -> i64 {
+    let cgroup = AnyCgroup(words.get::<0>());
+    if cgroup.0 == 0 {
+        return 1;
+    }
+    let id = cgroup.id();
+    if let Some(number) = lookup(id) {
+        words.set::<2>((number & !BORROWED).into());
+        return 1;
+    }
+    if words.get::<1>() == 0 && take(id, cgroup.parent().id()).is_none() {
+        words.set::<1>(cgroup.0);
     }
     words.set::<0>(cgroup.parent().0);
     0
@@ -187,7 +300,7 @@ fn take(id: u64, parent: u64) -> Option<u32> {
 /// a cgroup of which only the later part is counted would be served too small; so would one of whose
 /// children only the later ones count there.
 #[inline(always)]
-fn borrow(first: u64, end: u64, number: u32) {
+fn borrow(first: u64, end: u64, number: u64) {
     let open = SLOT_CONTROL
         .find(0)
         .map(|control| member!(control.open).get());
@@ -195,7 +308,7 @@ fn borrow(first: u64, end: u64, number: u32) {
         return;
     }
     stat::count(Stat::Borrowed);
-    repeat_on(DEPTH, borrow_at, [first, end, number.into()]);
+    repeat_on(DEPTH, borrow_at, [first, end, number]);
 }
 
 /// Notes one of those cgroups. The words: the cgroup, the one that has the slot, the slot.
@@ -214,8 +327,10 @@ extern "C" fn borrow_at(_: u64, words: Words<3>) -> i64 {
     0
 }
 
+/// Number of the slot of a cgroup of which the id alone is known. Global, like [`find_slot`].
 #[inline(never)]
-fn find_by_id(id: u64) -> u64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn find_slot_by_id(id: u64) -> u64 {
     let [_, number] = repeat_on(HEIRS_FOLLOWED, find_heir, [id, ROOT_SLOT.into()]);
     number
 }

@@ -22,9 +22,13 @@ use cgmeter::kernel::{
     mapping::Mapping,
 };
 use collector_common::{
-    block::BlockValue, drops::Drops, keyed::CgroupKey, paths::PATHS, tasks::TasksControl,
+    cgroup_iterator::{CgroupRecord, FinalRecordKey},
+    drops::Drops,
+    paths::PATHS,
+    tasks::TasksControl,
 };
 use libtest_mimic::{Arguments, Trial};
+use zerocopy::FromZeros as _;
 
 fn main() -> std::process::ExitCode {
     let root = || std::fs::read(BTF_PATH).is_ok() && is_root();
@@ -79,19 +83,19 @@ fn wrong_shapes() -> Result<()> {
         cpus: kernel::possible_cpus()?,
         log_level: 0,
     })?;
-    let drops = kernel.map("DROPS")?;
-    let map = Map::<CgroupKey, Drops>::hash(drops)?;
+    let records = kernel.map("FINAL_RECORDS")?;
+    let map = Map::<FinalRecordKey, CgroupRecord>::hash(records)?;
     ensure!(map.max_entries() == 64, "{} entries", map.max_entries());
-    let (large, small) = (size_of::<BlockValue>() as u32, size_of::<Drops>() as u32);
+    let (whole, small) = (size_of::<CgroupRecord>() as u32, size_of::<Drops>() as u32);
     // A value that is larger than the map's: reading entries would leave the rest unwritten, setting
     // one is harmless. A smaller one is the other way round: the kernel would write beyond it.
-    let refused = shape(Map::<CgroupKey, BlockValue>::hash(drops))?;
-    ensure!(refused == ("value size", small, large), "{refused:?}");
-    let refused = shape(Map::<CgroupKey, u32>::hash(drops))?;
-    ensure!(refused == ("value size", small, 4), "{refused:?}");
-    let refused = shape(Map::<u64, Drops>::hash(drops))?;
+    let refused = shape(Map::<FinalRecordKey, [CgroupRecord; 2]>::hash(records))?;
+    ensure!(refused == ("value size", whole, 2 * whole), "{refused:?}");
+    let refused = shape(Map::<FinalRecordKey, u32>::hash(records))?;
+    ensure!(refused == ("value size", whole, 4), "{refused:?}");
+    let refused = shape(Map::<u64, CgroupRecord>::hash(records))?;
     ensure!(refused == ("key size", 16, 8), "{refused:?}");
-    let refused = shape(Mapping::<Drops>::open(drops))?;
+    let refused = shape(Mapping::<Drops>::open(records))?;
     ensure!(refused.0 == "type", "{refused:?}");
 
     let control = kernel.map("TASKS")?;
@@ -105,12 +109,17 @@ fn wrong_shapes() -> Result<()> {
     ensure!(text.contains("the map TASKS has a value size of"), "{text}");
 
     // Entries round trip, and those that are not there are reported.
-    let key = CgroupKey { cgroup: 7, what: 8 };
-    map.insert(&key, &Drops { packets: 9 })?;
+    let key = FinalRecordKey {
+        cgroup: 7,
+        hierarchy: 8,
+    };
+    let mut record = CgroupRecord::new_zeroed();
+    record.id = 9;
+    map.insert(&key, &record)?;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     map.read_all(&mut keys, &mut values)?;
-    ensure!(keys == [key] && values.len() == 1 && values[0].packets == 9);
-    ensure!(map.take(&key)?.packets == 9);
+    ensure!(keys == [key] && values.len() == 1 && values[0].id == 9);
+    ensure!(map.take(&key)?.id == 9);
     ensure!(map.remove(&key).is_err() && map.take(&key).is_err());
     map.read_all(&mut keys, &mut values)?;
     ensure!(keys.is_empty() && values.is_empty());

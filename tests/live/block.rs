@@ -53,6 +53,27 @@ pub const TESTS: &[Test] = &[
         ended,
     ),
     (
+        "block::removed_cgroups_while_the_agent_is_stopped",
+        &[Need::Agent, Need::Loop],
+        while_stopped,
+    ),
+    (
+        "block::more_disks_than_entries",
+        &[Need::Agent, Need::Loop],
+        many_disks,
+    ),
+    (
+        "block::pages_written_back_after_the_removal",
+        &[
+            Need::Agent,
+            Need::Loop,
+            Need::Program("mkfs.ext4"),
+            Need::Unified("io"),
+            Need::Unified("memory"),
+        ],
+        written_back_late,
+    ),
+    (
         "block::more_cgroups_than_entries",
         &[Need::Agent, Need::Loop],
         overflow,
@@ -496,7 +517,7 @@ fn ended() -> Result<()> {
     }
     let before = of(&agent.scrape()?, &parent.id, &disk.disk);
     same("reads", before.reads, 300.0)?;
-    // Longer than the linger and the quarantine together.
+    // Longer than the linger.
     std::thread::sleep(Duration::from_secs(4));
     let (metrics, _) = since.check(Some(0.0))?;
     let child = format!("{}/c0", parent.id);
@@ -507,22 +528,138 @@ fn ended() -> Result<()> {
     same("kept", of(&metrics, &parent.id, &disk.disk).reads, 300.0)
 }
 
+/// More cgroups than there are slots and values: each has all of its reads or no series.
 fn overflow() -> Result<()> {
     let agent = Agent::start(&["--cgroup.max", "4"])?;
     let disk = Loop::new(16 << 20)?;
     let parent = Cgroup::new()?;
-    let reads = |metrics: &Metrics, id: &str| metrics.sum(READS, &[("id", id)]);
-    ensure!(!agent.scrape()?.has(READS, &[("id", "(overflow)")]));
+    let since = Since::now(&agent, &disk.disk)?;
+    let mut children = Vec::new();
     for n in 0..12 {
         let child = parent.child(&format!("c{n}"))?;
         worker_in(&child, &format!("read {} 4096 20", disk.disk.0))?;
+        children.push(child);
     }
+    let (metrics, _) = since.check(Some(0.0))?;
+    let all_or_nothing = |cgroup: &Cgroup, reads: f64| {
+        let has = metrics.has(READS, &[("id", &cgroup.id)]);
+        let found = of(&metrics, &cgroup.id, &disk.disk).reads;
+        ensure!(!has || found == reads, "{found} reads of {}", cgroup.id);
+        Ok(has)
+    };
+    let mut without = 0;
+    for child in &children {
+        without += usize::from(!all_or_nothing(child, 20.0)?);
+    }
+    ensure!(without >= 8, "only {without} cgroups have no slot");
+    all_or_nothing(&parent, 240.0)?;
+    Ok(())
+}
+
+/// What removed cgroups have read is their parent's, while the agent is stopped. There are more of them
+/// than values are kept free.
+fn while_stopped() -> Result<()> {
+    const CHILDREN: u32 = 250;
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(16 << 20)?;
+    let parent = Cgroup::new()?;
+    let since = Since::now(&agent, &disk.disk)?;
+    let own = parent.child("own")?;
+    let read = |cgroup: &Cgroup| worker_in(cgroup, &format!("read {} 4096 3", disk.disk.0));
+    read(&own)?;
+    agent.signal(libc::SIGSTOP);
+    let churn = || -> Result<()> {
+        for n in 0..CHILDREN {
+            let child = parent.child(&format!("c{n}"))?;
+            read(&child)?;
+            child.remove()?;
+        }
+        Ok(())
+    };
+    let result = churn();
+    agent.signal(libc::SIGCONT);
+    result?;
+    let (metrics, _) = since.check(Some(0.0))?;
+    let reads = |cgroup: &Cgroup| of(&metrics, &cgroup.id, &disk.disk).reads;
+    same("of one that lives", reads(&own), 3.0)?;
+    let expected = 3.0 * f64::from(CHILDREN + 1);
+    same("of the parent", reads(&parent), expected)?;
+    let (metrics, _) = since.check(Some(0.0))?;
+    let again = of(&metrics, &parent.id, &disk.disk).reads;
+    same("of the parent, again", again, expected)
+}
+
+/// A cgroup uses more disks than it has room for.
+fn many_disks() -> Result<()> {
+    const DISKS: usize = 20;
+    let agent = Agent::start(&[])?;
+    let disks: Vec<Loop> = (0..DISKS)
+        .map(|_| Loop::new(1 << 20))
+        .collect::<Result<_>>()?;
+    let top = Cgroup::new()?;
+    let child = top.child("child")?;
+    let mut since = Vec::new();
+    for disk in &disks {
+        since.push(Since::now(&agent, &disk.disk)?);
+    }
+    for disk in &disks {
+        worker_in(&child, &format!("read {} 4096 7", disk.disk.0))?;
+    }
+    let complete = |metrics: &Metrics, cgroup: &str| -> Result<usize> {
+        let mut complete = 0;
+        for disk in &disks {
+            let device = [("id", cgroup), ("device", disk.disk.0.as_str())];
+            if metrics.has(READS, &device) {
+                same(&disk.disk.0, of(metrics, cgroup, &disk.disk).reads, 7.0)?;
+                complete += 1;
+            }
+        }
+        Ok(complete)
+    };
     let metrics = agent.scrape()?;
-    let (own, excess) = (reads(&metrics, &parent.id), reads(&metrics, "(overflow)"));
-    ensure!(own >= 20.0 && excess >= 20.0, "{own} and {excess} reads");
-    // Other cgroups on this host may be in the overflow too.
-    ensure!(own + excess >= 240.0, "{own} and {excess} reads");
-    let host = reads(&metrics, "/");
-    ensure!(host >= 240.0, "the host has {host} reads");
+    same(
+        "disks of the cgroup",
+        complete(&metrics, &child.id)? as f64,
+        16.0,
+    )?;
+    same(
+        "of its parent",
+        complete(&metrics, &top.id)? as f64,
+        DISKS as f64,
+    )?;
+    child.remove()?;
+    // The parent takes over what it has room for.
+    let metrics = agent.scrape()?;
+    ensure!(complete(&metrics, &top.id)? >= 16);
+    for since in since {
+        since.check(Some(0.0))?;
+    }
+    Ok(())
+}
+
+/// Pages that a cgroup has dirtied are written when it is gone.
+fn written_back_late() -> Result<()> {
+    const BYTES: f64 = 8.0 * KIB * KIB;
+    ensure!(
+        cgroup::enable(&["io", "memory"])?,
+        "the controllers can't be enabled"
+    );
+    let agent = Agent::start(&[])?;
+    let disk = Loop::new(64 << 20)?;
+    let parent = Cgroup::new()?;
+    let child = parent.child("child")?;
+    let since = Since::now(&agent, &disk.disk)?;
+    let mounted = Mounted::ext4(&disk.disk)?;
+    let file = mounted.path().join("file");
+    worker_in(&child, &format!("dirty {} 65536 128", file.display()))?;
+    child.remove()?;
+    std::thread::sleep(Duration::from_secs(5));
+    mounted.sync()?;
+    let (metrics, _) = since.check(None)?;
+    let written = of(&metrics, &parent.id, &disk.disk).write_sectors * SECTOR;
+    ensure!(
+        written >= BYTES,
+        "{written} bytes count for the parent of the cgroup that dirtied {BYTES}"
+    );
     Ok(())
 }

@@ -39,6 +39,11 @@ pub const TESTS: &[Test] = &[
         not_let_out,
     ),
     (
+        "drops::of_removed_cgroups",
+        &[Need::Agent, Need::Program("ip")],
+        removed,
+    ),
+    (
         "drops::closing_does_not_count_as_drop",
         &[Need::Agent, Need::Program("ip")],
         closing,
@@ -118,6 +123,32 @@ fn not_let_out() -> Result<()> {
         same("refused", scene.send(address, 70, 100)?, 70.0)?;
     }
     scene.only(0, "bpf_cgroup_egress", 140.0)
+}
+
+/// Drops of a removed cgroup count in its parent, which had none of its own before.
+fn removed() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let namespaces = Namespaces::new()?;
+    let parent = Cgroup::new()?;
+    let _blocked = Blocked::new(&parent)?;
+    for n in 0..5 {
+        let child = parent.child(&format!("c{n}"))?;
+        let mut sender = Worker::start_in(&child, Some(namespaces.left()))?;
+        let order = format!("udp send {} 6000 10 100", RIGHT[0]);
+        same("refused", sender.ask(&order)?[0], 10.0)?;
+        sender.finish()?;
+        child.remove()?;
+    }
+    let of = |id: &str| -> Result<f64> {
+        let labels = [("id", id), ("reason", "bpf_cgroup_egress")];
+        agent.scrape()?.get(DROPS, &labels)
+    };
+    same("of the parent", of(&parent.id)?, 50.0)?;
+    same(
+        "of a removed cgroup",
+        of(&format!("{}/c2", parent.id))?,
+        10.0,
+    )
 }
 
 /// Connections that open, transfer data and close. Data left in their queues does not count as

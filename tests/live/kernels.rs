@@ -38,6 +38,8 @@ const SHORT: &[&str] = &[
     "block::direct_io_of_known_size",
     "block::a_separate_disk",
     "block::pages_written_back",
+    "block::pages_written_back_after_the_removal",
+    "block::removed_cgroups_while_the_agent_is_stopped",
     "block::below_a_cgroup_with_the_io_controller",
     "block::failed_requests",
     "block::a_driver_without_requests",

@@ -14,9 +14,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use collector_common::{
-    cgroup_iterator::{CgroupRecord, EVENTS, MemoryRecord},
+    cgroup_iterator::{CgroupRecord, EVENTS, FinalRecordKey, MemoryRecord},
     field,
-    keyed::CgroupKey,
 };
 
 use super::FINAL_RECORDS;
@@ -31,7 +30,7 @@ use crate::{
 #[repr(C)]
 struct Scratch {
     /// Key of the removed cgroup's record.
-    key: CgroupKey,
+    key: FinalRecordKey,
     /// Where the kernel keeps [`PROBE`]'s element.
     base: u64,
     /// Per-CPU addresses of the cgroup's CPU time and of its memory statistics; 0 is none.
@@ -54,7 +53,7 @@ static PROBE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Adds what is pending to a removed cgroup's record.
 #[inline(always)]
-pub fn add(key: CgroupKey, cgroup: Cgroup) {
+pub fn add(key: FinalRecordKey, cgroup: Cgroup) {
     if !has!(field::ARRAY_POINTERS) {
         return;
     }
@@ -65,7 +64,7 @@ pub fn add(key: CgroupKey, cgroup: Cgroup) {
     let map = number(scratch, maps::address_of(&PROBE));
     member!(scratch.base).set(read(address!(map, field::ARRAY_POINTERS)));
     member!(scratch.key.cgroup).set(key.cgroup);
-    member!(scratch.key.what).set(key.what);
+    member!(scratch.key.hierarchy).set(key.hierarchy);
     let mut times = 0;
     if cgroup.hierarchy() == 0
         && has!(field::CGROUP_RSTAT)
@@ -93,9 +92,9 @@ extern "C" fn add_of_cpu(cpu: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = SCRATCH.find(0) else {
         return 1;
     };
-    let key = CgroupKey {
+    let key = FinalRecordKey {
         cgroup: member!(scratch.key.cgroup).get(),
-        what: member!(scratch.key.what).get(),
+        hierarchy: member!(scratch.key.hierarchy).get(),
     };
     let Some(record) = FINAL_RECORDS.find(key) else {
         return 1;

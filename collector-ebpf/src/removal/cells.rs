@@ -6,10 +6,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{btf_maps::Array, helpers::bpf_get_smp_processor_id, macros::btf_map};
-use collector_common::cell::Cell;
+use collector_common::{cell::Cell, keyed::THINGS};
 
 use crate::{
+    block::Block,
     cell::{Cells, cpus, first_cell, first_shard, shard, shards},
+    drops::Dropped,
+    keyed::{self, Keyed},
     maps::Find,
     net::NET_CELLS,
     sched::SCHED_CELLS,
@@ -41,11 +44,12 @@ one_cell! {
 /// What the callbacks work on.
 #[repr(C)]
 struct Work {
-    /// First cell of the slot, in the source that is being worked on.
+    /// First cell of the slot, in the source that is being worked on; of values by device or reason, the
+    /// slot.
     first: u64,
     /// The owner that its cells get.
     mark: u64,
-    /// The cell on this CPU of the slot that gets the values.
+    /// The cell on this CPU of the slot that gets the values; of values by device or reason, the slot.
     to: u64,
 }
 
@@ -68,6 +72,8 @@ pub fn mark(slot: u32, mark: u64) {
     member!(work.first).set(first_shard(slot).into());
     repeat(shards(), mark_net);
     mark_each(slot, mark);
+    mark_one(Block::tables(), slot, mark);
+    mark_one(Dropped::tables(), slot, mark);
 }
 
 #[inline(always)]
@@ -116,6 +122,8 @@ pub fn pour(slot: u32, to: u32) {
     member!(work.to).set(shard(first_shard(to)).into());
     repeat(shards(), pour_net);
     pour_each(slot, to);
+    pour_keyed::<Block>(slot, to);
+    pour_keyed::<Dropped>(slot, to);
     // What the iterator finds is no counter. It marks a cell as somebody's when it comes to it.
     if let Some(cell) = TASKS_CELLS.find(slot) {
         member!(cell.generation).set(0);
@@ -148,5 +156,38 @@ extern "C" fn pour_net(at: u64, _: *mut c_void) -> i64 {
     };
     let from = member!(work.first).get() + at;
     pour_one(&NET_CELLS, from as u32, member!(work.to).get() as u32);
+    0
+}
+
+/// Gives a slot's values by device or reason to another one, and leaves its table empty and nobody's.
+#[inline(always)]
+fn pour_keyed<S: Keyed>(slot: u32, to: u32) {
+    let (Some(work), Some(table)) = (POURING.find(0), S::tables().find(slot)) else {
+        return;
+    };
+    member!(work.first).set(slot.into());
+    member!(work.to).set(to.into());
+    repeat(THINGS as u32, pour_entry::<S>);
+    member!(table.full).set(0);
+    table.owner().swap(0);
+}
+
+#[inline(never)]
+extern "C" fn pour_entry<S: Keyed>(at: u64, _: *mut c_void) -> i64 {
+    let Some(work) = POURING.find(0) else {
+        return 1;
+    };
+    let Some(table) = S::tables().find(member!(work.first).get() as u32) else {
+        return 1;
+    };
+    let Some(place) = member!(table.entries).at(at as usize) else {
+        return 1;
+    };
+    let entry = place.get();
+    if entry == 0 {
+        return 1;
+    }
+    place.set(0);
+    keyed::hand_over::<S>(member!(work.to).get() as u32, entry);
     0
 }

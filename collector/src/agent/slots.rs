@@ -196,7 +196,7 @@ impl Slots {
     }
 
     /// After the quarantine of removed cgroups: sources take what the kernel side holds for their ids.
-    pub(super) fn end_quarantine(&mut self, tree: &mut Tree, sources: &mut Sources, now: Instant) {
+    pub(super) fn end_quarantine(&mut self, tree: &mut Tree, now: Instant) {
         let (over, waiting): (Vec<_>, Vec<_>) = self
             .departed
             .drain(..)
@@ -208,7 +208,6 @@ impl Slots {
         if over.is_empty() {
             return;
         }
-        sources.notify(&Change::QuarantineOver { tree });
         for (id, _) in over {
             tree.forget_alias(id);
         }

@@ -96,6 +96,14 @@ pub trait SlotMemory: Send {
     ///
     /// Errors of bpf(2), usually ENOMEM.
     fn provide(&mut self, slots: u32) -> io::Result<()>;
+    /// Creates what is not bound to a slot. Called at the start and after each reading.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn top_up(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// Kernel memory used by the chunks, bytes.
     fn bytes(&self) -> u64;
 }

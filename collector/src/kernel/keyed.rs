@@ -1,103 +1,216 @@
 //! Values keyed by cgroup and a second key, such as a device or a reason.
 //!
-//! They are used where a cgroup has few second keys, and not always the same ones. The kernel
-//! program creates an entry at the first event (collector-ebpf/src/keyed.rs). The agent reads all
-//! entries in batches and removes those of removed cgroups. A source may also keep some entries in
-//! rows (`rows`). The keys hold cgroup ids, not slots, because ids are never used again.
+//! Each slot has a table of such values in each source. The kernel programs make its entries
+//! (collector-ebpf/src/keyed.rs) and pass them on when the cgroup is removed. The agent provides the
+//! values of the pool, and reads tables and values through memory.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{io, os::fd::BorrowedFd, sync::atomic::Ordering::Release};
 
-use anyhow::Context;
+use aya::maps::{MapData, Queue};
 use collector_common::{
-    block::BlockValue, cgroup_iterator::CgroupRecord, drops::Drops, keyed::CgroupKey,
+    block::BlockValue,
+    cell::CELLS_PER_CHUNK,
+    drops::Drops,
+    keyed::{Counters, KeyTable, OTHER, OTHER_VALUE, VALUES_PER_CHUNK, value_of, what_of},
+    slot::{RETIRED, ROOT_SLOT},
 };
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::FromBytes;
 
-use super::map::Map;
+use super::{
+    cells::SlotMemory,
+    chunks::MappedChunks,
+    map::OpenError,
+    mapping::{Word, word},
+};
 
-/// The maps of a source's values in the kernel.
-pub trait KeyedValue: FromBytes + IntoBytes + Immutable + Copy + Send {
-    /// Name of the hash in the kernel object.
-    const MAP: &'static str;
-    /// Name of the array of rows, if the source has one.
-    const ROWS: Option<&'static str>;
+/// Values that are kept free at least: more than retired slots are left for the agent to look at.
+const RESERVE: u32 = 192;
+
+/// The highest number of values on a host with at most so many slots.
+pub fn max_values(slots: u32) -> u32 {
+    slots.saturating_add(RESERVE)
+}
+
+const HAS_OTHER: Word<KeyTable> = word!(KeyTable, has_other);
+
+/// Names of a source's maps in the kernel object.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyedMaps {
+    /// The tables, an array of maps.
+    pub tables: &'static str,
+    /// The pool of values, an array of maps.
+    pub values: &'static str,
+    /// The queue of free values.
+    pub free: &'static str,
+}
+
+/// A value of a keyed source.
+pub trait KeyedValue: FromBytes + Counters + Send {
+    /// The source's maps.
+    const MAPS: KeyedMaps;
 }
 
 macro_rules! keyed {
-    ($($value:ident, $map:literal, $rows:expr;)*) => {
+    ($($value:ident: $tables:literal, $values:literal, $free:literal;)*) => {
         $(
             impl KeyedValue for $value {
-                const MAP: &'static str = $map;
-                const ROWS: Option<&'static str> = $rows;
+                const MAPS: KeyedMaps = KeyedMaps {
+                    tables: $tables,
+                    values: $values,
+                    free: $free,
+                };
             }
         )*
-        /// Every such hash of the object. Their maximum number of entries is the maximum number of
-        /// slots.
-        pub const KEYED_MAPS: &[&str] = &[$($map,)*];
-        /// Every array of rows.
-        pub const ROW_MAPS: &[Option<&str>] = &[$($rows,)*];
+        /// The maps of every such source.
+        pub const KEYED_MAPS: &[KeyedMaps] = &[$($value::MAPS,)*];
     };
 }
 
 keyed! {
-    CgroupRecord, "FINAL_RECORDS", None;
-    BlockValue, "BLOCK_IO", Some("BLOCK_ROWS");
-    Drops, "DROPS", None;
+    BlockValue: "BLOCK_TABLES", "BLOCK_VALUES", "FREE_BLOCK_VALUES";
+    Drops: "DROP_TABLES", "DROP_VALUES", "FREE_DROP_VALUES";
 }
 
-/// The values of a source.
-#[derive(Debug)]
-pub struct Keyed<T> {
-    map: Map<CgroupKey, T>,
-    keys: Vec<CgroupKey>,
-    values: Vec<T>,
+/// The tables and values of a source.
+pub struct KeyedCells<T> {
+    tables: MappedChunks<KeyTable>,
+    values: MappedChunks<T>,
+    free: Queue<MapData, u32>,
+    /// Number of values that exist.
+    made: u32,
+    /// The highest number of values.
+    max: u32,
+    /// Values that tables had at the last reading.
+    used: u32,
 }
 
-impl<T: KeyedValue> Keyed<T> {
-    /// Opens the values in the hash `map` and creates the overflow entry.
+/// What a cgroup counts in an ancestor's table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lent {
+    /// Second keys without a value.
+    without: Vec<u64>,
+    /// Second keys with a value, if the table is full: any other one is without.
+    only: Option<Vec<u64>>,
+}
+
+impl Lent {
+    /// Whether the cgroup's own value for a second key is less than what it has counted.
+    pub fn has(&self, what: u64) -> bool {
+        let others = self.only.as_ref();
+        self.without.contains(&what) || others.is_some_and(|only| !only.contains(&what))
+    }
+}
+
+impl<T: KeyedValue> KeyedCells<T> {
+    /// Opens the maps, for at most `slots` slots.
     ///
     /// # Errors
     ///
-    /// If the map has other keys or values, or the entry can't be created.
-    pub fn new(map: BorrowedFd<'_>) -> anyhow::Result<Self> {
-        let map = Map::hash(map)?;
-        map.insert(&CgroupKey::OVERFLOW, &T::new_zeroed())
-            .context("creating the overflow entry")?;
+    /// If one of the maps is not what it should be.
+    pub fn new(
+        tables: BorrowedFd<'_>,
+        values: BorrowedFd<'_>,
+        free: Queue<MapData, u32>,
+        slots: u32,
+    ) -> Result<Self, OpenError> {
         Ok(Self {
-            map,
-            keys: Vec::new(),
-            values: Vec::new(),
+            tables: MappedChunks::new(T::MAPS.tables, tables, CELLS_PER_CHUNK)?,
+            values: MappedChunks::new(T::MAPS.values, values, VALUES_PER_CHUNK)?,
+            free,
+            made: 0,
+            max: max_values(slots),
+            used: 0,
         })
     }
 
-    /// Reads every entry. The overflow entry is included once something has been counted in it.
-    ///
-    /// # Errors
-    ///
-    /// Errors of bpf(2).
-    pub fn read(&mut self) -> io::Result<impl Iterator<Item = (CgroupKey, &T)>> {
-        self.map.read_all(&mut self.keys, &mut self.values)?;
-        let entries = self.keys.iter().copied().zip(&self.values);
-        Ok(entries.filter(|(key, value)| *key != CgroupKey::OVERFLOW || !is_zero(*value)))
+    fn table(&self, slot: u32) -> Option<KeyTable> {
+        let (chunk, entry) = self.tables.place(slot)?;
+        Some(chunk.read(entry))
     }
 
-    /// Removes an entry and returns its final value. `None` if it no longer exists.
-    pub fn take(&self, key: CgroupKey) -> Option<T> {
-        self.map.take(&key).ok()
+    /// Passes each second key of a slot's cgroup and its value to `each`. Returns their number.
+    pub fn read(&self, slot: u32, mut each: impl FnMut(u64, &T)) -> u32 {
+        let mut count = 0;
+        let Some(table) = self.table(slot) else {
+            return count;
+        };
+        let of_entries = table.entries.iter().take_while(|&&entry| entry != 0);
+        let of_entries = of_entries.map(|&entry| (what_of(entry), value_of(entry)));
+        let other = (table.has_other != 0).then_some((OTHER, u64::from(OTHER_VALUE) + 1));
+        for (what, value) in of_entries.chain(other) {
+            let number = value.checked_sub(1);
+            let place = number.and_then(|number| self.values.place(u32::try_from(number).ok()?));
+            if let Some((chunk, at)) = place {
+                each(what, &chunk.read(at));
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// What the cgroup of a slot counts in an ancestor's table, and the cgroup's id. `None` if there
+    /// is nothing.
+    pub fn lent(&self, slot: u32) -> Option<(u64, Lent)> {
+        // The root's table has an entry for everything else.
+        if slot == ROOT_SLOT {
+            return None;
+        }
+        let table = self.table(slot)?;
+        let entries = table.entries.iter().take_while(|&&entry| entry != 0);
+        let (with, without): (Vec<_>, Vec<_>) = entries.partition(|&&entry| value_of(entry) != 0);
+        let full = table.full != 0;
+        if without.is_empty() && !full {
+            return None;
+        }
+        let whats = |entries: Vec<&u64>| entries.into_iter().map(|&entry| what_of(entry)).collect();
+        let lent = Lent {
+            without: whats(without),
+            only: full.then(|| whats(with)),
+        };
+        Some((table.owner & !RETIRED, lent))
+    }
+
+    /// Notes how many values all tables have.
+    pub fn set_used(&mut self, used: u32) {
+        self.used = used;
+    }
+
+    /// Makes the value for whatever finds no entry in the root's table.
+    fn make_other(&mut self) -> io::Result<()> {
+        let Some((chunk, at)) = self.tables.place(ROOT_SLOT) else {
+            return Ok(());
+        };
+        self.values.grow_to(self.values.needed(1))?;
+        self.made = OTHER_VALUE + 1;
+        chunk.atomic(at, HAS_OTHER).store(1, Release);
+        Ok(())
     }
 }
 
-impl<T> Keyed<T> {
-    /// Kernel memory used by the entries found in the last read, bytes. Each takes its key and
-    /// value, 48 bytes for the hash (`struct htab_elem`) and 8 for the allocator, rounded up to the
-    /// size of a slab cache.
-    pub fn bytes(&self) -> u64 {
-        let entry = 48 + size_of::<CgroupKey>() + size_of::<T>() + 8;
-        self.keys.len() as u64 * entry.next_power_of_two() as u64
+impl<T: KeyedValue> SlotMemory for KeyedCells<T> {
+    fn has_room(&self, slots: u32) -> bool {
+        self.tables.count() >= self.tables.needed(slots.into())
     }
-}
 
-/// Whether every byte of a value is 0.
-fn is_zero<T: KeyedValue>(value: &T) -> bool {
-    value.as_bytes().iter().all(|&byte| byte == 0)
+    fn provide(&mut self, slots: u32) -> io::Result<()> {
+        self.tables.grow_to(self.tables.needed(slots.into()))
+    }
+
+    fn top_up(&mut self) -> io::Result<()> {
+        if self.made == 0 {
+            self.make_other()?;
+        }
+        let wanted = self.used.saturating_add(RESERVE.max(self.used / 8));
+        while self.made < wanted.min(self.max) {
+            self.values
+                .grow_to(self.values.needed(u64::from(self.made) + 1))?;
+            self.free.push(self.made, 0).map_err(io::Error::other)?;
+            self.made += 1;
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.tables.bytes() + self.values.bytes()
+    }
 }

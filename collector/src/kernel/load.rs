@@ -15,7 +15,8 @@ use aya::{
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    cgroup_iterator::{IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
+    cgroup_iterator::{CgroupRecord, FinalRecordKey, IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
+    keyed::VALUES_PER_CHUNK,
     stat::{STATS, Stat},
 };
 
@@ -26,13 +27,12 @@ use super::{
     cgroup_iterator::{CgroupIterator, Maps},
     chunks::MappedChunks,
     fields,
-    keyed::{KEYED_MAPS, Keyed, KeyedValue, ROW_MAPS},
+    keyed::{KEYED_MAPS, KeyedCells, KeyedValue, max_values},
     loader,
     map::Map as TypedMap,
     mapping::Mapping,
     per_cpu::PerCpuCounters,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
-    rows::{self, Rows},
     slots::{SlotMaps, SlotPool},
     system::monotonic_ns,
 };
@@ -105,19 +105,17 @@ impl Kernel {
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
             loader.map_max_entries(map, chunks);
         }
-        let rows = rows::rows(options.max_slots);
-        for map in ROW_MAPS.iter().copied().flatten() {
-            loader.map_max_entries(map, rows);
-        }
-        for &map in KEYED_MAPS {
-            loader.map_max_entries(map, options.max_slots);
+        for maps in KEYED_MAPS {
+            loader
+                .map_max_entries(maps.tables, slots / CELLS_PER_CHUNK + 1)
+                .map_max_entries(maps.values, max_values(slots) / VALUES_PER_CHUNK + 1)
+                .map_max_entries(maps.free, max_values(slots));
         }
         let ebpf = loader
             .btf(Some(&btf))
             .allow_unsupported_maps()
             .override_global("CPUS", &options.cpus, true)
             .override_global("SHARDS", &shards, false)
-            .override_global("ROWS", &rows, false)
             .override_global("KEEP_FINAL_RECORDS", &keep_final_records, false)
             .override_global("LOADED_AT", &loaded_at, true)
             .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
@@ -128,6 +126,7 @@ impl Kernel {
             .map_max_entries("RETIRED_SLOTS", ring)
             .override_global("RING_MASK", &ring_mask, false)
             .map_max_entries("FREE_SLOTS", slots)
+            .map_max_entries("FINAL_RECORDS", options.max_slots)
             // Requests in flight. Each CPU reserves a part of the entries.
             .map_max_entries("SUBMITTERS", 4096 + 256 * options.cpus)
             // There can be more cgroups than slots. No host has 4 million.
@@ -312,21 +311,20 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// If the object lacks the map, or the map has another type or size.
-    pub fn keyed<T: KeyedValue>(&mut self) -> Result<Keyed<T>> {
-        Keyed::new(self.map(T::MAP)?)
+    /// If called a second time, or the object lacks a map, or a map has another type or size.
+    pub fn keyed<T: KeyedValue>(&mut self) -> Result<KeyedCells<T>> {
+        let free = self.take_map(T::MAPS.free)?.try_into()?;
+        let (tables, values) = (self.map(T::MAPS.tables)?, self.map(T::MAPS.values)?);
+        Ok(KeyedCells::new(tables, values, free, self.max_slots + 1)?)
     }
 
-    /// Rows of values keyed by cgroup and a second key, if the source has them.
+    /// Final records of removed cgroups.
     ///
     /// # Errors
     ///
-    /// If the object lacks the map, or it can't be mapped.
-    pub fn rows<T: KeyedValue>(&self) -> Result<Option<Rows<T>>> {
-        let Some(name) = T::ROWS else {
-            return Ok(None);
-        };
-        Ok(Some(Rows::new(self.map(name)?)?))
+    /// If the object lacks the map, or the map has another type or size.
+    pub fn final_records(&self) -> Result<TypedMap<FinalRecordKey, CgroupRecord>> {
+        Ok(TypedMap::hash(self.map("FINAL_RECORDS")?)?)
     }
 
     /// An iterator over tasks, to be run by [`bpf::run_iterator`].

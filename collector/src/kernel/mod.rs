@@ -21,7 +21,6 @@ pub mod netns;
 pub mod open_files;
 mod per_cpu;
 pub mod programs;
-pub mod rows;
 pub mod slots;
 pub mod socket;
 pub mod system;

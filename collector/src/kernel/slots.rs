@@ -166,6 +166,9 @@ impl SlotPool {
             .slots
             .insert(&ROOT_ID, &ROOT_SLOT)
             .context("giving the root its slot")?;
+        for source in memory {
+            source.top_up().context("making the first values")?;
+        }
         Ok(())
     }
 
@@ -353,6 +356,9 @@ impl SlotPool {
                 .queue
                 .push(slot, 0)
                 .context("adding a slot to the queue of free slots")?;
+        }
+        for source in memory {
+            source.top_up().context("no memory for more values")?;
         }
         self.maps.control.store(0, OPEN, 1);
         Ok(())

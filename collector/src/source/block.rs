@@ -325,12 +325,11 @@ pub const SOURCE: Registration = Registration {
     },
     families: || METRICS.iter().map(|metric| &metric.family).collect(),
     build: |builder| {
-        let map = builder.kernel.keyed::<BlockValue>()?;
-        let rows = builder.kernel.rows()?;
+        let cells = builder.kernel.keyed::<BlockValue>()?;
         let mut disks = Devices::default();
         let labels = Box::new(move |disk| labels(&mut disks, disk));
         Ok(Box::new(KeyedCounters::new(
-            "block", METRICS, map, rows, labels,
+            "block", METRICS, cells, labels,
         )))
     },
 };

@@ -3,7 +3,7 @@
 use collector_common::cgroup_iterator::CgroupRecord;
 
 use super::Source;
-use crate::cgroup::{NodeId, Tree};
+use crate::cgroup::NodeId;
 
 /// A change of the tree, or of the values that the kernel side holds for a cgroup.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +36,6 @@ pub enum Change<'a> {
         node: NodeId,
         /// The removed cgroup's final record.
         record: &'a CgroupRecord,
-    },
-    /// Removed cgroups are past their quarantine. Sources take what the kernel side still holds for
-    /// removed cgroups.
-    QuarantineOver {
-        /// The tree, in which removed cgroups have a node.
-        tree: &'a Tree,
     },
     /// A removed cgroup's slot has its last values. From now on they count in the parent's slot, or
     /// will as soon as they are moved there.

@@ -75,10 +75,10 @@ pub const SOURCE: Registration = Registration {
                 .into_iter()
                 .map(|(value, name)| (value, label(&name)))
                 .collect();
-        let map = builder.kernel.keyed::<Drops>()?;
+        let cells = builder.kernel.keyed::<Drops>()?;
         let labels = Box::new(move |reason| vec![("reason", name(&names, reason))]);
         Ok(Box::new(KeyedCounters::new(
-            "drops", METRICS, map, None, labels,
+            "drops", METRICS, cells, labels,
         )))
     },
 };

@@ -1,156 +1,77 @@
 //! A source of counters by cgroup and a second key (a device, a reason), which becomes a label.
 
 use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
+    collections::{HashMap, HashSet},
+    sync::Arc,
 };
 
-use collector_common::keyed::CgroupKey;
-
 use super::{
-    Change, Inputs, Metric, Reading, Source, SourceReport,
+    Change, Inputs, Metric, Reading, Source,
     series::{Series, ThingLabels},
     values::{AddFrom, Column, PerNode, Summable, Summed, Things},
 };
 use crate::{
-    cgroup::{NodeId, Nodes, Tree},
+    cgroup::{NodeId, Nodes},
     exposition::Encoder,
     kernel::{
-        keyed::{Keyed, KeyedValue},
-        rows::Rows,
+        cells::SlotMemory,
+        keyed::{KeyedCells, KeyedValue, Lent},
     },
 };
-
-/// How long after a cgroup's removal its entries are taken out of the kernel's map. By then most of
-/// its pending events have been counted. A later event makes a new entry, which is taken out as
-/// well. The time is shorter than the agent's quarantine, so that no entry is left after that.
-const QUARANTINE: Duration = Duration::from_millis(1500);
-
-/// How long a revoked row may still be written: a program that found the row before is done within
-/// microseconds.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// Returns the labels of the second part of a key.
 pub type LabelsOf = Box<dyn FnMut(u64) -> ThingLabels + Send>;
 
-/// A revoked row of the kernel, until [`GRACE`] is over.
-#[derive(Clone, Copy, Debug)]
-struct Leaving {
-    row: usize,
-    /// The node that its values belong to, `None` if it is not in the tree.
-    node: Option<NodeId>,
-    what: u64,
-    since: Instant,
-}
+/// Nodes with second keys that count in an ancestor's table, so that a series would show too little.
+type LentByNode = HashMap<NodeId, Lent>;
 
 /// A source of counters: `V` is the value in the kernel, `T` the counters of a node and a second
 /// key.
 pub struct KeyedCounters<V, T: 'static> {
     name: &'static str,
     metrics: &'static [Metric<T>],
-    map: Keyed<V>,
-    kernel_rows: Option<Rows<V>>,
-    leaving: Vec<Leaving>,
+    cells: KeyedCells<V>,
     values: Summed<Things<T>>,
+    lent: Arc<LentByNode>,
+    without_slot: Arc<HashSet<NodeId>>,
     labels: LabelsOf,
     series: Series,
 }
 
-/// Values in the kernel now, by node and second key.
-type Live<T> = HashMap<(NodeId, u64), T>;
-
 impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
-    /// Makes a source over its entries, and over its rows if it has any. `labels` names the second
-    /// part of a key. A family's series have those labels that the family lists.
+    /// Makes a source over its tables and values. `labels` names the second part of a key. A
+    /// family's series have those labels that the family lists.
     pub fn new(
         name: &'static str,
         metrics: &'static [Metric<T>],
-        map: Keyed<V>,
-        kernel_rows: Option<Rows<V>>,
+        cells: KeyedCells<V>,
         labels: LabelsOf,
     ) -> Self {
         Self {
             name,
             metrics,
-            map,
-            kernel_rows,
-            leaving: Vec::new(),
+            cells,
             values: Summed::default(),
+            lent: Arc::default(),
+            without_slot: Arc::default(),
             labels,
             series: Series::new(metrics.iter().map(|metric| &metric.family)),
         }
     }
 
-    /// Reads the kernel's entries. Takes out and retains those of cgroups that are past their
-    /// quarantine.
-    fn read(&mut self, tree: &Tree, now: Instant) -> anyhow::Result<Live<T>> {
-        let mut live = Live::<T>::new();
-        let mut gone = Vec::new();
-        for (key, value) in self.map.read()? {
-            match living(tree, now, key) {
-                Some(node) => live.entry((node, key.what)).or_default().add_from(value),
-                None => gone.push(key),
-            }
-        }
-        for key in gone {
-            if let Some(value) = self.map.take(key)
-                && let Some(number) = tree.by_id(key.cgroup)
+    /// Finds what cgroups count in an ancestor's table.
+    fn find_lent(&self, inputs: &Inputs<'_>) -> LentByNode {
+        let mut by_node = LentByNode::new();
+        for &(node, slot) in inputs.slots {
+            // A removed cgroup's slot may be here because its values are those of its parent now.
+            if let Some((owner, lent)) = self.cells.lent(slot)
+                && inputs.tree.of_path(owner) == Some(node)
             {
-                self.values.retained(number).of(key.what).add_from(&value);
+                by_node.insert(node, lent);
             }
         }
-        self.read_rows(tree, now, &mut live);
-        Ok(live)
+        by_node
     }
-
-    /// Reads the kernel's rows in the same way.
-    fn read_rows(&mut self, tree: &Tree, now: Instant, live: &mut Live<T>) {
-        let Some(rows) = self.kernel_rows.take() else {
-            return;
-        };
-        for (row, key) in rows.owned() {
-            if let Some(node) = living(tree, now, key) {
-                let value = rows.value(row);
-                live.entry((node, key.what)).or_default().add_from(&value);
-                continue;
-            }
-            rows.revoke(row);
-            self.leaving.push(Leaving {
-                row,
-                node: tree.by_id(key.cgroup),
-                what: key.what,
-                since: Instant::now(),
-            });
-        }
-        for leaving in std::mem::take(&mut self.leaving) {
-            let Leaving {
-                row, node, what, ..
-            } = leaving;
-            let over = leaving.since.elapsed() >= GRACE;
-            let value = rows.value(row);
-            match node {
-                Some(node) if over => self.values.retained(node).of(what).add_from(&value),
-                Some(node) => live.entry((node, what)).or_default().add_from(&value),
-                // A cgroup outside `--cgroup.root`.
-                None => {}
-            }
-            if over {
-                rows.free(row);
-            } else {
-                self.leaving.push(leaving);
-            }
-        }
-        self.kernel_rows = Some(rows);
-    }
-}
-
-/// Returns the node of a key's cgroup. `None` if there is none, or if the cgroup was removed so
-/// long ago that its entries are to be taken out.
-fn living(tree: &Tree, now: Instant, key: CgroupKey) -> Option<NodeId> {
-    let over = |gone: Instant| now.saturating_duration_since(gone) >= QUARANTINE;
-    let number = tree.by_id(key.cgroup)?;
-    let node = tree.node(number)?;
-    (node.id == key.cgroup && !node.gone.is_some_and(over)).then_some(number)
 }
 
 impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
@@ -162,14 +83,27 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
         vec![&mut self.values, &mut self.series]
     }
 
+    fn reads_slots(&self) -> bool {
+        true
+    }
+
+    fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
+        Some(&mut self.cells)
+    }
+
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         let tree = inputs.tree;
-        let live = self.read(tree, Instant::now())?;
+        let (cells, mut used) = (&self.cells, 0);
         self.values.renew(tree, |own| {
-            for ((node, what), value) in live {
-                own[node].of(what).add_from(&value);
+            for &(node, slot) in inputs.slots {
+                if let Some(things) = own.get_mut(node) {
+                    used += cells.read(slot, |what, value| things.of(what).add_from(value));
+                }
             }
         });
+        self.cells.set_used(used);
+        self.lent = Arc::new(self.find_lent(inputs));
+        self.without_slot = Arc::clone(inputs.without_slot);
         for (number, node) in tree.iter() {
             if let Some(things) = self.values.totals().get(number) {
                 let things = things.iter().map(|(what, _)| what);
@@ -183,29 +117,16 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
     fn change(&mut self, change: &Change<'_>) {
         match *change {
             Change::Relabelled { node } => self.series.relabel(node),
-            Change::QuarantineOver { tree } => {
-                if let Err(error) = self.read(tree, Instant::now()) {
-                    tracing::warn!(
-                        source = self.name,
-                        %error,
-                        "the counters of removed cgroups could not be taken out of the kernel's map"
-                    );
-                }
-            }
-            Change::Reaped { node, into } => {
-                let of_node = |leaving: &&mut Leaving| leaving.node == Some(node);
-                for leaving in self.leaving.iter_mut().filter(of_node) {
-                    leaving.node = Some(into);
-                }
+            Change::SlotRetired { slot, node } => {
+                let lent = self.cells.lent(slot).map(|(_, lent)| lent);
+                let last = self.values.last(node);
+                self.cells.read(slot, |what, value| {
+                    if !lent.as_ref().is_some_and(|lent| lent.has(what)) {
+                        last.of(what).add_from(value);
+                    }
+                });
             }
             _ => {}
-        }
-    }
-
-    fn report(&self) -> SourceReport {
-        SourceReport {
-            kernel_memory: self.map.bytes(),
-            ..SourceReport::default()
         }
     }
 
@@ -213,6 +134,8 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
         Box::new(KeyedReading {
             metrics: self.metrics,
             totals: self.values.totals().clone(),
+            lent: Arc::clone(&self.lent),
+            without_slot: Arc::clone(&self.without_slot),
             series: self.series.clone(),
         })
     }
@@ -222,6 +145,8 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
 struct KeyedReading<T: 'static> {
     metrics: &'static [Metric<T>],
     totals: Column<Things<T>>,
+    lent: Arc<LentByNode>,
+    without_slot: Arc<HashSet<NodeId>>,
     series: Series,
 }
 
@@ -237,10 +162,12 @@ impl<T: Send + Sync> Reading for KeyedReading<T> {
                 let Some(things) = self.totals.get(number) else {
                     continue;
                 };
-                if !node.serves(metric.family.kind) {
+                if !node.serves(metric.family.kind) || self.without_slot.contains(&number) {
                     continue;
                 }
-                for (what, total) in things.iter() {
+                let lent = self.lent.get(&number);
+                let complete = |what| !lent.is_some_and(|lent| lent.has(what));
+                for (what, total) in things.iter().filter(|&(what, _)| complete(what)) {
                     let sets = self.series.get(number, what);
                     if let Some(labels) = sets.and_then(|sets| sets.get(place)) {
                         metric.samples.write(labels, &own, total, out);

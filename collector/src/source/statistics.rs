@@ -18,12 +18,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use collector_common::{
-    cgroup_iterator::{
-        CgroupRecord, DYING, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE, IoRecord,
-        UNIFIED,
-    },
-    keyed::CgroupKey,
+use collector_common::cgroup_iterator::{
+    CgroupRecord, DYING, FinalRecordKey, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS, HAS_PRESSURE,
+    IoRecord, UNIFIED,
 };
 
 use super::kernel_file::KernelFile;
@@ -31,8 +28,8 @@ use crate::{
     cgroup::{Found, Hierarchies, NodeId, ROOT, Tree, V1Mount, V1Paths},
     kernel::{
         cgroup_iterator::{CgroupIterator, CgroupIteratorLink},
-        keyed::Keyed,
         load::Kernel,
+        map::Map,
         open_files,
     },
 };
@@ -101,7 +98,7 @@ pub struct CgroupStatistics {
     iterator: CgroupIterator,
     unified: CgroupIteratorLink,
     v1: Vec<V1Hierarchy>,
-    final_records: Keyed<CgroupRecord>,
+    final_records: Map<FinalRecordKey, CgroupRecord>,
     /// By node and part: the record's number plus one; 0 stands for no record.
     places: Vec<[u32; PARTS.len()]>,
     /// Whether all records of the last frame are there.
@@ -145,7 +142,7 @@ impl CgroupStatistics {
         v1: Vec<(V1Mount, Vec<Found>)>,
     ) -> Result<Self> {
         let iterator = kernel.cgroup_iterator()?;
-        let final_records = kernel.keyed::<CgroupRecord>()?;
+        let final_records = kernel.final_records()?;
         let link = |path: &Path| {
             let directory =
                 File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -379,17 +376,16 @@ impl CgroupStatistics {
     /// Takes every final record out of the kernel's map, after events were lost that would have
     /// said which cgroups have one. Paths of v1 cgroups are those that were known before the loss.
     pub fn take_final_records(&mut self, tree: &Tree) -> FinalRecords {
-        let keys: Vec<CgroupKey> = match self.final_records.read() {
-            Ok(entries) => entries.map(|(key, _)| key).collect(),
-            Err(_) => Vec::new(),
-        };
+        let (mut keys, mut found) = (Vec::new(), Vec::new());
         let mut records = FinalRecords::default();
-        // The overflow's record stays: no program writes it.
-        for key in keys.into_iter().filter(|key| *key != CgroupKey::OVERFLOW) {
-            let Some(record) = self.final_records.take(key) else {
+        if self.final_records.read_all(&mut keys, &mut found).is_err() {
+            return records;
+        }
+        for key in keys {
+            let Ok(record) = self.final_records.take(&key) else {
                 continue;
             };
-            let hierarchy = key.what as u32;
+            let hierarchy = key.hierarchy as u32;
             if hierarchy == 0 {
                 if tree.knows(key.cgroup) {
                     records.unified.insert(key.cgroup, record);
@@ -422,10 +418,11 @@ impl CgroupStatistics {
 
     /// Takes the final record of a removed cgroup.
     pub fn take_final_record(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
-        self.final_records.take(CgroupKey {
+        let key = FinalRecordKey {
             cgroup: id,
-            what: u64::from(hierarchy),
-        })
+            hierarchy: u64::from(hierarchy),
+        };
+        self.final_records.take(&key).ok()
     }
 
     /// Kernel memory of the buffers, bytes.

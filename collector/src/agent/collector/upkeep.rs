@@ -30,12 +30,9 @@ impl Collector {
         let events = self.drain();
         self.walk_if_events_were_lost();
         let Self {
-            lifecycle,
-            slots,
-            sources,
-            ..
+            lifecycle, slots, ..
         } = self;
-        slots.end_quarantine(&mut lifecycle.tree, sources, Instant::now());
+        slots.end_quarantine(&mut lifecycle.tree, Instant::now());
         let reaped = lifecycle
             .tree
             .reap(Instant::now(), lifecycle.linger, |id| slots.is_pending(id));
