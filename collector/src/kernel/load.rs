@@ -367,7 +367,18 @@ impl Kernel {
         self.types = None;
     }
 
-    /// A map of the object, for a source with its own layout.
+    /// Closes the object's maps. Whoever reads one has a descriptor of its own, and the programs keep
+    /// them all.
+    pub fn close_maps(&mut self) {
+        let maps = self.ebpf.maps();
+        let names: Vec<String> = maps.map(|(name, _)| name.to_owned()).collect();
+        for name in names {
+            drop(self.ebpf.take_map(&name));
+        }
+    }
+
+    /// A map of the object, for a source with its own layout. There is none after
+    /// [`close_maps`](Self::close_maps).
     ///
     /// # Errors
     ///
