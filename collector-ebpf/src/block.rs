@@ -41,7 +41,8 @@ keyed!(
     BLOCK_TABLES,
     BLOCK_VALUES,
     FREE_BLOCK_VALUES,
-    find_block_value
+    find_block_value,
+    hand_over_block_value
 );
 
 /// By the address of a request. Requests are made once for each tag and used again, so their number

@@ -27,7 +27,8 @@ keyed!(
     DROP_TABLES,
     DROP_VALUES,
     FREE_DROP_VALUES,
-    find_drop_value
+    find_drop_value,
+    hand_over_drop_value
 );
 
 /// TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason), since 6.11 with

@@ -33,12 +33,14 @@ pub trait Keyed {
     fn free() -> &'static FreeValues;
     /// [`find`] as a global function, which the verifier looks at once for each program.
     fn find_global(id: u64, address: u64, what: u64) -> u64;
+    /// [`hand_over`] as a global function.
+    fn hand_over_global(heir: u64, entry: u64);
 }
 
 /// Makes the maps of a source, and [`Keyed`] for the type that stands for it. The loader sets
 /// `max_entries`.
 macro_rules! keyed {
-    ($source:ident, $value:ty, $tables:ident, $values:ident, $free:ident, $find:ident) => {
+    ($source:ident, $value:ty, $tables:ident, $values:ident, $free:ident, $find:ident, $hand_over:ident) => {
         #[aya_ebpf::macros::btf_map]
         static $tables: $crate::cell::Cells<collector_common::keyed::KeyTable> =
             $crate::cell::Cells::new();
@@ -68,12 +70,23 @@ macro_rules! keyed {
             fn find_global(id: u64, address: u64, what: u64) -> u64 {
                 $find(id, address, what)
             }
+            #[inline(always)]
+            fn hand_over_global(heir: u64, entry: u64) {
+                $hand_over(heir, entry);
+            }
         }
 
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $find(id: u64, address: u64, what: u64) -> u64 {
             $crate::keyed::find::<$source>(id, address, what)
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $hand_over(heir: u64, entry: u64) -> u64 {
+            $crate::keyed::hand_over::<$source>(heir, entry);
+            0
         }
     };
 }
@@ -215,12 +228,12 @@ fn other<S: Keyed>() -> u64 {
 /// Gives an entry of a retired slot to its heir: the value as it is if the heir has none for the thing,
 /// else what it has counted. If the heir's table is full, to the next above.
 #[inline(always)]
-pub fn hand_over<S: Keyed>(heir: u32, entry: u64) {
+pub fn hand_over<S: Keyed>(heir: u64, entry: u64) {
     let from = value_of(entry);
     if from == 0 {
         return;
     }
-    let [_, _, moved, mut to] = repeat_on(DEPTH, hand_over_at::<S>, [heir.into(), entry, 0, 0]);
+    let [_, _, moved, mut to] = repeat_on(DEPTH, hand_over_at::<S>, [heir, entry, 0, 0]);
     if moved != 0 {
         return;
     }

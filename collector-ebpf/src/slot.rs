@@ -195,67 +195,96 @@ pub fn lookup(id: u64) -> Option<u32> {
 
 /// Number of the slot of a cgroup, given by its address.
 ///
-/// Not inlined, so that the usual ways stay short; global, so that the verifier looks at it once for each
-/// program, and not once for each call. A cgroup is online from its creation until
-/// `cgroup_rmdir`; after that, whoever still has its address counts at the parent.
+/// Not inlined, so that the usual ways stay short; global, as are its parts, so that the verifier looks at
+/// each once for each program, and not once for each call and each way to it. A cgroup is online from its
+/// creation until `cgroup_rmdir`; after that, whoever still has its address counts at the parent.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn find_slot(address: u64) -> u64 {
-    let [cgroup, way, number, without] =
-        repeat_on(DEPTH, find_at, [address, NOT_FOUND, ROOT_SLOT.into(), 0]);
+    let [cgroup, found, without] = repeat_on(DEPTH, find_at, [address, 0, 0]);
+    let number = number_of(found);
     if without != 0 {
-        borrow(without, if way != NOT_FOUND { cgroup } else { 0 }, number);
+        borrow_slot(without, if found != 0 { cgroup } else { 0 }, number);
     }
-    if way == TAKEN {
-        give_to_ancestors(cgroup);
+    if found & TAKEN != 0 {
+        give_slots(cgroup);
     }
     number
 }
 
-// How a slot was found.
-const NOT_FOUND: u64 = 0;
-const THERE: u64 = 1;
-const TAKEN: u64 = 2;
+// A slot that was found, as one word: its number plus one, and whether it was taken just now. 0: none.
+const TAKEN: u64 = 1 << 32;
 
-/// Looks for the slot of a cgroup, then of its ancestors. The words: the cgroup, how a slot was found, its
-/// number, the first cgroup that got none.
+#[inline(always)]
+fn word_of(number: u32) -> u64 {
+    u64::from(number & !BORROWED) + 1
+}
+
+#[inline(always)]
+fn number_of(found: u64) -> u64 {
+    match found as u32 {
+        0 => ROOT_SLOT.into(),
+        plus_one => u64::from(plus_one - 1),
+    }
+}
+
+/// Looks for the slot of a cgroup, then of its ancestors. The words: the cgroup, what was found, the first
+/// cgroup that got none although it is online.
 #[inline(never)]
-extern "C" fn find_at(_: u64, words: Words<4>) -> i64 {
+extern "C" fn find_at(_: u64, words: Words<3>) -> i64 {
     let cgroup = AnyCgroup(words.get::<0>());
     if cgroup.0 == 0 {
         return 1;
     }
-    let id = cgroup.id();
-    let mut way = THERE;
-    let mut found = lookup(id);
-    if found.is_none() && cgroup.is_online() {
-        way = TAKEN;
-        found = take(id, cgroup.parent().id());
-        if found.is_some() && !cgroup.is_online() {
-            // Removed meanwhile, perhaps before there was anything to be retired.
-            let _ = ORPHANS.push(id, 0);
-        }
-        if found.is_none() && words.get::<3>() == 0 {
-            words.set::<3>(cgroup.0);
-        }
-    }
-    if let Some(number) = found {
-        words.set::<1>(way);
-        words.set::<2>((number & !BORROWED).into());
+    let slot = own_slot(cgroup.0);
+    if slot != NONE && slot != NONE_FREE {
+        words.set::<1>(slot);
         return 1;
+    }
+    if slot == NONE_FREE && words.get::<2>() == 0 {
+        words.set::<2>(cgroup.0);
     }
     words.set::<0>(cgroup.parent().0);
     0
 }
 
-/// Gives slots to the ancestors of a cgroup that has got one, so that they are found by their ids.
-#[inline(always)]
-fn give_to_ancestors(cgroup: u64) {
+// A cgroup has no slot: it is not online; no slot is free.
+const NONE: u64 = 0;
+const NONE_FREE: u64 = 1 << 33;
+
+/// The slot of a cgroup itself, taken if it has none and is online. Global, like [`find_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn own_slot(address: u64) -> u64 {
+    let cgroup = AnyCgroup(address);
+    let id = cgroup.id();
+    if let Some(number) = lookup(id) {
+        return word_of(number);
+    }
+    if !cgroup.is_online() {
+        return NONE;
+    }
+    let Some(number) = take(id, cgroup) else {
+        return NONE_FREE;
+    };
+    if !cgroup.is_online() {
+        // Removed meanwhile, perhaps before there was anything to be retired.
+        let _ = ORPHANS.push(id, 0);
+    }
+    word_of(number) | TAKEN
+}
+
+/// Gives slots to the ancestors of a cgroup that has got one, so that they are found by their ids. Global,
+/// like [`find_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn give_slots(cgroup: u64) -> u64 {
     let parent = AnyCgroup(cgroup).parent().0;
     let [end, without, number] = repeat_on(DEPTH, give_at, [parent, 0, ROOT_SLOT.into()]);
     if without != 0 {
-        borrow(without, end, number);
+        borrow_slot(without, end, number);
     }
+    0
 }
 
 /// Gives a cgroup a slot, up to the first that has one. The words: the cgroup, the first one that got none,
@@ -271,7 +300,7 @@ extern "C" fn give_at(_: u64, words: Words<3>) -> i64 {
         words.set::<2>((number & !BORROWED).into());
         return 1;
     }
-    if words.get::<1>() == 0 && take(id, cgroup.parent().id()).is_none() {
+    if words.get::<1>() == 0 && take(id, cgroup).is_none() {
         words.set::<1>(cgroup.0);
     }
     words.set::<0>(cgroup.parent().0);
@@ -280,35 +309,53 @@ extern "C" fn give_at(_: u64, words: Words<3>) -> i64 {
 
 /// Takes a free slot for a cgroup.
 #[inline(always)]
-fn take(id: u64, parent: u64) -> Option<u32> {
+fn take(id: u64, cgroup: AnyCgroup) -> Option<u32> {
+    match take_slot(id, cgroup.parent().id()) {
+        0 => None,
+        number => Some(number as u32 - 1),
+    }
+}
+
+/// Takes a free slot for a cgroup. Returns its number plus one, 0 if there is none. Global, like
+/// [`find_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn take_slot(id: u64, parent: u64) -> u64 {
     let Ok(Some(number)) = FREE_SLOTS.pop() else {
-        return None;
+        return 0;
     };
-    let meta = meta(number)?;
+    let Some(meta) = meta(number) else {
+        return 0;
+    };
     member!(meta.heir).set(parent);
     member!(meta.owner).set(id);
     if SLOTS.insert(id, number, NOEXIST).is_ok() {
-        return Some(number);
+        return u64::from(number) + 1;
     }
     // Another CPU was faster, or the hash is full: the slot is still free.
     member!(meta.owner).set(0);
     let _ = FREE_SLOTS.push(number, 0);
-    lookup(id)
+    match lookup(id) {
+        Some(number) => u64::from(number) + 1,
+        None => 0,
+    }
 }
 
 /// Notes that the cgroups from `first` up to `end`, which has the slot, count there. For good, because
 /// a cgroup of which only the later part is counted would be served too small; so would one of whose
-/// children only the later ones count there.
-#[inline(always)]
-fn borrow(first: u64, end: u64, number: u64) {
+/// children only the later ones count there. Global, like [`find_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn borrow_slot(first: u64, end: u64, number: u64) -> u64 {
     let open = SLOT_CONTROL
         .find(0)
         .map(|control| member!(control.open).get());
     if open.is_none_or(|open| open == 0) {
-        return;
+        return 0;
     }
     stat::count(Stat::Borrowed);
     repeat_on(DEPTH, borrow_at, [first, end, number]);
+    0
 }
 
 /// Notes one of those cgroups. The words: the cgroup, the one that has the slot, the slot.

@@ -5,6 +5,8 @@ use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -36,6 +38,9 @@ use super::{
     slots::{SlotMaps, SlotPool},
     system::monotonic_ns,
 };
+
+/// Most programs that are verified at the same time. Each takes some MiB of kernel memory meanwhile.
+const VERIFIERS: usize = 4;
 
 /// Most cgroups without a slot of their own that are told apart from those without any event.
 const BORROWERS: u32 = 4096;
@@ -152,6 +157,7 @@ impl Kernel {
             .maps()
             .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
             .sum();
+        let mut chosen = Vec::new();
         for program in PROGRAMS
             .iter()
             .filter(|program| options.programs.contains(&program.name))
@@ -163,35 +169,18 @@ impl Kernel {
             };
             if superseded {
                 kernel.wanted.retain(|name| *name != program.name);
-                continue;
-            }
-            let result = match patched.missing.get(program.name) {
-                None => kernel.load_program(program, &btf),
-                Some(missing) => Err(anyhow!("this kernel has no {}", missing.join(", "))),
-            };
-            if let Err(error) = result {
-                let why = shortened(&format!("{error:#}"));
+            } else if let Some(missing) = patched.missing.get(program.name) {
+                let why = format!("this kernel has no {}", missing.join(", "));
                 kernel.failures.insert(program.name, why);
+            } else {
+                chosen.push(program);
             }
+        }
+        for (name, error) in verify(&mut kernel.ebpf, &chosen, &btf) {
+            let why = shortened(&format!("{error:#}"));
+            kernel.failures.insert(name, why);
         }
         Ok(kernel)
-    }
-
-    fn load_program(&mut self, program: &Program, btf: &Btf) -> Result<()> {
-        match (program.hook, self.program_mut(program.name)?) {
-            (
-                Hook::Tracepoint(name) | Hook::Newer(name) | Hook::Substitute(name, _),
-                AyaProgram::BtfTracePoint(loaded),
-            ) => loaded.load(name, btf)?,
-            (Hook::Packets(_), AyaProgram::CgroupSkb(loaded)) => loaded.load()?,
-            (Hook::Baseline | Hook::TaskIterator, AyaProgram::Iter(loaded)) => {
-                loaded.load("task", btf)?;
-            }
-            (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
-            (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
-            (hook, _) => bail!("{} is not a {hook:?} program", program.name),
-        }
-        Ok(())
     }
 
     fn program_mut(&mut self, name: &str) -> Result<&mut AyaProgram> {
@@ -498,6 +487,61 @@ impl Kernel {
     pub fn map_memory(&self) -> u64 {
         self.map_memory
     }
+}
+
+/// Loads programs, and returns the errors by name. The verifier takes most of a start's time; it works on
+/// several programs at once.
+fn verify(
+    ebpf: &mut Ebpf,
+    chosen: &[&'static Program],
+    btf: &Btf,
+) -> Vec<(&'static str, anyhow::Error)> {
+    let mut loaded: HashMap<&str, &mut AyaProgram> = ebpf.programs_mut().collect();
+    let jobs: Vec<_> = chosen
+        .iter()
+        .map(|program| (*program, loaded.remove(program.name)))
+        .collect();
+    let threads = thread::available_parallelism().map_or(1, |cpus| cpus.get().min(VERIFIERS));
+    let jobs = Mutex::new(jobs.into_iter());
+    let failures = Mutex::new(Vec::new());
+    let next = || jobs.lock().ok()?.next();
+    let work = || {
+        while let Some((program, loaded)) = next() {
+            if let Err(error) = load_program(program, loaded, btf)
+                && let Ok(mut failures) = failures.lock()
+            {
+                failures.push((program.name, error));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without another thread this one does it all.
+            drop(thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
+    });
+    failures
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+fn load_program(program: &Program, loaded: Option<&mut AyaProgram>, btf: &Btf) -> Result<()> {
+    let loaded = loaded.with_context(|| format!("the object has no program {}", program.name))?;
+    match (program.hook, loaded) {
+        (
+            Hook::Tracepoint(name) | Hook::Newer(name) | Hook::Substitute(name, _),
+            AyaProgram::BtfTracePoint(loaded),
+        ) => loaded.load(name, btf)?,
+        (Hook::Packets(_), AyaProgram::CgroupSkb(loaded)) => loaded.load()?,
+        (Hook::Baseline | Hook::TaskIterator, AyaProgram::Iter(loaded)) => {
+            loaded.load("task", btf)?;
+        }
+        (Hook::CgroupIterator, AyaProgram::Iter(loaded)) => loaded.load("cgroup", btf)?,
+        (Hook::OnDemand, AyaProgram::RawTracePoint(loaded)) => loaded.load()?,
+        (hook, _) => bail!("{} is not a {hook:?} program", program.name),
+    }
+    Ok(())
 }
 
 /// Statistics that the kernel programs keep about themselves.
