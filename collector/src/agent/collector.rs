@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Context;
-use collector_common::stat::Stat;
 
 use super::{
     frame::{Encodings, Frame},
@@ -19,7 +18,7 @@ use super::{
     stages::Stages,
 };
 use crate::{
-    cgroup::{NodeId, OVERFLOW},
+    cgroup::NodeId,
     kernel::{events::Alarm, load::Kernel, slots::READING},
     log,
     source::{Change, Inputs, Report, RuntimesReport, SelfMetrics},
@@ -71,7 +70,6 @@ impl Collector {
             .collect_others(&inputs, &mut self.sources.outcome, &mut stages)?;
         self.sources.settle_torn();
         let stats = self.kernel.stats()?;
-        tree.set_exported(OVERFLOW, stats.get(Stat::Overflow) > 0);
         self.slots.provide(tree, &mut self.sources);
         stages.end("kernel");
         // A source may want a round sooner than the one before this frame thought.

@@ -223,7 +223,7 @@ mod tests {
         let counts: Vec<_> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counts, [(Format::Text, 1), (Format::OpenMetrics, 1)]);
         let text = String::from_utf8(bodies[0].to_vec()).unwrap();
-        assert!(text.starts_with("# HELP a_total A.\n# TYPE a_total counter\na_total 3\n"));
+        assert!(text.starts_with("# HELP a_total A.\n# TYPE a_total counter\na_total 2\n"));
         assert!(text.contains("\ncgmeter_encodings_total{format=\"text\"} 0\n"));
     }
 

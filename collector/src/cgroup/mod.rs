@@ -22,7 +22,7 @@ pub use identity::{
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
-pub use tree::{DeadMax, Event, Node, NodeId, Nodes, OVERFLOW, ROOT, Reaped, Tree, Walked};
+pub use tree::{DeadMax, Event, Node, NodeId, Nodes, ROOT, Reaped, Tree, Walked};
 pub use v1::V1Paths;
 #[cfg(test)]
 pub(crate) use walk::found;

@@ -128,10 +128,6 @@ pub struct Tree {
 
 /// The root's node.
 pub const ROOT: NodeId = 0;
-/// Node for cgroups that got no slot of their own.
-pub const OVERFLOW: NodeId = 1;
-/// Label `id` of [`OVERFLOW`].
-pub const OVERFLOW_PATH: &str = "(overflow)";
 /// Id of the root of a cgroup2 hierarchy (kernel/cgroup/cgroup.c: the root's kernfs node is the
 /// first).
 const ROOT_CGROUP_ID: u64 = 1;
@@ -169,7 +165,6 @@ impl Tree {
         };
         let root = found.first().map_or(ROOT_CGROUP_ID, |root| root.id);
         tree.add(root, None, b"/".to_vec(), None);
-        tree.add(u64::MAX, Some(ROOT), OVERFLOW_PATH.into(), None);
         tree.merge(found, SystemTime::now());
         tree
     }
@@ -187,9 +182,7 @@ impl Tree {
         let alive: std::collections::HashSet<u64> = found.iter().map(|found| found.id).collect();
         walked.removed = self
             .iter()
-            .filter(|(number, node)| {
-                *number != OVERFLOW && node.died.is_none() && !alive.contains(&node.id)
-            })
+            .filter(|(_, node)| node.died.is_none() && !alive.contains(&node.id))
             .map(|(_, node)| node.id)
             .collect();
         for &id in &walked.removed {
@@ -431,7 +424,6 @@ impl Tree {
     /// Returns the numbers of live and of dead cgroups.
     pub fn counts(&self) -> (usize, usize) {
         let dead = self.dead.len();
-        // The overflow node is not a cgroup.
-        (self.order.len() - 1 - dead, dead)
+        (self.order.len() - dead, dead)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Change, Inputs, Reading, Source, values::PerNode};
 use crate::{
-    cgroup::{Nodes, OVERFLOW},
+    cgroup::Nodes,
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
 };
 
@@ -63,15 +63,14 @@ impl Reading for LifecycleSource {
         let Some(now) = self.time else {
             return;
         };
-        let exported = || nodes.exported().filter(|(number, _)| *number != OVERFLOW);
         out.family(&LAST_SEEN);
-        for (_, node) in exported() {
+        for (_, node) in nodes.exported() {
             // Also for removed cgroups: "container killed" alerts compare it with time().
             let seen = seconds(node.died.unwrap_or(now)).floor();
             out.sample(Labels::new(&node.labels, &[]), Value::Float(seen));
         }
         out.family(&CREATION_TIME);
-        for (_, node) in exported().filter(|(_, node)| node.died.is_none()) {
+        for (_, node) in nodes.exported().filter(|(_, node)| node.died.is_none()) {
             let reported = node.container.as_ref();
             let created = node.created.or_else(|| reported?.created);
             if let Some(created) = created {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Node, NodeId, OVERFLOW, Tree};
+use super::{Node, NodeId, Tree};
 use crate::cgroup::{Container, Names, PlaceKind, Pod, label::printable};
 
 #[cfg(test)]
@@ -152,9 +152,7 @@ impl Tree {
             }
             self.unsettled = false;
         }
-        let admitted = self
-            .iter()
-            .filter(|(number, node)| *number != OVERFLOW && node.admitted);
+        let admitted = self.iter().filter(|(_, node)| node.admitted);
         let mut admitted: Vec<_> = admitted
             .map(|(number, node)| (node.rank(), number))
             .collect();
@@ -170,9 +168,7 @@ impl Tree {
         for at in 0..self.order.len() {
             let number = self.order[at];
             let admitted = self.node(number).is_some_and(|node| node.admitted);
-            if number != OVERFLOW {
-                self.set_exported(number, admitted && !excess[number]);
-            }
+            self.set_exported(number, admitted && !excess[number]);
         }
     }
 

@@ -48,7 +48,6 @@ fn expand(path: &str) -> String {
 /// Paths, and what they say.
 const TABLE: &[(&str, &str)] = &[
     ("/", "root"),
-    ("(overflow)", "other"),
     // Docker, cgroupfs driver.
     ("/docker", "other"),
     ("/docker/{A}", "container by=docker id=A"),

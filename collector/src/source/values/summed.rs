@@ -87,7 +87,7 @@ mod tests {
     use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
-    use crate::cgroup::{Event, Filter, OVERFLOW, ROOT, found};
+    use crate::cgroup::{Event, Filter, ROOT, found};
 
     fn made(tree: &mut Tree, id: u64, parent: u64, name: &str) -> NodeId {
         let event = Event::Made {
@@ -120,7 +120,7 @@ mod tests {
         values.renew(&tree, |own| {
             own[a] += 1;
             own[b] += 10;
-            own[OVERFLOW] += 100;
+            own[ROOT] += 100;
         });
         let totals = |values: &Summed<u64>, nodes: [NodeId; 3]| {
             nodes.map(|node| *values.totals().get(node).unwrap())
@@ -136,7 +136,7 @@ mod tests {
         values.renew(&tree, |own| {
             own[a] += 1;
             own[c] += 3;
-            own[OVERFLOW] += 100;
+            own[ROOT] += 100;
         });
         assert_eq!(totals(&values, [ROOT, a, c]), [114, 11, 3]);
     }

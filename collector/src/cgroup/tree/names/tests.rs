@@ -5,9 +5,7 @@ use std::{
 
 use super::*;
 use crate::{
-    cgroup::{
-        AllowList, ContainerRules, Event, Export, Filter, Found, ROOT, Runtime, State, found,
-    },
+    cgroup::{AllowList, ContainerRules, Event, Export, Filter, Found, Runtime, State, found},
     exposition::LabelSet,
 };
 
@@ -65,7 +63,6 @@ fn tree(rules: (&[&str], &[&str]), max: usize) -> Tree {
         max,
     };
     let mut tree = Tree::new(&hierarchy(), export);
-    tree.set_exported(OVERFLOW, false);
     tree.settle();
     tree
 }
@@ -237,13 +234,4 @@ fn live_cgroups_come_before_removed_ones_and_room_is_used_again() {
     tree.settle();
     assert_eq!(exported(&tree), [1, 5, 6, 7]);
     assert_eq!(tree.suppressed(), 1);
-}
-
-#[test]
-fn the_overflow_node_is_nobody_s_excess() {
-    let mut tree = tree((&[], &[]), 1);
-    tree.set_exported(OVERFLOW, true);
-    tree.settle();
-    assert_eq!(exported(&tree), [1, u64::MAX]);
-    assert!(tree.node(ROOT).unwrap().exported);
 }
