@@ -21,8 +21,6 @@ pub enum Need {
     Example(&'static str),
     /// A program on the path.
     Program(&'static str),
-    /// An `ip` that knows `ip netns`, which busybox's does not.
-    IpNetns,
     /// A module of Debian's Python.
     Python(&'static str),
     /// An environment variable, and a description of its value.
@@ -79,6 +77,16 @@ pub fn venv(program: &str) -> PathBuf {
     folder.unwrap_or_else(built).join("bin").join(program)
 }
 
+/// The path of a program.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Daemons are in the folders of administration programs.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
+
 /// A description of the first need that isn't met.
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
@@ -103,18 +111,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             let built = Path::new(&agent).with_file_name(name).is_file();
             (!built).then(|| format!("needs {name} beside the agent: cargo build -p {name}"))
         }
-        Need::Program(program) => {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            // Daemons are in the folders of administration programs.
-            let found = std::env::split_paths(&path)
-                .chain(["/usr/sbin".into(), "/sbin".into()])
-                .any(|folder| folder.join(program).is_file());
-            (!found).then(|| format!("needs the program {program}"))
-        }
-        Need::IpNetns => {
-            let list = Command::new("ip").args(["netns", "list"]).output();
-            (!list.is_ok_and(|output| output.status.success()))
-                .then(|| "needs iproute2's `ip netns`".to_owned())
+        Need::Program(name) => {
+            let found = program(name).is_some();
+            (!found).then(|| format!("needs the program {name}"))
         }
         Need::Python(module) => {
             let import = Command::new(PYTHON)
