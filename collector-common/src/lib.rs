@@ -8,6 +8,10 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+/// The version of what maps contain. Raised when a map that outlives an agent comes to mean something else:
+/// an agent with another number doesn't read them. Checked by collector/tests/layout.rs.
+pub const LAYOUT: u32 = 1;
+
 pub mod block;
 pub mod cell;
 pub mod cgroup_iterator;

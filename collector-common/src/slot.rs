@@ -55,8 +55,17 @@ pub struct SlotControl {
     pub kept: u64,
     /// Not 0 once the agent has made slots. Before that a cgroup without a slot is nothing to be noted.
     pub open: u64,
+    /// Slots that exist, the root's included. Of the agent, which may be another one later: a slot is counted
+    /// here before it can be taken.
+    pub made: u64,
+    /// Values of block I/O that exist, likewise.
+    pub block_values: u64,
+    /// Values of dropped packets that exist, likewise.
+    pub drop_values: u64,
+    /// CLOCK_MONOTONIC at which the first agent loaded its programs, ns.
+    pub loaded_at: u64,
     /// Fills two cache lines.
-    pub reserved: [u64; 9],
+    pub reserved: [u64; 5],
 }
 
 const _: () = assert!(size_of::<SlotControl>() == 128);

@@ -28,6 +28,7 @@ use collector_common::{
 };
 
 use crate::{
+    generation,
     kernel::{AnyCgroup, Bio, Gendisk, Request, Task},
     keyed::{self, keyed},
     maps::Find,
@@ -108,6 +109,9 @@ const REQ_OP_WRITE: u32 = 1;
 /// it waits for is counted as a flush.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct request *rq, blk_status_t error, unsigned int nr_bytes)
     let request = Request(ctx.arg::<*const c_void>(0));
     let failed = ctx.arg::<u8>(1) != 0;
@@ -182,6 +186,9 @@ fn flushed_for(request: Request) -> Owner {
 /// each time that the request is used).
 #[btf_tracepoint(function = "block_io_start")]
 pub fn block_submit(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct request *rq)
     // No stamp: `start_time_ns` may still be that of the last use (6.18).
     remember(Request(ctx.arg::<*const c_void>(0)), 0)
@@ -190,6 +197,9 @@ pub fn block_submit(ctx: BtfTracePointContext) -> i32 {
 /// Before 6.5: a request is put into a queue, the first time by the task that submits it.
 #[btf_tracepoint(function = "block_rq_insert")]
 pub fn block_insert(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct request *rq)
     let request = Request(ctx.arg::<*const c_void>(0));
     remember(request, request.start_ns())
@@ -199,6 +209,9 @@ pub fn block_insert(ctx: BtfTracePointContext) -> i32 {
 /// into a queue before.
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_issue(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct request *rq)
     let request = Request(ctx.arg::<*const c_void>(0));
     remember(request, request.start_ns())
@@ -297,6 +310,9 @@ fn remembered(request: u64, start_ns: u64) -> u64 {
 /// pass here again. The time of submission is not stored, so there is no latency.
 #[btf_tracepoint(function = "block_bio_queue")]
 pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct bio *bio)
     let bio = Bio(ctx.arg::<*const c_void>(0));
     let disk = bio.disk();
@@ -330,6 +346,9 @@ pub fn block_bio_queue(ctx: BtfTracePointContext) -> i32 {
 /// cgroup that the kernel charges; the submitter is not noted.
 #[btf_tracepoint(function = "block_bio_complete")]
 pub fn block_bio_complete(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct request_queue *q, struct bio *bio)
     let bio = Bio(ctx.arg::<*const c_void>(1));
     if bio.status() == 0 {

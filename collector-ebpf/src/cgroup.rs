@@ -8,10 +8,13 @@ use core::ffi::c_void;
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use collector_common::{event::CgroupEventKind, stat::Stat};
 
-use crate::{event::report, final_record, grace, kernel::Cgroup, removal, stat};
+use crate::{event::report, final_record, generation, grace, kernel::Cgroup, removal, stat};
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     stat::count(Stat::Made);
     removal::sweep();
     report(&ctx, subject(&ctx), CgroupEventKind::Made)
@@ -19,6 +22,9 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     stat::count(Stat::Removed);
     // The record comes before the event, because the agent takes it when it gets the event.
     final_record::save(subject(&ctx));
@@ -31,6 +37,9 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 /// Nothing refers to a removed cgroup any more. (kernel/cgroup/cgroup.c, `css_release_work_fn`)
 #[btf_tracepoint(function = "cgroup_release")]
 pub fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let cgroup = subject(&ctx);
     if cgroup.hierarchy() == 0 {
         grace::note_released(cgroup.id());
@@ -40,6 +49,9 @@ pub fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "cgroup_rename")]
 pub fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     stat::count(Stat::Renamed);
     report(&ctx, subject(&ctx), CgroupEventKind::Renamed)
 }

@@ -14,6 +14,7 @@ use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointConte
 use collector_common::{drops::Drops, field, stat::Stat};
 
 use crate::{
+    generation,
     kernel::{argument, enumerator, has, load64},
     keyed::{self, keyed},
     shared::member,
@@ -35,6 +36,9 @@ keyed!(
 /// `struct sock *rx_sk`. A kernel before 5.17 has no reason.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let reason = load64!(ctx.as_ptr(), field::KFREE_SKB_REASON) as u32;
     // The enumeration begins with what is no drop: not dropped yet, consumed (later kernels), not
     // specified. The queues that a close empties came later (6.8).
@@ -55,6 +59,9 @@ pub fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
 /// TP_PROTO(int rc, struct sock *sk), later with more.
 #[btf_tracepoint(function = "udp_fail_queue_rcv_skb")]
 pub fn udp_fail_queue_rcv_skb(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     if has!(field::KFREE_SKB_SOCK) {
         return 0;
     }

@@ -15,6 +15,7 @@ mod clocks;
 mod drops;
 mod event;
 mod final_record;
+mod generation;
 mod grace;
 mod kernel;
 mod keyed;

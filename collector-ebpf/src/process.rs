@@ -16,7 +16,7 @@ use collector_common::{process::ProcessCell, sched::TaskState, stat::Stat};
 
 use crate::{
     cell::{self, Cells},
-    grace,
+    generation, grace,
     kernel::Task,
     shared::{Shared, member},
     slot, stat, task,
@@ -29,6 +29,9 @@ pub static PROCESS_CELLS: Cells<ProcessCell> = Cells::new();
 /// Gives the child its state, with everything at 0, and counts it if it is a process.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct task_struct *parent, struct task_struct *child)
     let child = Task(ctx.arg::<*const c_void>(1));
     stat::count(Stat::Forks);
@@ -49,6 +52,9 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     // TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
     stat::count(Stat::Execs);
     if let Some(cell) = cell_of(Task(ctx.arg::<*const c_void>(0))) {
@@ -62,6 +68,9 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// leader's task_struct is there until the process has been reaped.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let task = Task(ctx.arg::<*const c_void>(0));
     stat::count(Stat::Exits);
     if let Some(state) = task::state(task) {

@@ -20,7 +20,7 @@ use aya_ebpf::{
 use collector_common::slot::{BORROWED, Heir, RETIRED, SWEEPING, SlotControl};
 
 use crate::{
-    grace,
+    generation, grace,
     kernel::{Cgroup, Task},
     maps::Find,
     shared::{Shared, member, repeat},
@@ -166,6 +166,9 @@ extern "C" fn sweep_next(_: u64, _: *mut c_void) -> i64 {
 /// TP_PROTO(struct task_struct *p)
 #[btf_tracepoint(function = "sched_process_free")]
 pub fn sched_process_free(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     if let Some(state) = task::state(Task(ctx.arg::<*const c_void>(0))) {
         grace::note_freed(state);
     }

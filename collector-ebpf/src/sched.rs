@@ -22,6 +22,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
+    btf_maps::HashMap,
     helpers::bpf_get_smp_processor_id,
     macros::{btf_map, btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
@@ -30,15 +31,15 @@ use aya_log_ebpf::warn;
 use collector_common::{
     event::CgroupEventKind,
     histogram,
-    sched::{SchedCell, TaskState},
+    sched::{Earlier, SchedCell, TaskState},
     stat::Stat,
 };
 
 use crate::{
     cell::{self, Cells},
-    event,
+    event, generation,
     kernel::{Cgroup, Task},
-    maps::Find,
+    maps::{Find, NO_PREALLOC},
     shared::{Shared, member},
     slot::{self, Slot},
     stat, task,
@@ -50,6 +51,11 @@ const HOLD_ATTEMPTS: u32 = 64;
 /// Cells, one a slot and CPU.
 #[btf_map]
 pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
+
+/// Of cgroups that are older than the first agent. Agents alone use it; it is here so that it lives as long
+/// as the cells do. The loader sets `max_entries`.
+#[btf_map]
+pub static EARLIER: HashMap<u64, Earlier, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -320,6 +326,9 @@ fn without_state(ctx: &BtfTracePointContext, task: Task) -> i32 {
 /// (cgroup_mutex).
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let entered = Cgroup(ctx.arg::<*const c_void>(0));
     let moved = Task(ctx.arg::<*const c_void>(2));
     stat::count(Stat::Moves);

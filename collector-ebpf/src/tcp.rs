@@ -24,6 +24,7 @@ use collector_common::{
 
 use crate::{
     cell::{self, Cells},
+    generation,
     kernel::{has, load64},
     maps,
     shared::{Shared, member},
@@ -54,6 +55,9 @@ const LISTEN: i32 = 10;
 /// before the child is established (`inet_csk_clone_lock`, LISTEN to SYN_RECV, then ESTABLISHED).
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let (old, new) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
     match (old, new) {
         (CLOSE, SYN_SENT) => connecting(&ctx),
@@ -173,6 +177,9 @@ fn closed(ctx: &BtfTracePointContext) -> i32 {
 /// ones are counted here with the next that succeeds, or when the socket closes.
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let Some(sock) = TcpSock::of(&ctx, 0) else {
         return 0;
     };
@@ -204,6 +211,9 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
 /// TcpRetransSegs as well (`tcp_rtx_synack`). The socket is the listener, or a fast open's child.
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
 pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let Some(sock) = TcpSock::of(&ctx, 0) else {
         return 0;
     };
@@ -218,6 +228,9 @@ pub fn tcp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
 /// also without a socket. A reset without one (no listener) is not counted.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let Some(sock) = TcpSock::of(&ctx, 0) else {
         return 0;
     };
@@ -231,6 +244,9 @@ pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
 /// TP_PROTO(struct sock *sk)
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
+    if generation::is_other() {
+        return 0;
+    }
     let Some(sock) = TcpSock::of(&ctx, 0) else {
         return 0;
     };

@@ -73,7 +73,11 @@ pub fn run(settings: &Settings, mut out: impl Write) -> std::io::Result<bool> {
             writeln!(out, "runtimes   FAILED: {error}")?;
         }
     }
-    match Agent::start(settings.agent.clone(), Registry::new(), directory) {
+    match Agent::start(
+        settings.agent.clone().on_its_own(),
+        Registry::new(),
+        directory,
+    ) {
         Ok(agent) => {
             for state in agent.availability() {
                 let switched_on =

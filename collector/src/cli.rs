@@ -33,6 +33,8 @@ pub enum Command {
         #[arg(long, default_value = "text")]
         format: DumpFormat,
     },
+    /// Remove what an agent has left in the directory of --state.pin, so that nothing counts any more
+    Unload,
     /// Print the reference of all metrics
     Metrics {
         /// Output format

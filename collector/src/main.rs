@@ -2,13 +2,13 @@
 
 use std::{convert::Infallible, io::Write, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cgmeter::{
     agent::Agent,
     check,
     cli::{self, Command, DumpFormat},
     dump, healthcheck,
-    kernel::{open_files, system::monotonic_ns},
+    kernel::{open_files, pins::Pins, system::monotonic_ns},
     log::Log,
     reference,
     reload::Reload,
@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         }
         Command::Healthcheck => healthcheck::run(&settings.listen),
         Command::Dump { format } => dump(&settings, format),
+        Command::Unload => unload(&settings),
         Command::Metrics { format } => print(reference::metrics(format).as_bytes()),
         Command::Settings { format } => print(reference::settings(format).as_bytes()),
     };
@@ -86,6 +87,28 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("{error:#}")),
     }
+}
+
+/// Removes what an agent has left pinned.
+fn unload(settings: &Settings) -> Result<()> {
+    let Some(state) = &settings.agent.state else {
+        bail!("--state.pin does not say which directory");
+    };
+    if !state.exists() {
+        return print(format!("nothing is pinned: there is no {}\n", state.display()).as_bytes());
+    }
+    let pins = Pins::open(state)?;
+    let removed = pins
+        .clear()
+        .with_context(|| format!("cannot remove what is in {}", state.display()))?;
+    pins.remove_root();
+    let text = format!(
+        "removed {} programs and {} maps from {}\n",
+        removed.programs,
+        removed.maps,
+        state.display()
+    );
+    print(text.as_bytes())
 }
 
 /// Prints the reason on one line.
@@ -286,7 +309,8 @@ async fn watchdog(agent: &Arc<Agent>, manager: &Manager) -> Infallible {
 fn dump(settings: &Settings, format: DumpFormat) -> Result<()> {
     let (directory, _) = Directory::new();
     runtime::ask(&directory, &settings.runtimes)?;
-    let agent = Agent::start(settings.agent.clone(), Registry::new(), directory)?;
+    let options = settings.agent.clone().on_its_own();
+    let agent = Agent::start(options, Registry::new(), directory)?;
     match format.exposition() {
         Some(format) => print(&agent.scrape(format)?.to_vec()),
         None => {

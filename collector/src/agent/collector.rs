@@ -19,7 +19,11 @@ use super::{
 };
 use crate::{
     cgroup::NodeId,
-    kernel::{events::Alarm, load::Kernel, slots::READING},
+    kernel::{
+        events::Alarm,
+        load::{EbpfLogger, Kernel},
+        slots::READING,
+    },
     log,
     source::{Change, Inputs, Report, RuntimesReport, SelfMetrics},
     threads,
@@ -28,7 +32,7 @@ use crate::{
 /// Everything behind the agent's lock.
 pub(super) struct Collector {
     pub(super) kernel: Kernel,
-    pub(super) kernel_log: Option<aya_log::EbpfLogger<&'static dyn ::log::Log>>,
+    pub(super) kernel_log: Option<EbpfLogger>,
     pub(super) lifecycle: Lifecycle,
     pub(super) slots: Slots,
     pub(super) sources: Sources,

@@ -8,7 +8,7 @@
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ use crate::{
         self,
         events::Alarm,
         load::{self, Kernel},
+        pins::{PinError, Pins},
         programs::{Availability, LIFECYCLE, NotOnThisHost, PROGRAMS},
     },
     runtime::{self, Directory},
@@ -55,6 +56,17 @@ pub struct AgentOptions {
     pub max_namespaces: usize,
     /// Log level of the kernel programs; 0 is off.
     pub kernel_log_level: u8,
+    /// `--state.pin`: where what is counted outlives the agent.
+    pub state: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    /// The same, for an agent that leaves alone what a running one has pinned.
+    #[must_use]
+    pub fn on_its_own(mut self) -> Self {
+        self.state = None;
+        self
+    }
 }
 
 /// Slots kept free for cgroups that are created between two rounds: many where they are cheap, few
@@ -101,6 +113,21 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
     states
 }
 
+/// Opens the directory of `--state.pin`. Where there can be none, the agent does without.
+fn pins(state: Option<&Path>) -> Result<Option<Pins>, PinError> {
+    let Some(state) = state else {
+        return Ok(None);
+    };
+    match Pins::open(state) {
+        Ok(pins) => Ok(Some(pins)),
+        Err(error @ PinError::Unusable { .. }) => {
+            tracing::warn!(%error, "counters will begin at 0 after a restart");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl Agent {
     /// Starts metering. Names of containers come from `directory`; parts of the agent register
     /// their own metrics in `registry`.
@@ -116,15 +143,17 @@ impl Agent {
         let hierarchies = Hierarchies::find(options.root.as_deref())?;
         let root = hierarchies.unified.path.clone();
         let cpus = kernel::possible_cpus()?;
-        let mut kernel = Kernel::load(&load::LoadOptions {
+        let root_directory =
+            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
+        let load = load::LoadOptions {
             programs: programs_for(&options.sources),
             max_slots: options.max_slots,
             cpus,
             log_level: options.kernel_log_level,
-        })?;
+            root: &root_directory,
+        };
+        let mut kernel = Kernel::load(&load, pins(options.state.as_deref())?)?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
-        let root_directory =
-            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
         kernel.attach(&lifecycle_programs, &root_directory);
         kernel.require_lifecycle()?;
 
@@ -204,6 +233,7 @@ impl Agent {
         collector
             .kernel
             .attach(&programs_for(&names), &root_directory);
+        collector.kernel.take_over()?;
         collector.settle_availability(availability);
         let encodings = Arc::new(Encodings::default());
         collector.first_frame(&encodings)?;

@@ -1,8 +1,13 @@
 //! bpf(2): the calls that aya has no interface for.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,12 +20,15 @@ const MAP_CREATE: BpfCommand = BpfCommand(0);
 pub(super) const MAP_LOOKUP_ELEM: BpfCommand = BpfCommand(1);
 pub(super) const MAP_UPDATE_ELEM: BpfCommand = BpfCommand(2);
 pub(super) const MAP_DELETE_ELEM: BpfCommand = BpfCommand(3);
+const OBJ_PIN: BpfCommand = BpfCommand(6);
+const OBJ_GET: BpfCommand = BpfCommand(7);
 const PROG_TEST_RUN: BpfCommand = BpfCommand(10);
 const OBJ_GET_INFO_BY_FD: BpfCommand = BpfCommand(15);
 const BTF_LOAD: BpfCommand = BpfCommand(18);
 pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: BpfCommand = BpfCommand(21);
 pub(super) const MAP_LOOKUP_BATCH: BpfCommand = BpfCommand(24);
 const LINK_CREATE: BpfCommand = BpfCommand(28);
+const LINK_UPDATE: BpfCommand = BpfCommand(29);
 const ITER_CREATE: BpfCommand = BpfCommand(33);
 
 /// Map types that the agent opens (include/uapi/linux/bpf.h, `enum bpf_map_type`).
@@ -187,6 +195,72 @@ pub fn create_mmapable_array(name: &str, value_size: usize, entries: u32) -> io:
     }
     // SAFETY: there are no addresses in the attributes.
     owned(unsafe { call(MAP_CREATE, &mut attributes) }?)
+}
+
+/// Arguments of a call about a pin (the member of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET).
+#[repr(C)]
+#[derive(IntoBytes)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Pins a map, a program or a link in bpffs.
+///
+/// # Errors
+///
+/// Errors of bpf(2): EEXIST; EPERM if the path is not in bpffs or has a dot; ENOSPC, ENOMEM.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin {
+        path: path.as_ptr() as u64,
+        fd: object.as_raw_fd() as u32,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a path that ends with 0.
+    unsafe { call(OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens what is pinned at a path.
+///
+/// # Errors
+///
+/// Errors of bpf(2): ENOENT; EACCES if it is none of a map, a program and a link.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a path that ends with 0.
+    owned(unsafe { call(OBJ_GET, &mut attributes) }?)
+}
+
+/// Puts another program in the place of a link's, without a gap. Links of cgroup programs alone have that
+/// (kernel/bpf/cgroup.c, `cgroup_bpf_replace`).
+///
+/// # Errors
+///
+/// Errors of bpf(2): ENOLINK if the cgroup is gone.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(IntoBytes)]
+    struct Attributes {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut attributes = Attributes {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: there are no addresses in the attributes.
+    unsafe { call(LINK_UPDATE, &mut attributes) }.map(drop)
 }
 
 /// Arguments of a call about one entry of a map.
@@ -432,6 +506,28 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
         ns: info[RUN_TIME],
         misses: info[RECURSION_MISSES],
     })
+}
+
+/// The kernel's number of a program.
+///
+/// # Errors
+///
+/// Errors of bpf(2): EINVAL if it is no program.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let [_type, id]: [u32; 2] = object_info(program)?;
+    Ok(id)
+}
+
+/// The name of a program, which the kernel cuts to 15 characters.
+///
+/// # Errors
+///
+/// Errors of bpf(2): EINVAL if it is no program.
+pub fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    // `struct bpf_prog_info` up to `name`, as words.
+    let info: [u64; 10] = object_info(program)?;
+    let name = info[8..].as_bytes().split(|&byte| byte == 0).next();
+    Ok(String::from_utf8_lossy(name.unwrap_or_default()).into_owned())
 }
 
 /// Kernel memory of a map in bytes, as `/proc/self/fdinfo` reports it (exact since 6.4, a lower

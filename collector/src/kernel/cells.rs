@@ -1,7 +1,7 @@
 //! The cells of a source. They lie in chunks, which are created as slots need them and read through
 //! memory.
 
-use std::{io, ops::AddAssign, os::fd::BorrowedFd};
+use std::{io, ops::AddAssign};
 
 use collector_common::{
     cell::CELLS_PER_CHUNK, net::NetCell, process::ProcessCell, reclaim::ReclaimCell,
@@ -10,7 +10,7 @@ use collector_common::{
 use zerocopy::FromBytes;
 
 use super::{
-    chunks::MappedChunks,
+    chunks::{MappedChunks, Outer},
     map::OpenError,
     mapping::{Mapping, Word, word},
 };
@@ -114,9 +114,9 @@ impl<T: MappedCell> Cells<T> {
     /// # Errors
     ///
     /// If `outer` is not an array of maps, or its descriptor can't be duplicated.
-    pub fn new(outer: BorrowedFd<'_>, shards: u32) -> Result<Self, OpenError> {
+    pub fn new(outer: &Outer<'_>, shards: u32) -> Result<Self, OpenError> {
         Ok(Self {
-            chunks: MappedChunks::new(T::MAP, outer, CELLS_PER_CHUNK)?,
+            chunks: MappedChunks::new(outer, CELLS_PER_CHUNK)?,
             shards,
         })
     }

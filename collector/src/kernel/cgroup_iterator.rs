@@ -13,7 +13,7 @@ use collector_common::cgroup_iterator::{
 
 use super::{
     bpf,
-    chunks::MappedChunks,
+    chunks::{MappedChunks, Outer},
     mapping::{Mapping, Word, word},
 };
 
@@ -36,9 +36,9 @@ pub struct Maps<'a> {
     /// The map `CGROUP_ITERATOR`: the iterator's control block.
     pub control: BorrowedFd<'a>,
     /// The map `RECORDS`: what the iterator writes for each cgroup.
-    pub records: BorrowedFd<'a>,
+    pub records: Outer<'a>,
     /// The map `IO_RECORDS`: what the iterator writes for each cgroup and device.
-    pub devices: BorrowedFd<'a>,
+    pub devices: Outer<'a>,
 }
 
 const NEXT: Word<IteratorControl> = word!(IteratorControl, next);
@@ -56,8 +56,8 @@ impl CgroupIterator {
     ///
     /// If a map has another type or size, or the first chunks can't be created.
     pub fn new(program: BorrowedFd<'_>, maps: &Maps<'_>) -> Result<Self> {
-        let mut records = MappedChunks::new("RECORDS", maps.records, RECORDS_PER_CHUNK)?;
-        let mut devices = MappedChunks::new("IO_RECORDS", maps.devices, IO_RECORDS_PER_CHUNK)?;
+        let mut records = MappedChunks::new(&maps.records, RECORDS_PER_CHUNK)?;
+        let mut devices = MappedChunks::new(&maps.devices, IO_RECORDS_PER_CHUNK)?;
         let buffers = "making the cgroup iterator's buffers";
         records.grow_to(1).context(buffers)?;
         devices.grow_to(1).context(buffers)?;

@@ -11,6 +11,7 @@ use super::{
     bpf::{self, MapType},
     map::{Map, OpenError},
     mapping::Mapping,
+    pins::ChunkPins,
 };
 
 /// Chunks of `T`. Each is an mmapable array of the same length, in an array of maps. The number of
@@ -18,29 +19,69 @@ use super::{
 #[derive(Debug)]
 pub struct MappedChunks<T> {
     name: &'static str,
+    pins: Option<ChunkPins>,
     /// The array of maps: index to the descriptor of a map.
     outer: Map<u32, u32>,
     per_chunk: u32,
     chunks: Vec<Mapping<T>>,
 }
 
+/// An array of maps in the kernel object.
+#[derive(Debug)]
+pub struct Outer<'a> {
+    /// Its name, which its chunks have as well.
+    pub name: &'static str,
+    /// The array.
+    pub map: BorrowedFd<'a>,
+    /// Where its chunks are pinned.
+    pub pins: Option<ChunkPins>,
+}
+
 impl<T: FromBytes> MappedChunks<T> {
-    /// An empty list of chunks for the array of maps `outer`. Each chunk's map is called `name`.
+    /// The chunks of an array of maps: those that are pinned, else none.
     ///
     /// # Errors
     ///
-    /// If `outer` is not an array of maps, or its descriptor can't be duplicated.
-    pub fn new(
-        name: &'static str,
-        outer: BorrowedFd<'_>,
-        per_chunk: u32,
-    ) -> Result<Self, OpenError> {
-        Ok(Self {
-            name,
-            outer: Map::open(outer, MapType::ArrayOfMaps)?,
+    /// If it is not an array of maps, its descriptor can't be duplicated, or a chunk that is pinned has
+    /// another shape.
+    pub fn new(outer: &Outer<'_>, per_chunk: u32) -> Result<Self, OpenError> {
+        let mut chunks = Self {
+            name: outer.name,
+            pins: outer.pins.clone(),
+            outer: Map::open(outer.map, MapType::ArrayOfMaps)?,
             per_chunk,
             chunks: Vec::new(),
-        })
+        };
+        chunks.open_pinned()?;
+        Ok(chunks)
+    }
+
+    /// Opens the chunks that an earlier agent has made.
+    fn open_pinned(&mut self) -> Result<(), OpenError> {
+        let Some(pins) = self.pins.clone() else {
+            return Ok(());
+        };
+        for index in 0.. {
+            let Some(inner) = pins.open(index)? else {
+                break;
+            };
+            let mapping = Mapping::open(inner.as_fd())?;
+            if mapping.entries() != self.per_chunk as usize {
+                return Err(OpenError::Kernel(io::Error::other(format!(
+                    "chunk {index} of {} has {} entries instead of {}",
+                    self.name,
+                    mapping.entries(),
+                    self.per_chunk
+                ))));
+            }
+            // The agent may have been killed between pinning it and putting it in.
+            let id = bpf::map_info(inner.as_fd())?.id;
+            if self.outer.get(&index)? != Some(id) {
+                self.outer.insert(&index, &(inner.as_raw_fd() as u32))?;
+            }
+            self.chunks.push(mapping);
+        }
+        Ok(())
     }
 
     /// Number of chunks for so many values.
@@ -65,6 +106,9 @@ impl<T: FromBytes> MappedChunks<T> {
             let inner = bpf::create_mmapable_array(self.name, size_of::<T>(), self.per_chunk)?;
             let mapping = Mapping::open(inner.as_fd()).map_err(io::Error::other)?;
             let index = u32::try_from(self.chunks.len()).map_err(io::Error::other)?;
+            if let Some(pins) = &self.pins {
+                pins.pin(index, inner.as_fd())?;
+            }
             self.outer.insert(&index, &(inner.as_raw_fd() as u32))?;
             self.chunks.push(mapping);
         }

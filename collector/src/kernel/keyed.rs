@@ -4,7 +4,7 @@
 //! (collector-ebpf/src/keyed.rs) and pass them on when the cgroup is removed. The agent provides the
 //! values of the pool, and reads tables and values through memory.
 
-use std::{io, os::fd::BorrowedFd, sync::atomic::Ordering::Release};
+use std::{io, sync::atomic::Ordering::Release};
 
 use aya::maps::{MapData, Queue};
 use collector_common::{
@@ -12,15 +12,15 @@ use collector_common::{
     cell::CELLS_PER_CHUNK,
     drops::Drops,
     keyed::{Counters, KeyTable, OTHER, OTHER_VALUE, VALUES_PER_CHUNK, value_of, what_of},
-    slot::{RETIRED, ROOT_SLOT},
+    slot::{RETIRED, ROOT_SLOT, SlotControl},
 };
 use zerocopy::FromBytes;
 
 use super::{
     cells::SlotMemory,
-    chunks::MappedChunks,
+    chunks::{MappedChunks, Outer},
     map::OpenError,
-    mapping::{Word, word},
+    mapping::{Mapping, Word, word},
 };
 
 /// Values that are kept free at least: more than retired slots are left for the agent to look at.
@@ -42,6 +42,8 @@ pub struct KeyedMaps {
     pub values: &'static str,
     /// The queue of free values.
     pub free: &'static str,
+    /// Where the number of values is kept.
+    made: Word<SlotControl>,
 }
 
 /// A value of a keyed source.
@@ -51,13 +53,14 @@ pub trait KeyedValue: FromBytes + Counters + Send {
 }
 
 macro_rules! keyed {
-    ($($value:ident: $tables:literal, $values:literal, $free:literal;)*) => {
+    ($($value:ident: $tables:literal, $values:literal, $free:literal, $made:ident;)*) => {
         $(
             impl KeyedValue for $value {
                 const MAPS: KeyedMaps = KeyedMaps {
                     tables: $tables,
                     values: $values,
                     free: $free,
+                    made: word!(SlotControl, $made),
                 };
             }
         )*
@@ -67,8 +70,8 @@ macro_rules! keyed {
 }
 
 keyed! {
-    BlockValue: "BLOCK_TABLES", "BLOCK_VALUES", "FREE_BLOCK_VALUES";
-    Drops: "DROP_TABLES", "DROP_VALUES", "FREE_DROP_VALUES";
+    BlockValue: "BLOCK_TABLES", "BLOCK_VALUES", "FREE_BLOCK_VALUES", block_values;
+    Drops: "DROP_TABLES", "DROP_VALUES", "FREE_DROP_VALUES", drop_values;
 }
 
 /// The tables and values of a source.
@@ -76,6 +79,8 @@ pub struct KeyedCells<T> {
     tables: MappedChunks<KeyTable>,
     values: MappedChunks<T>,
     free: Queue<MapData, u32>,
+    /// Where the number of values is kept for a later agent.
+    control: Mapping<SlotControl>,
     /// Number of values that exist.
     made: u32,
     /// The highest number of values.
@@ -108,16 +113,19 @@ impl<T: KeyedValue> KeyedCells<T> {
     ///
     /// If one of the maps is not what it should be.
     pub fn new(
-        tables: BorrowedFd<'_>,
-        values: BorrowedFd<'_>,
+        tables: &Outer<'_>,
+        values: &Outer<'_>,
         free: Queue<MapData, u32>,
+        control: Mapping<SlotControl>,
         slots: u32,
     ) -> Result<Self, OpenError> {
+        let made = control.load(0, T::MAPS.made);
         Ok(Self {
-            tables: MappedChunks::new(T::MAPS.tables, tables, CELLS_PER_CHUNK)?,
-            values: MappedChunks::new(T::MAPS.values, values, VALUES_PER_CHUNK)?,
+            tables: MappedChunks::new(tables, CELLS_PER_CHUNK)?,
+            values: MappedChunks::new(values, VALUES_PER_CHUNK)?,
             free,
-            made: 0,
+            control,
+            made: u32::try_from(made).unwrap_or(u32::MAX),
             max: max_values(slots),
             used: 0,
         })
@@ -175,14 +183,22 @@ impl<T: KeyedValue> KeyedCells<T> {
         self.used = used;
     }
 
+    fn set_made(&mut self, made: u32) {
+        self.made = made;
+        let word = self.control.atomic(0, T::MAPS.made);
+        word.store(made.into(), Release);
+    }
+
     /// Makes the value for whatever finds no entry in the root's table.
     fn make_other(&mut self) -> io::Result<()> {
-        let Some((chunk, at)) = self.tables.place(ROOT_SLOT) else {
+        if self.tables.place(ROOT_SLOT).is_none() {
             return Ok(());
-        };
+        }
         self.values.grow_to(self.values.needed(1))?;
-        self.made = OTHER_VALUE + 1;
-        chunk.atomic(at, HAS_OTHER).store(1, Release);
+        self.set_made(OTHER_VALUE + 1);
+        if let Some((chunk, at)) = self.tables.place(ROOT_SLOT) {
+            chunk.atomic(at, HAS_OTHER).store(1, Release);
+        }
         Ok(())
     }
 }
@@ -204,8 +220,10 @@ impl<T: KeyedValue> SlotMemory for KeyedCells<T> {
         while self.made < wanted.min(self.max) {
             self.values
                 .grow_to(self.values.needed(u64::from(self.made) + 1))?;
-            self.free.push(self.made, 0).map_err(io::Error::other)?;
-            self.made += 1;
+            let value = self.made;
+            // First, so that no later agent makes it again.
+            self.set_made(value + 1);
+            self.free.push(value, 0).map_err(io::Error::other)?;
         }
         Ok(())
     }

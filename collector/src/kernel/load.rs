@@ -3,7 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    hash::{DefaultHasher, Hash, Hasher},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
@@ -13,12 +17,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
     maps::{Map, MapData, RingBuf},
-    programs::{CgroupAttachMode, Program as AyaProgram},
+    programs::{CgroupAttachMode, Program as AyaProgram, links::FdLink},
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
     cgroup_iterator::{CgroupRecord, FinalRecordKey, IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
     keyed::VALUES_PER_CHUNK,
+    sched::Earlier,
+    slot::SlotControl,
     stat::{STATS, Stat},
 };
 
@@ -27,13 +33,15 @@ use super::{
     btf::{self, Wanted},
     cells::{CELL_MAPS, Cells, MappedCell, Shards},
     cgroup_iterator::{CgroupIterator, Maps},
-    chunks::MappedChunks,
+    chunks::{MappedChunks, Outer},
     fields,
+    kept::{self, Kept, Replacement},
     keyed::{KEYED_MAPS, KeyedCells, KeyedValue, max_values},
     loader,
     map::Map as TypedMap,
     mapping::Mapping,
     per_cpu::PerCpuCounters,
+    pins::Pins,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     slots::{SlotMaps, SlotPool},
     system::monotonic_ns,
@@ -42,6 +50,9 @@ use super::{
 /// Most programs that are verified at the same time. Each takes some MiB of kernel memory meanwhile.
 const VERIFIERS: usize = 4;
 
+/// Log records of the kernel programs.
+pub type EbpfLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
+
 /// Most cgroups without a slot of their own that are told apart from those without any event.
 const BORROWERS: u32 = 4096;
 
@@ -49,8 +60,8 @@ const BORROWERS: u32 = 4096;
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Options of the loader.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
+#[derive(Debug)]
+pub struct LoadOptions<'a> {
     /// Names of the programs to load.
     pub programs: Vec<&'static str>,
     /// Maximum number of slots (`--cgroup.max`).
@@ -59,11 +70,24 @@ pub struct LoadOptions {
     pub cpus: u32,
     /// Log level of the kernel programs, as a number of aya-log; 0 is off.
     pub log_level: u8,
+    /// A directory of cgroup2: programs for packets attach there.
+    pub root: &'a File,
 }
 
 /// The kernel side: the loaded programs and maps.
 pub struct Kernel {
-    ebpf: Ebpf,
+    /// The loader's object, while the agent starts. `None` if the programs are an earlier agent's.
+    ebpf: Option<Ebpf>,
+    /// Maps of the object by name, while the agent starts.
+    maps: HashMap<String, OwnedFd>,
+    /// Loaded programs.
+    programs: HashMap<&'static str, OwnedFd>,
+    /// Log records of an earlier agent's programs.
+    log: Option<EbpfLogger>,
+    /// What keeps programs attached that are not pinned.
+    links: Vec<FdLink>,
+    /// With `--state.pin`.
+    pinned: Option<Replacement>,
     /// The running kernel's types. Present while sources are being created.
     types: Option<btf::Btf>,
     cpus: u32,
@@ -88,23 +112,93 @@ impl std::fmt::Debug for Kernel {
 
 impl Kernel {
     /// Loads the programs asked for. A program that this kernel can't load is left out, and the
-    /// reason is recorded.
+    /// reason is recorded. With pins, goes on with the maps that an earlier agent has left, and with its
+    /// programs if they are the same.
     ///
     /// # Errors
     ///
-    /// If privileges or BTF are missing, or maps can't be created.
-    pub fn load(options: &LoadOptions) -> Result<Self> {
+    /// If privileges or BTF are missing, or maps can't be created or pinned.
+    pub fn load(options: &LoadOptions<'_>, pins: Option<Pins>) -> Result<Self> {
         let mut loader = loader::without_btf();
         let types =
             btf::Btf::parse(read_btf()?).with_context(|| format!("cannot parse {BTF_PATH}"))?;
         let patched = fields::patch(OBJECT, &types)?;
+        let mut failures = HashMap::new();
+        let mut chosen = Vec::new();
+        let mut wanted_programs = options.programs.clone();
+        for program in PROGRAMS
+            .iter()
+            .filter(|program| options.programs.contains(&program.name))
+        {
+            let superseded = match program.hook {
+                Hook::Newer(name) => !fields::has_tracepoint(&types, name),
+                Hook::Substitute(_, newer) => fields::has_tracepoint(&types, newer),
+                _ => false,
+            };
+            if superseded {
+                wanted_programs.retain(|name| *name != program.name);
+            } else if let Some(missing) = patched.missing.get(program.name) {
+                let why = format!("this kernel has no {}", missing.join(", "));
+                failures.insert(program.name, why);
+            } else {
+                chosen.push(program);
+            }
+        }
+        let names: Vec<&str> = chosen.iter().map(|program| program.name).collect();
+        let mut kept = match &pins {
+            Some(pins) => Kept::open(pins, &names).context("preparing --state.pin")?,
+            None => None,
+        };
+        let max_slots = kept
+            .as_ref()
+            .map_or(options.max_slots, |kept| kept.max_slots(options.max_slots));
+        let constants = Constants {
+            cpus: options.cpus,
+            shards: Shards::Few.count(options.cpus),
+            max_slots,
+            keep_final_records: options.programs.contains(&"cgroup_iterator").into(),
+            loaded_at: kept
+                .as_ref()
+                .map_or_else(monotonic_ns, |kept| kept.loaded_at),
+            flush_sequence: fields::flush_sequence_flag(&types),
+            log_level: options.log_level,
+        };
+        let id = {
+            let mut hasher = DefaultHasher::new();
+            let root = options.root.metadata()?;
+            (&patched.bytes, &constants, &names).hash(&mut hasher);
+            (root.dev(), root.ino()).hash(&mut hasher);
+            hasher.finish()
+        };
+        if let Some(earlier) = &mut kept
+            && let Some(programs) = earlier.programs(id, &names)?
+            && let Some(log) = log_of(&programs, options.log_level)
+        {
+            let maps = std::mem::take(&mut earlier.maps);
+            let mut kernel = Self::new(options, wanted_programs, failures, maps)?;
+            (kernel.types, kernel.max_slots, kernel.programs) = (Some(types), max_slots, programs);
+            kernel.log = log;
+            kernel.pinned = pins
+                .zip(kept)
+                .map(|(pins, kept)| Replacement::none(pins, kept));
+            return Ok(kernel);
+        }
         let btf = types.view(&wanted())?;
-        let slots = options.max_slots.saturating_add(1);
-        let loaded_at = monotonic_ns();
-        let shards = Shards::Few.count(options.cpus);
+        let generation = kept.as_ref().map_or(0, |kept| kept.generation);
+        let own_generation = generation + u32::from(kept.is_some());
+        let paths: Vec<_> = match (&pins, &kept) {
+            (Some(pins), Some(kept)) => kept
+                .maps
+                .keys()
+                .map(|name| (name, pins.map(name)))
+                .collect(),
+            _ => Vec::new(),
+        };
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path);
+        }
+        let slots = max_slots.saturating_add(1);
         let ring = (slots + 1).next_power_of_two();
-        let ring_mask = ring - 1;
-        let keep_final_records = u32::from(options.programs.contains(&"cgroup_iterator"));
         for &(map, shards) in CELL_MAPS {
             let cells = u64::from(slots) * u64::from(shards.count(options.cpus));
             let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
@@ -116,77 +210,108 @@ impl Kernel {
                 .map_max_entries(maps.values, max_values(slots) / VALUES_PER_CHUNK + 1)
                 .map_max_entries(maps.free, max_values(slots));
         }
-        let ebpf = loader
+        let mut ebpf = loader
             .btf(Some(&btf))
             .allow_unsupported_maps()
-            .override_global("CPUS", &options.cpus, true)
-            .override_global("SHARDS", &shards, false)
-            .override_global("KEEP_FINAL_RECORDS", &keep_final_records, false)
-            .override_global("LOADED_AT", &loaded_at, true)
-            .override_global("RQF_FLUSH_SEQ", &fields::flush_sequence_flag(&types), true)
-            .override_global(aya_log::LEVEL, &options.log_level, false)
+            .override_global("CPUS", &constants.cpus, true)
+            .override_global("SHARDS", &constants.shards, false)
+            .override_global("KEEP_FINAL_RECORDS", &constants.keep_final_records, false)
+            .override_global("LOADED_AT", &constants.loaded_at, true)
+            .override_global("RQF_FLUSH_SEQ", &constants.flush_sequence, true)
+            .override_global(aya_log::LEVEL, &constants.log_level, false)
+            // The loader writes this one into the earlier programs' map, too.
+            .override_global("GENERATION", &generation, true)
+            .override_global("OWN_GENERATION", &own_generation, true)
             // Cgroups without a slot of their own have an entry as well.
             .map_max_entries("SLOTS", slots.saturating_add(BORROWERS))
             .map_max_entries("SLOT_META", slots / CELLS_PER_CHUNK + 1)
             .map_max_entries("RETIRED_SLOTS", ring)
-            .override_global("RING_MASK", &ring_mask, false)
+            .override_global("RING_MASK", &(ring - 1), false)
             .map_max_entries("FREE_SLOTS", slots)
-            .map_max_entries("FINAL_RECORDS", options.max_slots)
+            .map_max_entries("FINAL_RECORDS", max_slots)
             // Requests in flight. Each CPU reserves a part of the entries.
             .map_max_entries("SUBMITTERS", 4096 + 256 * options.cpus)
             // There can be more cgroups than slots. No host has 4 million.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
+            .map_max_entries("EARLIER", 4_194_304)
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
-        let stats = map_data(ebpf.map("STATS_MAP").context("STATS_MAP")?)?;
-        let stats = PerCpuCounters::open(stats.fd().as_fd(), options.cpus)?;
-        let mut kernel = Self {
-            ebpf,
-            types: Some(types),
-            cpus: options.cpus,
-            stats,
-            max_slots: options.max_slots,
-            failures: HashMap::new(),
-            wanted: options.programs.clone(),
-            attached: HashSet::new(),
-            map_memory: 0,
-        };
-        kernel.map_memory = kernel
-            .ebpf
-            .maps()
-            .filter_map(|(_, map)| bpf::map_memory(map_data(map).ok()?.fd().as_fd()).ok())
-            .sum();
-        let mut chosen = Vec::new();
-        for program in PROGRAMS
-            .iter()
-            .filter(|program| options.programs.contains(&program.name))
-        {
-            let superseded = match program.hook {
-                Hook::Newer(name) => !fields::has_tracepoint(kernel.types()?, name),
-                Hook::Substitute(_, newer) => fields::has_tracepoint(kernel.types()?, newer),
-                _ => false,
-            };
-            if superseded {
-                kernel.wanted.retain(|name| *name != program.name);
-            } else if let Some(missing) = patched.missing.get(program.name) {
-                let why = format!("this kernel has no {}", missing.join(", "));
-                kernel.failures.insert(program.name, why);
-            } else {
-                chosen.push(program);
-            }
+        let mut maps = HashMap::new();
+        for (name, map) in ebpf.maps() {
+            maps.insert(
+                name.to_owned(),
+                map_data(map)?.fd().as_fd().try_clone_to_owned()?,
+            );
         }
-        for (name, error) in verify(&mut kernel.ebpf, &chosen, &btf) {
+        let errors = verify(&mut ebpf, &chosen, &btf);
+        let mut kernel = Self::new(options, wanted_programs, failures, maps)?;
+        (kernel.types, kernel.max_slots) = (Some(types), max_slots);
+        for (name, error) in errors {
             let why = shortened(&format!("{error:#}"));
             kernel.failures.insert(name, why);
+        }
+        for program in chosen {
+            if kernel.is_loaded(program.name)
+                && let Some(loaded) = ebpf.program(program.name)
+            {
+                let descriptor = loaded.fd()?.as_fd().try_clone_to_owned()?;
+                kernel.programs.insert(program.name, descriptor);
+            }
+        }
+        kernel.ebpf = Some(ebpf);
+        if let Some(pins) = pins {
+            if kept.is_none() {
+                kept::pin_maps(&pins, &kernel.maps)?;
+                let control: Mapping<SlotControl> = Mapping::open(kernel.map("SLOT_CONTROL")?)?;
+                control.store(0, kept::LOADED_AT, constants.loaded_at);
+            }
+            let replacement = Replacement::begin(pins, kept, own_generation, id, &kernel.programs);
+            kernel.pinned = Some(replacement.context("pinning programs")?);
         }
         Ok(kernel)
     }
 
-    fn program_mut(&mut self, name: &str) -> Result<&mut AyaProgram> {
-        self.ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))
+    fn new(
+        options: &LoadOptions<'_>,
+        wanted: Vec<&'static str>,
+        failures: HashMap<&'static str, String>,
+        maps: HashMap<String, OwnedFd>,
+    ) -> Result<Self> {
+        let stats = maps
+            .get("STATS_MAP")
+            .context("the object has no map STATS_MAP")?;
+        let memory = maps.values();
+        Ok(Self {
+            ebpf: None,
+            types: None,
+            cpus: options.cpus,
+            stats: PerCpuCounters::open(stats.as_fd(), options.cpus)?,
+            max_slots: options.max_slots,
+            failures,
+            wanted,
+            attached: HashSet::new(),
+            map_memory: memory
+                .filter_map(|map| bpf::map_memory(map.as_fd()).ok())
+                .sum(),
+            maps,
+            programs: HashMap::new(),
+            log: None,
+            links: Vec::new(),
+            pinned: None,
+        })
+    }
+
+    /// Whether the maps contain what was counted under an earlier agent.
+    pub fn continues(&self) -> bool {
+        self.pinned.as_ref().is_some_and(Replacement::continues)
+    }
+
+    fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program = self.programs.get(name);
+        Ok(program
+            .with_context(|| format!("the program {name} is not loaded"))?
+            .as_fd())
     }
 
     /// Attaches those of `names` that are loaded and not yet attached, in the order of
@@ -208,29 +333,60 @@ impl Kernel {
     }
 
     fn attach_program(&mut self, program: &Program, root: &File) -> Result<()> {
-        match (program.hook, self.program_mut(program.name)?) {
+        // An earlier agent has attached it.
+        let Some(ebpf) = &mut self.ebpf else {
+            return Ok(());
+        };
+        let loaded = ebpf
+            .program_mut(program.name)
+            .with_context(|| format!("the object has no program {}", program.name))?;
+        let link: FdLink = match (program.hook, loaded) {
             (
                 Hook::Tracepoint(_) | Hook::Newer(_) | Hook::Substitute(..),
                 AyaProgram::BtfTracePoint(loaded),
             ) => {
-                loaded.attach().map(drop)?;
+                let link = loaded.attach()?;
+                loaded.take_link(link)?.into()
             }
             // `Single` sets no flags. The kernel creates a link, which always allows several
             // programs, and refuses flags (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
             (Hook::Packets(direction), AyaProgram::CgroupSkb(loaded)) => {
-                loaded
-                    .attach(root, direction, CgroupAttachMode::Single)
-                    .map(drop)?;
+                if self
+                    .pinned
+                    .as_ref()
+                    .is_some_and(|pinned| pinned.takes_over(program.name))
+                {
+                    return Ok(());
+                }
+                let link = loaded.attach(root, direction, CgroupAttachMode::Single)?;
+                loaded.take_link(link)?.try_into()?
             }
-            (Hook::Baseline, AyaProgram::Iter(loaded)) => {
-                let link = loaded.attach()?;
-                let link = loaded.take_link(link)?;
-                let mut output = Vec::new();
-                std::io::Read::read_to_end(&mut link.into_file()?, &mut output)?;
+            (Hook::Baseline, _) => {
+                let link = bpf::link_task_iterator(self.program(program.name)?)?;
+                bpf::run_iterator(link.as_fd())?;
+                return Ok(());
             }
-            _ => {}
+            _ => return Ok(()),
+        };
+        match &self.pinned {
+            Some(pinned) => drop(link.pin(pinned.link(program.name))?),
+            None => self.links.push(link),
         }
         Ok(())
+    }
+
+    /// Called once everything is attached: from now on these programs count, and an earlier agent's end.
+    ///
+    /// # Errors
+    ///
+    /// If something can't be pinned or removed.
+    pub fn take_over(&mut self) -> Result<()> {
+        let Some(pinned) = &mut self.pinned else {
+            return Ok(());
+        };
+        pinned
+            .finish(&self.maps, &self.programs)
+            .context("taking over from the earlier agent's programs")
     }
 
     /// Whether a source can run, given the programs that it needs.
@@ -265,10 +421,22 @@ impl Kernel {
         }
     }
 
-    fn take_map(&mut self, name: &str) -> Result<Map> {
-        self.ebpf
-            .take_map(name)
-            .with_context(|| format!("the object has no map {name}"))
+    /// A map as aya's type.
+    fn aya_map(&self, name: &str) -> Result<Map> {
+        let descriptor = self.map(name)?.try_clone_to_owned()?;
+        Ok(Map::from_map_data(MapData::from_fd(descriptor)?)?)
+    }
+
+    /// An array of maps, with the place of its chunks' pins.
+    fn outer(&self, name: &'static str) -> Result<Outer<'_>> {
+        Ok(Outer {
+            name,
+            map: self.map(name)?,
+            pins: self
+                .pinned
+                .as_ref()
+                .map(|pinned| pinned.pins().chunks(name)),
+        })
     }
 
     /// The slot pool, which keeps so many slots free.
@@ -276,11 +444,11 @@ impl Kernel {
     /// # Errors
     ///
     /// If called a second time.
-    pub fn slots(&mut self, reserve: u32) -> Result<SlotPool> {
+    pub fn slots(&self, reserve: u32) -> Result<SlotPool> {
         let maps = SlotMaps {
-            queue: self.take_map("FREE_SLOTS")?.try_into()?,
+            queue: self.aya_map("FREE_SLOTS")?.try_into()?,
             slots: TypedMap::hash(self.map("SLOTS")?)?,
-            meta: MappedChunks::new("SLOT_META", self.map("SLOT_META")?, CELLS_PER_CHUNK)?,
+            meta: MappedChunks::new(&self.outer("SLOT_META")?, CELLS_PER_CHUNK)?,
             ring: Mapping::open(self.map("RETIRED_SLOTS")?)?,
             control: Mapping::open(self.map("SLOT_CONTROL")?)?,
         };
@@ -292,8 +460,11 @@ impl Kernel {
     /// # Errors
     ///
     /// If the object lacks the map, or the map has another type or size.
-    pub fn cells<T: MappedCell>(&mut self) -> Result<Cells<T>> {
-        Ok(Cells::new(self.map(T::MAP)?, T::SHARDS.count(self.cpus))?)
+    pub fn cells<T: MappedCell>(&self) -> Result<Cells<T>> {
+        Ok(Cells::new(
+            &self.outer(T::MAP)?,
+            T::SHARDS.count(self.cpus),
+        )?)
     }
 
     /// Values keyed by cgroup and a second key.
@@ -301,10 +472,21 @@ impl Kernel {
     /// # Errors
     ///
     /// If called a second time, or the object lacks a map, or a map has another type or size.
-    pub fn keyed<T: KeyedValue>(&mut self) -> Result<KeyedCells<T>> {
-        let free = self.take_map(T::MAPS.free)?.try_into()?;
-        let (tables, values) = (self.map(T::MAPS.tables)?, self.map(T::MAPS.values)?);
-        Ok(KeyedCells::new(tables, values, free, self.max_slots + 1)?)
+    pub fn keyed<T: KeyedValue>(&self) -> Result<KeyedCells<T>> {
+        let free = self.aya_map(T::MAPS.free)?.try_into()?;
+        let control = Mapping::open(self.map("SLOT_CONTROL")?)?;
+        let (tables, values) = (self.outer(T::MAPS.tables)?, self.outer(T::MAPS.values)?);
+        let slots = self.max_slots + 1;
+        Ok(KeyedCells::new(&tables, &values, free, control, slots)?)
+    }
+
+    /// CPU time before the first agent, by cgroup id.
+    ///
+    /// # Errors
+    ///
+    /// If the object lacks the map, or the map has another type or size.
+    pub fn earlier(&self) -> Result<TypedMap<u64, Earlier>> {
+        Ok(TypedMap::hash(self.map("EARLIER")?)?)
     }
 
     /// Final records of removed cgroups.
@@ -321,11 +503,8 @@ impl Kernel {
     /// # Errors
     ///
     /// If there is no such iterator, or it can't be attached.
-    pub fn task_iterator(&mut self, name: &str) -> Result<OwnedFd> {
-        let AyaProgram::Iter(program) = self.program_mut(name)? else {
-            bail!("{name} is not an iterator");
-        };
-        Ok(bpf::link_task_iterator(program.fd()?.as_fd())?)
+    pub fn task_iterator(&self, name: &str) -> Result<OwnedFd> {
+        Ok(bpf::link_task_iterator(self.program(name)?)?)
     }
 
     /// A program that is not attached, to be run by [`bpf::run_program`].
@@ -333,11 +512,8 @@ impl Kernel {
     /// # Errors
     ///
     /// If there is no such program, or its descriptor can't be duplicated.
-    pub fn on_demand(&mut self, name: &str) -> Result<OwnedFd> {
-        let AyaProgram::RawTracePoint(program) = self.program_mut(name)? else {
-            bail!("{name} is not run on demand");
-        };
-        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    pub fn on_demand(&self, name: &str) -> Result<OwnedFd> {
+        Ok(self.program(name)?.try_clone_to_owned()?)
     }
 
     /// The kernel's types, until [`forget_types`](Self::forget_types).
@@ -359,11 +535,8 @@ impl Kernel {
     /// Closes the object's maps. Whoever reads one has a descriptor of its own, and the programs keep
     /// them all.
     pub fn close_maps(&mut self) {
-        let maps = self.ebpf.maps();
-        let names: Vec<String> = maps.map(|(name, _)| name.to_owned()).collect();
-        for name in names {
-            drop(self.ebpf.take_map(&name));
-        }
+        self.maps.clear();
+        self.ebpf = None;
     }
 
     /// A map of the object, for a source with its own layout. There is none after
@@ -373,11 +546,10 @@ impl Kernel {
     ///
     /// If the object lacks it.
     pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        let map = self
-            .ebpf
-            .map(name)
-            .with_context(|| format!("the object has no map {name}"))?;
-        Ok(map_data(map)?.fd().as_fd())
+        let map = self.maps.get(name);
+        Ok(map
+            .with_context(|| format!("the object has no map {name}"))?
+            .as_fd())
     }
 
     /// The cgroup iterator.
@@ -385,17 +557,13 @@ impl Kernel {
     /// # Errors
     ///
     /// If its maps can't be mapped.
-    pub fn cgroup_iterator(&mut self) -> Result<CgroupIterator> {
-        let AyaProgram::Iter(program) = self.program_mut("cgroup_iterator")? else {
-            bail!("cgroup_iterator is not an iterator");
-        };
-        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+    pub fn cgroup_iterator(&self) -> Result<CgroupIterator> {
         let maps = Maps {
             control: self.map("CGROUP_ITERATOR")?,
-            records: self.map("RECORDS")?,
-            devices: self.map("IO_RECORDS")?,
+            records: self.outer("RECORDS")?,
+            devices: self.outer("IO_RECORDS")?,
         };
-        CgroupIterator::new(program.as_fd(), &maps)
+        CgroupIterator::new(self.program("cgroup_iterator")?, &maps)
     }
 
     /// Lifecycle events.
@@ -403,8 +571,8 @@ impl Kernel {
     /// # Errors
     ///
     /// If called a second time.
-    pub fn events(&mut self) -> Result<RingBuf<MapData>> {
-        Ok(self.take_map("CGROUP_EVENTS")?.try_into()?)
+    pub fn events(&self) -> Result<RingBuf<MapData>> {
+        Ok(self.aya_map("CGROUP_EVENTS")?.try_into()?)
     }
 
     /// Log records of the kernel programs, to be written to the agent's log.
@@ -412,8 +580,12 @@ impl Kernel {
     /// # Errors
     ///
     /// If the object was built without logging.
-    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
+    pub fn logger(&mut self) -> Result<EbpfLogger> {
+        match (self.log.take(), &mut self.ebpf) {
+            (Some(log), _) => Ok(log),
+            (None, Some(ebpf)) => Ok(EbpfLogger::init(ebpf)?),
+            (None, None) => bail!("the programs don't log"),
+        }
     }
 
     /// Records why a loaded program can't be used.
@@ -436,10 +608,7 @@ impl Kernel {
         if !self.is_loaded("in_flight") {
             return Ok(());
         }
-        let Some(AyaProgram::RawTracePoint(program)) = self.ebpf.program("in_flight") else {
-            bail!("the object has no program in_flight");
-        };
-        let program = program.fd()?.as_fd();
+        let program = self.program("in_flight")?;
         // A CPU that is offline has no running task; the call fails there.
         for cpu in 0..self.cpus {
             if let Err(error) = bpf::run_program(program, Some(cpu)) {
@@ -473,12 +642,9 @@ impl Kernel {
 
     /// Run statistics of each loaded program.
     pub fn runs(&self) -> Vec<(&str, bpf::Runs)> {
-        self.ebpf
-            .programs()
-            .filter_map(|(name, program)| {
-                let runs = bpf::program_runs(program.fd().ok()?.as_fd()).ok()?;
-                Some((name, runs))
-            })
+        self.programs
+            .iter()
+            .filter_map(|(name, program)| Some((*name, bpf::program_runs(program.as_fd()).ok()?)))
             .collect()
     }
 
@@ -542,6 +708,30 @@ fn load_program(program: &Program, loaded: Option<&mut AyaProgram>, btf: &Btf) -
         (hook, _) => bail!("{} is not a {hook:?} program", program.name),
     }
     Ok(())
+}
+
+/// The log of an earlier agent's programs, if they log. `None` if it can't be read: maps are found by number
+/// there, which takes CAP_SYS_ADMIN.
+fn log_of(programs: &HashMap<&'static str, OwnedFd>, level: u8) -> Option<Option<EbpfLogger>> {
+    if level == 0 {
+        return Some(None);
+    }
+    // One that logs and is always there.
+    let program = programs.get("cgroup_mkdir")?;
+    let id = bpf::program_id(program.as_fd()).ok()?;
+    Some(Some(EbpfLogger::init_from_id(id).ok()?))
+}
+
+/// What programs have as constants.
+#[derive(Debug, Hash)]
+struct Constants {
+    cpus: u32,
+    shards: u32,
+    max_slots: u32,
+    keep_final_records: u32,
+    loaded_at: u64,
+    flush_sequence: u32,
+    log_level: u8,
 }
 
 /// Statistics that the kernel programs keep about themselves.

@@ -138,6 +138,23 @@ where
         unsafe { bpf::call(bpf::MAP_UPDATE_ELEM, &mut entry) }.map(drop)
     }
 
+    /// Returns a value, `None` if there is none. Of an array of maps it is the map's id.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::new_zeroed();
+        let mut entry = self.entry(key, (&raw mut value) as u64);
+        // SAFETY: the kernel reads a key and writes a value; `open` has checked their sizes, and
+        // every bit pattern is a valid `V` (`FromBytes`).
+        match unsafe { bpf::call(bpf::MAP_LOOKUP_ELEM, &mut entry) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes an entry.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod cgroup_iterator;
 mod chunks;
 pub mod events;
 pub mod fields;
+mod kept;
 pub mod keyed;
 pub mod load;
 mod loader;
@@ -20,6 +21,7 @@ pub mod netlink;
 pub mod netns;
 pub mod open_files;
 mod per_cpu;
+pub mod pins;
 pub mod programs;
 pub mod slots;
 pub mod socket;
@@ -53,6 +55,30 @@ pub fn filesystem_type(path: &std::ffi::CStr) -> std::io::Result<i64> {
     }
     // SAFETY: statfs has filled it.
     Ok(unsafe { info.assume_init() }.f_type)
+}
+
+/// Mounts bpffs at a directory.
+///
+/// # Errors
+///
+/// Errors of mount(2): EPERM without CAP_SYS_ADMIN.
+fn mount_bpffs(directory: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let directory = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
+    // SAFETY: three strings that end with 0, and no data.
+    let mounted = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            directory.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            std::ptr::null(),
+        )
+    };
+    if mounted != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Size of a page, bytes.

@@ -39,6 +39,7 @@ const SEEN: Word<SlotControl> = word!(SlotControl, seen);
 const LOCK: Word<SlotControl> = word!(SlotControl, lock);
 const KEPT_SLOTS: Word<SlotControl> = word!(SlotControl, kept);
 const OPEN: Word<SlotControl> = word!(SlotControl, open);
+const MADE: Word<SlotControl> = word!(SlotControl, made);
 const RING_SLOT: Word<RingEntry> = word!(RingEntry, slot);
 const RING_OWNER: Word<RingEntry> = word!(RingEntry, owner);
 const OWNER: Word<SlotMeta> = word!(SlotMeta, owner);
@@ -138,10 +139,11 @@ impl SlotPool {
     pub fn new(maps: SlotMaps, max: u32, reserve: u32) -> Self {
         let kept = KEPT.min(max / 4).min(reserve / 2);
         maps.control.store(0, KEPT_SLOTS, kept.into());
+        let made = maps.control.load(0, MADE);
         Self {
             maps,
             max,
-            made: 0,
+            made: u32::try_from(made).unwrap_or(u32::MAX),
             live: Vec::new(),
             retired: Vec::new(),
             owners: HashSet::new(),
@@ -160,7 +162,13 @@ impl SlotPool {
     ///
     /// Errors of bpf(2), usually ENOMEM.
     pub fn provide_root(&mut self, memory: &mut [&mut dyn SlotMemory]) -> Result<()> {
-        self.make(memory).context("making the root's slot")?;
+        if self.made == 0 {
+            self.make(memory).context("making the root's slot")?;
+        } else {
+            // An earlier agent has made slots. It may have had other sources.
+            provide(memory, self.made).context("making the memory of slots")?;
+            self.refresh().context("reading which cgroups have slots")?;
+        }
         self.meta(ROOT_SLOT, OWNER, ROOT_ID);
         self.maps
             .slots
@@ -180,6 +188,9 @@ impl SlotPool {
             .grow_to(self.maps.meta.needed(slots.into()))?;
         provide(memory, slots)?;
         self.made = slots;
+        // Before it can be taken, so that no later agent makes it again.
+        let word = self.maps.control.atomic(0, MADE);
+        word.store(slots.into(), Release);
         Ok(slots - 1)
     }
 

@@ -46,10 +46,13 @@ impl TasksIterator {
         let control = Mapping::open(kernel.map("TASKS")?)
             .context("opening the control block of the tasks iterator")?;
         control.store(0, IOWAIT_MASK, 1 << bit);
+        // Cells carry the numbers of an earlier agent's iterations.
+        let generation = control.load(0, GENERATION);
+        control.store(0, GENERATION, 0);
         let iterator = Self {
             link,
             control,
-            generation: 0,
+            generation,
         };
         let socket = UnixDatagram::unbound().context("making a socket")?;
         let descriptor = u64::try_from(socket.as_raw_fd())?;

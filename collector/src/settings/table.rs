@@ -61,6 +61,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("collector", "Sources"),
     ("custom", "Custom metrics"),
     ("netdev", "Interfaces"),
+    ("state", "Restarts"),
     ("log", "Logging"),
 ];
 
@@ -272,6 +273,12 @@ fn table() -> Vec<Setting<Settings>> {
             kind: Number("N", 1..=NAMESPACES, |s, n| {
                 s.agent.max_namespaces = n as usize;
             }),
+        },
+        Setting {
+            name: "state.pin",
+            help: "Directory of bpffs, such as /sys/fs/bpf/cgmeter, in which programs and maps stay when the                agent ends: they go on counting, and the next agent goes on with the counters.                `cgmeter unload` ends that",
+            default: Unset("nothing stays"),
+            kind: Path("DIR", |s, path| s.agent.state = Some(path)),
         },
         Setting {
             name: "log.level",

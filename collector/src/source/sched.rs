@@ -3,7 +3,12 @@
 //! Programs: `sched_switch`, `cgroup_attach_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
 //! Oracle: cpu.stat, /proc/PID/schedstat, /proc/PID/status (tests).
 
-use collector_common::{histogram::BUCKETS, sched::SchedCell};
+use std::{collections::HashMap, iter::successors};
+
+use collector_common::{
+    histogram::BUCKETS,
+    sched::{Earlier, SchedCell},
+};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, SourceReport,
@@ -13,7 +18,7 @@ use super::{
 use crate::{
     cgroup::ROOT,
     exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
-    kernel::{cells::SlotMemory, programs::Requirement},
+    kernel::{cells::SlotMemory, map::Map, programs::Requirement},
 };
 
 sums! {
@@ -204,6 +209,8 @@ pub const SOURCE: Registration = Registration {
         let cells = builder.kernel.cells::<SchedCell>()?;
         Ok(Box::new(Sched {
             counters: CellCounters::new("sched", METRICS, cells),
+            earlier: builder.kernel.earlier()?,
+            continues: builder.kernel.continues(),
             joined: false,
             joining: false,
         }))
@@ -212,6 +219,10 @@ pub const SOURCE: Registration = Registration {
 
 struct Sched {
     counters: CellCounters<SchedCell, Scheduling>,
+    /// CPU time before the first agent's start, by cgroup id.
+    earlier: Map<u64, Earlier>,
+    /// Whether that is known from an earlier agent.
+    continues: bool,
     /// Whether the CPU time before the agent's start was added.
     joined: bool,
     /// Whether the last reading added it.
@@ -219,7 +230,28 @@ struct Sched {
 }
 
 impl Sched {
-    /// Adds the CPU time before the agent's start, from the kernel statistics.
+    /// Adds the CPU time before the first agent's start, as an earlier agent has noted it. What removed
+    /// cgroups had used is their nearest living ancestor's.
+    fn recall(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
+        self.joined = true;
+        let (mut ids, mut entries) = (Vec::new(), Vec::new());
+        self.earlier.read_all(&mut ids, &mut entries)?;
+        let parents: HashMap<u64, u64> = ids
+            .iter()
+            .zip(&entries)
+            .map(|(&id, entry)| (id, entry.parent))
+            .collect();
+        let mut own = vec![0; inputs.tree.capacity()];
+        for (&id, entry) in ids.iter().zip(&entries) {
+            let mut lineage = successors(Some(id), |id| parents.get(id).copied());
+            let node = lineage.find_map(|id| inputs.tree.living(id));
+            own[node.unwrap_or(ROOT)] += entry.run_ns;
+        }
+        self.set_earlier(own);
+        self.counters.collect(inputs)
+    }
+
+    /// Adds the CPU time before this agent's start, from the kernel statistics.
     fn join(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         self.joined = true;
         let (tree, Some(statistics)) = (inputs.tree, inputs.statistics) else {
@@ -243,10 +275,22 @@ impl Sched {
                 own[parent] = own[parent].saturating_sub(own[number]);
             }
         }
+        for (number, node) in tree.iter() {
+            let parent = node.parent.and_then(|parent| tree.node(parent));
+            let entry = Earlier {
+                parent: parent.map_or(0, |parent| parent.id),
+                run_ns: own[number],
+            };
+            self.earlier.insert(&node.id, &entry)?;
+        }
+        self.set_earlier(own);
+        self.counters.collect(inputs)
+    }
+
+    fn set_earlier(&mut self, own: Vec<u64>) {
         for (number, ns) in own.into_iter().enumerate() {
             self.counters.summed().retained(number).earlier_ns = ns;
         }
-        self.counters.collect(inputs)
     }
 }
 
@@ -272,6 +316,9 @@ impl Source for Sched {
         self.joining = !self.joined;
         if self.joined {
             return Ok(());
+        }
+        if self.continues {
+            return self.recall(inputs);
         }
         self.join(inputs)
     }
