@@ -55,15 +55,15 @@ pub const TESTS: &[Test] = &[
 ];
 
 const USAGE: &str = "container_cpu_usage_seconds_total";
-const STARTED: &str = "container_processes_started_total";
-const EXITED: &str = "container_processes_exited_total";
+pub const STARTED: &str = "container_processes_started_total";
+pub const EXITED: &str = "container_processes_exited_total";
 
 /// Of clone3 (include/uapi/linux/sched.h). The crate's constant is 32 bits wide, which is too narrow.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Makes cgroups below `parent` from two threads, each with one short process, and removes them. At
 /// most `rate` a second in all. Returns how many.
-fn births(parent: &Cgroup, rate: f64, time: Duration) -> Result<u64> {
+pub fn births(parent: &Cgroup, rate: f64, time: Duration) -> Result<u64> {
     let number = AtomicU64::new(0);
     let begin = Instant::now();
     let birth = || -> Result<()> {
@@ -157,7 +157,7 @@ fn counts(metrics: &Metrics, id: &str) -> Result<[f64; 3]> {
 }
 
 /// Compares what a cgroup has with what its children did.
-fn exact(metrics: &Metrics, parent: &Cgroup, births: u64) -> Result<()> {
+pub fn exact(metrics: &Metrics, parent: &Cgroup, births: u64) -> Result<()> {
     let [started, exited, usage] = counts(metrics, &parent.id)?;
     same("started", started, births as f64)?;
     same("exited", exited, births as f64)?;

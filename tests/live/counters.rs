@@ -6,8 +6,8 @@
 //! after a [`life`] fails the test, unless the machine lacks what its act needs, or [`NEVER`] gives
 //! a reason.
 
-mod life;
-mod watch;
+pub mod life;
+pub mod watch;
 
 use std::{
     thread::sleep,
@@ -130,7 +130,7 @@ const LUCK: &[&str] = &[
 ];
 
 /// Counters and histograms of cgroups in the reference.
-fn reference() -> Result<Vec<String>> {
+pub fn reference() -> Result<Vec<String>> {
     let output = agent::run(&["metrics"])?;
     let text = String::from_utf8(output.stdout)?;
     let family = |line: &str| {

@@ -56,6 +56,7 @@ mod process;
 mod programs;
 mod queried;
 mod resident;
+mod restart;
 mod runtimes;
 mod sched;
 mod service;
@@ -93,6 +94,7 @@ const TESTS: &[&[Test]] = &[
     slots::TESTS,
     conservation::TESTS,
     counters::TESTS,
+    restart::TESTS,
     block::TESTS,
     disk::TESTS,
     net::TESTS,

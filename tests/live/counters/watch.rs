@@ -26,6 +26,8 @@ pub struct Watch {
     top: String,
     /// Names of samples that only rise, with their families.
     names: BTreeMap<String, String>,
+    /// Whether what the agent counts of itself is watched.
+    own: bool,
     /// Values by name and labels.
     last: BTreeMap<(String, String), f64>,
     /// Cgroups in the last scrape.
@@ -48,8 +50,18 @@ impl Watch {
         Self {
             top: top.to_owned(),
             names: names.collect(),
+            own: true,
             last: BTreeMap::new(),
             ids: BTreeSet::new(),
+        }
+    }
+
+    /// The same, without what the agent counts of itself, which begins anew with each agent.
+    pub fn of_any_agent(top: &str, families: &[String]) -> Self {
+        let own = false;
+        Self {
+            own,
+            ..Self::of(top, families)
         }
     }
 
@@ -58,7 +70,7 @@ impl Watch {
         let below = id.strip_prefix(self.top.as_str());
         let cgroup =
             id == "/" || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let own = name.starts_with("cgmeter_") && name.ends_with("_total");
+        let own = self.own && name.starts_with("cgmeter_") && name.ends_with("_total");
         own || cgroup && self.names.contains_key(name)
     }
 
