@@ -19,6 +19,7 @@ pub mod drops;
 pub mod event;
 pub mod field;
 pub mod histogram;
+pub mod kept;
 pub mod keyed;
 pub mod net;
 pub mod netdev;

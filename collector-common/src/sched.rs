@@ -48,16 +48,6 @@ pub struct SchedCell {
 
 cell!(SchedCell, 256);
 
-/// CPU time that a cgroup had used before the first agent started.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-pub struct Earlier {
-    /// The cgroup's parent: it has the time once the cgroup is gone. 0 for the root.
-    pub parent: u64,
-    /// CPU time of the cgroup itself, without its descendants', ns.
-    pub run_ns: u64,
-}
-
 /// State of a task (task storage): its clocks when they were last taken over into a cell, and what
 /// tells where it counts.
 ///

@@ -17,6 +17,7 @@ mod event;
 mod final_record;
 mod generation;
 mod grace;
+mod kept;
 mod kernel;
 mod keyed;
 mod maps;

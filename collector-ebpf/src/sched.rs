@@ -22,7 +22,6 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    btf_maps::HashMap,
     helpers::bpf_get_smp_processor_id,
     macros::{btf_map, btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
@@ -31,7 +30,7 @@ use aya_log_ebpf::warn;
 use collector_common::{
     event::CgroupEventKind,
     histogram,
-    sched::{Earlier, SchedCell, TaskState},
+    sched::{SchedCell, TaskState},
     stat::Stat,
 };
 
@@ -39,7 +38,7 @@ use crate::{
     cell::{self, Cells},
     event, generation,
     kernel::{Cgroup, Task},
-    maps::{Find, NO_PREALLOC},
+    maps::Find,
     shared::{Shared, member},
     slot::{self, Slot},
     stat, task,
@@ -51,11 +50,6 @@ const HOLD_ATTEMPTS: u32 = 64;
 /// Cells, one a slot and CPU.
 #[btf_map]
 pub static SCHED_CELLS: Cells<SchedCell> = Cells::new();
-
-/// Of cgroups that are older than the first agent. Agents alone use it; it is here so that it lives as long
-/// as the cells do. The loader sets `max_entries`.
-#[btf_map]
-pub static EARLIER: HashMap<u64, Earlier, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {

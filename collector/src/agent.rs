@@ -11,6 +11,7 @@ mod health;
 mod housekeeping;
 mod identity;
 mod inventory;
+mod keep;
 mod lifecycle;
 mod record;
 mod slots;

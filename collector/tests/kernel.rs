@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io::{BufRead, BufReader},
     os::fd::AsFd,
     path::PathBuf,
@@ -77,12 +78,14 @@ fn shape<T>(result: Result<T, OpenError>) -> Result<(&'static str, u32, u32)> {
 }
 
 fn wrong_shapes() -> Result<()> {
-    let kernel = Kernel::load(&LoadOptions {
+    let options = LoadOptions {
         programs: Vec::new(),
         max_slots: 64,
         cpus: kernel::possible_cpus()?,
         log_level: 0,
-    })?;
+        root: &File::open("/")?,
+    };
+    let kernel = Kernel::load(&options, None)?;
     let records = kernel.map("FINAL_RECORDS")?;
     let map = Map::<FinalRecordKey, CgroupRecord>::hash(records)?;
     ensure!(map.max_entries() == 64, "{} entries", map.max_entries());

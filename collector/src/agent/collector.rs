@@ -12,6 +12,7 @@ use anyhow::Context;
 
 use super::{
     frame::{Encodings, Frame},
+    keep::Keeper,
     lifecycle::Lifecycle,
     slots::Slots,
     sources::Sources,
@@ -32,6 +33,8 @@ use crate::{
 /// Everything behind the agent's lock.
 pub(super) struct Collector {
     pub(super) kernel: Kernel,
+    /// With `--state.pin`.
+    pub(super) keeper: Option<Keeper>,
     pub(super) kernel_log: Option<EbpfLogger>,
     pub(super) lifecycle: Lifecycle,
     pub(super) slots: Slots,
@@ -80,6 +83,12 @@ impl Collector {
         let round = Instant::now() + self.sources.idle(tree);
         if round < self.next_round {
             self.alarm.ring();
+        }
+        if let Some(keeper) = &mut self.keeper {
+            if let Err(error) = keeper.save(tree, &mut self.sources) {
+                tracing::warn!(%error, "some counters will be smaller after a restart");
+            }
+            stages.end("keep");
         }
         let nodes = tree.nodes();
         tree.served(read);

@@ -177,6 +177,11 @@ impl Sources {
         self.list.switchable.iter().map(|source| source.name())
     }
 
+    /// The switchable sources.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Source>> {
+        self.list.switchable.iter_mut()
+    }
+
     /// Keeps only the sources whose name `keep` accepts.
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.list.switchable.retain(|source| keep(source.name()));

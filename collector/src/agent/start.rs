@@ -18,7 +18,8 @@ use prometheus::Registry;
 
 use super::{
     Agent, collector::Collector, frame::Encodings, health::Health, identity::Identities,
-    inventory::Inventories, lifecycle::Lifecycle, lock, slots::Slots, sources::Sources,
+    inventory::Inventories, keep::Keeper, lifecycle::Lifecycle, lock, slots::Slots,
+    sources::Sources,
 };
 use crate::{
     cgroup::{DeadMax, Export, Hierarchies, Tree, walk},
@@ -212,6 +213,7 @@ impl Agent {
             },
             slots: Slots::new(kernel.slots(reserve(cpus))?, reserve(cpus) as usize),
             kernel_log,
+            keeper: Keeper::new(&kernel)?,
             kernel,
             sources: Sources::new(sources, statistics),
             own: SelfMetrics::new(registry)?,
@@ -222,8 +224,14 @@ impl Agent {
             lifecycle,
             slots,
             sources,
+            keeper,
             ..
         } = &mut collector;
+        if let Some(keeper) = keeper {
+            keeper
+                .restore(&lifecycle.tree, sources)
+                .context("reading what an earlier agent has kept")?;
+        }
         lifecycle
             .identities
             .ask_all(&lifecycle.tree, Instant::now());

@@ -77,7 +77,7 @@ impl Kept {
                     tracing::warn!(
                         directory = %pins.root().display(),
                         error = format!("{error:#}"),
-                        "what is pinned there can't be used and is removed: counters begin at 0"
+                        "what is pinned there cannot be used and is removed: counters begin at 0"
                     );
                     pins.clear()?;
                 }

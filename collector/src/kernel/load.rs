@@ -22,8 +22,8 @@ use aya::{
 use collector_common::{
     cell::CELLS_PER_CHUNK,
     cgroup_iterator::{CgroupRecord, FinalRecordKey, IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
+    kept::{Earlier, KeptKey, KeptPart},
     keyed::VALUES_PER_CHUNK,
-    sched::Earlier,
     slot::SlotControl,
     stat::{STATS, Stat},
 };
@@ -235,6 +235,7 @@ impl Kernel {
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
             .map_max_entries("EARLIER", 4_194_304)
+            .map_max_entries("KEPT", 4_194_304)
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
         let mut maps = HashMap::new();
@@ -487,6 +488,16 @@ impl Kernel {
     /// If the object lacks the map, or the map has another type or size.
     pub fn earlier(&self) -> Result<TypedMap<u64, Earlier>> {
         Ok(TypedMap::hash(self.map("EARLIER")?)?)
+    }
+
+    /// What sources keep for the next agent. `None` if nothing outlives this one.
+    ///
+    /// # Errors
+    ///
+    /// If the object lacks the map, or the map has another type or size.
+    pub fn kept(&self) -> Result<Option<TypedMap<KeptKey, KeptPart>>> {
+        let open = || Ok(TypedMap::hash(self.map("KEPT")?)?);
+        self.pinned.as_ref().map(|_| open()).transpose()
     }
 
     /// Final records of removed cgroups.

@@ -4,7 +4,7 @@ use std::{collections::HashSet, ops::AddAssign, sync::Arc};
 
 use super::{
     Change, Inputs, Metric, Reading, Source, Table,
-    values::{PerNode, Summable, Summed},
+    values::{PerNode, Summable, Summed, Words},
 };
 use crate::{
     cgroup::NodeId,
@@ -43,7 +43,7 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
     }
 }
 
-impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> Source for CellCounters<C, T> {
+impl<C: MappedCell, T: Summable + Words + for<'a> AddAssign<&'a C>> Source for CellCounters<C, T> {
     fn name(&self) -> &'static str {
         self.name
     }

@@ -9,7 +9,7 @@ use collector_common::cgroup_iterator::{CgroupRecord, HAS_CPU, UNIFIED};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
-    values::{Column, Continued, PerNode, sums},
+    values::{Column, Continued, PerNode, Retained, sums},
 };
 use crate::{
     cgroup::ROOT,
@@ -48,6 +48,18 @@ sums! {
 struct Quota {
     quota_ns: u64,
     period_ns: u64,
+}
+
+impl Retained for CpuNumbers {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.time.save(words);
+        self.bandwidth.save(words);
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        self.time.restore(words)?;
+        self.bandwidth.restore(words)
+    }
 }
 
 impl CpuNumbers {

@@ -8,7 +8,7 @@ use collector_common::cgroup_iterator::{CgroupRecord, HAS_HUGETLB, HUGE_SIZES, P
 
 use super::{
     Change, Inputs, Part, Reading, Registration, Source,
-    values::{Column, Continued, PerNode},
+    values::{Column, Continued, PerNode, Retained},
 };
 use crate::{
     cgroup::{Nodes, ROOT},
@@ -74,6 +74,16 @@ struct HugePages {
     /// Current and highest usage, in base pages; only while the cgroup exists.
     levels: Option<[PageCounter; HUGE_SIZES]>,
     failures: Continued<[u64; HUGE_SIZES]>,
+}
+
+impl Retained for HugePages {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.failures.save(words);
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        self.failures.restore(words)
+    }
 }
 
 /// How a family is read, by the kernel's index of a size.

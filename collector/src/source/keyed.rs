@@ -8,7 +8,7 @@ use std::{
 use super::{
     Change, Inputs, Metric, Reading, Source,
     series::{Series, ThingLabels},
-    values::{AddFrom, Column, PerNode, Summable, Summed, Things},
+    values::{AddFrom, Column, PerNode, Summable, Summed, Things, Words},
 };
 use crate::{
     cgroup::{NodeId, Nodes},
@@ -74,7 +74,7 @@ impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
     }
 }
 
-impl<V: KeyedValue, T: Summable + AddFrom<V>> Source for KeyedCounters<V, T> {
+impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> Source for KeyedCounters<V, T> {
     fn name(&self) -> &'static str {
         self.name
     }

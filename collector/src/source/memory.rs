@@ -16,7 +16,7 @@ use collector_common::cgroup_iterator::{
 use self::{layout::StatisticsLayout, metrics::METRICS, stat::Statistics};
 use super::{
     CgroupStatistics, Change, Inputs, Part, Reading, Registration, Source, SourceReport, Table,
-    values::{Column, Continued, PerNode, Places, sums},
+    values::{Column, Continued, PerNode, Places, Retained, sums},
 };
 use crate::{
     cgroup::{ROOT, Tree},
@@ -46,6 +46,16 @@ sums! {
         stolen: Option<u64>,
         refault_anon: Option<u64>,
         refault_file: Option<u64>,
+    }
+}
+
+impl Retained for MemoryNumbers {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.counts.save(words);
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        self.counts.restore(words)
     }
 }
 

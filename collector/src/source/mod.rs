@@ -178,6 +178,24 @@ pub trait Source: Send {
     fn reads_slots(&self) -> bool {
         false
     }
+    /// Passes on what each of some living nodes keeps from what is gone, for the next agent, see
+    /// [`PerNode::save`]. Zeros alone need not be kept.
+    fn save(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        let values = self.values();
+        let mut words = Vec::new();
+        for &node in nodes {
+            words.clear();
+            for values in &values {
+                values.save(node, &mut words);
+            }
+            each(node, &words);
+        }
+    }
+    /// Takes what an earlier agent has saved of a node. `None` if that is something else.
+    fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
+        let mut values = self.values().into_iter();
+        values.try_for_each(|values| values.restore(node, words))
+    }
     /// Returns its cells, if it has any. The slot pool creates them.
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         None

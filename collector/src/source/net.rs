@@ -10,12 +10,23 @@ use collector_common::net::{
 use super::{
     Metric, Registration, Samples,
     counters::CellCounters,
-    values::{AddFrom, sums},
+    values::{AddFrom, Words, sums},
 };
 use crate::{
     exposition::{Family, MetricKind, Unit, Value},
     kernel::programs::Requirement,
 };
+
+impl Words for Traffic {
+    fn put(&self, words: &mut Vec<u64>) {
+        (self.bytes, self.packets).put(words);
+    }
+
+    fn take(words: &mut &[u64]) -> Option<Self> {
+        let (bytes, packets) = Words::take(words)?;
+        Some(Self { bytes, packets })
+    }
+}
 
 impl AddFrom for Traffic {
     fn add_from(&mut self, other: &Self) {

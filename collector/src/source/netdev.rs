@@ -24,13 +24,13 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use collector_common::netdev::{Inhabitant, Witness};
-use devices::InterfaceRows;
+use devices::{InterfaceRows, Interfaces};
 use open::{Open, Remembered, Room};
 use owners::{Owner, Owners, Search};
 
 use super::{
     Change, Inputs, Reading, Registration, Source, SourceReport,
-    values::{Column, PerNode},
+    values::{Column, PerNode, Words},
 };
 use crate::{
     cgroup::{NodeId, Nodes, ROOT, Tree},
@@ -163,6 +163,7 @@ pub const SOURCE: Registration = Registration {
             looked: Instant::now(),
             open: HashMap::new(),
             closed: Remembered::default(),
+            by_node: HashMap::new(),
             rows: Column::default(),
             room: Room::default(),
             most: builder.max_namespaces,
@@ -204,6 +205,8 @@ struct Netdev {
     /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
     closed: Remembered,
+    /// Cookies of the namespaces that were read for each node.
+    by_node: HashMap<NodeId, Vec<u64>>,
     /// Rows by node.
     rows: Column<InterfaceRows>,
     room: Room,
@@ -416,6 +419,37 @@ impl Source for Netdev {
         vec![&mut self.rows]
     }
 
+    /// Rows with their totals, and what was added to them of interfaces that are still there.
+    fn save(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        let mut words = Vec::new();
+        for &node in nodes {
+            let Some(rows) = self.rows.get(node) else {
+                continue;
+            };
+            words.clear();
+            rows.put(&mut words);
+            let namespaces = self.by_node.get(&node).into_iter().flatten();
+            let open: Vec<_> = namespaces
+                .filter_map(|cookie| Some((cookie, self.open.get(cookie)?)))
+                .collect();
+            (open.len() as u64).put(&mut words);
+            for (cookie, open) in open {
+                cookie.put(&mut words);
+                open.devices.put(&mut words);
+            }
+            each(node, &words);
+        }
+    }
+
+    /// A namespace that is still there goes on when it is opened. Of others the totals stay.
+    fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
+        *Self::rows(&mut self.rows, node) = Words::take(words)?;
+        for (cookie, devices) in Vec::<(u64, Interfaces)>::take(words)? {
+            self.closed.put(cookie, devices);
+        }
+        Some(())
+    }
+
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         let (wanted, left_out) = self.find(inputs.tree)?;
         let (mut problems, without_room) = self.open(&wanted)?;
@@ -433,8 +467,10 @@ impl Source for Netdev {
             let rows = Self::rows(&mut self.rows, open.node);
             open.devices.show(rows);
         }
-        for open in self.open.values() {
+        self.by_node.clear();
+        for (&cookie, open) in &self.open {
             Self::rows(&mut self.rows, open.node).forget();
+            self.by_node.entry(open.node).or_default().push(cookie);
         }
         // They are opened again at the next scrape.
         for cookie in broken {

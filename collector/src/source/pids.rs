@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
-    values::{Column, PerNode},
+    values::{Column, PerNode, Retained},
 };
 use crate::{
     exposition::{Family, MetricKind, Unit, Value},
@@ -48,6 +48,8 @@ pub const SOURCE: Registration = Registration {
         Ok(Box::new(Pids::default()))
     },
 };
+
+impl Retained for Limit {}
 
 #[derive(Debug, Default)]
 struct Pids {

@@ -10,7 +10,7 @@ use collector_common::cgroup_iterator::{HAS_PRESSURE, PRESSURES};
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
     kernel_file::KernelFile,
-    values::{Column, Continued, PerNode},
+    values::{Column, Continued, PerNode, Retained},
 };
 use crate::{
     cgroup::ROOT,
@@ -24,6 +24,16 @@ pub struct Stalls(Continued<[u64; PRESSURES]>);
 
 /// Resources in the kernel's order. Each has *some* first, then *full*.
 const RESOURCES: [&str; 3] = ["io", "memory", "cpu"];
+
+impl Retained for Stalls {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.0.save(words);
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        self.0.restore(words)
+    }
+}
 
 impl Stalls {
     fn state(&self, state: usize) -> Option<Value> {

@@ -5,10 +5,7 @@
 
 use std::{collections::HashMap, iter::successors};
 
-use collector_common::{
-    histogram::BUCKETS,
-    sched::{Earlier, SchedCell},
-};
+use collector_common::{histogram::BUCKETS, kept::Earlier, sched::SchedCell};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, SourceReport,
@@ -16,7 +13,7 @@ use super::{
     values::{PerNode, sums},
 };
 use crate::{
-    cgroup::ROOT,
+    cgroup::{NodeId, ROOT, Tree},
     exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::{cells::SlotMemory, map::Map, programs::Requirement},
 };
@@ -211,6 +208,9 @@ pub const SOURCE: Registration = Registration {
             counters: CellCounters::new("sched", METRICS, cells),
             earlier: builder.kernel.earlier()?,
             continues: builder.kernel.continues(),
+            entries: HashMap::new(),
+            ids: HashMap::new(),
+            remade: Vec::new(),
             joined: false,
             joining: false,
         }))
@@ -223,6 +223,12 @@ struct Sched {
     earlier: Map<u64, Earlier>,
     /// Whether that is known from an earlier agent.
     continues: bool,
+    /// What is in that map.
+    entries: HashMap<u64, Earlier>,
+    /// Ids, as entries have them, of the cgroups that nodes had when they were last looked at.
+    ids: HashMap<NodeId, u64>,
+    /// Nodes of those whose path has been made again since.
+    remade: Vec<NodeId>,
     /// Whether the CPU time before the agent's start was added.
     joined: bool,
     /// Whether the last reading added it.
@@ -236,18 +242,15 @@ impl Sched {
         self.joined = true;
         let (mut ids, mut entries) = (Vec::new(), Vec::new());
         self.earlier.read_all(&mut ids, &mut entries)?;
-        let parents: HashMap<u64, u64> = ids
-            .iter()
-            .zip(&entries)
-            .map(|(&id, entry)| (id, entry.parent))
-            .collect();
+        self.entries = ids.into_iter().zip(entries).collect();
         let mut own = vec![0; inputs.tree.capacity()];
-        for (&id, entry) in ids.iter().zip(&entries) {
-            let mut lineage = successors(Some(id), |id| parents.get(id).copied());
+        for (&id, entry) in &self.entries {
+            let above = |id: &u64| Some(self.entries.get(id)?.parent);
+            let mut lineage = successors(Some(id), above).take(self.entries.len() + 1);
             let node = lineage.find_map(|id| inputs.tree.living(id));
             own[node.unwrap_or(ROOT)] += entry.run_ns;
         }
-        self.set_earlier(own);
+        self.set_earlier(own, inputs.tree);
         self.counters.collect(inputs)
     }
 
@@ -281,16 +284,61 @@ impl Sched {
                 parent: parent.map_or(0, |parent| parent.id),
                 run_ns: own[number],
             };
-            self.earlier.insert(&node.id, &entry)?;
+            self.note(node.id, entry)?;
         }
-        self.set_earlier(own);
+        self.set_earlier(own, tree);
         self.counters.collect(inputs)
     }
 
-    fn set_earlier(&mut self, own: Vec<u64>) {
+    fn set_earlier(&mut self, own: Vec<u64>, tree: &Tree) {
         for (number, ns) in own.into_iter().enumerate() {
             self.counters.summed().retained(number).earlier_ns = ns;
         }
+        let noted = tree
+            .iter()
+            .filter(|(_, node)| self.entries.contains_key(&node.id));
+        self.ids = noted.map(|(number, node)| (number, node.id)).collect();
+    }
+
+    /// Notes something for the next agent.
+    fn note(&mut self, id: u64, entry: Earlier) -> std::io::Result<()> {
+        self.entries.insert(id, entry);
+        self.earlier.insert(&id, &entry)
+    }
+
+    /// Where a path was made again, what its earlier cgroup had used stays with it, and so does what
+    /// removed children had used: their entries lead to the new cgroup.
+    fn follow(&mut self, tree: &Tree) -> std::io::Result<()> {
+        for number in std::mem::take(&mut self.remade) {
+            let (Some(&old), Some(node)) = (self.ids.get(&number), tree.node(number)) else {
+                continue;
+            };
+            let (Some(&before), true) = (self.entries.get(&old), node.id != old) else {
+                continue;
+            };
+            let parent = node.parent.and_then(|parent| tree.node(parent));
+            let parent = parent.map_or(0, |parent| parent.id);
+            let new = Earlier { parent, run_ns: 0 };
+            self.note(node.id, new)?;
+            let below: Vec<(u64, Earlier)> = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| entry.parent == old)
+                .map(|(&id, entry)| (id, *entry))
+                .chain([(old, before)])
+                .collect();
+            for (id, entry) in below {
+                let parent = node.id;
+                self.note(id, Earlier { parent, ..entry })?;
+            }
+            // Nothing leads to it any more.
+            if before.run_ns == 0 {
+                self.entries.remove(&old);
+                self.earlier.remove(&old)?;
+            }
+            self.ids.insert(number, node.id);
+        }
+        Ok(())
     }
 }
 
@@ -315,7 +363,7 @@ impl Source for Sched {
         self.counters.collect(inputs)?;
         self.joining = !self.joined;
         if self.joined {
-            return Ok(());
+            return Ok(self.follow(inputs.tree)?);
         }
         if self.continues {
             return self.recall(inputs);
@@ -328,6 +376,13 @@ impl Source for Sched {
             && self.joining
         {
             self.joined = false;
+        }
+        match *change {
+            Change::Made { node, again: true } if self.ids.contains_key(&node) => {
+                self.remade.push(node);
+            }
+            Change::Reaped { node, .. } => drop(self.ids.remove(&node)),
+            _ => {}
         }
         self.counters.change(change);
     }

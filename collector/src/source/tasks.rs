@@ -21,7 +21,7 @@ use collector_common::tasks::TasksCell;
 
 use super::{
     Change, Inputs, Metric, Reading, Registration, Samples, Source, Table,
-    values::{AddFrom, Column, PerNode, roll_up},
+    values::{AddFrom, Column, PerNode, Retained, Words, roll_up},
 };
 use crate::{
     cgroup::{NodeId, Tree},
@@ -259,14 +259,29 @@ fn own_pid_namespace() -> Option<&'static str> {
     )
 }
 
+impl Retained for TaskNumbers {}
+
+/// The cgroup of a node, and the start of the oldest process ever seen in it (CLOCK_BOOTTIME, ns).
+#[derive(Clone, Copy, Debug, Default)]
+struct First(Option<(u64, u64)>);
+
+impl Retained for First {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.0.put(words);
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        self.0 = Words::take(words)?;
+        Some(())
+    }
+}
+
 struct Tasks {
     iterator: TasksIterator,
     cells: Cells<TasksCell>,
     numbers: Column<TaskNumbers>,
     without_slot: Arc<HashSet<NodeId>>,
-    /// The cgroup of each node, and the start of the oldest process ever seen in it
-    /// (CLOCK_BOOTTIME, ns).
-    first: Column<Option<(u64, u64)>>,
+    first: Column<First>,
     /// Wall-clock time of the boot.
     boot: Duration,
     /// Runs that look for sockets.
@@ -323,10 +338,11 @@ impl Tasks {
         let mut column = self.numbers.places(tree.capacity());
         for (number, node) in tree.iter() {
             let numbers = &mut column[number];
-            let seen = first[number].and_then(|(id, start)| (id == node.id).then_some(start));
+            let seen = first[number].0;
+            let seen = seen.and_then(|(id, start)| (id == node.id).then_some(start));
             let now = numbers.oldest.map(|oldest| oldest.start);
             let start = seen.into_iter().chain(now).min();
-            first[number] = start.map(|start| (node.id, start));
+            first[number] = First(start.map(|start| (node.id, start)));
             numbers.started = start
                 .map(|start| started(self.boot, start, node.created))
                 .or_else(|| nanos(node.container.as_ref()?.started?));

@@ -19,6 +19,7 @@ mod continued;
 mod summed;
 mod sums;
 mod things;
+mod words;
 
 pub use column::{Column, Places};
 pub use continued::Continued;
@@ -26,6 +27,7 @@ pub use summed::{Summed, roll_up};
 pub(super) use sums::sums;
 pub use sums::{AddFrom, Summable};
 pub use things::Things;
+pub use words::{Retained, Words};
 
 use crate::cgroup::NodeId;
 
@@ -34,4 +36,10 @@ pub trait PerNode {
     /// Called before the node `node` is removed from the tree and its number is given to another
     /// cgroup. What is retained there goes to its parent, `into`; the rest is dropped.
     fn reap(&mut self, node: NodeId, into: NodeId);
+    /// Appends what a living node keeps from what is gone, for the next agent: what the kernel side doesn't
+    /// have. Zeros alone stand for nothing.
+    fn save(&self, node: NodeId, words: &mut Vec<u64>);
+    /// Takes what an earlier agent has saved of the node from the front of `words`. `None` if that is
+    /// something else. Called before the first reading.
+    fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()>;
 }

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::kernel::netlink::{COUNTERS, InterfaceCounters};
+use crate::{
+    kernel::netlink::{COUNTERS, InterfaceCounters},
+    source::values::{Retained, Words},
+};
 
 /// Maximum number of rows of existing interfaces per cgroup, except for the root. A user with
 /// rights in a namespace can create any number of interfaces.
@@ -82,6 +85,51 @@ impl InterfaceRows {
         {
             self.rows.remove(first);
         }
+    }
+}
+
+/// [`super::Netdev`] saves rows together with what was added to them.
+impl Retained for InterfaceRows {}
+
+impl Words for InterfaceRows {
+    fn put(&self, words: &mut Vec<u64>) {
+        (self.rows.len() as u64).put(words);
+        for row in &self.rows {
+            row.name.put(words);
+            row.total.put(words);
+            row.shown.put(words);
+        }
+    }
+
+    fn take(words: &mut &[u64]) -> Option<Self> {
+        let rows = Vec::<(String, (InterfaceCounters, bool))>::take(words)?;
+        let rows =
+            rows.into_iter()
+                .map(|(name, (total, shown))| InterfaceRow { name, total, shown });
+        Some(Self {
+            rows: rows.collect(),
+            unlimited: false,
+        })
+    }
+}
+
+impl Words for Interfaces {
+    fn put(&self, words: &mut Vec<u64>) {
+        (self.0.len() as u64).put(words);
+        for (index, device) in &self.0 {
+            u64::from(*index).put(words);
+            device.name.put(words);
+            device.taken.put(words);
+        }
+    }
+
+    fn take(words: &mut &[u64]) -> Option<Self> {
+        let devices = Vec::<(u64, (String, InterfaceCounters))>::take(words)?;
+        let devices = devices.into_iter().map(|(index, (name, taken))| {
+            let index = u32::try_from(index).ok()?;
+            Some((index, Interface { name, taken }))
+        });
+        devices.collect::<Option<_>>().map(Self)
     }
 }
 

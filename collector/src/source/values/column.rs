@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::PerNode;
+use super::{PerNode, Retained};
 use crate::cgroup::NodeId;
 
 /// Number of nodes in a chunk.
@@ -58,6 +58,13 @@ impl<T: Clone + Default> Column<T> {
         &mut Arc::make_mut(&mut self.chunks[node / CHUNK])[node % CHUNK]
     }
 
+    /// Sets the value of a node to the default.
+    pub fn forget(&mut self, node: NodeId) {
+        if self.get(node).is_some() {
+            *self.at(node) = T::default();
+        }
+    }
+
     /// Returns the values of at least the nodes 0 to `nodes - 1` for changes.
     pub fn places(&mut self, nodes: usize) -> Places<'_, T> {
         self.grow(nodes);
@@ -92,11 +99,19 @@ impl<T: Clone + Default> Column<T> {
     }
 }
 
-impl<T: Clone + Default> PerNode for Column<T> {
+impl<T: Clone + Default + Retained> PerNode for Column<T> {
     fn reap(&mut self, node: NodeId, _into: NodeId) {
-        if self.get(node).is_some() {
-            *self.at(node) = T::default();
+        self.forget(node);
+    }
+
+    fn save(&self, node: NodeId, words: &mut Vec<u64>) {
+        if let Some(value) = self.get(node) {
+            value.save(words);
         }
+    }
+
+    fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
+        self.at(node).restore(words)
     }
 }
 
@@ -164,7 +179,7 @@ mod tests {
         }
         let before: Vec<_> = (0..200).map(Some).collect();
         let taken = column.clone();
-        column.reap(7, 0);
+        column.forget(7);
         *column.at(64) = 1000;
         assert_eq!(values(&taken, 200), before);
         assert_eq!((column.get(7), column.get(64)), (Some(&0), Some(&1000)));

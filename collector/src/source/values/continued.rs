@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::Summable;
+use super::{Retained, Summable, Words};
 
 /// Counters that the kernel keeps for a path, descendants included: of the cgroup that has the path
 /// now, and of those that had it before.
@@ -62,6 +62,22 @@ impl<T: Summable> Continued<T> {
                 Cow::Owned(sum)
             }
         }
+    }
+}
+
+impl<T: Words> Retained for Continued<T> {
+    fn save(&self, words: &mut Vec<u64>) {
+        self.earlier.is_some().put(words);
+        if let Some(earlier) = &self.earlier {
+            earlier.put(words);
+        }
+    }
+
+    fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
+        if bool::take(words)? {
+            self.earlier = Some(Box::new(T::take(words)?));
+        }
+        Some(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Column, PerNode, Places, Summable};
+use super::{Column, PerNode, Places, Summable, Words};
 use crate::cgroup::{NodeId, Tree};
 
 /// Values that a source counts for each cgroup, and their sums over the descendants.
@@ -60,14 +60,30 @@ impl<T: Summable> Summed<T> {
     }
 }
 
-impl<T: Summable> PerNode for Summed<T> {
+impl<T: Summable + Words> PerNode for Summed<T> {
     fn reap(&mut self, node: NodeId, into: NodeId) {
         if self.retained.get(node).is_some() {
             let retained = std::mem::take(self.retained.at(node));
             self.retained.at(into).add_from(&retained);
         }
         self.last.remove(&node);
-        self.totals.reap(node, into);
+        self.totals.forget(node);
+    }
+
+    /// What is retained of removed children is not saved: the kernel side has it.
+    fn save(&self, node: NodeId, words: &mut Vec<u64>) {
+        let last = self.last.get(&node);
+        last.is_some().put(words);
+        if let Some(last) = last {
+            last.put(words);
+        }
+    }
+
+    fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
+        if bool::take(words)? {
+            self.last.insert(node, T::take(words)?);
+        }
+        Some(())
     }
 }
 

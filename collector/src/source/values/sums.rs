@@ -66,6 +66,20 @@ macro_rules! sums {
             }
         }
 
+        impl $crate::source::values::Words for $name {
+            fn put(&self, words: &mut Vec<u64>) {
+                $($crate::source::values::Words::put(&self.$field, words);)*
+                $($($crate::source::values::Words::put(&self.$own, words);)*)?
+            }
+
+            fn take(words: &mut &[u64]) -> Option<Self> {
+                Some(Self {
+                    $($field: $crate::source::values::Words::take(words)?,)*
+                    $($($own: $crate::source::values::Words::take(words)?,)*)?
+                })
+            }
+        }
+
         $crate::source::values::sums!(@cell $name, [$($cell)?], [$($field)*]);
     };
     (@cell $name:ident, [], [$($field:ident)*]) => {};

@@ -1,6 +1,6 @@
 //! Values of a node for several things: devices, reasons.
 
-use super::{AddFrom, Summable};
+use super::{AddFrom, Summable, Words};
 
 /// Values by the number of a thing, in the order of the numbers. A cgroup has few things.
 #[derive(Debug)]
@@ -55,6 +55,22 @@ impl<T: Summable> AddFrom for Things<T> {
         for (what, value) in other.iter() {
             self.of(what).add_from(value);
         }
+    }
+}
+
+impl<T: Words> Words for Things<T> {
+    fn put(&self, words: &mut Vec<u64>) {
+        (self.0.len() as u64).put(words);
+        for (what, value) in &self.0 {
+            what.put(words);
+            value.put(words);
+        }
+    }
+
+    fn take(words: &mut &[u64]) -> Option<Self> {
+        let mut found = Vec::<(u64, T)>::take(words)?;
+        found.sort_by_key(|(what, _)| *what);
+        Some(Self(found))
     }
 }
 

@@ -1,0 +1,182 @@
+//! What sources keep from what is gone, for the next agent: `--state.pin`.
+
+use std::collections::HashMap;
+
+use collector_common::kept::{KEPT_WORDS, KeptKey, KeptPart};
+
+use super::sources::Sources;
+use crate::{
+    cgroup::{NodeId, Tree},
+    kernel::{load::Kernel, map::Map},
+};
+
+/// Writes what sources keep into a map, and reads what an earlier agent has written.
+pub(super) struct Keeper {
+    map: Map<KeptKey, KeptPart>,
+    /// What is in the map.
+    written: HashMap<KeptKey, KeptPart>,
+}
+
+/// A digest of a source's name (FNV-1a), above the number of a part.
+fn first_part(source: &str) -> u64 {
+    let digest = source.bytes().fold(0x811c_9dc5_u32, |digest, byte| {
+        (digest ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    u64::from(digest) << 32
+}
+
+/// Cuts words into parts.
+fn parts(words: &[u64]) -> impl Iterator<Item = KeptPart> {
+    let all: Vec<u64> = [words.len() as u64].iter().chain(words).copied().collect();
+    let count = all.len().div_ceil(KEPT_WORDS);
+    (0..count).map(move |number| {
+        let mut part = [0; KEPT_WORDS];
+        let words = all.iter().skip(number * KEPT_WORDS);
+        for (to, from) in part.iter_mut().zip(words) {
+            *to = *from;
+        }
+        KeptPart(part)
+    })
+}
+
+/// Puts parts together again, the first one being `first`. `None` if one is missing.
+fn whole(parts: &HashMap<KeptKey, KeptPart>, first: KeptKey) -> Option<Vec<u64>> {
+    let length = usize::try_from(parts.get(&first)?.0[0]).ok()?;
+    let mut words = Vec::new();
+    for number in 0.. {
+        if words.len() > length {
+            break;
+        }
+        let key = KeptKey {
+            part: first.part + number,
+            ..first
+        };
+        words.extend(parts.get(&key)?.0);
+    }
+    words.truncate(length + 1);
+    words.remove(0);
+    Some(words)
+}
+
+impl Keeper {
+    /// `None` if nothing outlives this agent.
+    ///
+    /// # Errors
+    ///
+    /// If the object lacks the map.
+    pub(super) fn new(kernel: &Kernel) -> anyhow::Result<Option<Self>> {
+        Ok(kernel.kept()?.map(|map| Self {
+            map,
+            written: HashMap::new(),
+        }))
+    }
+
+    /// Gives sources what an earlier agent has kept for cgroups that still live.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub(super) fn restore(&mut self, tree: &Tree, sources: &mut Sources) -> std::io::Result<()> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        self.map.read_all(&mut keys, &mut values)?;
+        self.written = keys.into_iter().zip(values).collect();
+        for source in sources.iter_mut() {
+            let part = first_part(source.name());
+            let firsts = self.written.keys().filter(|key| key.part == part);
+            for &first in firsts {
+                let kept = whole(&self.written, first);
+                let (Some(node), Some(words)) = (tree.living(first.cgroup), kept) else {
+                    continue;
+                };
+                if source.restore(node, &mut words.as_slice()).is_none() {
+                    tracing::warn!(
+                        source = source.name(),
+                        cgroup = first.cgroup,
+                        "what an earlier agent has kept is not understood: counters begin anew"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what sources keep, where it has changed, and removes what nobody keeps any more.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub(super) fn save(&mut self, tree: &Tree, sources: &mut Sources) -> std::io::Result<()> {
+        let living = tree.iter().filter(|(_, node)| node.died.is_none());
+        let nodes: Vec<NodeId> = living.map(|(number, _)| number).collect();
+        let mut stale = std::mem::take(&mut self.written);
+        let mut result = Ok(());
+        for source in sources.iter_mut() {
+            let first = first_part(source.name());
+            source.save(&nodes, &mut |number, words| {
+                let Some(node) = tree.node(number) else {
+                    return;
+                };
+                if words.iter().all(|&word| word == 0) {
+                    return;
+                }
+                for (part, value) in (first..).zip(parts(words)) {
+                    let key = KeptKey {
+                        cgroup: node.id,
+                        part,
+                    };
+                    let before = stale.remove(&key);
+                    if before != Some(value)
+                        && let Err(error) = self.map.insert(&key, &value)
+                    {
+                        result = Err(error);
+                        continue;
+                    }
+                    self.written.insert(key, value);
+                }
+            });
+        }
+        for key in stale.into_keys() {
+            // There is nothing to be done if it can't be removed.
+            let _ = self.map.remove(&key);
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_put_together_as_they_were() {
+        let first = KeptKey {
+            cgroup: 7,
+            part: first_part("net"),
+        };
+        for length in [0, 1, 30, 31, 32, 33, 63, 64, 95, 96, 200] {
+            let words: Vec<u64> = (1..=length).collect();
+            let mut kept: HashMap<KeptKey, KeptPart> = (first.part..)
+                .zip(parts(&words))
+                .map(|(part, value)| (KeptKey { part, ..first }, value))
+                .collect();
+            assert_eq!(whole(&kept, first), Some(words));
+            let last = KeptKey {
+                part: first.part + kept.len() as u64 - 1,
+                ..first
+            };
+            kept.remove(&last);
+            assert_eq!(whole(&kept, first), None);
+        }
+    }
+
+    #[test]
+    fn sources_have_places_of_their_own() {
+        let mut places: Vec<u64> = crate::source::SOURCES
+            .iter()
+            .map(|source| first_part(source.requirement.source))
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), crate::source::SOURCES.len());
+    }
+}
