@@ -103,7 +103,7 @@ fn connect(port: u16, receive_buffer: libc::c_int) -> Result<TcpStream> {
 }
 
 /// A client that asks for the metrics and never reads.
-fn never_reader(port: u16) -> Result<TcpStream> {
+pub fn never_reader(port: u16) -> Result<TcpStream> {
     let mut stream = connect(port, 4096)?;
     // It may have been cut off already.
     let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");

@@ -44,6 +44,9 @@ const SHORT: &[&str] = &[
     "block::failed_requests",
     "block::a_driver_without_requests",
     "block::mapped_disks",
+    // Programs that take over from others, on the same maps.
+    "restart::programs_are_replaced_under_load",
+    "restart::nothing_stays_without_the_setting",
     // Packets by cgroup, interfaces by namespace.
     "net::datagrams_between_namespaces",
     "net::segments_of_a_connection",

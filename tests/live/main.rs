@@ -61,6 +61,7 @@ mod runtimes;
 mod sched;
 mod service;
 mod slots;
+mod soak;
 mod sockets;
 mod systemd;
 mod tasks;
@@ -126,6 +127,9 @@ fn main() -> std::process::ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(worker::FLAG) {
         return worker::main();
+    }
+    if let Ok(minutes) = std::env::var(soak::MINUTES) {
+        return soak::main(&minutes);
     }
     harness::run(TESTS)
 }

@@ -70,10 +70,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A directory for pins. What is in it goes with it.
-struct State(PathBuf);
+pub struct State(PathBuf);
 
 impl State {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("cgmeter-test-{}-{number}", std::process::id());
@@ -84,7 +84,7 @@ impl State {
         format!("--state.pin={}", self.0.display())
     }
 
-    fn agent(&self) -> Result<Agent> {
+    pub fn agent(&self) -> Result<Agent> {
         Agent::start(&[&self.flag()])
     }
 
@@ -119,7 +119,7 @@ impl Drop for State {
     }
 }
 
-fn kill(agent: Agent) -> Result<()> {
+pub fn kill(agent: Agent) -> Result<()> {
     agent.stop(libc::SIGKILL).map(drop)
 }
 

@@ -26,6 +26,7 @@ mod run;
 mod setup;
 mod shell;
 mod skips;
+mod soak;
 mod tally;
 mod test;
 mod venv;
@@ -89,6 +90,8 @@ enum Verb {
     Vm(vm::VmOptions),
     /// Measure speed and memory (as root)
     Bench(bench::BenchOptions),
+    /// Run the agent under a mixed load for long, and kill it every minute (as root)
+    Soak(soak::SoakOptions),
     /// Write the skeleton of a source with one counter
     NewSource(new_source::NewSourceOptions),
     /// Check the compose stack
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Verb::Dashboards { check } => deploy_checks::dashboards::write(check),
         Verb::Vm(options) => vm::vm(&options),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Soak(options) => soak::soak(&options),
         Verb::NewSource(options) => new_source::new_source(&options),
         Verb::Compose => compose::compose(),
         Verb::Image(options) => image::image(&options),

@@ -108,7 +108,7 @@ fn live_tests(tally: &mut Tally, options: &TestOptions) -> Result<()> {
 }
 
 /// cargo for the live tests: the static binary that virtual machines run, too.
-fn live_cargo(arguments: &[&str]) -> Command {
+pub fn live_cargo(arguments: &[&str]) -> Command {
     let mut command = static_cargo("test", QUICK);
     command.args(["--package", "cgmeter-tests", "--test", "live"]);
     command.args(arguments);

@@ -26,6 +26,8 @@ pub struct Watch {
     top: String,
     /// Names of samples that only rise, with their families.
     names: BTreeMap<String, String>,
+    /// Whether its descendants are.
+    descendants: bool,
     /// Whether what the agent counts of itself is watched.
     own: bool,
     /// Values by name and labels.
@@ -50,6 +52,7 @@ impl Watch {
         Self {
             top: top.to_owned(),
             names: names.collect(),
+            descendants: true,
             own: true,
             last: BTreeMap::new(),
             ids: BTreeSet::new(),
@@ -65,11 +68,21 @@ impl Watch {
         }
     }
 
+    /// The same, without the descendants.
+    pub fn of_one(id: &str, families: &[String]) -> Self {
+        let descendants = false;
+        Self {
+            descendants,
+            ..Self::of_any_agent(id, families)
+        }
+    }
+
     fn watches(&self, name: &str, labels: &str) -> bool {
         let id = id(labels);
         let below = id.strip_prefix(self.top.as_str());
-        let cgroup =
-            id == "/" || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let cgroup = id == "/"
+            || below
+                .is_some_and(|rest| rest.is_empty() || self.descendants && rest.starts_with('/'));
         let own = self.own && name.starts_with("cgmeter_") && name.ends_with("_total");
         own || cgroup && self.names.contains_key(name)
     }
