@@ -224,7 +224,7 @@ fn before_the_agent() -> Result<()> {
 /// them meanwhile (steal): most kernels don't count that as a task's time. They are from
 /// /proc/schedstat, which is exact up to the last switch, or from /proc/stat on kernels without
 /// SCHEDSTATS. /proc/stat counts ticks, and some are lost while an emulated CPU waits for a real one.
-pub fn host_seconds() -> Result<[f64; 2]> {
+fn host_seconds() -> Result<[f64; 2]> {
     if let Ok(text) = std::fs::read_to_string("/proc/schedstat") {
         // cpuN, then six counts of calls, then the nanoseconds that tasks have run.
         let run = text

@@ -53,7 +53,7 @@ pub const TESTS: &[Test] = &[
     ),
     (
         "restart::a_second_agent_waits_then_refuses",
-        &[Need::Agent, Need::RealCpus],
+        &[Need::Agent],
         second,
     ),
     (
@@ -135,6 +135,8 @@ fn lives() -> Result<()> {
     let mut life = Life::below(&group, "life")?;
     life.act()?;
     watch.scrape(&agent)?;
+    // What the kernel counts by device is known from scrapes alone.
+    steady.scrape()?;
     // The path is made again. What its earlier cgroup has counted, the agents alone know.
     life.end()?;
     let mut life = Life::below(&group, "life")?;
@@ -196,7 +198,11 @@ fn compare(families: &[String], life: &Life, expected: &Metrics, found: &Metrics
     for (name, labels, value) in expected.iter().filter(|(_, labels, _)| !interface(labels)) {
         let same = found.iter().find(|(n, l, _)| n == name && l == labels);
         let found = same.map(|(.., found)| *found);
-        if !alike(name, found, Some(*value)) {
+        // When the kernel is asked decides what it calls user time.
+        let split = ["container_cpu_user_", "container_cpu_system_"];
+        let split = split.iter().any(|start| name.starts_with(start));
+        let near = found.is_some_and(|found| (found - value).abs() <= 1e-3 * value);
+        if !(alike(name, found, Some(*value)) || split && near) {
             different.push(format!("{name}{{{labels}}}: {found:?} instead of {value}"));
         }
     }

@@ -17,6 +17,9 @@ pub(super) struct Keeper {
     written: HashMap<KeptKey, KeptPart>,
 }
 
+/// Stands for no source: ids of removed cgroups whose path has been made again.
+const ALIASES: &str = "aliases";
+
 /// A digest of a source's name (FNV-1a), above the number of a part.
 fn first_part(source: &str) -> u64 {
     let digest = source.bytes().fold(0x811c_9dc5_u32, |digest, byte| {
@@ -71,33 +74,50 @@ impl Keeper {
         }))
     }
 
-    /// Gives sources what an earlier agent has kept for cgroups that still live.
+    /// Gives sources what an earlier agent has kept for cgroups that still live. Returns removed cgroups
+    /// whose last values are still to come.
     ///
     /// # Errors
     ///
     /// Errors of bpf(2).
-    pub(super) fn restore(&mut self, tree: &Tree, sources: &mut Sources) -> std::io::Result<()> {
+    pub(super) fn restore(
+        &mut self,
+        tree: &mut Tree,
+        sources: &mut Sources,
+    ) -> std::io::Result<Vec<u64>> {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         self.map.read_all(&mut keys, &mut values)?;
         self.written = keys.into_iter().zip(values).collect();
         for source in sources.iter_mut() {
-            let part = first_part(source.name());
-            let firsts = self.written.keys().filter(|key| key.part == part);
-            for &first in firsts {
-                let kept = whole(&self.written, first);
-                let (Some(node), Some(words)) = (tree.living(first.cgroup), kept) else {
-                    continue;
-                };
-                if source.restore(node, &mut words.as_slice()).is_none() {
+            for (number, words) in self.of(source.name(), tree) {
+                if source.restore(number, &mut words.as_slice()).is_none() {
                     tracing::warn!(
                         source = source.name(),
-                        cgroup = first.cgroup,
                         "what an earlier agent has kept is not understood: counters begin anew"
                     );
                 }
             }
         }
-        Ok(())
+        let mut removed = Vec::new();
+        for (number, ids) in self.of(ALIASES, tree) {
+            for id in ids {
+                tree.set_alias(id, number);
+                removed.push(id);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// What is kept under a name for nodes that live.
+    fn of(&self, name: &str, tree: &Tree) -> Vec<(NodeId, Vec<u64>)> {
+        let part = first_part(name);
+        let firsts = self.written.keys().filter(|key| key.part == part);
+        firsts
+            .filter_map(|&first| {
+                let number = tree.living(first.cgroup)?;
+                Some((number, whole(&self.written, first)?))
+            })
+            .collect()
     }
 
     /// Writes what sources keep, where it has changed, and removes what nobody keeps any more.
@@ -108,34 +128,42 @@ impl Keeper {
     pub(super) fn save(&mut self, tree: &Tree, sources: &mut Sources) -> std::io::Result<()> {
         let living = tree.iter().filter(|(_, node)| node.died.is_none());
         let nodes: Vec<NodeId> = living.map(|(number, _)| number).collect();
-        let mut stale = std::mem::take(&mut self.written);
+        let mut before = std::mem::take(&mut self.written);
         let mut result = Ok(());
-        for source in sources.iter_mut() {
-            let first = first_part(source.name());
-            source.save(&nodes, &mut |number, words| {
-                let Some(node) = tree.node(number) else {
-                    return;
+        let mut put = |name: &str, number: NodeId, words: &[u64]| {
+            let Some(node) = tree.node(number) else {
+                return;
+            };
+            if words.iter().all(|&word| word == 0) {
+                return;
+            }
+            for (part, value) in (first_part(name)..).zip(parts(words)) {
+                let key = KeptKey {
+                    cgroup: node.id,
+                    part,
                 };
-                if words.iter().all(|&word| word == 0) {
-                    return;
+                if before.remove(&key) != Some(value)
+                    && let Err(error) = self.map.insert(&key, &value)
+                {
+                    result = Err(error);
+                    continue;
                 }
-                for (part, value) in (first..).zip(parts(words)) {
-                    let key = KeptKey {
-                        cgroup: node.id,
-                        part,
-                    };
-                    let before = stale.remove(&key);
-                    if before != Some(value)
-                        && let Err(error) = self.map.insert(&key, &value)
-                    {
-                        result = Err(error);
-                        continue;
-                    }
-                    self.written.insert(key, value);
-                }
-            });
+                self.written.insert(key, value);
+            }
+        };
+        for source in sources.iter_mut() {
+            let name = source.name();
+            source.save(&nodes, &mut |number, words| put(name, number, words));
         }
-        for key in stale.into_keys() {
+        let mut aliases: HashMap<NodeId, Vec<u64>> = HashMap::new();
+        for (id, number) in tree.aliases() {
+            aliases.entry(number).or_default().push(id);
+        }
+        for (number, mut ids) in aliases {
+            ids.sort_unstable();
+            put(ALIASES, number, &ids);
+        }
+        for key in before.into_keys() {
             // There is nothing to be done if it can't be removed.
             let _ = self.map.remove(&key);
         }
@@ -173,10 +201,12 @@ mod tests {
     fn sources_have_places_of_their_own() {
         let mut places: Vec<u64> = crate::source::SOURCES
             .iter()
-            .map(|source| first_part(source.requirement.source))
+            .map(|source| source.requirement.source)
+            .chain([ALIASES])
+            .map(first_part)
             .collect();
         places.sort_unstable();
         places.dedup();
-        assert_eq!(places.len(), crate::source::SOURCES.len());
+        assert_eq!(places.len(), crate::source::SOURCES.len() + 1);
     }
 }

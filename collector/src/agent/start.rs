@@ -228,9 +228,10 @@ impl Agent {
             ..
         } = &mut collector;
         if let Some(keeper) = keeper {
-            keeper
-                .restore(&lifecycle.tree, sources)
+            let removed = keeper
+                .restore(&mut lifecycle.tree, sources)
                 .context("reading what an earlier agent has kept")?;
+            removed.into_iter().for_each(|id| slots.depart(id));
         }
         lifecycle
             .identities

@@ -321,6 +321,25 @@ impl Tree {
         }
     }
 
+    /// Removed cgroups whose path a living cgroup has now, with its node: their last values may be still to
+    /// come.
+    pub fn aliases(&self) -> impl Iterator<Item = (u64, NodeId)> + '_ {
+        let living = |number: NodeId| self.node(number).filter(|node| node.died.is_none());
+        let aliases = self.by_id.iter();
+        aliases.filter_map(move |(&id, &number)| {
+            living(number).filter(|node| node.id != id)?;
+            Some((id, number))
+        })
+    }
+
+    /// Takes over such a cgroup from an earlier agent.
+    pub fn set_alias(&mut self, id: u64, number: NodeId) {
+        self.by_id.entry(id).or_insert_with(|| {
+            self.dead.alias(number, id);
+            number
+        });
+    }
+
     /// Returns a node by its number, `None` if it was reaped.
     pub fn node(&self, number: NodeId) -> Option<&Node> {
         self.nodes.get(number)?.as_deref()

@@ -280,3 +280,25 @@ fn what_never_counted_anything_is_not_kept() {
     tree.reap(Instant::now(), Duration::ZERO, |_| false);
     assert_eq!(tree.counts().1, 0);
 }
+
+#[test]
+fn ids_of_removed_cgroups_whose_path_was_made_again_are_passed_on() {
+    let mut tree = tree();
+    let at = SystemTime::now();
+    tree.apply(&Event::Removed { id: 3, at });
+    tree.apply(&made(4, 2, "b"));
+    let b = tree.by_id(4).unwrap();
+    assert_eq!(tree.aliases().collect::<Vec<_>>(), [(3, b)]);
+    // Another agent, which has never seen it.
+    let mut next = Tree::new(
+        &[found(1, 0, ""), found(2, 1, "a"), found(4, 2, "b")],
+        Filter::default(),
+    );
+    let b = next.by_id(4).unwrap();
+    next.set_alias(3, b);
+    next.set_alias(2, b);
+    assert_eq!(next.of_path(3), Some(b));
+    assert_eq!(next.aliases().collect::<Vec<_>>(), [(3, b)]);
+    next.forget_alias(3);
+    assert_eq!(next.of_path(3), None);
+}

@@ -105,6 +105,20 @@ mod tests {
     }
 
     #[test]
+    fn the_next_agent_goes_on_where_the_path_was() {
+        let mut values = Continued::default();
+        read(&mut values, 5, 100);
+        read(&mut values, 8, 7);
+        let mut words = Vec::new();
+        values.save(&mut words);
+        let mut next = Continued::default();
+        next.restore(&mut words.as_slice()).unwrap();
+        assert!(!next.is_known());
+        assert_eq!(read(&mut next, 8, 9), 109);
+        assert!(next.restore(&mut &[][..]).is_none());
+    }
+
+    #[test]
     fn a_late_record_of_a_predecessor_is_left_out() {
         let mut values = Continued::default();
         read(&mut values, 5, 100);

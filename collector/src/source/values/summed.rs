@@ -187,6 +187,22 @@ mod tests {
     }
 
     #[test]
+    fn the_next_agent_serves_last_values_and_not_what_the_kernel_side_has() {
+        let tree = Tree::new(&[found(1, 0, ""), found(2, 1, "a")], Filter::default());
+        let a = tree.by_id(2).unwrap();
+        let mut values = Summed::<u64>::default();
+        *values.last(a) += 10;
+        *values.retained(a) += 100;
+        let mut words = Vec::new();
+        values.save(a, &mut words);
+        let mut next = Summed::<u64>::default();
+        next.restore(a, &mut words.as_slice()).unwrap();
+        next.renew(&tree, |own| own[a] += 3);
+        assert_eq!(next.totals().get(a), Some(&13));
+        assert_eq!(next.totals().get(ROOT), Some(&3));
+    }
+
+    #[test]
     fn a_parent_reaped_with_its_children_passes_all_totals_up() {
         let mut tree = Tree::new(
             &[
