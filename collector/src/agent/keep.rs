@@ -13,8 +13,9 @@ use crate::{
 /// Writes what sources keep into a map, and reads what an earlier agent has written.
 pub(super) struct Keeper {
     map: Map<KeptKey, KeptPart>,
-    /// What is in the map.
-    written: HashMap<KeptKey, KeptPart>,
+    /// What is in the map, and the number of the last writing that had it.
+    written: HashMap<KeptKey, (KeptPart, u64)>,
+    writings: u64,
 }
 
 /// Stands for no source: ids of removed cgroups whose path has been made again.
@@ -61,6 +62,19 @@ fn whole(parts: &HashMap<KeptKey, KeptPart>, first: KeptKey) -> Option<Vec<u64>>
     Some(words)
 }
 
+/// What is kept under a name for nodes that live.
+fn of_living(
+    kept: &HashMap<KeptKey, KeptPart>,
+    name: &str,
+    tree: &Tree,
+) -> Vec<(NodeId, Vec<u64>)> {
+    let part = first_part(name);
+    let firsts = kept.keys().filter(|key| key.part == part);
+    firsts
+        .filter_map(|&first| Some((tree.living(first.cgroup)?, whole(kept, first)?)))
+        .collect()
+}
+
 impl Keeper {
     /// `None` if nothing outlives this agent.
     ///
@@ -71,6 +85,7 @@ impl Keeper {
         Ok(kernel.kept()?.map(|map| Self {
             map,
             written: HashMap::new(),
+            writings: 0,
         }))
     }
 
@@ -87,9 +102,9 @@ impl Keeper {
     ) -> std::io::Result<Vec<u64>> {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         self.map.read_all(&mut keys, &mut values)?;
-        self.written = keys.into_iter().zip(values).collect();
+        let kept: HashMap<KeptKey, KeptPart> = keys.into_iter().zip(values).collect();
         for source in sources.iter_mut() {
-            for (number, words) in self.of(source.name(), tree) {
+            for (number, words) in of_living(&kept, source.name(), tree) {
                 if source.restore(number, &mut words.as_slice()).is_none() {
                     tracing::warn!(
                         source = source.name(),
@@ -99,25 +114,15 @@ impl Keeper {
             }
         }
         let mut removed = Vec::new();
-        for (number, ids) in self.of(ALIASES, tree) {
+        for (number, ids) in of_living(&kept, ALIASES, tree) {
             for id in ids {
                 tree.set_alias(id, number);
                 removed.push(id);
             }
         }
+        let written = kept.into_iter().map(|(key, part)| (key, (part, 0)));
+        self.written = written.collect();
         Ok(removed)
-    }
-
-    /// What is kept under a name for nodes that live.
-    fn of(&self, name: &str, tree: &Tree) -> Vec<(NodeId, Vec<u64>)> {
-        let part = first_part(name);
-        let firsts = self.written.keys().filter(|key| key.part == part);
-        firsts
-            .filter_map(|&first| {
-                let number = tree.living(first.cgroup)?;
-                Some((number, whole(&self.written, first)?))
-            })
-            .collect()
     }
 
     /// Writes what sources keep, where it has changed, and removes what nobody keeps any more.
@@ -128,7 +133,8 @@ impl Keeper {
     pub(super) fn save(&mut self, tree: &Tree, sources: &mut Sources) -> std::io::Result<()> {
         let living = tree.iter().filter(|(_, node)| node.died.is_none());
         let nodes: Vec<NodeId> = living.map(|(number, _)| number).collect();
-        let mut before = std::mem::take(&mut self.written);
+        self.writings += 1;
+        let writing = self.writings;
         let mut result = Ok(());
         let mut put = |name: &str, number: NodeId, words: &[u64]| {
             let Some(node) = tree.node(number) else {
@@ -142,13 +148,15 @@ impl Keeper {
                     cgroup: node.id,
                     part,
                 };
-                if before.remove(&key) != Some(value)
-                    && let Err(error) = self.map.insert(&key, &value)
+                if let Some((before, number)) = self.written.get_mut(&key)
+                    && *before == value
                 {
+                    *number = writing;
+                } else if let Err(error) = self.map.insert(&key, &value) {
                     result = Err(error);
-                    continue;
+                } else {
+                    self.written.insert(key, (value, writing));
                 }
-                self.written.insert(key, value);
             }
         };
         for source in sources.iter_mut() {
@@ -163,10 +171,14 @@ impl Keeper {
             ids.sort_unstable();
             put(ALIASES, number, &ids);
         }
-        for key in before.into_keys() {
-            // There is nothing to be done if it can't be removed.
-            let _ = self.map.remove(&key);
-        }
+        self.written.retain(|key, (_, number)| {
+            let kept = *number == writing;
+            if !kept {
+                // There is nothing to be done if it can't be removed.
+                let _ = self.map.remove(key);
+            }
+            kept
+        });
         result
     }
 }
