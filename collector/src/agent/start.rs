@@ -249,7 +249,7 @@ impl Agent {
         // The parsed BTF takes most of the memory up to here. It is not needed any more, and the
         // allocator would keep the memory.
         collector.kernel.forget_types();
-        collector.kernel.close_maps();
+        collector.kernel.close_maps()?;
         kernel::release_free_memory();
         Ok(Arc::new(Self {
             collector: Mutex::new(collector),

@@ -13,11 +13,12 @@
 use std::{
     collections::HashMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
 use anyhow::{Context, Result, bail};
+use aya::maps::MapData;
 use collector_common::slot::SlotControl;
 
 use super::{
@@ -41,7 +42,7 @@ const GROWTH: &str = "sched_switch";
 /// Maps that an earlier agent has left, with the programs that count there.
 pub(super) struct Kept {
     /// Maps by name.
-    pub maps: HashMap<String, OwnedFd>,
+    pub maps: HashMap<String, MapData>,
     /// The generation that counts.
     pub generation: u32,
     /// When the first agent loaded its programs, CLOCK_MONOTONIC, ns.
@@ -111,11 +112,11 @@ impl Kept {
             if pairs.iter().any(|(found, expected)| found != expected) {
                 bail!("the map {name} has another type or other sizes");
             }
-            maps.insert(name.clone(), map);
+            maps.insert(name.clone(), MapData::from_fd(map)?);
         }
         let named = |name: &str| maps.get(name).with_context(|| format!("{name} is missing"));
-        let control: Mapping<SlotControl> = Mapping::open(named(MARK)?.as_fd())?;
-        let current: Map<u32, u32> = Map::open(named(GENERATION)?.as_fd(), MapType::Array)?;
+        let control: Mapping<SlotControl> = Mapping::open(named(MARK)?.fd().as_fd())?;
+        let current: Map<u32, u32> = Map::open(named(GENERATION)?.fd().as_fd(), MapType::Array)?;
         let generation = current.get(&0)?.unwrap_or_default();
         named("FREE_SLOTS")?;
         let (active, others): (Vec<_>, Vec<_>) = pins
@@ -151,7 +152,7 @@ impl Kept {
     /// The highest number of slots, which is that of the first agent.
     pub(super) fn max_slots(&self, wanted: u32) -> u32 {
         let map = self.maps.get("FREE_SLOTS");
-        let info = map.and_then(|map| bpf::map_info(map.as_fd()).ok());
+        let info = map.and_then(|map| bpf::map_info(map.fd().as_fd()).ok());
         let kept = info.map_or(wanted, |info| info.max_entries.saturating_sub(1));
         if kept != wanted {
             tracing::warn!(
@@ -215,11 +216,12 @@ fn packets() -> impl Iterator<Item = &'static str> {
 /// # Errors
 ///
 /// Errors of bpf(2).
-pub(super) fn pin_maps(pins: &Pins, maps: &HashMap<String, OwnedFd>) -> Result<()> {
+pub(super) fn pin_maps(pins: &Pins, maps: &HashMap<String, MapData>) -> Result<()> {
     for (name, map) in maps {
         if !is_private(name) {
             let path = pins.map(name);
-            bpf::pin(map.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
+            bpf::pin(map.fd().as_fd(), &path)
+                .with_context(|| format!("pinning {}", path.display()))?;
         }
     }
     Ok(())
@@ -255,11 +257,11 @@ impl Replacement {
         kept: Option<Kept>,
         generation: u32,
         id: u64,
-        programs: &HashMap<&'static str, OwnedFd>,
+        programs: &HashMap<&'static str, BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let new = pins.make_set(generation, id)?;
         for (name, program) in programs {
-            bpf::pin(program.as_fd(), &new.program(name))?;
+            bpf::pin(*program, &new.program(name))?;
         }
         Ok(Self {
             pins,
@@ -295,15 +297,16 @@ impl Replacement {
     /// If something can't be pinned or removed.
     pub(super) fn finish(
         &mut self,
-        maps: &HashMap<String, OwnedFd>,
-        programs: &HashMap<&'static str, OwnedFd>,
+        maps: &HashMap<String, MapData>,
+        programs: &HashMap<&'static str, BorrowedFd<'_>>,
     ) -> Result<()> {
-        let mark = maps.get(MARK).context("no map to mark with")?.as_fd();
+        let mark = maps.get(MARK).context("no map to mark with")?;
+        let mark = mark.fd().as_fd();
         if let Some(new) = &self.new {
             new.mark(mark)?;
             if self.continues {
                 let current = maps.get(GENERATION).context("no map of generations")?;
-                let current: Map<u32, u32> = Map::open(current.as_fd(), MapType::Array)?;
+                let current: Map<u32, u32> = Map::open(current.fd().as_fd(), MapType::Array)?;
                 current.insert(&0, &new.generation)?;
             }
             for before in std::mem::take(&mut self.before) {
@@ -312,7 +315,7 @@ impl Replacement {
                         continue;
                     };
                     if let Some(link) = open(&before.link(name))? {
-                        bpf::update_link(link.as_fd(), program.as_fd())?;
+                        bpf::update_link(link.as_fd(), *program)?;
                         new.take_link(name, &before)?;
                     }
                 }

@@ -79,8 +79,8 @@ pub struct Kernel {
     /// The loader's object, while the agent starts. `None` if the programs are an earlier agent's.
     ebpf: Option<Ebpf>,
     /// Maps of the object by name, while the agent starts.
-    maps: HashMap<String, OwnedFd>,
-    /// Loaded programs.
+    maps: HashMap<String, MapData>,
+    /// Loaded programs. As long as the loader's object is there, it has its own.
     programs: HashMap<&'static str, OwnedFd>,
     /// Log records of an earlier agent's programs.
     log: Option<EbpfLogger>,
@@ -234,31 +234,19 @@ impl Kernel {
             // There can be more cgroups than slots. No host has 4 million.
             .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
             .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
-            .map_max_entries("EARLIER", 4_194_304)
-            .map_max_entries("KEPT", 4_194_304)
+            // A hash has a bucket for each entry that it may have.
+            .map_max_entries("EARLIER", if pins.is_some() { 2 * slots } else { 1 })
+            .map_max_entries("KEPT", if pins.is_some() { 4 * slots } else { 1 })
             .load(&patched.bytes)
             .map_err(|error| not_loaded(&error))?;
-        let mut maps = HashMap::new();
-        for (name, map) in ebpf.maps() {
-            maps.insert(
-                name.to_owned(),
-                map_data(map)?.fd().as_fd().try_clone_to_owned()?,
-            );
-        }
+        // Before that they are the loader's.
         let errors = verify(&mut ebpf, &chosen, &btf);
+        let maps = take_maps(&mut ebpf)?;
         let mut kernel = Self::new(options, wanted_programs, failures, maps)?;
         (kernel.types, kernel.max_slots) = (Some(types), max_slots);
         for (name, error) in errors {
             let why = shortened(&format!("{error:#}"));
             kernel.failures.insert(name, why);
-        }
-        for program in chosen {
-            if kernel.is_loaded(program.name)
-                && let Some(loaded) = ebpf.program(program.name)
-            {
-                let descriptor = loaded.fd()?.as_fd().try_clone_to_owned()?;
-                kernel.programs.insert(program.name, descriptor);
-            }
         }
         kernel.ebpf = Some(ebpf);
         if let Some(pins) = pins {
@@ -267,7 +255,8 @@ impl Kernel {
                 let control: Mapping<SlotControl> = Mapping::open(kernel.map("SLOT_CONTROL")?)?;
                 control.store(0, kept::LOADED_AT, constants.loaded_at);
             }
-            let replacement = Replacement::begin(pins, kept, own_generation, id, &kernel.programs);
+            let programs = kernel.loaded()?;
+            let replacement = Replacement::begin(pins, kept, own_generation, id, &programs);
             kernel.pinned = Some(replacement.context("pinning programs")?);
         }
         Ok(kernel)
@@ -277,7 +266,7 @@ impl Kernel {
         options: &LoadOptions<'_>,
         wanted: Vec<&'static str>,
         failures: HashMap<&'static str, String>,
-        maps: HashMap<String, OwnedFd>,
+        maps: HashMap<String, MapData>,
     ) -> Result<Self> {
         let stats = maps
             .get("STATS_MAP")
@@ -287,13 +276,13 @@ impl Kernel {
             ebpf: None,
             types: None,
             cpus: options.cpus,
-            stats: PerCpuCounters::open(stats.as_fd(), options.cpus)?,
+            stats: PerCpuCounters::open(stats.fd().as_fd(), options.cpus)?,
             max_slots: options.max_slots,
             failures,
             wanted,
             attached: HashSet::new(),
             map_memory: memory
-                .filter_map(|map| bpf::map_memory(map.as_fd()).ok())
+                .filter_map(|map| bpf::map_memory(map.fd().as_fd()).ok())
                 .sum(),
             maps,
             programs: HashMap::new(),
@@ -309,10 +298,18 @@ impl Kernel {
     }
 
     fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        let program = self.programs.get(name);
-        Ok(program
-            .with_context(|| format!("the program {name} is not loaded"))?
-            .as_fd())
+        if let Some(program) = self.programs.get(name) {
+            return Ok(program.as_fd());
+        }
+        let program = self.ebpf.as_ref().and_then(|ebpf| ebpf.program(name));
+        let program = program.with_context(|| format!("the program {name} is not loaded"))?;
+        Ok(program.fd()?.as_fd())
+    }
+
+    /// The loaded programs.
+    fn loaded(&self) -> Result<HashMap<&'static str, BorrowedFd<'_>>> {
+        let names = self.wanted.iter().filter(|name| self.is_loaded(name));
+        names.map(|&name| Ok((name, self.program(name)?))).collect()
     }
 
     /// Attaches those of `names` that are loaded and not yet attached, in the order of
@@ -382,12 +379,14 @@ impl Kernel {
     ///
     /// If something can't be pinned or removed.
     pub fn take_over(&mut self) -> Result<()> {
-        let Some(pinned) = &mut self.pinned else {
+        let Some(mut pinned) = self.pinned.take() else {
             return Ok(());
         };
-        pinned
-            .finish(&self.maps, &self.programs)
-            .context("taking over from the earlier agent's programs")
+        let finished = self
+            .loaded()
+            .and_then(|programs| pinned.finish(&self.maps, &programs));
+        self.pinned = Some(pinned);
+        finished.context("taking over from the earlier agent's programs")
     }
 
     /// Whether a source can run, given the programs that it needs.
@@ -481,13 +480,14 @@ impl Kernel {
         Ok(KeyedCells::new(&tables, &values, free, control, slots)?)
     }
 
-    /// CPU time before the first agent, by cgroup id.
+    /// CPU time before the first agent, by cgroup id. `None` if nothing outlives this one.
     ///
     /// # Errors
     ///
     /// If the object lacks the map, or the map has another type or size.
-    pub fn earlier(&self) -> Result<TypedMap<u64, Earlier>> {
-        Ok(TypedMap::hash(self.map("EARLIER")?)?)
+    pub fn earlier(&self) -> Result<Option<TypedMap<u64, Earlier>>> {
+        let open = || Ok(TypedMap::hash(self.map("EARLIER")?)?);
+        self.pinned.as_ref().map(|_| open()).transpose()
     }
 
     /// What sources keep for the next agent. `None` if nothing outlives this one.
@@ -545,9 +545,20 @@ impl Kernel {
 
     /// Closes the object's maps. Whoever reads one has a descriptor of its own, and the programs keep
     /// them all.
-    pub fn close_maps(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// If a program's descriptor can't be duplicated.
+    pub fn close_maps(&mut self) -> Result<()> {
+        // First, so that there is room for the programs' descriptors.
         self.maps.clear();
+        let mut programs = HashMap::new();
+        for (name, program) in self.loaded()? {
+            programs.insert(name, program.try_clone_to_owned()?);
+        }
+        self.programs = programs;
         self.ebpf = None;
+        Ok(())
     }
 
     /// A map of the object, for a source with its own layout. There is none after
@@ -560,6 +571,7 @@ impl Kernel {
         let map = self.maps.get(name);
         Ok(map
             .with_context(|| format!("the object has no map {name}"))?
+            .fd()
             .as_fd())
     }
 
@@ -756,7 +768,24 @@ impl KernelStats {
     }
 }
 
-fn map_data(map: &Map) -> Result<&MapData> {
+/// Takes the maps from the loader's object. It keeps the one that its log's reader wants.
+fn take_maps(ebpf: &mut Ebpf) -> Result<HashMap<String, MapData>> {
+    const LOG: &str = "AYA_LOGS";
+    let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+    let mut maps = HashMap::new();
+    for name in names {
+        let map = match ebpf.map(LOG) {
+            Some(Map::RingBuf(log)) if name == LOG => {
+                MapData::from_fd(log.fd().as_fd().try_clone_to_owned()?)?
+            }
+            _ => map_data(ebpf.take_map(&name).context("a map has gone")?)?,
+        };
+        maps.insert(name, map);
+    }
+    Ok(maps)
+}
+
+fn map_data(map: Map) -> Result<MapData> {
     match map {
         Map::Array(map)
         | Map::ArrayOfMaps(map)

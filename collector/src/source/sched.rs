@@ -220,7 +220,7 @@ pub const SOURCE: Registration = Registration {
 struct Sched {
     counters: CellCounters<SchedCell, Scheduling>,
     /// CPU time before the first agent's start, by cgroup id.
-    earlier: Map<u64, Earlier>,
+    earlier: Option<Map<u64, Earlier>>,
     /// Whether that is known from an earlier agent.
     continues: bool,
     /// What is in that map.
@@ -241,7 +241,9 @@ impl Sched {
     fn recall(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         self.joined = true;
         let (mut ids, mut entries) = (Vec::new(), Vec::new());
-        self.earlier.read_all(&mut ids, &mut entries)?;
+        if let Some(earlier) = &self.earlier {
+            earlier.read_all(&mut ids, &mut entries)?;
+        }
         self.entries = ids.into_iter().zip(entries).collect();
         let mut own = vec![0; inputs.tree.capacity()];
         for (&id, entry) in &self.entries {
@@ -284,7 +286,7 @@ impl Sched {
                 parent: parent.map_or(0, |parent| parent.id),
                 run_ns: own[number],
             };
-            self.note(node.id, entry)?;
+            self.note(node.id, entry);
         }
         self.set_earlier(own, tree);
         self.counters.collect(inputs)
@@ -300,10 +302,15 @@ impl Sched {
         self.ids = noted.map(|(number, node)| (number, node.id)).collect();
     }
 
-    /// Notes something for the next agent.
-    fn note(&mut self, id: u64, entry: Earlier) -> std::io::Result<()> {
+    /// Notes something for the next agent, if there may be one.
+    fn note(&mut self, id: u64, entry: Earlier) {
+        let Some(earlier) = &self.earlier else {
+            return;
+        };
         self.entries.insert(id, entry);
-        self.earlier.insert(&id, &entry)
+        if let Err(error) = earlier.insert(&id, &entry) {
+            tracing::warn!(%error, "the CPU time of a cgroup will be smaller after a restart");
+        }
     }
 
     /// Where a path was made again, what its earlier cgroup had used stays with it, and so does what
@@ -319,7 +326,7 @@ impl Sched {
             let parent = node.parent.and_then(|parent| tree.node(parent));
             let parent = parent.map_or(0, |parent| parent.id);
             let new = Earlier { parent, run_ns: 0 };
-            self.note(node.id, new)?;
+            self.note(node.id, new);
             let below: Vec<(u64, Earlier)> = self
                 .entries
                 .iter()
@@ -329,12 +336,14 @@ impl Sched {
                 .collect();
             for (id, entry) in below {
                 let parent = node.id;
-                self.note(id, Earlier { parent, ..entry })?;
+                self.note(id, Earlier { parent, ..entry });
             }
             // Nothing leads to it any more.
             if before.run_ns == 0 {
                 self.entries.remove(&old);
-                self.earlier.remove(&old)?;
+                if let Some(earlier) = &self.earlier {
+                    earlier.remove(&old)?;
+                }
             }
             self.ids.insert(number, node.id);
         }
