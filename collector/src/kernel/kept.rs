@@ -95,7 +95,7 @@ impl Kept {
             if is_private(name) {
                 continue;
             }
-            // A map that this version has added is made by the loader.
+            // A map that this version has added is made by the loader, and pinned with the programs.
             let Some(map) = open(&pins.map(name))? else {
                 continue;
             };
@@ -211,15 +211,15 @@ fn packets() -> impl Iterator<Item = &'static str> {
         .map(|program| program.name)
 }
 
-/// Pins the maps of a first start.
+/// Pins the maps that are not pinned yet: all of a first start; those that this version has added.
 ///
 /// # Errors
 ///
 /// Errors of bpf(2).
 pub(super) fn pin_maps(pins: &Pins, maps: &HashMap<String, MapData>) -> Result<()> {
     for (name, map) in maps {
-        if !is_private(name) {
-            let path = pins.map(name);
+        let path = pins.map(name);
+        if !is_private(name) && !path.exists() {
             bpf::pin(map.fd().as_fd(), &path)
                 .with_context(|| format!("pinning {}", path.display()))?;
         }

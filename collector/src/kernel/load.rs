@@ -250,8 +250,8 @@ impl Kernel {
         }
         kernel.ebpf = Some(ebpf);
         if let Some(pins) = pins {
+            kept::pin_maps(&pins, &kernel.maps)?;
             if kept.is_none() {
-                kept::pin_maps(&pins, &kernel.maps)?;
                 let control: Mapping<SlotControl> = Mapping::open(kernel.map("SLOT_CONTROL")?)?;
                 control.store(0, kept::LOADED_AT, constants.loaded_at);
             }

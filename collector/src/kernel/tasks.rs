@@ -20,6 +20,7 @@ use super::{
 };
 
 const GENERATION: Word<TasksControl> = word!(TasksControl, generation);
+const WALKED: Word<TasksControl> = word!(TasksControl, walked);
 const IOWAIT_MASK: Word<TasksControl> = word!(TasksControl, iowait_mask);
 const SAMPLE_SOCKET: Word<TasksControl> = word!(TasksControl, sample_socket);
 const SOCKET_OPS: Word<TasksControl> = word!(TasksControl, socket_ops);
@@ -49,6 +50,8 @@ impl TasksIterator {
         // Cells carry the numbers of an earlier agent's iterations.
         let generation = control.load(0, GENERATION);
         control.store(0, GENERATION, 0);
+        // It may have been killed while it looked at a task's descriptors.
+        control.store(0, WALKED, 0);
         let iterator = Self {
             link,
             control,
