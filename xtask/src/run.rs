@@ -14,7 +14,14 @@ const ADDRESS: &str = "127.0.0.1:10295";
 const ADDRESS_FLAG: &str = "--web.listen-address";
 
 /// The agent's commands that print something and end: all but `run`.
-const COMMANDS: &[&str] = &["check", "dump", "healthcheck", "metrics", "settings"];
+const COMMANDS: &[&str] = &[
+    "check",
+    "dump",
+    "healthcheck",
+    "metrics",
+    "settings",
+    "unload",
+];
 
 /// Sets up, builds, and replaces this process by the agent.
 pub fn run(arguments: &[String]) -> Result<()> {
