@@ -26,8 +26,8 @@ pub struct KeptKey {
     pub part: u64,
 }
 
-/// A part of what a source keeps for a cgroup. The first word of the first part is the number of words in
-/// all.
+/// A part of what a source keeps for a cgroup. The first word is a digest of all parts; the second one of the first
+/// part is the number of words in all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct KeptPart(pub [u64; KEPT_WORDS]);

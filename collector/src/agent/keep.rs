@@ -29,23 +29,38 @@ fn first_part(source: &str) -> u64 {
     u64::from(digest) << 32
 }
 
+/// Words of a part besides its seal.
+const ROOM: usize = KEPT_WORDS - 1;
+
+/// A digest of words with their number (FNV-1a by words): what all of their parts begin with. An agent may
+/// be killed when it has written some of them.
+fn seal(words: &[u64]) -> u64 {
+    words.iter().fold(0xcbf2_9ce4_8422_2325, |digest, word| {
+        (digest ^ word).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Cuts words into parts.
 fn parts(words: &[u64]) -> impl Iterator<Item = KeptPart> {
     let all: Vec<u64> = [words.len() as u64].iter().chain(words).copied().collect();
-    let count = all.len().div_ceil(KEPT_WORDS);
+    let seal = seal(&all);
+    let count = all.len().div_ceil(ROOM);
     (0..count).map(move |number| {
         let mut part = [0; KEPT_WORDS];
-        let words = all.iter().skip(number * KEPT_WORDS);
+        let words = [seal]
+            .into_iter()
+            .chain(all.iter().skip(number * ROOM).copied());
         for (to, from) in part.iter_mut().zip(words) {
-            *to = *from;
+            *to = from;
         }
         KeptPart(part)
     })
 }
 
-/// Puts parts together again, the first one being `first`. `None` if one is missing.
+/// Puts parts together again, the first one being `first`. `None` if one is missing or of another writing.
 fn whole(parts: &HashMap<KeptKey, KeptPart>, first: KeptKey) -> Option<Vec<u64>> {
-    let length = usize::try_from(parts.get(&first)?.0[0]).ok()?;
+    let [sealed, length, ..] = parts.get(&first)?.0;
+    let length = usize::try_from(length).ok()?;
     let mut words = Vec::new();
     for number in 0.. {
         if words.len() > length {
@@ -55,9 +70,12 @@ fn whole(parts: &HashMap<KeptKey, KeptPart>, first: KeptKey) -> Option<Vec<u64>>
             part: first.part + number,
             ..first
         };
-        words.extend(parts.get(&key)?.0);
+        words.extend_from_slice(&parts.get(&key)?.0[1..]);
     }
     words.truncate(length + 1);
+    if seal(&words) != sealed {
+        return None;
+    }
     words.remove(0);
     Some(words)
 }
@@ -199,7 +217,14 @@ mod tests {
                 .zip(parts(&words))
                 .map(|(part, value)| (KeptKey { part, ..first }, value))
                 .collect();
-            assert_eq!(whole(&kept, first), Some(words));
+            assert_eq!(whole(&kept, first), Some(words.clone()));
+            // The agent was killed when it had written the first part alone.
+            let later: Vec<u64> = words.iter().map(|word| word + 1).collect();
+            let before = kept[&first];
+            kept.extend(parts(&later).next().map(|part| (first, part)));
+            let expected = (kept.len() == 1).then_some(later);
+            assert_eq!(whole(&kept, first), expected);
+            kept.insert(first, before);
             let last = KeptKey {
                 part: first.part + kept.len() as u64 - 1,
                 ..first
