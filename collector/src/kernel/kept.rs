@@ -126,17 +126,9 @@ impl Kept {
         let [active] = active.as_slice() else {
             bail!("the programs that count are missing");
         };
+        // An agent was killed before these counted, or before the links for packets had gone over.
         for other in others {
-            // An agent was killed before these counted, or before the links for packets had gone over.
-            for name in packets() {
-                if !active.link(name).exists() && other.link(name).exists() {
-                    let link = open(&other.link(name))?.context("a link has gone")?;
-                    let program = open(&active.program(name))?.context("a program has gone")?;
-                    bpf::update_link(link.as_fd(), program.as_fd())?;
-                    active.take_link(name, &other)?;
-                }
-            }
-            other.remove()?;
+            supersede(&other, active)?;
         }
         if programs.contains(&GROWTH) && !active.link(GROWTH).exists() {
             bail!("--collector.sched was off");
@@ -209,6 +201,18 @@ fn packets() -> impl Iterator<Item = &'static str> {
         .iter()
         .filter(|program| matches!(program.hook, Hook::Packets(_)))
         .map(|program| program.name)
+}
+
+/// Removes programs in whose place others count. Their links for packets get the others, unless these have
+/// links of their own.
+fn supersede(old: &ProgramSet, new: &ProgramSet) -> Result<()> {
+    for name in packets().filter(|name| !new.link(name).exists()) {
+        if let (Some(link), Some(program)) = (open(&old.link(name))?, open(&new.program(name))?) {
+            bpf::update_link(link.as_fd(), program.as_fd())?;
+            new.take_link(name, old)?;
+        }
+    }
+    Ok(old.remove()?)
 }
 
 /// Pins the maps that are not pinned yet: all of a first start; those that this version has added.
@@ -295,11 +299,7 @@ impl Replacement {
     /// # Errors
     ///
     /// If something can't be pinned or removed.
-    pub(super) fn finish(
-        &mut self,
-        maps: &HashMap<String, MapData>,
-        programs: &HashMap<&'static str, BorrowedFd<'_>>,
-    ) -> Result<()> {
+    pub(super) fn finish(&mut self, maps: &HashMap<String, MapData>) -> Result<()> {
         let mark = maps.get(MARK).context("no map to mark with")?;
         let mark = mark.fd().as_fd();
         if let Some(new) = &self.new {
@@ -310,16 +310,7 @@ impl Replacement {
                 current.insert(&0, &new.generation)?;
             }
             for before in std::mem::take(&mut self.before) {
-                for name in packets() {
-                    let Some(program) = programs.get(name) else {
-                        continue;
-                    };
-                    if let Some(link) = open(&before.link(name))? {
-                        bpf::update_link(link.as_fd(), *program)?;
-                        new.take_link(name, &before)?;
-                    }
-                }
-                before.remove()?;
+                supersede(&before, new)?;
             }
         }
         if !self.pins.has_maps() {

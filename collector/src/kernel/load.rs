@@ -379,14 +379,12 @@ impl Kernel {
     ///
     /// If something can't be pinned or removed.
     pub fn take_over(&mut self) -> Result<()> {
-        let Some(mut pinned) = self.pinned.take() else {
+        let Some(pinned) = &mut self.pinned else {
             return Ok(());
         };
-        let finished = self
-            .loaded()
-            .and_then(|programs| pinned.finish(&self.maps, &programs));
-        self.pinned = Some(pinned);
-        finished.context("taking over from the earlier agent's programs")
+        pinned
+            .finish(&self.maps)
+            .context("taking over from the earlier agent's programs")
     }
 
     /// Whether a source can run, given the programs that it needs.

@@ -18,9 +18,9 @@
 //! means the same to all agents with that number.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
@@ -112,8 +112,8 @@ impl Pins {
         fs::create_dir_all(root).map_err(|error| unusable(error.to_string()))?;
         let lock = File::open(root).map_err(|error| unusable(error.to_string()))?;
         let begin = Instant::now();
-        while let Err(error) = try_lock(&lock) {
-            if error.kind() != io::ErrorKind::WouldBlock {
+        while let Err(error) = lock.try_lock() {
+            if let TryLockError::Error(error) = error {
                 return Err(unusable(format!("it can't be locked: {error}")));
             }
             if begin.elapsed() >= WAIT {
@@ -337,14 +337,6 @@ fn names(directory: &Path) -> Vec<String> {
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
-}
-
-fn try_lock(file: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is open, and no memory is passed.
-    if unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// Removes a pin, or a directory and what is in it. Its mark goes first, so that what is left after an
