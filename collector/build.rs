@@ -43,9 +43,12 @@ fn build() -> Result<(), String> {
     let object = toolchain
         .build(&root.join("collector-ebpf"), &target)
         .map_err(|messages| {
-            eprintln!("{messages}");
+            // cargo shows nothing else that a failed build script prints.
+            for line in messages.lines() {
+                println!("cargo::error={line}");
+            }
             let compiler = &toolchain.compiler.name;
-            format!("the kernel programs don't build with {compiler}: see the messages below")
+            format!("the kernel programs don't build with {compiler}")
         })?;
     copy(&object, &out.join("cgmeter.bpf.o"))
 }

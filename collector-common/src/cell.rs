@@ -35,7 +35,3 @@ pub(crate) use cell;
 pub const CELLS_PER_CHUNK: u32 = 1 << CHUNK_SHIFT;
 /// log2 of [`CELLS_PER_CHUNK`].
 pub const CHUNK_SHIFT: u32 = 10;
-/// The slot of everything that could not get one of its own.
-pub const OVERFLOW_SLOT: u32 = 0;
-/// Owner written to the cells of [`OVERFLOW_SLOT`]; no cgroup has this id.
-pub const OVERFLOW_OWNER: u64 = u64::MAX;

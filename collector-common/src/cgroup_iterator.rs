@@ -94,6 +94,8 @@ pub struct CgroupRecord {
     pub prev_utime_ns: u64,
     /// `cgroup.prev_cputime.stime`.
     pub prev_stime_ns: u64,
+    /// `psi_group.total` of the averages, ns, in the kernel's order.
+    pub pressure_ns: [u64; PRESSURES],
     /// `task_group.cfs_bandwidth.quota`, ns a period; [`u64::MAX`] is none.
     pub quota_ns: u64,
     /// `task_group.cfs_bandwidth.period`, ns.
@@ -116,8 +118,6 @@ pub struct CgroupRecord {
     pub pids: u64,
     /// `pids_cgroup.limit`; PIDS_MAX (the highest pid and one more) is none.
     pub pids_limit: u64,
-    /// `psi_group.total` of the averages, ns, in the kernel's order.
-    pub pressure_ns: [u64; PRESSURES],
     /// `hugetlb_cgroup.hugepage`, base pages, by the kernel's number of the size.
     pub hugetlb: [PageCounter; HUGE_SIZES],
     /// The memory controller's statistics.

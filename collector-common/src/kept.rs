@@ -13,8 +13,9 @@ pub struct Earlier {
     pub run_ns: u64,
 }
 
-/// Number of words in a part of what is kept.
-pub const KEPT_WORDS: usize = 32;
+/// Number of words in a part of what is kept: with its key and what the kernel needs for each value of a hash, a part takes
+/// 256 bytes.
+pub const KEPT_WORDS: usize = 23;
 
 /// For which cgroup a source keeps something.
 #[repr(C)]
@@ -27,11 +28,11 @@ pub struct KeptKey {
 }
 
 /// A part of what a source keeps for a cgroup. The first word is a digest of all parts; the second one of the first
-/// part is the number of words in all.
+/// part is the number of bytes in all: the words, packed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct KeptPart(pub [u64; KEPT_WORDS]);
 
 const _: () = assert!(size_of::<Earlier>() == 16);
 const _: () = assert!(size_of::<KeptKey>() == 16);
-const _: () = assert!(size_of::<KeptPart>() == 256);
+const _: () = assert!(size_of::<KeptPart>() == 184);

@@ -29,9 +29,45 @@ pub struct SlotMeta {
     pub heir_slot: u64,
     /// Not 0: retired. One more than the slot's place in the sequence of retired slots.
     pub retired: u64,
+    /// Number of the owner's children that have slots and count here, see `counted_at`.
+    pub children: u64,
+    /// One more than the slot of the parent in whose `children` this one is; 0: in none, because the
+    /// parent had no slot yet.
+    pub counted_at: u64,
+    /// Which of the slot's cells somebody has claimed, a bit each: see [`lane_bit`], [`shard_bit`] and
+    /// [`Claimed`]. What none has claimed is neither marked nor swept.
+    pub claimed: [u64; 2],
 }
 
-const _: () = assert!(size_of::<SlotMeta>() == 32);
+const _: () = assert!(size_of::<SlotMeta>() == 64);
+
+/// The bit in [`SlotMeta::claimed`] of a CPU's cell. Of more than 64 CPUs some share a bit.
+#[must_use]
+pub const fn lane_bit(cpu: u32) -> u32 {
+    cpu % 64
+}
+
+/// The same for a cell that several CPUs share.
+#[must_use]
+pub const fn shard_bit(shard: u32) -> u32 {
+    64 + shard % 32
+}
+
+/// The same for sources with one cell or table a slot: each its bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Claimed {
+    /// Processes.
+    Process = 96,
+    /// Direct reclaim.
+    Reclaim,
+    /// TCP.
+    Tcp,
+    /// Block I/O by device.
+    Block,
+    /// Dropped packets by reason.
+    Drops,
+}
 
 /// The sequence of retired slots. Its members only grow, but for the lock.
 ///
@@ -64,8 +100,16 @@ pub struct SlotControl {
     pub drop_values: u64,
     /// CLOCK_MONOTONIC at which the first agent loaded its programs, ns.
     pub loaded_at: u64,
-    /// Fills two cache lines.
-    pub reserved: [u64; 5],
+    /// Slots that are not free: of cgroups, and retired ones; the root's is not among them.
+    pub taken: u64,
+    /// Where so many are taken, the rest is for cgroups that have precedence.
+    pub common: u64,
+    /// How many children of one parent have slots at most, unless they have precedence.
+    pub siblings: u64,
+    /// How many cgroups took a slot just when they were removed, which the next removal retires.
+    pub orphans: u64,
+    /// Removals in the ring buffer of which the agent has not been woken.
+    pub untold: u64,
 }
 
 const _: () = assert!(size_of::<SlotControl>() == 128);
@@ -89,10 +133,14 @@ pub const SWEEPING: u64 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct Heir {
+    /// Id of the removed cgroup; 0: none, or just being written.
+    pub removed: u64,
     /// Cgroup id of the heir.
     pub cgroup: u64,
     /// The removed slot's place in the sequence of retired slots.
     pub place: u64,
+    /// Two of them are a cache line.
+    pub reserved: u64,
 }
 
-const _: () = assert!(size_of::<Heir>() == 16);
+const _: () = assert!(size_of::<Heir>() == 32);

@@ -39,6 +39,7 @@ use crate::{
 keyed!(
     Block,
     BlockValue,
+    Block,
     BLOCK_TABLES,
     BLOCK_VALUES,
     FREE_BLOCK_VALUES,

@@ -3,6 +3,7 @@
 use aya_ebpf::{Global, helpers::bpf_get_smp_processor_id};
 use collector_common::{
     cell::{CELLS_PER_CHUNK, Cell},
+    slot::Claimed,
     stat::Stat,
 };
 
@@ -53,50 +54,70 @@ pub fn first_shard(slot: u32) -> u32 {
 /// The cell that this CPU shares with some others, by the slot's first one.
 #[inline(always)]
 pub fn shard(first: u32) -> u32 {
+    first + own_shard()
+}
+
+/// Its place among the slot's.
+#[inline(always)]
+pub fn own_shard() -> u32 {
     // SAFETY: always allowed.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    first + (cpu & (SHARDS.load() - 1))
+    cpu & (SHARDS.load() - 1)
 }
 
 /// The cell of a cgroup in a source with one shard. For counters that are added to atomically.
 #[inline(always)]
-pub fn of_cgroup<T: Cell>(cells: &Cells<T>, cgroup: Cgroup) -> Option<Shared<T>> {
-    of_slot(cells, slot::resolve(cgroup), cgroup)
+pub fn of_cgroup<T: Cell>(cells: &Cells<T>, claimed: Claimed, cgroup: Cgroup) -> Option<Shared<T>> {
+    of_slot(cells, claimed, slot::resolve(cgroup), cgroup)
 }
 
 /// The same, for a slot that was resolved before for the cgroup.
 #[inline(always)]
-pub fn of_slot<T: Cell>(cells: &Cells<T>, slot: Slot, cgroup: Cgroup) -> Option<Shared<T>> {
+pub fn of_slot<T: Cell>(
+    cells: &Cells<T>,
+    claimed: Claimed,
+    slot: Slot,
+    cgroup: Cgroup,
+) -> Option<Shared<T>> {
     // The source is off.
     let cell = cells.find(slot.number)?;
-    if claim(cell, slot.owner) {
+    if claim(cell, slot, claimed as u32) {
         return Some(cell);
     }
     // The slot was retired meanwhile.
-    if let Some(cell) = claimed(cells, slot::resolve(cgroup)) {
+    if let Some(cell) = own(cells, claimed, slot::resolve(cgroup)) {
         return Some(cell);
     }
     stat::count(Stat::Overflow);
-    claimed(cells, Slot::ROOT)
+    own(cells, claimed, Slot::ROOT)
 }
 
 /// The slot's cell in a source with one shard, if it is the slot's owner's or nobody's yet.
 #[inline(always)]
-fn claimed<T: Cell>(cells: &Cells<T>, slot: Slot) -> Option<Shared<T>> {
+fn own<T: Cell>(cells: &Cells<T>, claimed: Claimed, slot: Slot) -> Option<Shared<T>> {
     let cell = cells.find(slot.number)?;
-    claim(cell, slot.owner).then_some(cell)
+    claim(cell, slot, claimed as u32).then_some(cell)
 }
 
-/// Whether a cell is `owner`'s; made so if it is nobody's yet. Of two CPUs that claim it for different
-/// cgroups, which may happen when a slot has been recycled, one gets it.
+/// Whether a slot's cell is its owner's; made so if it is nobody's yet, and noted by the cell's bit in
+/// `SlotMeta::claimed`. Of two CPUs that claim it for different cgroups, which may happen when a slot has
+/// been recycled, one gets it.
+///
+/// A removal marks the cells that are noted. One that is claimed just then is either noted before the
+/// removal looks, or this sees that the slot is retired and gives it up. Whoever has found it claimed
+/// meanwhile may add to it: it is noted, so the sweep looks at it.
 #[inline(always)]
-pub fn claim<T: Cell>(cell: Shared<T>, owner: u64) -> bool {
+pub fn claim<T: Cell>(cell: Shared<T>, slot: Slot, bit: u32) -> bool {
     let mut found = cell.owner().get();
     if found == 0 {
-        found = cell.owner().exchange(0, owner);
+        found = cell.owner().exchange(0, slot.owner);
         if found == 0 {
-            return true;
+            if slot::note_claim(slot.number.into(), slot.owner, bit.into()) != 0 {
+                return true;
+            }
+            cell.owner().exchange(slot.owner, 0);
+            return false;
         }
     }
-    found == owner
+    found == slot.owner
 }

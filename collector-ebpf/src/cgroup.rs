@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use collector_common::{event::CgroupEventKind, stat::Stat};
 
-use crate::{event::report, final_record, generation, grace, kernel::Cgroup, removal, stat};
+use crate::{event::report, final_record, generation, grace, kernel::Cgroup, race, removal, stat};
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
@@ -26,12 +26,13 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     stat::count(Stat::Removed);
-    // The record comes before the event, because the agent takes it when it gets the event.
-    final_record::save(subject(&ctx));
     if subject(&ctx).hierarchy() == 0 {
         removal::retire(subject(&ctx));
+        if race::no_grace() {
+            removal::sweep();
+        }
     }
-    report(&ctx, subject(&ctx), CgroupEventKind::Removed)
+    final_record::report(&ctx, subject(&ctx))
 }
 
 /// Nothing refers to a removed cgroup any more. (kernel/cgroup/cgroup.c, `css_release_work_fn`)

@@ -25,6 +25,7 @@ use crate::{
 keyed!(
     Dropped,
     Drops,
+    Drops,
     DROP_TABLES,
     DROP_VALUES,
     FREE_DROP_VALUES,

@@ -5,23 +5,27 @@ mod pending;
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap},
+    btf_maps::{HashMap, PerCpuArray},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
+    programs::BtfTracePointContext,
 };
 use collector_common::{
-    cgroup_iterator::{CgroupRecord, FinalRecordKey},
+    cgroup_iterator::{CgroupRecord, FinalRecordKey, HAS_CPU, HAS_HUGETLB, HAS_MEMORY, HAS_PIDS},
+    event::{CgroupEventKind, REMOVED_ALONE, REMOVED_BASE, REMOVED_SHORT, RemovedEvent},
     stat::Stat,
 };
 
 use crate::{
-    cgroup_iterator,
+    cgroup_iterator, event,
     kernel::Cgroup,
     maps::{self, Find, NO_PREALLOC},
+    shared::member,
     stat,
 };
 
-/// Final records of removed cgroups, by id and hierarchy, until the agent takes them. The loader sets
-/// `max_entries`.
+/// Final records that the ring buffer had no room for, by id and hierarchy, until the agent takes them. The
+/// loader sets `max_entries`.
 #[btf_map]
 static FINAL_RECORDS: HashMap<FinalRecordKey, CgroupRecord, 1, NO_PREALLOC> = HashMap::new();
 
@@ -29,29 +33,58 @@ static FINAL_RECORDS: HashMap<FinalRecordKey, CgroupRecord, 1, NO_PREALLOC> = Ha
 #[unsafe(no_mangle)]
 static KEEP_FINAL_RECORDS: Global<u32> = Global::new(0);
 
-/// What an entry of [`FINAL_RECORDS`] starts as: a record may be larger than the stack. Nobody writes it.
+/// The message is made here: it is larger than the stack, and how much of it is sent depends on the cgroup.
+/// Removals exclude each other (cgroup_mutex).
 #[btf_map]
-static NO_RECORD: Array<CgroupRecord, 1> = Array::new();
+static REMOVED: PerCpuArray<RemovedEvent, 1> = PerCpuArray::new();
 
-/// Leaves a removed cgroup's final record to the agent. Called at `cgroup_rmdir`, where the
+/// Tells the agent of a removal, with the cgroup's final record. Called at `cgroup_rmdir`, where the
 /// controllers' states are still there: they are taken offline later, by a worker that needs the
-/// cgroup mutex (kernel/cgroup/cgroup.c, `css_killed_work_fn`).
+/// cgroup mutex (kernel/cgroup/cgroup.c, `css_killed_work_fn`). If there is no room for it, the record is kept for
+/// when the agent finds that it has lost an event.
 #[inline(always)]
-pub fn save(cgroup: Cgroup) {
+pub fn report(ctx: &BtfTracePointContext, cgroup: Cgroup) -> i32 {
+    if !send(cgroup) {
+        event::lost(ctx);
+    }
+    0
+}
+
+/// Returns false if there was no room.
+#[inline(always)]
+fn send(cgroup: Cgroup) -> bool {
+    let Some(removed) = REMOVED.find(0) else {
+        return false;
+    };
+    let (id, hierarchy) = (cgroup.id(), cgroup.hierarchy());
+    member!(removed.kind).set(CgroupEventKind::Removed as u32);
+    member!(removed.hierarchy).set(hierarchy);
+    member!(removed.id).set(id);
+    // SAFETY: always allowed.
+    member!(removed.time_ns).set(unsafe { bpf_ktime_get_ns() });
     if KEEP_FINAL_RECORDS.load() == 0 {
-        return;
+        return event::send_removal(removed, REMOVED_ALONE);
+    }
+    let record = member!(removed.record);
+    cgroup_iterator::fill(record, cgroup);
+    pending::add(record, cgroup);
+    let flags = member!(record.flags).get();
+    let length = if flags & (HAS_MEMORY | HAS_HUGETLB) != 0 {
+        size_of::<RemovedEvent>()
+    } else if flags & (HAS_CPU | HAS_PIDS) != 0 {
+        REMOVED_SHORT
+    } else {
+        REMOVED_BASE
+    };
+    if event::send_removal(removed, length) {
+        return true;
     }
     let key = FinalRecordKey {
-        cgroup: cgroup.id(),
-        hierarchy: cgroup.hierarchy() as u64,
+        cgroup: id,
+        hierarchy: hierarchy.into(),
     };
-    if let Some(zero) = NO_RECORD.find(0)
-        && maps::insert(&FINAL_RECORDS, &key, zero, 0)
-        && let Some(record) = FINAL_RECORDS.find(key)
-    {
-        cgroup_iterator::fill(record, cgroup);
-        pending::add(key, cgroup);
-    } else {
+    if !maps::insert(&FINAL_RECORDS, &key, record, 0) {
         stat::count(Stat::LostRecords);
     }
+    false
 }

@@ -10,9 +10,10 @@
 use collector_common::{sched::TaskState, slot::SlotControl};
 
 use crate::{
+    heir,
     maps::Find,
     shared::{Shared, member},
-    slot::{HEIRS, SLOT_CONTROL},
+    slot::SLOT_CONTROL,
 };
 
 /// Notes, for a task that ends, how many slots have been retired.
@@ -34,8 +35,8 @@ pub fn note_freed(state: Shared<TaskState>) {
 /// A removed cgroup is released.
 #[inline(always)]
 pub fn note_released(id: u64) {
-    if let (Some(control), Some(heir)) = (SLOT_CONTROL.find(0), HEIRS.find(id)) {
-        raise(control, member!(heir.place).get());
+    if let (Some(control), Some((_, place))) = (SLOT_CONTROL.find(0), heir::of(id)) {
+        raise(control, place);
     }
 }
 

@@ -172,6 +172,8 @@ pub struct Css(pub *const c_void);
 
 /// `PF_KTHREAD` (include/linux/sched.h): kernel threads, and the idle tasks since 5.16.
 const PF_KTHREAD: u32 = 0x0020_0000;
+/// `PF_EXITING`: from the beginning of do_exit on.
+const PF_EXITING: u32 = 0x4;
 
 /// The object that an iterator program is run for, null at the end.
 ///
@@ -253,6 +255,11 @@ impl Task {
         Some(NetNamespace(
             load64!(proxy, field::NSPROXY_NET) as *const c_void
         ))
+    }
+    /// A task that has begun to exit.
+    #[inline(always)]
+    pub fn is_ending(self) -> bool {
+        load32!(self.0, field::TASK_FLAGS) & PF_EXITING != 0
     }
     /// The idle task of a CPU: the only one with pid 0.
     #[inline(always)]

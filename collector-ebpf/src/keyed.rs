@@ -4,10 +4,10 @@
 //! usual way is three array lookups: the slot of the cgroup, its table, the value. A table belongs to its
 //! slot's owner as a cell does, and is passed on to the heir with all of its values.
 
-use aya_ebpf::btf_maps::Queue;
+use aya_ebpf::btf_maps::Stack;
 use collector_common::{
     keyed::{Counters, KeyTable, OTHER_VALUE, THINGS, VALUES_PER_CHUNK, entry, value_of, what_of},
-    slot::ROOT_SLOT,
+    slot::{Claimed, ROOT_SLOT},
     stat::Stat,
 };
 
@@ -23,11 +23,13 @@ use crate::{
 /// The pool of a source's values.
 pub type Values<T> = ChunkMap<T, { VALUES_PER_CHUNK as usize }>;
 /// Numbers of those that no table has. The agent makes their chunks before it puts them here.
-pub type FreeValues = Queue<u32, 1>;
+pub type FreeValues = Stack<u32, 1>;
 
 /// A source of such values: its maps.
 pub trait Keyed {
     type Value: Counters + 'static;
+    /// The tables' bit in `SlotMeta::claimed`.
+    const CLAIMED: Claimed;
     fn tables() -> &'static Cells<KeyTable>;
     fn values() -> &'static Values<Self::Value>;
     fn free() -> &'static FreeValues;
@@ -40,7 +42,7 @@ pub trait Keyed {
 /// Makes the maps of a source, and [`Keyed`] for the type that stands for it. The loader sets
 /// `max_entries`.
 macro_rules! keyed {
-    ($source:ident, $value:ty, $tables:ident, $values:ident, $free:ident, $find:ident, $hand_over:ident) => {
+    ($source:ident, $value:ty, $claimed:ident, $tables:ident, $values:ident, $free:ident, $find:ident, $hand_over:ident) => {
         #[aya_ebpf::macros::btf_map]
         static $tables: $crate::cell::Cells<collector_common::keyed::KeyTable> =
             $crate::cell::Cells::new();
@@ -54,6 +56,8 @@ macro_rules! keyed {
 
         impl $crate::keyed::Keyed for $source {
             type Value = $value;
+            const CLAIMED: collector_common::slot::Claimed =
+                collector_common::slot::Claimed::$claimed;
             #[inline(always)]
             fn tables() -> &'static $crate::cell::Cells<collector_common::keyed::KeyTable> {
                 &$tables
@@ -150,7 +154,7 @@ extern "C" fn find_at<S: Keyed>(_: u64, words: Words<4>) -> i64 {
     let Some(table) = S::tables().find(slot.number) else {
         return 1;
     };
-    if cell::claim(table, slot.owner) {
+    if cell::claim(table, slot, S::CLAIMED as u32) {
         let number = own::<S>(slot.number, words.get::<2>());
         words.set::<3>(number);
         if number != 0 || slot.number == ROOT_SLOT {
@@ -303,6 +307,7 @@ extern "C" fn take_at<S: Keyed>(at: u64, words: Words<4>) -> i64 {
     if found == 0 {
         found = place.exchange(0, entry);
         if found == 0 {
+            slot::note_claim(words.get::<0>(), 0, S::CLAIMED as u64);
             words.set::<2>(MOVED);
             return 1;
         }

@@ -6,7 +6,8 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     helpers::generated::{
-        bpf_map_lookup_percpu_elem, bpf_map_update_elem, bpf_sk_storage_get, bpf_task_storage_get,
+        bpf_map_lookup_percpu_elem, bpf_map_update_elem, bpf_ringbuf_output, bpf_sk_storage_get,
+        bpf_task_storage_get,
     },
 };
 
@@ -105,6 +106,7 @@ pub fn address_of<M>(map: &M) -> *mut c_void {
 #[inline(always)]
 pub fn send<T: 'static, const BYTES: usize>(
     ring: &RingBuf<T, BYTES>,
+    flags: u64,
     fill: impl FnOnce(Shared<T>),
 ) -> bool {
     let Some(mut entry) = ring.reserve(0) else {
@@ -114,8 +116,28 @@ pub fn send<T: 'static, const BYTES: usize>(
     if let Some(message) = unsafe { Shared::new(entry.as_mut_ptr()) } {
         fill(message);
     }
-    entry.submit(0);
+    entry.submit(flags);
     true
+}
+
+/// Sends the first bytes of a value, which nobody writes meanwhile. False if there is no room for them.
+#[inline(always)]
+pub fn send_part<R: 'static, T, const BYTES: usize>(
+    ring: &RingBuf<R, BYTES>,
+    value: Shared<T>,
+    length: usize,
+    flags: u64,
+) -> bool {
+    debug_assert!(length <= size_of::<T>());
+    // SAFETY: a ring buffer, and at most the whole value.
+    unsafe {
+        bpf_ringbuf_output(
+            address_of(ring),
+            value.address().cast_mut(),
+            length as u64,
+            flags,
+        ) == 0
+    }
 }
 
 /// BPF_MAP_TYPE_TASK_STORAGE: aya-ebpf has no type for it yet. The members are what BTF map

@@ -27,6 +27,7 @@ use aya_ebpf::{
 };
 use collector_common::{
     net::{Direction, NetCell, SocketProtocol, SocketSlot, index},
+    slot::shard_bit,
     stat::Stat,
 };
 
@@ -155,13 +156,14 @@ fn resolve(sk: *mut bpf_sock) -> Slot {
 /// Whether the cell on this CPU belongs to the slot's owner. Claims it if it has no owner yet.
 #[inline(always)]
 fn claim(slot: Slot) -> bool {
-    let Some(cell) = NET_CELLS.find(cell::shard(cell::first_shard(slot.number))) else {
+    let shard = cell::own_shard();
+    let Some(cell) = NET_CELLS.find(cell::first_shard(slot.number) + shard) else {
         return false;
     };
     if cell.owner().get() == 0 {
         member!(cell.used).set(1);
     }
-    cell::claim(cell, slot.owner)
+    cell::claim(cell, slot, shard_bit(shard))
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use collector_common::{process::ProcessCell, sched::TaskState, stat::Stat};
+use collector_common::{process::ProcessCell, sched::TaskState, slot::Claimed, stat::Stat};
 
 use crate::{
     cell::{self, Cells},
@@ -111,10 +111,15 @@ fn cell_of(task: Task) -> Option<Shared<ProcessCell>> {
         return process_cell(task, state);
     }
     // Moved since. The state stays as it is: the scheduler settles it at the next switch-out.
-    cell::of_cgroup(&PROCESS_CELLS, task.cgroup())
+    cell::of_cgroup(&PROCESS_CELLS, Claimed::Process, task.cgroup())
 }
 
 #[inline(always)]
 fn process_cell(task: Task, state: Shared<TaskState>) -> Option<Shared<ProcessCell>> {
-    cell::of_slot(&PROCESS_CELLS, task::slot(state), task.cgroup())
+    cell::of_slot(
+        &PROCESS_CELLS,
+        Claimed::Process,
+        task::slot(state),
+        task.cgroup(),
+    )
 }

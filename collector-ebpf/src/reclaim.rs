@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
 };
-use collector_common::{histogram, reclaim::ReclaimCell};
+use collector_common::{histogram, reclaim::ReclaimCell, slot::Claimed};
 
 use crate::{
     cell::{self, Cells},
@@ -68,7 +68,7 @@ fn end() -> i32 {
     // SAFETY: always allowed.
     let stall_ns = unsafe { bpf_ktime_get_ns() } - since;
     // By the task's cgroup and not by its state: an exiting task is still in its cgroup.
-    let Some(cell) = cell::of_cgroup(&RECLAIM_CELLS, task.cgroup()) else {
+    let Some(cell) = cell::of_cgroup(&RECLAIM_CELLS, Claimed::Reclaim, task.cgroup()) else {
         return 0;
     };
     member!(cell.stall_ns).add(stall_ns);

@@ -17,16 +17,17 @@ use core::ffi::c_void;
 use aya_ebpf::{
     Global, helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
-use collector_common::slot::{BORROWED, Heir, RETIRED, SWEEPING, SlotControl};
+use collector_common::slot::{BORROWED, RETIRED, SWEEPING, SlotControl};
 
 use crate::{
-    generation, grace,
+    generation, grace, heir,
     kernel::{Cgroup, Task},
     maps::Find,
+    race,
     shared::{Shared, member, repeat},
     slot::{
-        FREE_SLOTS, HEIRS, ORPHANS, RETIRED_SLOTS, SLOT_CONTROL, SLOTS, Slot, lookup, meta, of_id,
-        resolve,
+        FREE_SLOTS, ORPHANS, RETIRED_SLOTS, SLOT_CONTROL, SLOTS, Slot, counted_at, leave_siblings,
+        lookup, meta, of_id, resolve,
     },
     task,
 };
@@ -42,7 +43,11 @@ const SWEPT_AT_ONCE: u32 = 4;
 /// Retires the slot of a removed cgroup, if it has one.
 #[inline(always)]
 pub fn retire(cgroup: Cgroup) {
-    if let Ok(Some(orphan)) = ORPHANS.pop() {
+    if let Some(control) = SLOT_CONTROL.find(0)
+        && member!(control.orphans).get() != 0
+        && let Ok(Some(orphan)) = ORPHANS.pop()
+    {
+        member!(control.orphans).add(u64::MAX);
         retire_orphan(orphan);
     }
     let id = cgroup.id();
@@ -55,7 +60,11 @@ pub fn retire(cgroup: Cgroup) {
     }
     // The root is not removed.
     if let Some(parent) = cgroup.parent() {
-        retire_to(number, id, resolve(parent));
+        let heir = match counted_at(number) {
+            Some(slot) if slot.owner == parent.id() => slot,
+            _ => resolve(parent),
+        };
+        retire_to(number, id, heir);
     }
 }
 
@@ -80,16 +89,15 @@ fn retire_to(number: u32, id: u64, heir: Slot) {
     let Some(entry) = RETIRED_SLOTS.find(place as u32 & RING_MASK.load()) else {
         return;
     };
+    leave_siblings(meta);
     member!(meta.heir).set(heir.owner);
     member!(meta.heir_slot).set(heir.number.into());
-    member!(meta.retired).set(place + 1);
-    let known = Heir {
-        cgroup: heir.owner,
-        place,
-    };
-    let _ = HEIRS.insert(id, known, 0);
+    heir::note(id, heir.owner, place);
     let _ = SLOTS.remove(id);
-    cells::mark(number, id | RETIRED);
+    // A barrier: whoever claims a cell now either is seen below, or sees this. Then it looks for the slot again, and
+    // does not find it any more.
+    member!(meta.retired).swap(place + 1);
+    cells::mark(number, meta, id | RETIRED);
     member!(entry.slot).set(number.into());
     member!(entry.owner).set(id);
     // A barrier: whoever sees the new head sees all of the above.
@@ -112,13 +120,28 @@ pub fn sweep() {
 /// comes too late.
 #[inline(always)]
 fn limit(control: Shared<SlotControl>) -> u64 {
+    if race::no_grace() {
+        return member!(control.head).get();
+    }
     let graced = member!(control.graced).get();
     let seen = member!(control.seen).get();
     if seen >= graced {
         return graced;
     }
-    let unseen = graced.saturating_sub(member!(control.kept).get());
+    let unseen = graced.saturating_sub(kept(control, graced));
     if unseen > seen { unseen } else { seen }
+}
+
+/// How many slots whose grace period is over are left for the agent: fewer if many others wait for theirs, so
+/// that not more than twice as many wait in all.
+#[inline(always)]
+fn kept(control: Shared<SlotControl>, graced: u64) -> u64 {
+    let kept = member!(control.kept).get();
+    let waiting = member!(control.head).get().saturating_sub(graced);
+    if waiting <= kept {
+        return kept;
+    }
+    (2 * kept).saturating_sub(waiting)
 }
 
 #[inline(always)]
@@ -152,11 +175,12 @@ extern "C" fn sweep_next(_: u64, _: *mut c_void) -> i64 {
     let Some(meta) = meta(number) else {
         return 1;
     };
-    cells::pour(number, member!(meta.heir_slot).get() as u32);
-    member!(meta.retired).set(0);
-    // A barrier: from here on the slot may be anybody's.
+    cells::pour(number, meta, member!(meta.heir_slot).get() as u32);
     member!(meta.owner).swap(0);
+    // A barrier: from here on the slot may be anybody's.
+    member!(meta.retired).swap(0);
     let _ = FREE_SLOTS.push(number, 0);
+    member!(control.taken).add(u64::MAX);
     member!(control.tail).set(place + 1);
     0
 }

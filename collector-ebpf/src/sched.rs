@@ -31,6 +31,7 @@ use collector_common::{
     event::CgroupEventKind,
     histogram,
     sched::{SchedCell, TaskState},
+    slot::lane_bit,
     stat::Stat,
 };
 
@@ -39,6 +40,7 @@ use crate::{
     event, generation,
     kernel::{Cgroup, Task},
     maps::Find,
+    race,
     shared::{Shared, member},
     slot::{self, Slot},
     stat, task,
@@ -61,6 +63,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let Some(cell) = current_cell(prev, state) else {
         return 0;
     };
+    race::pause(prev);
     account(prev, state, cell);
     take(
         prev.voluntary(),
@@ -273,8 +276,10 @@ fn arrived_after_move(task: Task) -> bool {
 /// The slot's cell on this CPU if it is the slot's owner's, or nobody's yet.
 #[inline(always)]
 fn claimed_cell(slot: Slot) -> Option<Shared<SchedCell>> {
-    let cell = cell_on_this_cpu(cell::first_cell(slot.number))?;
-    cell::claim(cell, slot.owner).then_some(cell)
+    // SAFETY: always allowed.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let cell = SCHED_CELLS.find(cell::first_cell(slot.number) + cpu)?;
+    cell::claim(cell, slot, lane_bit(cpu)).then_some(cell)
 }
 
 /// The cell on this CPU of a cgroup that a task has been in, or of its heir if it was removed since.

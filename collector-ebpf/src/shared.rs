@@ -144,6 +144,20 @@ impl Shared<u64> {
         old
     }
 
+    /// Sets bits atomically. A full barrier.
+    #[inline(always)]
+    pub fn set_bits(self, bits: u64) {
+        // SAFETY: as in `add`.
+        unsafe {
+            asm!(
+                "{bits} = atomic_fetch_or((u64 *)({value} + 0), {bits})",
+                value = in(reg) self.0.as_ptr(),
+                bits = inout(reg) bits => _,
+                options(nostack),
+            );
+        }
+    }
+
     /// Replaces a value atomically if it is `old`; returns what it was. A full barrier.
     #[inline(always)]
     pub fn exchange(self, old: u64, new: u64) -> u64 {

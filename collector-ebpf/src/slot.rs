@@ -7,18 +7,19 @@
 //! What becomes of the slot of a removed cgroup is in [`removal`](crate::removal).
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, Queue},
+    btf_maps::{Array, HashMap, Queue, Stack},
     macros::btf_map,
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    slot::{BORROWED, Heir, ROOT_ID, ROOT_SLOT, RingEntry, SlotControl, SlotMeta},
+    slot::{BORROWED, ROOT_ID, ROOT_SLOT, RingEntry, SlotControl, SlotMeta},
     stat::Stat,
 };
 
 use crate::{
+    heir,
     kernel::{AnyCgroup, Cgroup},
-    maps::{ChunkMap, Find, MMAPABLE, NOEXIST},
+    maps::{ChunkMap, Find, MMAPABLE, NO_PREALLOC, NOEXIST},
     shared::{Shared, Words, member, number, repeat_on},
     stat,
 };
@@ -28,9 +29,10 @@ use crate::{
 #[btf_map]
 pub static SLOTS: HashMap<u64, u32, 1> = HashMap::new();
 
-/// Unused slots. The agent makes their chunks before it puts them here; swept slots come back.
+/// Unused slots. The agent makes their chunks before it puts them here; swept slots come back, and are used
+/// again first: their memory is in the caches.
 #[btf_map]
-pub static FREE_SLOTS: Queue<u32, 1> = Queue::new();
+pub static FREE_SLOTS: Stack<u32, 1> = Stack::new();
 
 /// What is known of each slot.
 #[btf_map]
@@ -45,9 +47,10 @@ pub static RETIRED_SLOTS: Array<RingEntry, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLOT_CONTROL: Array<SlotControl, 1, MMAPABLE> = Array::new();
 
-/// Heirs of removed cgroups, for events that have a cgroup's id alone.
+/// Ids of cgroups whose children have precedence: slices, pods, folders of container runtimes. The agent
+/// knows them. The loader sets `max_entries`.
 #[btf_map]
-pub static HEIRS: LruHashMap<u64, Heir, 8192> = LruHashMap::new();
+static FAVOURED_PARENTS: HashMap<u64, u64, 1, NO_PREALLOC> = HashMap::new();
 
 /// Ids of cgroups that took a slot just when they were removed. The next removal retires the slots.
 #[btf_map]
@@ -174,6 +177,21 @@ fn recent_index(id: u64) -> u32 {
     id as u32 & (RECENT as u32 - 1)
 }
 
+/// Notes that one of a slot's cells has been claimed. Returns 0 if the slot is not the owner's any more.
+/// Global, like [`find_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn note_claim(number: u64, owner: u64, bit: u64) -> u64 {
+    let Some(meta) = meta(number as u32) else {
+        return 0;
+    };
+    let word = member!(meta.claimed).wrapped((bit >> 6) as usize);
+    // A barrier: either the removal sees the bit, or this sees the removal.
+    word.set_bits(1 << (bit & 63));
+    let is_live = member!(meta.retired).get() == 0 && member!(meta.owner).get() == owner;
+    is_live.into()
+}
+
 /// The slot above: of a retired slot the heir's, else the parent's.
 #[inline(always)]
 pub fn above(number: u32) -> Slot {
@@ -269,7 +287,11 @@ pub extern "C" fn own_slot(address: u64) -> u64 {
     };
     if !cgroup.is_online() {
         // Removed meanwhile, perhaps before there was anything to be retired.
-        let _ = ORPHANS.push(id, 0);
+        if ORPHANS.push(id, 0).is_ok()
+            && let Some(control) = SLOT_CONTROL.find(0)
+        {
+            member!(control.orphans).add(1);
+        }
     }
     word_of(number) | TAKEN
 }
@@ -316,11 +338,18 @@ fn take(id: u64, cgroup: AnyCgroup) -> Option<u32> {
     }
 }
 
-/// Takes a free slot for a cgroup. Returns its number plus one, 0 if there is none. Global, like
+/// Takes a free slot for a cgroup. Returns its number plus one, 0 if it can have none. Global, like
 /// [`find_slot`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn take_slot(id: u64, parent: u64) -> u64 {
+    let Some(control) = SLOT_CONTROL.find(0) else {
+        return 0;
+    };
+    let siblings = siblings_of(parent);
+    if !may_take(control, parent, siblings) {
+        return 0;
+    }
     let Ok(Some(number)) = FREE_SLOTS.pop() else {
         return 0;
     };
@@ -329,7 +358,14 @@ pub extern "C" fn take_slot(id: u64, parent: u64) -> u64 {
     };
     member!(meta.heir).set(parent);
     member!(meta.owner).set(id);
+    member!(meta.children).set(0);
+    member!(meta.counted_at).set(0);
     if SLOTS.insert(id, number, NOEXIST).is_ok() {
+        member!(control.taken).add(1);
+        if let Some((at, siblings)) = siblings {
+            member!(siblings.children).add(1);
+            member!(meta.counted_at).set(u64::from(at) + 1);
+        }
         return u64::from(number) + 1;
     }
     // Another CPU was faster, or the hash is full: the slot is still free.
@@ -338,6 +374,57 @@ pub extern "C" fn take_slot(id: u64, parent: u64) -> u64 {
     match lookup(id) {
         Some(number) => u64::from(number) + 1,
         None => 0,
+    }
+}
+
+/// The slot of a parent, where its children are counted. `None` if it has none of its own: children get their
+/// slots before their parents do, so the first of each is not counted.
+#[inline(always)]
+fn siblings_of(parent: u64) -> Option<(u32, Shared<SlotMeta>)> {
+    let number = lookup(parent)?;
+    if number & BORROWED != 0 {
+        return None;
+    }
+    Some((number, meta(number)?))
+}
+
+/// Whether a child of that cgroup may have a slot. A part of them all is kept for cgroups that have
+/// precedence, and the others of one parent may have only so many. Two CPUs at the same time may go beyond.
+#[inline(always)]
+fn may_take(
+    control: Shared<SlotControl>,
+    parent: u64,
+    siblings: Option<(u32, Shared<SlotMeta>)>,
+) -> bool {
+    let within = member!(control.taken).get() < member!(control.common).get()
+        && siblings.is_none_or(|(_, siblings)| {
+            member!(siblings.children).get() < member!(control.siblings).get()
+        });
+    within || FAVOURED_PARENTS.find(parent).is_some()
+}
+
+/// The slot in which a slot is counted as a child, with the owner that it has now.
+#[inline(always)]
+pub fn counted_at(number: u32) -> Option<Slot> {
+    let child = meta(number)?;
+    let number = (member!(child.counted_at).get() as u32).checked_sub(1)?;
+    let parent = meta(number)?;
+    Some(Slot {
+        number,
+        owner: member!(parent.owner).get(),
+    })
+}
+
+/// Ends the counting of a slot among its parent's children. To be called while `heir` is the parent.
+#[inline(always)]
+pub fn leave_siblings(meta: Shared<SlotMeta>) {
+    let at = member!(meta.counted_at).get();
+    if at != 0
+        && let Some(siblings) = self::meta(at as u32 - 1)
+        // An orphan may come late: then somebody else may have that slot.
+        && member!(siblings.owner).get() == member!(meta.heir).get()
+    {
+        member!(siblings.children).add(u64::MAX);
     }
 }
 
@@ -390,9 +477,9 @@ extern "C" fn find_heir(_: u64, words: Words<2>) -> i64 {
         words.set::<1>((number & !BORROWED).into());
         return 1;
     }
-    let Some(heir) = HEIRS.find(id) else {
+    let Some((heir, _)) = heir::of(id) else {
         return 1;
     };
-    words.set::<0>(member!(heir.cgroup).get());
+    words.set::<0>(heir);
     0
 }

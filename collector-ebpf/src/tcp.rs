@@ -18,6 +18,7 @@ use aya_ebpf::{
 use collector_common::{
     field,
     histogram::{bucket, long_bucket},
+    slot::Claimed,
     stat::Stat,
     tcp::{TcpCell, TcpState},
 };
@@ -270,7 +271,7 @@ fn count_retransmits(sock: TcpSock, state: Shared<TcpState>, cell: Shared<TcpCel
 
 #[inline(always)]
 fn cell_of(sock: TcpSock) -> Option<Shared<TcpCell>> {
-    cell::of_cgroup(&TCP_CELLS, sock.cgroup())
+    cell::of_cgroup(&TCP_CELLS, Claimed::Tcp, sock.cgroup())
 }
 
 /// A socket's state, `None` if it has none.

@@ -73,7 +73,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// When the slots can't be read. A source that fails keeps its last values instead.
+    /// When the slots can't be read. A source that fails is absent instead.
     pub fn frame(&self) -> anyhow::Result<Arc<Frame>> {
         if let Some(frame) = self.young() {
             return Ok(frame);
@@ -89,6 +89,7 @@ impl Agent {
             let frame = collector.frame(&self.encodings);
             self.health.snapshot(&frame);
             let frame = Arc::new(frame?);
+            collector.lifecycle.tree.served();
             *lock(&self.latest) = Some(Arc::clone(&frame));
             Ok((frame, true))
         });
@@ -160,6 +161,22 @@ impl Agent {
         // lock for long.
         let latest = lock(&self.latest).clone();
         latest.is_none_or(|frame| frame.age() >= self.min_interval() && frame.release_bodies())
+    }
+
+    /// Notes what is served, for an agent of another version: see `keep`. To be called at the end, with
+    /// `--state.pin`; else it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// When a snapshot can't be taken, or the map can't be written.
+    pub fn keep_totals(&self) -> anyhow::Result<()> {
+        self.work(|collector| collector.keep_totals(&self.encodings))?
+    }
+
+    /// Whether programs and maps stay when the agent ends, see `--state.pin`.
+    pub fn stays(&self) -> bool {
+        let pinned = self.work(|collector| collector.keeper.is_some());
+        pinned.unwrap_or_default()
     }
 
     /// How long a frame is served before a new one is taken.

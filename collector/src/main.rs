@@ -17,6 +17,7 @@ use cgmeter::{
     settings::{self, Flags, Settings},
     threads, web,
 };
+use collector_common::LAYOUT;
 use prometheus::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -97,7 +98,7 @@ fn unload(settings: &Settings) -> Result<()> {
     if !state.exists() {
         return print(format!("nothing is pinned: there is no {}\n", state.display()).as_bytes());
     }
-    let pins = Pins::open(state)?;
+    let pins = Pins::open(state, LAYOUT)?;
     let removed = pins
         .clear()
         .with_context(|| format!("cannot remove what is in {}", state.display()))?;
@@ -212,6 +213,19 @@ fn run(flags: Flags, settings: &Settings, log: &Log, raised: std::io::Result<()>
     })?;
     if agent.is_broken() {
         return Err(Fault.into());
+    }
+    if let Err(error) = agent.keep_totals() {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "an agent of another version may have to begin anew"
+        );
+    }
+    if let Some(state) = settings.agent.state.as_ref().filter(|_| agent.stays()) {
+        tracing::info!(
+            directory = %state.display(),
+            "the kernel programs go on counting for the next agent; `cgmeter unload --state.pin={}` ends that",
+            state.display()
+        );
     }
     Ok(())
 }

@@ -81,8 +81,10 @@ fn wrong_shapes() -> Result<()> {
     let options = LoadOptions {
         programs: Vec::new(),
         max_slots: 64,
+        max_removed: 0,
         cpus: kernel::possible_cpus()?,
         log_level: 0,
+        trial: kernel::trial::Trial::default(),
         root: &File::open("/")?,
     };
     let kernel = Kernel::load(&options, None)?;

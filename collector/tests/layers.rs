@@ -15,9 +15,9 @@ use circles::Crate;
 /// from `kernel` to `web` imports `settings` or `cli`; only main.rs uses `check`, `dump`,
 /// `healthcheck` and `reference`.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("log", &[]),
     ("service", &[]),
     ("threads", &[]),
+    ("log", &["threads"]),
     ("kernel", &[]),
     ("exposition", &[]),
     ("cgroup", &["exposition", "kernel"]),

@@ -8,7 +8,7 @@ use cgmeter::kernel::OBJECT;
 use collector_common::LAYOUT;
 
 /// [`LAYOUT`], and the digest of what it stands for.
-const KNOWN: (u32, u64) = (1, 5_053_980_060_577_443_881);
+const KNOWN: (u32, u64) = (4, 15_377_738_618_761_942_315);
 
 /// Structures and their sizes, as the sources of `collector-common` have them: without comments.
 fn structures() -> Vec<String> {

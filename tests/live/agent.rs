@@ -1,7 +1,7 @@
 //! Runs an agent for a test. It is driven as a user would: by its command line and over HTTP.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::File,
     net::{TcpListener, ToSocketAddrs},
     os::unix::process::CommandExt,
@@ -72,23 +72,36 @@ impl Agent {
 
     /// Starts an agent that may open this many files, and waits until it serves.
     pub fn with_files(files: u64, arguments: &[&str]) -> Result<Self> {
-        let mut agent = Self::spawn(arguments, &[], Some(files))?;
+        let mut agent = Self::spawn(&[&binary()], arguments, &[], Some(files))?;
         agent.wait_until_ready()?;
         Ok(agent)
     }
 
     /// Starts an agent with these environment variables. Does not wait until it serves.
     pub fn begin(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        Self::spawn(arguments, variables, None)
+        Self::spawn(&[&binary()], arguments, variables, None)
     }
 
-    fn spawn(arguments: &[&str], variables: &[(&str, &str)], files: Option<u64>) -> Result<Self> {
+    /// Starts an agent by these words. If they begin with another program, it has to execute the agent in its own
+    /// place, as setpriv does. Does not wait until it serves.
+    pub fn begin_by(words: &[&OsStr], arguments: &[&str]) -> Result<Self> {
+        Self::spawn(words, arguments, &[], None)
+    }
+
+    fn spawn(
+        words: &[&OsStr],
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        files: Option<u64>,
+    ) -> Result<Self> {
         let port = free_port()?;
         let log =
             std::env::temp_dir().join(format!("cgmeter-test-{}-{port}.log", std::process::id()));
         let every = ["--web.min-interval", "0s"];
         let every = every.iter().filter(|_| !arguments.contains(&every[0]));
-        let mut command = Command::new(binary());
+        let (program, words) = words.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(words);
         if let Some(files) = files {
             let limit = libc::rlimit {
                 rlim_cur: files,

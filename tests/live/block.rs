@@ -1,6 +1,9 @@
 //! Block I/O. Oracle: I/O of known size, /proc/diskstats, io.stat where cgroup2 has the io controller.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -9,8 +12,12 @@ use crate::{
     agent::Agent,
     block_device::{Disk, Loop, Mapped, Mounted, Stats, Zram},
     cgroup::{self, Cgroup, Hierarchy},
+    conservation::run_in,
+    held_disk::HeldDisk,
     metrics::{Metrics, same},
+    mounted::{Folder, isolated},
     needs::Need,
+    runtimes::eventually,
     worker::Worker,
 };
 
@@ -72,6 +79,22 @@ pub const TESTS: &[Test] = &[
             Need::Unified("memory"),
         ],
         written_back_late,
+    ),
+    (
+        "block::requests_that_complete_after_the_removal",
+        &[Need::Agent, Need::Loop, Need::File("/dev/fuse")],
+        || isolated(completed_late),
+    ),
+    (
+        "block::requests_that_complete_after_the_removal_charged_to_leaves",
+        &[
+            Need::Agent,
+            Need::Loop,
+            Need::File("/dev/fuse"),
+            Need::Unified("io"),
+            Need::Unified("memory"),
+        ],
+        || isolated(charged_late),
     ),
     (
         "block::more_cgroups_than_entries",
@@ -662,4 +685,163 @@ fn written_back_late() -> Result<()> {
         "{written} bytes count for the parent of the cgroup that dirtied {BYTES}"
     );
     Ok(())
+}
+
+/// Requests are under way when the process that made them has ended and its cgroup is removed, and complete later.
+/// The io controller is not enabled below the cgroups at the root.
+fn completed_late() -> Result<()> {
+    late_rounds(false)
+}
+
+/// The same, where the kernel charges the removed cgroup itself.
+fn charged_late() -> Result<()> {
+    ensure!(
+        cgroup::enable(&["io", "memory"])?,
+        "the controllers can't be enabled"
+    );
+    late_rounds(true)
+}
+
+/// What happens between the issue of requests and their completion.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Meanwhile {
+    /// The cgroup is removed.
+    Removed,
+    /// Its parent is removed, too.
+    WithParent,
+    /// Its slot is free again, and other cgroups have taken it.
+    SlotTaken,
+}
+
+fn late_rounds(has_controllers: bool) -> Result<()> {
+    let agent = Agent::start(&[])?;
+    for order in ["read-ahead", "write-out"] {
+        for meanwhile in [
+            Meanwhile::Removed,
+            Meanwhile::WithParent,
+            Meanwhile::SlotTaken,
+        ] {
+            late(&agent, order, has_controllers, meanwhile)
+                .with_context(|| format!("{order}, {meanwhile:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's count of the ancestor, io.stat, is no oracle: Linux 6.1 may forget what completes after the removal.
+fn late(agent: &Agent, order: &str, has_controllers: bool, meanwhile: Meanwhile) -> Result<()> {
+    const BYTES: u64 = 1 << 20;
+    let folder = Folder::new("held")?;
+    let point = folder.0.join("file");
+    fs::write(&point, "")?;
+    let held = HeldDisk::new(&point, 16 << 20)?;
+    let disk = &held.disk;
+    let top = Cgroup::new()?;
+    let middle = top.child("middle")?;
+    if has_controllers {
+        for cgroup in [&top, &middle] {
+            let file = cgroup.directory.join("cgroup.subtree_control");
+            fs::write(file, "+io +memory")?;
+        }
+    }
+    let leaf = middle.child("leaf")?;
+    ensure!(leaf.directory.join("io.stat").exists() == has_controllers);
+    let since = Since::now(agent, disk)?;
+
+    held.hold();
+    worker_in(&leaf, &format!("{order} {} {BYTES}", disk.0))?;
+    held.wait_until_held()?;
+    let issued = held.under_way()?;
+    ensure!(issued > 0.0, "no request is under way");
+    leaf.remove()?;
+    let begin = Instant::now();
+    if meanwhile == Meanwhile::WithParent {
+        middle.remove()?;
+    }
+    let mut others = Vec::new();
+    if meanwhile == Meanwhile::SlotTaken {
+        others = take_free_slots(agent)?;
+    }
+    same(
+        "completed before",
+        (disk.stats()? - since.theirs).reads,
+        0.0,
+    )?;
+    same(
+        "completed before",
+        (disk.stats()? - since.theirs).writes,
+        0.0,
+    )?;
+    let ancestor = match meanwhile {
+        Meanwhile::WithParent => &top,
+        _ => &middle,
+    };
+    let before = of(&agent.scrape()?, &ancestor.id, disk);
+    ensure!(before == Stats::default(), "counted before: {before:?}");
+    same("under way", held.under_way()?, issued)?;
+    let waited = begin.elapsed();
+    held.let_go()?;
+
+    for round in 0..2 {
+        let (metrics, theirs) = since.check(Some(0.0))?;
+        let bytes = (theirs.read_sectors + theirs.write_sectors) * SECTOR;
+        same("bytes", bytes, BYTES as f64)?;
+        same("requests", theirs.reads + theirs.writes, issued)?;
+        for cgroup in [&top, ancestor] {
+            let own = of(&metrics, &cgroup.id, disk);
+            let context = || {
+                format!(
+                    "{}, scrape {round}: {own:?} instead of {theirs:?}",
+                    cgroup.id
+                )
+            };
+            let counts = |stats: Stats| Stats {
+                read_ms: 0.0,
+                write_ms: 0.0,
+                ..stats
+            };
+            ensure!(counts(own) == counts(theirs), "{}", context());
+            let (own, theirs) = (own.read_ms + own.write_ms, theirs.read_ms + theirs.write_ms);
+            same_time("all requests", own, theirs).with_context(context)?;
+            // Each of them was under way all that time.
+            let least = waited.as_secs_f64() * 1e3 * issued;
+            ensure!(own >= least, "at least {least} ms: {}", context());
+        }
+        let device = [("device", disk.0.as_str())];
+        let gone = [("id", leaf.id.as_str()), device[0]];
+        ensure!(!metrics.has(READS, &gone) && !metrics.has(WRITES, &gone));
+        for other in &others {
+            let own = of(&metrics, &other.id, disk);
+            ensure!(own == Stats::default(), "{}: {own:?}", other.id);
+        }
+    }
+    Ok(())
+}
+
+/// Makes cgroups, each with a process that has ended, once the slots of those that were removed before are free
+/// again. Slots that became free last are taken first.
+fn take_free_slots(agent: &Agent) -> Result<Vec<Cgroup>> {
+    let other = Cgroup::new()?;
+    let mut removed = 0.0;
+    // Slots become free in the order of the removals. So those before are free once fewer wait than have been
+    // removed here.
+    eventually(|| {
+        let child = other.child("removed")?;
+        run_in(&child, Duration::ZERO)?;
+        child.remove()?;
+        removed += 1.0;
+        let waiting = [("state", "quarantined")];
+        let waiting = agent.scrape()?.get("cgmeter_slots", &waiting)?;
+        ensure!(waiting < removed, "{waiting} of {removed} slots wait");
+        Ok(())
+    })?;
+    let mut others = vec![other];
+    for n in 0..32 {
+        let child = others[0].child(&format!("o{n}"))?;
+        run_in(&child, Duration::ZERO)?;
+        others.push(child);
+    }
+    // Children are removed before their parent.
+    others.reverse();
+    Ok(others)
 }

@@ -96,6 +96,8 @@ fn unique(what: &str) -> String {
 // include/uapi/linux/loop.h, fs.h
 const LOOP_SET_FD: libc::c_ulong = 0x4C00;
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
+const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
@@ -113,7 +115,8 @@ pub struct Loop {
     /// The device.
     pub disk: Disk,
     device: File,
-    file: PathBuf,
+    /// Its own file.
+    file: Option<PathBuf>,
 }
 
 impl Loop {
@@ -135,39 +138,97 @@ impl Loop {
             .map_err(Into::into)
             .and_then(|()| attach(&backing));
         match made {
-            Ok((disk, device)) => Ok(Self { disk, device, file }),
+            Ok((disk, device)) => Ok(Self {
+                disk,
+                device,
+                file: Some(file),
+            }),
             Err(error) => {
                 let _ = fs::remove_file(&file);
                 Err(error)
             }
         }
     }
+
+    /// Binds an open file, which stays, to a device.
+    pub fn of(node: &NewLoop, backing: &File) -> Result<Self> {
+        let (disk, device) = bind(node.0, backing)?;
+        Ok(Self {
+            disk,
+            device,
+            file: None,
+        })
+    }
+}
+
+fn loop_control() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control")
+}
+
+/// A loop device that was not there before, without a file, and is removed in the end. Its pages have belonged to
+/// nobody: the kernel charges what is written back to the cgroup that has written to the device first.
+pub struct NewLoop(u32);
+
+impl NewLoop {
+    pub fn new() -> Result<Self> {
+        let control = loop_control()?;
+        for number in 64..1024 {
+            match ioctl(&control, LOOP_CTL_ADD, number.into()) {
+                Ok(_) => return Ok(Self(number)),
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("no loop device can be added");
+    }
+}
+
+impl Drop for NewLoop {
+    fn drop(&mut self) {
+        let Ok(control) = loop_control() else {
+            return;
+        };
+        // EBUSY until the kernel has closed it.
+        for _ in 0..100 {
+            if ioctl(&control, LOOP_CTL_REMOVE, self.0.into()).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
 }
 
 /// Binds a file to a free loop device.
 fn attach(backing: &File) -> Result<(Disk, File)> {
-    let control = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/loop-control")?;
+    let control = loop_control()?;
     for _ in 0..100 {
         let number = ioctl(&control, LOOP_CTL_GET_FREE, 0)?;
-        let path = format!("/dev/loop{number}");
-        let device = OpenOptions::new().read(true).write(true).open(&path)?;
-        match ioctl(&device, LOOP_SET_FD, backing.as_raw_fd() as libc::c_ulong) {
-            Ok(_) => return Ok((Disk(path), device)),
+        match bind(number as u32, backing) {
             // Another process was faster.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(error).context(path),
+            bound => return Ok(bound?),
         }
     }
     bail!("no loop device is free");
 }
 
+/// Binds a file to a loop device.
+fn bind(number: u32, backing: &File) -> io::Result<(Disk, File)> {
+    let path = format!("/dev/loop{number}");
+    let device = OpenOptions::new().read(true).write(true).open(&path)?;
+    ioctl(&device, LOOP_SET_FD, backing.as_raw_fd() as libc::c_ulong)?;
+    Ok((Disk(path), device))
+}
+
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = ioctl(&self.device, LOOP_CLR_FD, 0);
-        let _ = fs::remove_file(&self.file);
+        if let Some(file) = &self.file {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
@@ -309,7 +370,7 @@ fn run(command: &mut Command) -> Result<String> {
 const BLOCK: usize = 4096;
 
 /// A worker's order: `read|write|fail|dirty PATH SIZE COUNT`, `discard PATH BYTES`, `fsync PATH`,
-/// `mix PATH COUNT SEED`.
+/// `mix PATH COUNT SEED`. Does not wait for the end of `read-ahead PATH BYTES`, `write-out PATH BYTES`.
 pub fn order(words: &[&str]) -> Result<()> {
     let path = *words.get(1).context("no path")?;
     let number = |at: usize| -> Result<usize> { Ok(words.get(at).context("too few")?.parse()?) };
@@ -343,6 +404,33 @@ pub fn order(words: &[&str]) -> Result<()> {
             let file = OpenOptions::new().write(true).open(path)?;
             let range = [0u64, number(2)? as u64];
             ioctl(&file, BLKDISCARD, (&raw const range) as libc::c_ulong)?;
+            Ok(())
+        }
+        "read-ahead" => {
+            let file = File::open(path)?;
+            let length = number(2)? as libc::off_t;
+            // SAFETY: the descriptor is open.
+            match unsafe {
+                libc::posix_fadvise(file.as_raw_fd(), 0, length, libc::POSIX_FADV_WILLNEED)
+            } {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error).into()),
+            }
+        }
+        "write-out" => {
+            let file = OpenOptions::new().write(true).open(path)?;
+            let length = number(2)?;
+            file.write_all_at(&vec![0x5a; length], 0)?;
+            // SAFETY: the descriptor is open.
+            let begun = unsafe {
+                libc::sync_file_range(
+                    file.as_raw_fd(),
+                    0,
+                    length as libc::off64_t,
+                    libc::SYNC_FILE_RANGE_WRITE,
+                )
+            };
+            ensure!(begun == 0, io::Error::last_os_error());
             Ok(())
         }
         "fsync" => Ok(OpenOptions::new().write(true).open(path)?.sync_all()?),

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     Test,
-    agent::{get, get_from},
+    agent::{self, get, get_from},
     docker::Docker,
     metrics::Metrics,
     needs::Need,
@@ -42,6 +42,8 @@ const BESIDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/compose");
 const SERVICES: [&str; 3] = ["cgmeter", "shop", "customers"];
 /// The agent's address in the stack's network.
 const INSIDE: &str = "172.30.95.1:10295";
+/// Where the agent's counters outlive its container.
+const STATE: &str = "/sys/fs/bpf/cgmeter-test-compose";
 
 /// The compose file, changed for docker-compose 1.29, which does not know `cgroup`. Ports that may
 /// be in use on this machine are replaced, and the limit of open files is lowered so that no
@@ -49,6 +51,7 @@ const INSIDE: &str = "172.30.95.1:10295";
 fn file(docker: &Docker) -> Result<String> {
     let mut text = FILE.to_owned();
     let socket = docker.socket();
+    let state = format!("      CGMETER_STATE_PIN: {STATE}\n      # Loopback, and");
     for (from, to) in [
         ("    cgroup: host\n", ""),
         ("['127.0.0.1:8080:8080']", "['127.0.0.1::8080']"),
@@ -58,6 +61,7 @@ fn file(docker: &Docker) -> Result<String> {
             &format!("{socket}:/run/docker.sock:ro"),
         ),
         ("127.0.0.1:10295,172", "172"),
+        ("      # Loopback, and", &state),
     ] {
         ensure!(
             text.matches(from).count() == 1,
@@ -113,6 +117,10 @@ impl Drop for Stack {
             let _ = self.docker.again();
         }
         patiently(&mut self.command(&["down", "--volumes", "--timeout", "0"]));
+        match agent::run(&["unload", &format!("--state.pin={STATE}")]) {
+            Ok(output) if output.status.success() => {}
+            other => eprintln!("{STATE} is left: {other:?}"),
+        }
         let mut docker = self.docker.client("docker");
         patiently(docker.args(["network", "prune", "--force"]));
     }
@@ -132,6 +140,19 @@ fn patiently(command: &mut Command) {
     let _ = child.wait();
 }
 
+fn wait_healthy(docker: &Docker, service: &str, id: &str) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let state = docker.inspect(id, "{{.State.Health.Status}}")?;
+        if state == "healthy" {
+            return Ok(());
+        }
+        let log = || docker.logs(id).unwrap_or_default();
+        ensure!(Instant::now() < until, "{service} is {state}: {}", log());
+        sleep(Duration::from_millis(500));
+    }
+}
+
 fn stack() -> Result<()> {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
     let docker = Docker::bare()?;
@@ -146,18 +167,8 @@ fn stack() -> Result<()> {
         stack.compose(&["up", "--detach", "--no-build", "--no-deps", service])?;
     }
     let id = |service: &str| stack.compose(&["ps", "--quiet", service]);
-    let until = Instant::now() + Duration::from_secs(120);
     for service in SERVICES {
-        let id = id(service)?;
-        loop {
-            let state = docker.inspect(&id, "{{.State.Health.Status}}")?;
-            if state == "healthy" {
-                break;
-            }
-            let log = || docker.logs(&id).unwrap_or_default();
-            ensure!(Instant::now() < until, "{service} is {state}: {}", log());
-            sleep(Duration::from_millis(500));
-        }
+        wait_healthy(docker, service, &id(service)?)?;
     }
     // The agent, reached as Prometheus would: from another container in the stack's network.
     let asked = docker.run(&["exec", &id("shop")?, "/shop", "check", "--address", INSIDE]);
@@ -167,11 +178,27 @@ fn stack() -> Result<()> {
         error.as_ref().is_some_and(|error| error.contains("404")),
         "{error:?}"
     );
+    // More processes than health checks start in the meantime.
+    for _ in 0..20 {
+        let _ = docker.run(&["exec", &id("shop")?, "/shop", "check"]);
+    }
     let host = get_from(INSIDE, "/metrics")?;
     let metrics = Metrics::parse(host.ok_text()?)?;
     let cgroup = format!("{}/{}", docker.parent(), id("shop")?);
     let used = metrics.of(&cgroup, "container_cpu_usage_seconds_total")?;
     ensure!(used > 0.0, "the shop has used no CPU");
+    // The runtime starts them outside of the container's cgroup.
+    let ended =
+        |metrics: &Metrics| metrics.sum("container_processes_exited_total", &[("id", &cgroup)]);
+    let before = ended(&metrics);
+    ensure!(before >= 20.0, "{before} processes of the shop have ended");
+    // Another container of the agent goes on with the counters.
+    stack.compose(&["rm", "--stop", "--force", "cgmeter"])?;
+    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "cgmeter"])?;
+    wait_healthy(docker, "cgmeter", &id("cgmeter")?)?;
+    let host = get_from(INSIDE, "/metrics")?;
+    let now = ended(&Metrics::parse(host.ok_text()?)?);
+    ensure!(now >= before, "{before} processes of the shop became {now}");
     // Its port is published only on loopback.
     let port = stack.compose(&["port", "shop", "8080"])?;
     let number = port

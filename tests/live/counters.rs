@@ -53,6 +53,11 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent],
         failed_reading,
     ),
+    (
+        "counters::a_source_that_fails_is_absent_and_counted",
+        &[Need::Agent],
+        failed_source,
+    ),
 ];
 
 /// Counters that no act increases, with the reason.
@@ -409,4 +414,90 @@ fn failed_reading() -> Result<()> {
     metrics.scrape_error(0.0)?;
     let own = new.cpu_stat("user_usec")? + new.cpu_stat("system_usec")?;
     agree("the new cgroup", usage(&metrics, &new)?, own, 0.01, 0.002)
+}
+
+/// Sources, each with its families of cgroups.
+fn families_by_source() -> Result<Vec<(String, Vec<String>)>> {
+    let text = String::from_utf8(agent::run(&["metrics"])?.stdout)?;
+    let mut sources: Vec<(String, Vec<String>)> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with("   ")) {
+        match line.strip_prefix("  ") {
+            None => sources.push((line.to_owned(), Vec::new())),
+            Some(family) => {
+                let name = family.split(['{', ' ']).next().unwrap_or_default();
+                let families = sources.last_mut().map(|(_, families)| families);
+                families.context("no source")?.push(name.to_owned());
+            }
+        }
+    }
+    Ok(sources)
+}
+
+/// A failed source served its last values, which nobody could tell from new ones. Oracle: cpu.stat before
+/// and after, and the families that `cgmeter metrics` lists by source.
+fn failed_source() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    let one = parent.child("one")?;
+    let mut worker = Worker::start(&one)?;
+    worker.run("spin 200")?;
+    let time = |metrics: &Metrics| -> Result<f64> {
+        let of = |mode| metrics.of(&one.id, &format!("container_cpu_{mode}_seconds_total"));
+        Ok(of("user")? + of("system")?)
+    };
+    let before = agent.scrape()?;
+    before.scrape_error(0.0)?;
+    let shown = time(&before)?;
+    // The files of a new cgroup below the root have to be opened.
+    let _new = Cgroup::new()?;
+    worker.run("spin 100")?;
+    let limit = agent.allow_one_more_file()?;
+    let during = agent.scrape()?;
+    drop(limit);
+    during.scrape_error(1.0)?;
+    let errors = |source: &str| during.get("cgmeter_source_errors_total", &[("source", source)]);
+    let mut failed = Vec::new();
+    for (source, families) in families_by_source()? {
+        // A source that is off, and what no source serves, are not counted.
+        let Ok(errors) = errors(&source) else {
+            continue;
+        };
+        for family in &families {
+            let names = ["", "_bucket"].map(|end| format!("{family}{end}"));
+            let [had, has] =
+                [&before, &during].map(|metrics| names.iter().any(|name| metrics.has(name, &[])));
+            // A family may have its first series now.
+            let right = if errors > 0.0 { !has } else { has || !had };
+            ensure!(
+                right,
+                "{family}: served before: {had}, now: {has}; failed readings of {source}: {errors}"
+            );
+        }
+        failed.extend((errors > 0.0).then_some(source));
+    }
+    println!("failed: {failed:?}");
+    for source in ["cpu", "pressure", "memory", "pids"] {
+        let off = during.get("cgmeter_source_up", &[("source", source)])? != 1.0;
+        ensure!(
+            off || failed.iter().any(|name| name == source),
+            "{source} has not failed"
+        );
+    }
+    // What cgmeter counts itself is as right as ever.
+    let used = one.cpu_stat("usage_usec")?;
+    let found = during.get(
+        "container_cpu_usage_seconds_total",
+        &[("id", &one.id), ("cpu", "total")],
+    )?;
+    agree("CPU time meanwhile", found, used, 0.01, 0.002)?;
+    let after = agent.scrape()?;
+    after.scrape_error(0.0)?;
+    let own = one.cpu_stat("user_usec")? + one.cpu_stat("system_usec")?;
+    agree("afterwards", time(&after)?, own, 0.01, 0.002)?;
+    ensure!(time(&after)? > shown, "{} after {shown}", time(&after)?);
+    for source in &failed {
+        let errors = after.get("cgmeter_source_errors_total", &[("source", source)])?;
+        ensure!(errors == 1.0, "{source}: {errors} failed readings");
+    }
+    Ok(())
 }

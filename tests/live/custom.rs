@@ -18,8 +18,9 @@ use crate::{
     api::json,
     cgroup::Cgroup,
     docker::Docker,
+    folder_server,
     formats::fed,
-    metrics::{Metrics, same},
+    metrics::{Metrics, agree, same},
     mounted::Folder,
     needs::{Need, PYTHON},
     netns::Namespaces,
@@ -105,6 +106,12 @@ impl Application {
             folder,
             namespaces,
         })
+    }
+
+    /// How often a path was asked for.
+    fn asked(&self, path: &str) -> Result<usize> {
+        let asked = fs::read_to_string(self.folder.0.as_path().join(folder_server::ASKED))?;
+        Ok(asked.lines().filter(|line| *line == path).count())
     }
 
     fn says(&self, path: &str, text: &str) -> Result<()> {
@@ -495,7 +502,7 @@ fn crowd() -> Result<()> {
             cgroup.id
         )
     };
-    let mut text = rule(&application.cgroup, "/metrics", "200ms");
+    let mut text = rule(&application.cgroup, "/metrics", "1s");
     for (_, cgroup) in hanging {
         text += &rule(cgroup, "/hang", "1s");
     }
@@ -523,8 +530,10 @@ fn crowd() -> Result<()> {
         sleep(Duration::from_millis(500));
         metrics = agent.scrape()?;
     }
-    // The good one is asked again and again.
+    // The good one is asked at each interval, and what it says is served.
     let id = application.cgroup.id.as_str();
+    let asked = || application.asked("/metrics");
+    let (before, begin) = (asked()?, Instant::now());
     for round in 1..=10 {
         application.says("metrics", &format!("plain {round}\n"))?;
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -534,6 +543,13 @@ fn crowd() -> Result<()> {
             metrics = agent.scrape()?;
         }
     }
+    sleep(Duration::from_secs(15).saturating_sub(begin.elapsed()));
+    let (times, intervals) = (asked()? - before, begin.elapsed().as_secs_f64());
+    println!("asked {times} times in {intervals:.1} s");
+    // One more or less at either end, and one that came late.
+    agree("times asked", times as f64, intervals, 0.0, 2.0)?;
+    let hang = application.asked("/hang")?;
+    ensure!(hang >= 100, "{hang} requests of 100 endpoints hang");
     let (rss, length) = cost(&agent)?;
     println!(
         "custom metrics of {} bytes, {} bytes more memory",

@@ -14,6 +14,7 @@ use crate::{
         Daemon, Folder, IMAGE, all_labelled, both, eventually, first_answers, followed, in_json,
         output,
     },
+    state::{State, kill},
 };
 
 /// The needs of a daemon that the test starts.
@@ -43,6 +44,11 @@ pub const TESTS: &[Test] = &[
         "docker::a_short_lived_container_keeps_its_name",
         NEEDS,
         short_life,
+    ),
+    (
+        "docker::a_short_lived_container_outlives_the_agent",
+        NEEDS,
+        outlives,
     ),
     ("docker::a_rename_is_followed", NEEDS, rename),
     ("docker::exit_status_of_containers", NEEDS, ends),
@@ -297,6 +303,51 @@ fn short_life() -> Result<()> {
         |metrics: &Metrics| metrics.sum("container_cpu_usage_seconds_total", &[("id", "/docker")]);
     // With a tolerance for rounding of the sum.
     ensure!(parent(&again) >= parent(&before) + used - 1e-6);
+    again.no_doubles()
+}
+
+/// No scrape has seen it, the agent is killed, and the runtime has forgotten it: the next agent reports it all the
+/// same.
+fn outlives() -> Result<()> {
+    let docker = Docker::start()?;
+    let state = State::new();
+    let flag = state.flag();
+    let agent = docker.agent(&[&flag])?;
+    let arguments = ["run", "--rm", "--network=none", "--name=brief", IMAGE];
+    let ran = docker.run(&[&arguments[..], &["sh", "-c", WORK]].concat())?;
+    let ran = ran.parse::<f64>()? / 1e9;
+    ensure!(ran > 0.01, "the work took {ran} s");
+    ensure!(docker.run(&["ps", "--all", "--quiet"])?.is_empty());
+    // The agent looks for removals four times a second.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    kill(agent)?;
+    let agent = docker.agent(&[&flag])?;
+    let labels = [("name", "brief"), ("image", IMAGE)];
+    let metrics = agent.scrape()?;
+    let used = metrics.get("container_cpu_usage_seconds_total", &labels)?;
+    ensure!(
+        used >= ran && used < ran + 0.5,
+        "used {used} s, worked {ran} s"
+    );
+    ensure!(metrics.get("container_processes_started_total", &labels)? > 0.0);
+    ensure!(!metrics.has("container_memory_usage_bytes", &labels));
+    in_json(&agent, "brief", &[("name", "brief"), ("state", "ended")])?;
+    // Once more: what it has, it has from the agent before.
+    kill(agent)?;
+    let agent = docker.agent(&[&flag])?;
+    let again = agent.scrape()?;
+    for family in [
+        "container_cpu_usage_seconds_total",
+        "container_cpu_user_seconds_total",
+        "container_processes_started_total",
+        "container_last_seen",
+    ] {
+        same(
+            family,
+            again.get(family, &labels)?,
+            metrics.get(family, &labels)?,
+        )?;
+    }
     again.no_doubles()
 }
 

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::CString,
-    fs::{self, OpenOptions},
+    fs,
     io::Write,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use crate::{
     agent::Agent,
     block_device::Loop,
     metrics::{Metrics, same},
-    mounted::{Folder, isolated, mount, unmount},
+    mounted::{Folder, fuse, isolated, mount, unmount},
     needs::Need,
 };
 
@@ -175,14 +175,7 @@ fn hang() -> Result<()> {
     same("errors", errors(&agent.scrape()?)?, 0.0)?;
 
     let hanging = Loop::new(SIZE)?;
-    let server = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")?;
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
-        server.as_raw_fd()
-    );
+    let (server, options) = fuse("40000")?;
     mount(
         Some(Path::new(&hanging.disk.0)),
         &bad,

@@ -1,14 +1,18 @@
 //! The HTTP server of a worker. It stands for an application with metrics.
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
 };
 
+/// The file with the paths that were asked for.
+pub const ASKED: &str = "asked";
+
 /// The worker's order `http PORT FOLDER`: an HTTP server that answers with the folder's files.
-/// `/hang` is never answered, and the answer of `/endless` never ends.
+/// `/hang` is never answered, and the answer of `/endless` never ends. Each request adds a line with its path to the
+/// folder's file [`ASKED`].
 pub fn serve(port: u16, folder: &str) -> std::io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let folder = PathBuf::from(folder);
@@ -30,6 +34,11 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     while head.read_line(&mut rest)? > 2 {
         rest.clear();
     }
+    let mut asked = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join(ASKED))?;
+    asked.write_all(format!("{path}\n").as_bytes())?;
     if path == "/hang" {
         loop {
             std::thread::park();

@@ -27,6 +27,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::{
     Test, kernels,
     needs::{self, Need},
+    skips,
 };
 
 /// Runs the tests that the command line and the tier ask for.
@@ -39,6 +40,15 @@ pub fn run(tests: &[&[Test]]) -> ExitCode {
         eprintln!(
             "tests/live/kernels.rs: there is no test {}",
             stale.join(", no test ")
+        );
+        return ExitCode::FAILURE;
+    }
+    let missing = skips::missing_lines(&tests);
+    if !missing.is_empty() {
+        eprintln!(
+            "tests/allowed-skips.txt lacks tests that can't run at a place; add these lines, with the reason in \
+             your words:\n{}",
+            missing.join("\n")
         );
         return ExitCode::FAILURE;
     }

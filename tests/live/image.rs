@@ -39,6 +39,8 @@ pub const TESTS: &[Test] = &[
 
 /// The variable with the folder of the binary and the Dockerfile.
 const FOLDER: &str = "CGMETER_IMAGE";
+/// The mount below which the image keeps the agent's state.
+const BPFFS: &str = "/sys/fs/bpf:/sys/fs/bpf";
 /// The manual with the command to run.
 const MANUAL: &str = include_str!("../../deploy/docker/README.md");
 /// Datagrams that the workload sends to itself.
@@ -90,10 +92,17 @@ impl<'a> Contained<'a> {
             let at = at.with_context(|| format!("{capability} is not listed"))?;
             words.drain(at - 1..=at);
         }
-        let variable = "CGMETER_STATE_PIN=";
-        let at = words.iter().position(|word| word.starts_with(variable));
+        // Not where an agent of this machine may have its own.
         let state = format!("/sys/fs/bpf/cgmeter-test-{name}");
-        words[at.context("no state")?] = format!("{variable}{state}");
+        ensure!(
+            words.iter().any(|word| word == BPFFS),
+            "no place for the state: {words:?}"
+        );
+        let of_image = docker.run(&["image", "inspect", "--format", "{{.Config.Env}}", IMAGE])?;
+        ensure!(
+            of_image.contains("CGMETER_STATE_PIN=/sys/fs/bpf/cgmeter"),
+            "{of_image}"
+        );
         let image = words.iter().position(|word| word.starts_with("cgmeter:"));
         words.truncate(image.context("no image")?);
         let at = words.iter().position(|word| word == "--name");
@@ -104,6 +113,8 @@ impl<'a> Contained<'a> {
                 "CGMETER_WEB_MIN_INTERVAL=0s",
                 "--env",
                 &format!("CGMETER_WEB_LISTEN_ADDRESS=127.0.0.1:{port}"),
+                "--env",
+                &format!("CGMETER_STATE_PIN={state}"),
                 IMAGE,
             ]
             .map(str::to_owned),

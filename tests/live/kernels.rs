@@ -39,14 +39,21 @@ const SHORT: &[&str] = &[
     "block::a_separate_disk",
     "block::pages_written_back",
     "block::pages_written_back_after_the_removal",
+    "block::requests_that_complete_after_the_removal",
+    "block::requests_that_complete_after_the_removal_charged_to_leaves",
     "block::removed_cgroups_while_the_agent_is_stopped",
     "block::below_a_cgroup_with_the_io_controller",
     "block::failed_requests",
     "block::a_driver_without_requests",
     "block::mapped_disks",
     // Programs that take over from others, on the same maps.
+    "restart::bpffs_is_mounted_where_there_is_none",
     "restart::programs_are_replaced_under_load",
+    "restart::packets_while_programs_are_replaced",
     "restart::nothing_stays_without_the_setting",
+    // What only a guest can do.
+    "faults::the_clock_is_set",
+    "faults::a_cpu_goes_and_comes_back",
     // Packets by cgroup, interfaces by namespace.
     "net::datagrams_between_namespaces",
     "net::segments_of_a_connection",

@@ -14,6 +14,7 @@ mod api;
 mod attack;
 mod block;
 mod block_device;
+mod born;
 mod cgroup;
 mod compose;
 mod conservation;
@@ -22,6 +23,7 @@ mod cpu;
 mod cri;
 mod custom;
 mod dashboards;
+mod dead;
 mod demo;
 mod disk;
 mod docker;
@@ -29,14 +31,18 @@ mod docker_faults;
 mod drops;
 mod egress;
 mod errors;
+mod faults;
 mod filesystem;
 mod folder_server;
 mod formats;
 mod grpc;
+mod guests;
 mod harness;
+mod held_disk;
 mod image;
 mod io;
 mod kernels;
+mod kills;
 mod machine;
 mod memory;
 mod metrics;
@@ -60,9 +66,11 @@ mod restart;
 mod runtimes;
 mod sched;
 mod service;
+mod skips;
 mod slots;
 mod soak;
 mod sockets;
+mod state;
 mod systemd;
 mod tasks;
 mod tcp;
@@ -96,6 +104,8 @@ const TESTS: &[&[Test]] = &[
     conservation::TESTS,
     counters::TESTS,
     restart::TESTS,
+    kills::TESTS,
+    faults::TESTS,
     block::TESTS,
     disk::TESTS,
     net::TESTS,
@@ -119,6 +129,7 @@ const TESTS: &[&[Test]] = &[
     docker_faults::TESTS,
     podman::TESTS,
     cri::TESTS,
+    dead::TESTS,
     dashboards::TESTS,
     systemd::TESTS,
 ];

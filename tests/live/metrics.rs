@@ -112,7 +112,7 @@ impl Metrics {
     /// Fails if two series of a cgroup differ only in the labels that name it: two containers, with
     /// and without a name, or an old and a new name.
     pub fn no_doubles(&self) -> Result<()> {
-        const NAMES: [&str; 5] = ["name", "image", "namespace", "pod", "container"];
+        const NAMES: [&str; 6] = ["name", "unit", "image", "namespace", "pod", "container"];
         let mut seen = BTreeSet::new();
         for sample in &self.0 {
             let mut labels = labels(&sample.labels)?;

@@ -2,7 +2,8 @@
 
 use std::{
     ffi::{CStr, CString},
-    os::unix::ffi::OsStrExt,
+    fs::{File, OpenOptions},
+    os::{fd::AsRawFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     ptr,
 };
@@ -31,6 +32,20 @@ pub fn isolated(test: fn() -> Result<()>) -> Result<()> {
 fn ensure(result: libc::c_int, what: &str) -> Result<()> {
     ensure!(result == 0, "{what}: {}", std::io::Error::last_os_error());
     Ok(())
+}
+
+/// A connection to FUSE for a server in this process, and the options with which its file system is mounted. The
+/// root has this mode, in octal.
+pub fn fuse(root_mode: &str) -> Result<(File, String)> {
+    let connection = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode={root_mode},user_id=0,group_id=0,allow_other",
+        connection.as_raw_fd()
+    );
+    Ok((connection, options))
 }
 
 /// Calls mount(2).

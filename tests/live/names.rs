@@ -13,6 +13,7 @@ use crate::{
     cgroup::Cgroup,
     metrics::{Metrics, agree, same},
     needs::Need,
+    queried::Queried,
     worker::Worker,
 };
 
@@ -36,6 +37,11 @@ pub const TESTS: &[Test] = &[
         "names::cgroups_beyond_the_limit_count_in_their_parents",
         &[Need::Agent],
         excess,
+    ),
+    (
+        "names::a_target_s_own_labels_are_no_cgroup_s",
+        &[Need::Agent, Need::Program("prometheus")],
+        honored,
     ),
 ];
 
@@ -73,13 +79,18 @@ fn named() -> Result<()> {
         ensure!(infos(cgroup) == 0, "{} is no container", cgroup.id);
     }
     // The label has no backslash any more. The path's is escaped.
-    let labels = [("name", "a-b.service")];
-    ensure!(metrics.count(USAGE, &labels) == 1, "the unit has no name");
+    let labels = [("unit", "a-b.service")];
+    ensure!(metrics.count(USAGE, &labels) == 1, "the unit has no label");
+    let named = [("name", "a-b.service")];
+    ensure!(metrics.count(USAGE, &named) == 0, "the unit has a name");
     let text = agent.body("/metrics", "")?;
     for cgroup in [&top, &docker, &container, &init, &pod, &member] {
         ensure!(usage(&metrics, cgroup, &[]) == 1, "{}", cgroup.id);
-        // Without a record of a runtime there are no more labels.
-        let series = format!("{USAGE}{{id=\"{}\",cpu=\"total\"}}", cgroup.id);
+        // Without a record of a runtime there are no more labels, but for the empty ones where there are pods.
+        let series = format!(
+            "{USAGE}{{id=\"{}\",namespace=\"\",pod=\"\",container=\"\",cpu=\"total\"}}",
+            cgroup.id
+        );
         ensure!(text.contains(&series), "{} has other labels", cgroup.id);
     }
     Ok(())
@@ -94,7 +105,7 @@ fn everywhere() -> Result<()> {
     let own = format!("{{id=\"{}\"", unit.id);
     let series: Vec<&str> = text.lines().filter(|line| line.contains(&own)).collect();
     ensure!(series.len() > 30, "{} series", series.len());
-    let named = format!("{own},name=\"web.service\"");
+    let named = format!("{own},unit=\"web.service\"");
     for line in series {
         ensure!(line.contains(&named), "{line}");
     }
@@ -104,9 +115,9 @@ fn everywhere() -> Result<()> {
 fn excluded() -> Result<()> {
     let agent = Agent::start(&[
         "--container.exclude",
-        "name=^web",
+        "unit=^web",
         "--container.exclude",
-        "name=^db",
+        "name=^app",
     ])?;
     let top = Cgroup::new()?;
     let (web, app) = (top.child("web.service")?, top.child("app.service")?);
@@ -175,5 +186,35 @@ fn excess() -> Result<()> {
         "{}",
         agent.log()
     );
+    Ok(())
+}
+
+/// Under Kubernetes a scraper adds the labels of its target, the agent's pod, to what has none (`honor_labels`).
+fn honored() -> Result<()> {
+    let top = Cgroup::new()?;
+    let kubepods = top.child("kubepods")?;
+    let pod = kubepods.child(&format!("pod{UID}"))?;
+    let agent = Agent::start(&[])?;
+    let prometheus = Queried::start_with(
+        &[("cgmeter", agent.port)],
+        &[],
+        "namespace: agents, pod: agent-0, container: agent",
+        "  honor_labels: true\n",
+    )?;
+    // The agent's own series are the target's.
+    prometheus.value("count(cgmeter_build_info{namespace=\"agents\",pod=\"agent-0\"}) == 1")?;
+    for id in ["/", &top.id, &pod.id] {
+        let found = prometheus.query(&format!("container_last_seen{{id=\"{id}\"}}"))?;
+        ensure!(found.len() == 1, "{id}: {found:?}");
+    }
+    for label in [
+        "namespace=\"agents\"",
+        "pod=\"agent-0\"",
+        "container=\"agent\"",
+    ] {
+        prometheus.value(&format!(
+            "absent({{__name__=~\"container_.*\",id!=\"\",{label}}}) == 1"
+        ))?;
+    }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::{
     metrics::{Metrics, same},
     needs::{self, Need},
     netdev::{NAMES, WIRE, counters, equals, interfaces, scrape_at_rest},
+    state::{State, kill},
     traffic,
     wire::{self, End, V4},
     worker::Worker,
@@ -24,6 +25,11 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     ("namespaces::are_not_kept_alive", WIRE, let_go),
+    (
+        "namespaces::that_end_while_no_agent_runs",
+        WIRE,
+        ended_meanwhile,
+    ),
     (
         "namespaces::a_namespace_is_removed_and_made_again",
         &[
@@ -160,6 +166,70 @@ fn let_go() -> Result<()> {
     drop(agent);
     drop(end);
     wait_until_gone(&peer)
+}
+
+/// What the interfaces of such a namespace had counted last is not known, and that is counted. Of one that ended before, all
+/// is known.
+fn ended_meanwhile() -> Result<()> {
+    let state = State::new();
+    let agent = state.agent()?;
+    let (mut end, peer) = with_peer("cgte")?;
+    let (mut stays, other) = with_peer("cgtf")?;
+    let (mut first, third) = with_peer("cgtg")?;
+    for (end, peer) in [
+        (&mut end, &peer),
+        (&mut stays, &other),
+        (&mut first, &third),
+    ] {
+        end.worker.run("ip link set eth0 up")?;
+        traffic::run(&["ip", "link", "set", &peer.0, "up"])?;
+        end.worker.run("wait-up eth0")?;
+        end.worker.run("frames eth0 9")?;
+    }
+    let begun = agent.scrape()?;
+    let lost = |metrics: &Metrics| metrics.get("cgmeter_lost_network_namespaces_total", &[]);
+    same("lost before", lost(&begun)?, 0.0)?;
+    let sent =
+        |metrics: &Metrics, id: &str| -> Result<f64> { Ok(counters(metrics, id, "eth0")?[5]) };
+    // Ends a cgroup's process, and removes it. Returns its path.
+    let remove = |end: End, peer: &Peer| -> Result<String> {
+        let End { worker, cgroup } = end;
+        drop(worker);
+        wait_until_gone(peer)?;
+        let id = cgroup.id.clone();
+        cgroup.remove()?;
+        Ok(id)
+    };
+    first.worker.run("frames eth0 5")?;
+    let first = remove(first, &third)?;
+    let before = agent.scrape()?;
+    let all = sent(&before, &first)?;
+    ensure!(all >= 14.0, "{all} packets");
+    kill(agent)?;
+    for end in [&mut end, &mut stays] {
+        end.worker.run("frames eth0 5")?;
+    }
+    let last = stays.interface("eth0")?[5];
+    let ended = remove(end, &peer)?;
+    let agent = state.agent()?;
+    let metrics = agent.scrape()?;
+    same("lost", lost(&metrics)?, 1.0)?;
+    same("what ended before", sent(&metrics, &first)?, all)?;
+    // What was known of it is still served, and the one that is left lacks nothing.
+    same(
+        "what ended",
+        sent(&metrics, &ended)?,
+        sent(&before, &ended)?,
+    )?;
+    let found = sent(&metrics, &stays.cgroup.id)?;
+    ensure!(
+        found >= last && last >= 14.0,
+        "{found} packets instead of {last}"
+    );
+    // The next one has not lost it once more.
+    kill(agent)?;
+    let agent = state.agent()?;
+    same("lost again", lost(&agent.scrape()?)?, 0.0)
 }
 
 /// A namespace with a name, and one end of a veth in it, as scripts make them.

@@ -53,6 +53,8 @@ pub enum Need {
     File(&'static str),
     /// This kernel version or a later one, for features that can't be detected otherwise.
     Kernel(u32, u32),
+    /// A virtual machine, because the test changes something that all of a machine has. The text says what.
+    Guest(&'static str),
     /// FUSE file systems on block devices.
     FuseBlock,
     /// The long tier (`cargo xtask test --all`), because the test takes long. The text says what
@@ -143,6 +145,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             .then(|| format!("needs the {name} controller in a v1 hierarchy")),
         Need::Unified(name) => (!matches!(cgroup::controller(name), Some(Hierarchy::V2(_))))
             .then(|| format!("needs the {name} controller in cgroup2")),
+        Need::Guest(what) => {
+            (!emulated()).then(|| format!("needs a virtual machine, because it changes {what}"))
+        }
         Need::FuseBlock => {
             let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
             let known = known.split_whitespace().any(|name| name == "fuseblk");

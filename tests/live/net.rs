@@ -58,7 +58,8 @@ fn traffic(metrics: &Metrics, id: &str, family: &str, protocol: &str) -> Result<
     Ok(found)
 }
 
-fn check(
+/// Compares a cgroup's packets with what is expected: bytes and packets received, bytes and packets transmitted.
+pub fn check(
     metrics: &Metrics,
     cgroup: &Cgroup,
     family: &str,
@@ -75,12 +76,12 @@ fn check(
 }
 
 /// An unused UDP port on loopback.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Size of a UDP packet with this payload, bytes.
-fn packet(payload: usize, v6: bool) -> f64 {
+pub fn packet(payload: usize, v6: bool) -> f64 {
     (payload + 8 + if v6 { 40 } else { 20 }) as f64
 }
 

@@ -28,6 +28,16 @@ impl Queried {
     /// Starts a Prometheus that scrapes each (job, port) on loopback every second and evaluates the
     /// given rules.
     pub fn start(targets: &[(&str, u16)], rules: &[PathBuf]) -> Result<Self> {
+        Self::start_with(targets, rules, "cluster: test", "")
+    }
+
+    /// The same, with these labels of each target and these lines of each scrape configuration.
+    pub fn start_with(
+        targets: &[(&str, u16)],
+        rules: &[PathBuf],
+        labels: &str,
+        settings: &str,
+    ) -> Result<Self> {
         let port = free_port()?;
         let folder = std::env::temp_dir().join(format!("cgmeter-test-queried-{port}"));
         fs::create_dir_all(&folder)?;
@@ -39,8 +49,8 @@ impl Queried {
         config += "scrape_configs:\n";
         for (job, port) in targets {
             config += &format!(
-                "- job_name: {job}\n  static_configs:\n  - targets: ['127.0.0.1:{port}']\n    \
-                 labels: {{cluster: test}}\n"
+                "- job_name: {job}\n{settings}  static_configs:\n  - targets: ['127.0.0.1:{port}']\n    \
+                 labels: {{{labels}}}\n"
             );
         }
         let file = folder.join("prometheus.yml");

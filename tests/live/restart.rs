@@ -2,9 +2,10 @@
 //! kernel's own counters, the number of processes that a test starts.
 
 use std::{
+    ffi::OsStr,
     fs,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -22,7 +23,12 @@ use crate::{
         watch::Watch,
     },
     metrics::{Metrics, agree, alike, same},
+    mounted::unmount,
     needs::{self, Need},
+    net,
+    runtimes::eventually,
+    state::{State, kill},
+    worker::Worker,
 };
 
 pub const TESTS: &[Test] = &[
@@ -30,6 +36,11 @@ pub const TESTS: &[Test] = &[
         "restart::as_if_there_had_been_none",
         &[Need::Agent, Need::Loop],
         lives,
+    ),
+    (
+        "restart::maps_of_another_layout",
+        &[Need::Agent, Need::Loop],
+        another_layout,
     ),
     (
         "restart::twenty_kills_under_load",
@@ -40,6 +51,21 @@ pub const TESTS: &[Test] = &[
         "restart::programs_are_replaced_under_load",
         &[Need::Agent],
         replaced,
+    ),
+    (
+        "restart::a_thousand_replacements_under_load",
+        &[
+            Need::Agent,
+            // An emulated CPU verifies programs for ten seconds.
+            Need::RealCpus,
+            Need::LongTier("1,000 starts"),
+        ],
+        replaced_often,
+    ),
+    (
+        "restart::packets_while_programs_are_replaced",
+        &[Need::Agent],
+        packets,
     ),
     (
         "restart::an_agent_that_is_killed_while_it_takes_over",
@@ -66,65 +92,30 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent],
         fewer_slots,
     ),
+    (
+        "restart::a_start_with_pins_of_the_same_programs",
+        &[
+            Need::Agent,
+            // How long it takes is limited.
+            Need::RealCpus,
+        ],
+        reopened,
+    ),
     ("restart::no_place_for_pins", &[Need::Agent], no_place),
+    (
+        "restart::bpffs_is_mounted_where_there_is_none",
+        &[Need::Agent, Need::Guest("what is mounted")],
+        mounts_bpffs,
+    ),
+    (
+        "restart::no_bpffs_in_a_container",
+        &[Need::Agent, Need::Program("unshare")],
+        own_mounts,
+    ),
 ];
 
-/// A directory for pins. What is in it goes with it.
-pub struct State(PathBuf);
-
-impl State {
-    pub fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("cgmeter-test-{}-{number}", std::process::id());
-        Self(Path::new("/sys/fs/bpf").join(name))
-    }
-
-    fn flag(&self) -> String {
-        format!("--state.pin={}", self.0.display())
-    }
-
-    pub fn agent(&self) -> Result<Agent> {
-        Agent::start(&[&self.flag()])
-    }
-
-    /// Names of what is in the layout's directory, if they start with this.
-    fn pinned(&self, start: &str) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for layout in fs::read_dir(&self.0)? {
-            for entry in fs::read_dir(layout?.path())? {
-                let entry = entry?;
-                if entry.file_name().to_string_lossy().starts_with(start) {
-                    found.push(entry.path());
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn unload(&self) -> Result<String> {
-        let output = agent::run(&["unload", &self.flag()])?;
-        let text = String::from_utf8(output.stdout)?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{text} {errors}");
-        Ok(text)
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        if let Err(error) = self.unload() {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
-pub fn kill(agent: Agent) -> Result<()> {
-    agent.stop(libc::SIGKILL).map(drop)
-}
-
-/// A life of each kind of work while an agent runs, after it was killed, and under the next one. All counters
-/// are those of an agent that ran all the time.
+/// A life of each kind of work while an agent runs, after it was killed, and under the next one; others end before
+/// and while no agent runs. All counters are those of an agent that ran all the time.
 fn lives() -> Result<()> {
     let state = State::new();
     let steady = Agent::start(&[])?;
@@ -140,6 +131,12 @@ fn lives() -> Result<()> {
     // The path is made again. What its earlier cgroup has counted, the agents alone know.
     life.end()?;
     let mut life = Life::below(&group, "life")?;
+    let mut before = Life::below(&group, "before")?;
+    before.act()?;
+    watch.scrape(&agent)?;
+    before.end()?;
+    let mut meanwhile = Life::below(&group, "meanwhile")?;
+    meanwhile.act()?;
     for round in 0..2 {
         life.act()?;
         watch.scrape(&agent)?;
@@ -149,6 +146,10 @@ fn lives() -> Result<()> {
             let mut other = Life::below(&group, "other")?;
             other.act()?;
             other.end()?;
+        } else {
+            steady.scrape()?;
+            life.end()?;
+            life = Life::below(&group, "life")?;
         }
         life.act()?;
         let begin = Instant::now();
@@ -156,9 +157,83 @@ fn lives() -> Result<()> {
         println!("started again in {:?}", begin.elapsed());
         watch.scrape(&agent)?;
     }
+    kill(agent)?;
+    steady.scrape()?;
+    meanwhile.end()?;
+    agent = state.agent()?;
     life.act()?;
     let [expected, found] = at_rest([&steady, &agent], &group.cgroup)?;
-    compare(&families, &life, &expected, &found)
+    // No restart has seen its birth.
+    let id = format!("{}/life", group.cgroup.id);
+    let created = |metrics: &Metrics| metrics.of(&id, "container_creation_time_seconds");
+    agree(&id, created(&found)?, created(&expected)?, 0.0, 0.001)?;
+    ["life", "before", "meanwhile"].iter().try_for_each(|name| {
+        let id = format!("{}/{name}", group.cgroup.id);
+        compare(&families, &id, None, &expected, &found)
+    })
+}
+
+/// Starts an agent as if maps contained something else than those of other versions.
+fn of_layout(state: &State, layout: u32) -> Result<Agent> {
+    let trial = format!("layout={layout}");
+    let mut agent = Agent::begin(&[&state.flag()], &[("_CGMETER_TRIAL", &trial)])?;
+    agent.wait_until_ready()?;
+    let layouts: Vec<_> = fs::read_dir(state.path())?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<std::io::Result<_>>()?;
+    ensure!(
+        layouts == [format!("layout_{layout}").as_str()],
+        "{layouts:?}"
+    );
+    Ok(agent)
+}
+
+/// A life while an agent runs, and under the next one, which can't read the maps of the one before. All counters are
+/// those of an agent that ran all the time. What happens between the two is lost, so nothing may happen there.
+fn another_layout() -> Result<()> {
+    let state = State::new();
+    let steady = Agent::start(&[])?;
+    let mut families = reference()?;
+    // What is in the kernel's own statistics as well can't be told apart from what the agent has counted.
+    families.retain(|family| family != "container_cpu_schedstat_run_seconds_total");
+    let agent = state.agent()?;
+    let group = Group::new()?;
+    let mut watch = Watch::of_any_agent(&group.cgroup.id, &families);
+    let mut life = Life::below(&group, "life")?;
+    life.act()?;
+    watch.scrape(&agent)?;
+    steady.scrape()?;
+    life.end()?;
+    let mut life = Life::below(&group, "life")?;
+    life.act()?;
+    agent.stop(libc::SIGTERM)?;
+    let agent = of_layout(&state, 1000)?;
+    ensure!(agent.log().contains("counters go on"), "{}", agent.log());
+    watch.scrape(&agent)?;
+    life.act()?;
+    let [expected, found] = at_rest([&steady, &agent], &group.cgroup)?;
+    compare(&families, life.id(), Some(OF_THE_KERNEL), &expected, &found)?;
+    // Once more, with what the second one has from the first.
+    agent.stop(libc::SIGTERM)?;
+    let agent = of_layout(&state, 1001)?;
+    watch.scrape(&agent)?;
+    life.act()?;
+    let [expected, found] = at_rest([&steady, &agent], &group.cgroup)?;
+    compare(&families, life.id(), Some(OF_THE_KERNEL), &expected, &found)?;
+    // A parent has what a removed child had counted under all of them.
+    life.end()?;
+    let [expected, found] = at_rest([&steady, &agent], &group.cgroup)?;
+    let started = |metrics: &Metrics| metrics.of(&group.cgroup.id, STARTED);
+    same("started", started(&found)?, started(&expected)?)?;
+    // One that is killed has left no totals.
+    kill(agent)?;
+    let agent = of_layout(&state, 1002)?;
+    ensure!(
+        agent.log().contains("counters begin at 0"),
+        "{}",
+        agent.log()
+    );
+    agent.scrape()?.scrape_error(0.0)
 }
 
 /// Scrapes two agents while a cgroup does nothing.
@@ -174,9 +249,18 @@ fn at_rest(agents: [&Agent; 2], cgroup: &Cgroup) -> Result<[Metrics; 2]> {
     anyhow::bail!("the cgroup is never at rest")
 }
 
-/// Compares all counters of a life's cgroup.
-fn compare(families: &[String], life: &Life, expected: &Metrics, found: &Metrics) -> Result<()> {
-    let label = format!("id=\"{}\"", life.id());
+/// What the kernel sends of its own accord some seconds after an interface has come up, such as router solicitations.
+const OF_THE_KERNEL: &str = "family=\"ipv6\",protocol=\"icmp\"";
+
+/// Compares all counters of a life's cgroup, without those that have such labels.
+fn compare(
+    families: &[String],
+    id: &str,
+    except: Option<&str>,
+    expected: &Metrics,
+    found: &Metrics,
+) -> Result<()> {
+    let label = format!("id=\"{id}\"");
     let is_counter = |name: &str| {
         families.iter().any(|family| {
             name.strip_prefix(family.as_str())
@@ -194,14 +278,16 @@ fn compare(families: &[String], life: &Life, expected: &Metrics, found: &Metrics
     let mut different = Vec::new();
     // An agent sees the interfaces of a namespace when it is scraped, and each act has a namespace of its
     // own. That these don't fall is watched.
-    let interface = |labels: &str| labels.contains("interface=\"");
-    for (name, labels, value) in expected.iter().filter(|(_, labels, _)| !interface(labels)) {
+    let left_out = |labels: &str| {
+        labels.contains("interface=\"") || except.is_some_and(|except| labels.contains(except))
+    };
+    for (name, labels, value) in expected.iter().filter(|(_, labels, _)| !left_out(labels)) {
         let same = found.iter().find(|(n, l, _)| n == name && l == labels);
         let found = same.map(|(.., found)| *found);
-        // When the kernel is asked decides what it calls user time.
+        // When the kernel is asked decides what it calls user time, by some ticks. The sum is compared as it is.
         let split = ["container_cpu_user_", "container_cpu_system_"];
         let split = split.iter().any(|start| name.starts_with(start));
-        let near = found.is_some_and(|found| (found - value).abs() <= 1e-3 * value);
+        let near = found.is_some_and(|found| (found - value).abs() <= 0.01 + 1e-3 * value);
         if !(alike(name, found, Some(*value)) || split && near) {
             different.push(format!("{name}{{{labels}}}: {found:?} instead of {value}"));
         }
@@ -210,7 +296,7 @@ fn compare(families: &[String], life: &Life, expected: &Metrics, found: &Metrics
     println!("{} counters compared", expected.len());
     ensure!(
         different.is_empty(),
-        "{} differ: {}",
+        "{id}: {} differ: {}",
         different.len(),
         different.join("; ")
     );
@@ -286,6 +372,80 @@ fn replaced() -> Result<()> {
     after_replacements(&state, &agent, &parent, births, rounds)
 }
 
+/// The same, with few sources, so that a start takes a third of a second.
+fn replaced_often() -> Result<()> {
+    const ROUNDS: u32 = 1000;
+    let few = ["disable-defaults", "sched", "process"].map(|name| format!("--collector.{name}"));
+    let state = State::new();
+    let (agent, parent, births) = under_load(&state, 500.0, |mut agent| {
+        for round in 0..ROUNDS {
+            kill(agent)?;
+            let other = match round % 2 {
+                0 => "--collector.reclaim",
+                _ => "--no-collector.reclaim",
+            };
+            let [only, sched, process] = &few;
+            agent = Agent::start(&[&state.flag(), only, sched, process, other])?;
+        }
+        Ok(agent)
+    })?;
+    after_replacements(&state, &agent, &parent, births, ROUNDS)
+}
+
+/// Packets are counted by links that get other programs, each in one step: none is lost, none counts twice.
+fn packets() -> Result<()> {
+    const BATCH: u64 = 2_000;
+    const PAYLOAD: usize = 300;
+    let rounds = if needs::emulated() { 4 } else { 8 };
+    let state = State::new();
+    let mut agent = state.agent()?;
+    let (sender, receiver) = (Cgroup::new()?, Cgroup::new()?);
+    let (mut from, mut at) = (Worker::start(&sender)?, Worker::start(&receiver)?);
+    let port = net::free_port()?;
+    at.run(&format!("udp-bind 127.0.0.1:{port}"))?;
+    from.run("udp-bind 127.0.0.1:0")?;
+    let over = AtomicBool::new(false);
+    let (agent, batches) = thread::scope(|scope| -> Result<(Agent, u64)> {
+        let load = scope.spawn(|| -> Result<u64> {
+            let mut batches = 0;
+            while !over.load(Ordering::Relaxed) {
+                // Those that find no room in the receiver's buffer are counted before that is known.
+                from.run(&format!("udp-send 127.0.0.1:{port} {BATCH} {PAYLOAD}"))?;
+                batches += 1;
+            }
+            Ok(batches)
+        });
+        let replace = || -> Result<Agent> {
+            for round in 0..rounds {
+                kill(agent)?;
+                agent = Agent::start(&[&state.flag(), other_sources(round)])?;
+                agent.scrape()?.scrape_error(0.0)?;
+            }
+            Ok(agent)
+        };
+        let last = replace();
+        over.store(true, Ordering::Relaxed);
+        let batches = load.join();
+        let batches = batches.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        Ok((last?, batches))
+    })?;
+    let sets = state.pinned("programs_")?;
+    let last = sets.first().context("no programs")?.display().to_string();
+    ensure!(last.contains(&format!("programs_{rounds}_")), "{last}");
+    let packets = (batches * BATCH) as f64;
+    println!("{packets} datagrams over {rounds} replacements");
+    let bytes = packets * net::packet(PAYLOAD, false);
+    let metrics = agent.scrape()?;
+    net::check(&metrics, &sender, "ipv4", "udp", [0.0, 0.0, bytes, packets])?;
+    net::check(
+        &metrics,
+        &receiver,
+        "ipv4",
+        "udp",
+        [bytes, packets, 0.0, 0.0],
+    )
+}
+
 /// Each agent is killed a bit later in its start.
 fn killed_at_any_time() -> Result<()> {
     const ROUNDS: u32 = 24;
@@ -340,6 +500,13 @@ fn nothing_stays() -> Result<()> {
     let agent = state.agent()?;
     births(&parent, 100.0, Duration::from_millis(200))?;
     let before = agent.scrape()?.of(&parent.id, STARTED)?;
+    agent.signal(libc::SIGTERM);
+    let wanted = format!("`cgmeter unload {}` ends that", state.flag());
+    eventually(|| {
+        let said = agent.log().matches(&wanted).count();
+        ensure!(said == 1, "{wanted}: said {said} times");
+        Ok(())
+    })?;
     let status = agent.stop(libc::SIGTERM)?;
     ensure!(status.success(), "{status}");
     let agent = state.agent()?;
@@ -350,7 +517,7 @@ fn nothing_stays() -> Result<()> {
         text.starts_with("removed ") && !text.contains(" 0 programs"),
         "{text}"
     );
-    ensure!(!state.0.exists());
+    ensure!(!state.path().exists());
     let text = state.unload()?;
     ensure!(text.contains("nothing is pinned"), "{text}");
     let agent = state.agent()?;
@@ -391,7 +558,7 @@ fn unusable() -> Result<()> {
         let agent = state.agent()?;
         births(&parent, 100.0, Duration::from_millis(200))?;
         kill(agent)?;
-        let layout = fs::read_dir(&state.0)?.next().context("no layout")??;
+        let layout = fs::read_dir(state.path())?.next().context("no layout")??;
         how(&layout.path())?;
         let agent = state.agent()?;
         let log = agent.log();
@@ -400,14 +567,14 @@ fn unusable() -> Result<()> {
         kill(agent)?;
         state.unload().map(drop)
     };
-    let incomplete = "of another version or incomplete";
     spoil(
         &|layout| Ok(fs::remove_file(layout.join("whole"))?),
-        incomplete,
+        "is incomplete, and is removed",
     )?;
+    // Its agent was killed, so it has left no totals.
     spoil(
         &|layout| Ok(fs::rename(layout, layout.with_file_name("layout_0"))?),
-        incomplete,
+        "counters begin at 0",
     )?;
     spoil(
         &|layout| {
@@ -450,4 +617,78 @@ fn no_place() -> Result<()> {
     );
     ensure!(!directory.exists());
     agent.scrape()?.scrape_error(0.0)
+}
+
+/// An agent that finds its own programs pinned is ready within 100 ms, from exec on.
+fn reopened() -> Result<()> {
+    const STARTS: usize = 11;
+    const MOST: Duration = Duration::from_millis(100);
+    let state = State::new();
+    kill(state.agent()?)?;
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        let begin = Instant::now();
+        let mut agent = Agent::begin(&[&state.flag()], &[])?;
+        agent.wait_until_ready()?;
+        times.push(begin.elapsed());
+        kill(agent)?;
+    }
+    times.sort();
+    println!("ready after {times:?}");
+    let median = times[STARTS / 2];
+    ensure!(median <= MOST, "half of the starts take {median:?} or more");
+    Ok(())
+}
+
+/// An agent mounts bpffs, pins there, and the next one goes on.
+fn mounts_bpffs() -> Result<()> {
+    let place = Path::new("/sys/fs/bpf");
+    let is_mounted = || -> Result<bool> {
+        let mounts = fs::read_to_string("/proc/thread-self/mounts")?;
+        Ok(mounts
+            .lines()
+            .any(|line| line.contains(" /sys/fs/bpf bpf ")))
+    };
+    ensure!(is_mounted()?, "there is no bpffs before");
+    unmount(place)?;
+    ensure!(!is_mounted()?, "there still is a bpffs");
+    let state = State::new();
+    let parent = Cgroup::new()?;
+    let agent = state.agent()?;
+    ensure!(is_mounted()?, "{}", agent.log());
+    ensure!(!state.pinned("map_")?.is_empty(), "nothing is pinned");
+    let some = Duration::from_millis(500);
+    let mut number = births(&parent, 100.0, some)?;
+    kill(agent)?;
+    number += births(&parent, 100.0, some)?;
+    let agent = state.agent()?;
+    number += births(&parent, 100.0, some)?;
+    exact(&agent.scrape()?, &parent, number)
+}
+
+/// Where mounts are the agent's own, as in a container, it mounts no bpffs, which would end with it. It has to see
+/// a process 1 whose mounts are others.
+fn own_mounts() -> Result<()> {
+    let inner = r#"umount -l /sys/fs/bpf && exec "$@""#;
+    let outer = format!(r#"unshare -m sh -c '{inner}' sh "$@"; :"#);
+    let words = "unshare -p -f --kill-child -m --mount-proc sh -c".split(' ');
+    let words = words.chain([outer.as_str(), "sh"]).map(OsStr::new);
+    let binary = agent::binary();
+    let words: Vec<&OsStr> = words.chain([binary.as_os_str()]).collect();
+    let mut agent = Agent::begin_by(&words, &["--state.pin=/sys/fs/bpf/cgmeter"])?;
+    agent.wait_until_ready()?;
+    let log = agent.log();
+    let said = log
+        .matches("mounted in this container would end with it")
+        .count();
+    ensure!(
+        said == 1 && log.contains("counters will begin at 0"),
+        "{log}"
+    );
+    ensure!(
+        agent
+            .scrape()?
+            .has("container_cpu_usage_seconds_total", &[("id", "/")])
+    );
+    agent.stop(libc::SIGKILL).map(drop)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: everything at once, for long. Births and removals, block I/O, datagrams, clients that never
-//! read, a scraper; and every minute the agent is killed. Oracles: the work that was ordered, cpu.stat, the
-//! host's own CPU time.
+//! read, a scraper; and every minute the agent is killed. Beside it another one lives all the time. Oracles: the work
+//! that was ordered, cpu.stat, the host's own CPU time and forks, the disk's own counts.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
     conservation::{births, exact},
     counters::{reference, watch::Watch},
     metrics::{Metrics, agree, same},
-    restart::{State, kill},
+    state::{State, kill},
     worker::Worker,
 };
 
@@ -33,6 +33,12 @@ const SCRAPES: Duration = Duration::from_secs(15);
 const LIFE: Duration = Duration::from_secs(60);
 /// Births of cgroups a second, each with a process.
 const BIRTHS: f64 = 100.0;
+/// By how much totals may differ from the host's.
+const FRACTION: f64 = 0.001;
+/// By how much more the agent may take in the last third than in the first: memory and descriptors.
+const GROWTH: f64 = 0.05;
+/// The agent that is not killed is looked at from then on: until then it grows into its memory.
+const GROWN_UP: Duration = Duration::from_secs(60);
 /// Clients that never read: fewer than the requests that are served at a time (`--web.max-requests`).
 const SLOW: usize = 30;
 
@@ -54,7 +60,7 @@ pub fn main(minutes: &str) -> ExitCode {
     }
 }
 
-/// What an agent takes, at the end of its life.
+/// What an agent takes.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     rss: f64,
@@ -73,7 +79,7 @@ impl Use {
 }
 
 /// Repeats some work until it is over. Returns how often.
-fn repeat(over: &AtomicBool, mut work: impl FnMut() -> Result<()>) -> Result<u64> {
+pub fn repeat(over: &AtomicBool, mut work: impl FnMut() -> Result<()>) -> Result<u64> {
     let mut times = 0;
     while !over.load(Ordering::Relaxed) {
         work()?;
@@ -82,7 +88,8 @@ fn repeat(over: &AtomicBool, mut work: impl FnMut() -> Result<()>) -> Result<u64
     Ok(times)
 }
 
-fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+/// What a thread has returned.
+pub fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     let result = thread.join();
     result.map_err(|_| anyhow::anyhow!("a thread panicked"))?
 }
@@ -98,12 +105,10 @@ fn soak(time: Duration) -> Result<()> {
     let path = &disk.disk.0;
     let agent = state.agent()?;
     let begin = Instant::now();
-    let before = (
-        host_bounds()?,
-        agent.scrape()?.get(CPU, &[("id", "/"), ("cpu", "total")])?,
-    );
+    let first = agent.scrape()?;
+    let before = (host_bounds()?, host_forks()?, disk_writes(path)?);
     let over = AtomicBool::new(false);
-    let (agent, uses, born, wrote, sent) = thread::scope(|scope| -> Result<_> {
+    let (agent, uses, resident, born, wrote, sent) = thread::scope(|scope| -> Result<_> {
         let over = &over;
         let born = scope.spawn(|| -> Result<u64> {
             let mut number = 0;
@@ -127,17 +132,19 @@ fn soak(time: Duration) -> Result<()> {
                 Ok(())
             })
         });
+        let resident = scope.spawn(|| resident(over));
         let lives = lives(&state, agent, &mut watches, begin + time);
         over.store(true, Ordering::Relaxed);
         let (born, wrote, sent) = (join(born)?, join(wrote)?, join(sent)?);
+        let resident = join(resident)?;
         let (agent, uses) = lives?;
-        Ok((agent, uses, born, wrote, sent))
+        Ok((agent, uses, resident, born, wrote, sent))
     })?;
     let metrics = agent.scrape()?;
-    let after = (
-        host_bounds()?,
-        metrics.get(CPU, &[("id", "/"), ("cpu", "total")])?,
-    );
+    let after = (host_bounds()?, host_forks()?, disk_writes(path)?);
+    let grown = |name: &str, labels: &[(&str, &str)]| -> Result<f64> {
+        Ok(metrics.get(name, labels)? - first.get(name, labels)?)
+    };
     println!(
         "{:?}: {born} births, {} writes, {} datagrams, {} agents",
         begin.elapsed(),
@@ -149,23 +156,73 @@ fn soak(time: Duration) -> Result<()> {
     let of_busy = [("id", busy.id.as_str())];
     let writes = metrics.sum("container_fs_writes_total", &of_busy);
     same("writes", writes, (wrote * 20) as f64)?;
+    let bytes = metrics.sum("container_fs_writes_bytes_total", &of_busy);
+    for (what, counted, at) in [("writes", writes, 0), ("bytes written", bytes, 1)] {
+        let of_disk = after.2[at] - before.2[at];
+        println!("{what}: {counted}, {of_disk} by the disk's own count");
+        agree(what, counted, of_disk, FRACTION, 0.0)?;
+    }
     let packets = metrics.sum("container_socket_transmit_packets_total", &of_busy);
     same("datagrams", packets, (sent * 20) as f64)?;
+    let forks = grown("cgmeter_events_total", &[("program", "sched_process_fork")])?;
+    let of_host = after.1 - before.1;
+    println!("the host: {forks} forks, {of_host} by its own count");
+    // Between the two readings on either side others may fork.
+    agree("forks", forks, of_host, FRACTION, 10.0)?;
     agree(
         "CPU time",
         metrics.of(&busy.id, CPU)?,
         busy.cpu_seconds()?,
-        0.001,
+        FRACTION,
         0.002,
     )?;
-    let counted = after.1 - before.1;
+    let counted = grown(CPU, &[("id", "/"), ("cpu", "total")])?;
     let [least, most] = [0, 1].map(|at| after.0[at] - before.0[at]);
     println!("the host: {counted:.2} s of CPU time, {least:.2} to {most:.2} by its own count");
     ensure!(
-        counted >= least * 0.999 - 0.1 && counted <= most * 1.001 + 0.1,
+        counted >= least * (1.0 - FRACTION) - 0.1 && counted <= most * (1.0 + FRACTION) + 0.1,
         "the host's CPU time"
     );
-    flat(&uses)
+    flat("agents one after the other", &uses)?;
+    flat("the agent that lived on", &resident)
+}
+
+/// Forks since the host was booted, those of threads too.
+fn host_forks() -> Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let forks = text
+        .lines()
+        .find_map(|line| line.strip_prefix("processes "));
+    Ok(forks.context("no processes")?.parse()?)
+}
+
+/// Writes and bytes written, by a disk's own count (Documentation/block/stat.rst).
+fn disk_writes(path: &str) -> Result<[f64; 2]> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let text = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
+    let numbers: Vec<f64> = text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    ensure!(numbers.len() > 6, "{text:?}");
+    Ok([numbers[4], numbers[6] * 512.0])
+}
+
+/// What an agent takes that lives all the time and keeps nothing pinned.
+fn resident(over: &AtomicBool) -> Result<Vec<Use>> {
+    let agent = Agent::start(&[])?;
+    let begin = Instant::now();
+    let mut uses = Vec::new();
+    repeat(over, || {
+        let metrics = agent.scrape()?;
+        metrics.scrape_error(0.0)?;
+        if begin.elapsed() >= GROWN_UP {
+            uses.push(Use::of(&agent, &metrics)?);
+        }
+        sleep(Duration::from_secs(5));
+        Ok(())
+    })?;
+    Ok(uses)
 }
 
 /// Bounds of the host's CPU time, s: what tasks got at ticks, which miss what runs in between, and the time in
@@ -236,23 +293,26 @@ fn lives(
     }
 }
 
-/// Whether the later agents took no more than the earlier ones.
-fn flat(uses: &[Use]) -> Result<()> {
-    let half = uses.len() / 2;
-    if half == 0 {
-        return Ok(());
-    }
-    let mean = |uses: &[Use], read: fn(&Use) -> f64| {
-        uses.iter().map(read).sum::<f64>() / uses.len() as f64
+/// Whether no more was taken in the last third than in the first, by the median of each.
+fn flat(who: &str, uses: &[Use]) -> Result<()> {
+    let third = uses.len() / 3;
+    ensure!(third > 0, "{who}: {} readings are too few", uses.len());
+    let median = |uses: &[Use], read: fn(&Use) -> f64| {
+        let mut values: Vec<f64> = uses.iter().map(read).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
     };
-    let means = |read| (mean(&uses[..half], read), mean(&uses[half..], read));
+    let medians = |read| {
+        let [early, late] = [&uses[..third], &uses[uses.len() - third..]];
+        (median(early, read), median(late, read))
+    };
     for (what, (early, late)) in [
-        ("RSS", means(|used| used.rss)),
-        ("descriptors", means(|used| used.descriptors)),
-        ("kernel memory", means(|used| used.kernel)),
+        ("RSS", medians(|used| used.rss)),
+        ("descriptors", medians(|used| used.descriptors)),
+        ("kernel memory", medians(|used| used.kernel)),
     ] {
-        println!("{what}: {early:.0} in the first half, {late:.0} in the second");
-        ensure!(late <= early * 1.1, "{what} grows");
+        println!("{who}, {what}: {early:.0} in the first third, {late:.0} in the last");
+        ensure!(late <= early * (1.0 + GROWTH), "{who}: {what} grows");
     }
     Ok(())
 }

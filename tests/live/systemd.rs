@@ -155,14 +155,14 @@ fn units() -> Result<()> {
     let daemon = boot(&folder, &top)?;
     let said = || format!("{}\n{}", daemon.log(), agent.log());
     let own = format!("{}/payload", top.id);
-    let usage = |metrics: &Metrics, name: &str| metrics.sum(USAGE, &[("name", name)]);
+    let usage = |metrics: &Metrics, name: &str| metrics.sum(USAGE, &[("unit", name)]);
     // All units have been started, and all have used CPU time.
     let metrics = eventually(|| {
         let metrics = agent.scrape()?;
         for (_, name, ..) in UNITS {
             ensure!(usage(&metrics, name) > 0.0, "{name} has not worked");
         }
-        let started = [("name", "cgtest-again.service")];
+        let started = [("unit", "cgtest-again.service")];
         let started = metrics.sum("container_processes_started_total", &started);
         ensure!(started >= 3.0, "cgtest-again.service ran {started} times");
         Ok(metrics)
@@ -171,7 +171,7 @@ fn units() -> Result<()> {
     // One series per name, however often the unit was started.
     metrics.no_doubles()?;
     for (_, name, ..) in UNITS {
-        let found = metrics.count(USAGE, &[("name", name)]);
+        let found = metrics.count(USAGE, &[("unit", name)]);
         same(name, found as f64, 1.0)?;
     }
     for (unit, name) in [
@@ -185,12 +185,16 @@ fn units() -> Result<()> {
         ),
     ] {
         let id = format!("{own}/{unit}");
-        all_labelled(&metrics, &id, &[("name", name), ("image", "")])?;
+        all_labelled(
+            &metrics,
+            &id,
+            &[("unit", name), ("name", ""), ("image", "")],
+        )?;
     }
-    // Slices have no name, because they are sums of named units.
+    // A slice is no unit of its own, but a sum of units.
     for slice in ["cgtest.slice", "system.slice"] {
         let id = format!("{own}/{slice}");
-        all_labelled(&metrics, &id, &[("name", "")])?;
+        all_labelled(&metrics, &id, &[("unit", ""), ("name", "")])?;
     }
     // Its value equals the cgroup's own, because no process runs there any more.
     let unit = payload(&top).join(r"system.slice/cgtest-a\x2db.service/cpu.stat");
@@ -205,7 +209,7 @@ fn units() -> Result<()> {
     let found = usage(&metrics, "cgtest-a-b.service");
     agree("cpu.stat", found, (before + after) / 2.0, 0.01, 1e-3)?;
     // A unit that has ended keeps its name during the linger.
-    let brief = [("name", "cgtest-brief.service")];
+    let brief = [("unit", "cgtest-brief.service")];
     let gone = payload(&top).join("system.slice/cgtest-brief.service");
     ensure!(!gone.exists(), "cgtest-brief.service has not ended");
     ensure!(metrics.has("container_last_seen", &brief), "it has no name");

@@ -5,30 +5,31 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write},
     os::{
         fd::{AsRawFd, BorrowedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{ffi::OsStrExt, process::ExitStatusExt},
     },
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cgroup::Cgroup, sockets::Sockets, traffic::Traffic};
+use crate::{born::Born, cgroup::Cgroup, sockets::Sockets, traffic::Traffic};
 
 /// The first argument of a worker.
 pub const FLAG: &str = "--worker";
 
 /// A worker in a cgroup.
 pub struct Worker {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    child: Born,
+    orders: PipeWriter,
+    answers: BufReader<PipeReader>,
 }
 
 /// The kernel's statistics of a process, summed over its threads.
@@ -60,43 +61,43 @@ impl std::ops::Sub for TaskStatistics {
 }
 
 impl Worker {
-    /// Starts a worker, which enters `cgroup` and waits for orders.
+    /// Starts a worker, which is born in `cgroup` and waits for orders.
     pub fn start(cgroup: &Cgroup) -> Result<Self> {
         Self::start_in(cgroup, None)
     }
 
-    /// Starts a worker, which enters `cgroup` and the network namespace, if one is given.
+    /// Starts a worker, which is born in `cgroup` and enters the network namespace, if one is given.
     pub fn start_in(cgroup: &Cgroup, namespace: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let namespace = namespace.map(|namespace| namespace.as_raw_fd());
-        let procs = std::ffi::CString::new(cgroup.procs().into_os_string().into_encoded_bytes())?;
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg(FLAG)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        // SAFETY: only open, write, close and setns are called between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                let file = libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-                if file < 0 || libc::write(file, c"0".as_ptr().cast(), 1) != 1 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                libc::close(file);
-                if let Some(namespace) = namespace
-                    && libc::setns(namespace, libc::CLONE_NEWNET) != 0
+        let (input, orders) = io::pipe()?;
+        let (answers, output) = io::pipe()?;
+        let program = c"/proc/self/exe";
+        let flag = CString::new(FLAG)?;
+        let argv = [program.as_ptr(), flag.as_ptr(), std::ptr::null()];
+        let environment = std::env::vars_os()
+            .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut envp: Vec<_> = environment.iter().map(|entry| entry.as_ptr()).collect();
+        envp.push(std::ptr::null());
+        let child = Born::start(cgroup, || {
+            // SAFETY: async-signal-safe. The descriptors are open, and the arrays end with a null pointer.
+            unsafe {
+                let has_entered = namespace.is_none_or(|namespace| {
+                    libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) == 0
+                });
+                if has_entered
+                    && libc::dup2(input.as_raw_fd(), 0) == 0
+                    && libc::dup2(output.as_raw_fd(), 1) == 1
                 {
-                    return Err(std::io::Error::last_os_error());
+                    libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
                 }
-                Ok(())
-            });
-        }
-        let mut child = command.spawn().context("starting a worker")?;
-        let orders = child.stdin.take().context("no stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("no stdout")?);
+            }
+        })
+        .context("starting a worker")?;
+        drop((input, output));
         let mut worker = Self {
             child,
             orders,
-            answers,
+            answers: BufReader::new(answers),
         };
         worker.wait_done()?;
         Ok(worker)
@@ -111,7 +112,7 @@ impl Worker {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.pid()
     }
 
     /// Gives an order without waiting for its end.
@@ -213,20 +214,13 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// The main function of a worker.
 pub fn main() -> ExitCode {
     say_done();
     let mut threads = Vec::new();
     let mut traffic = Traffic::default();
     let mut sockets = Sockets::default();
-    for line in std::io::stdin().lock().lines() {
+    for line in io::stdin().lock().lines() {
         let Ok(line) = line else {
             break;
         };
@@ -344,7 +338,7 @@ fn set_policy(name: &str) {
     };
     // SAFETY: `parameters` is readable.
     if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } != 0 {
-        eprintln!("sched_setscheduler: {}", std::io::Error::last_os_error());
+        eprintln!("sched_setscheduler: {}", io::Error::last_os_error());
         std::process::exit(1);
     }
 }
@@ -436,11 +430,7 @@ fn anonymous(mib: u64, flags: libc::c_int) -> *mut u8 {
     // within its length.
     unsafe {
         let memory = libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0);
-        assert!(
-            memory != libc::MAP_FAILED,
-            "{}",
-            std::io::Error::last_os_error()
-        );
+        assert!(memory != libc::MAP_FAILED, "{}", io::Error::last_os_error());
         let memory = memory.cast::<u8>();
         // With huge pages the number of faults would vary.
         libc::madvise(memory.cast(), length, libc::MADV_NOHUGEPAGE);
@@ -456,8 +446,7 @@ fn keep<T>(_mapping: *mut T) {}
 
 /// Reads a whole file in pieces.
 fn read_file(path: &str) {
-    let read =
-        fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
+    let read = fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
     assert!(matches!(read, Ok(1..)), "reading {path}: {read:?}");
 }
 

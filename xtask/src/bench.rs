@@ -11,6 +11,7 @@ mod empty;
 mod frames;
 mod load;
 mod programs;
+mod removals;
 mod scrapes;
 mod switches;
 mod table;
@@ -31,6 +32,9 @@ use crate::{
 
 /// Rounds for each of two agents.
 const ROUNDS: usize = 3;
+
+/// Live cgroups and scheduler cells a slot at which removals are measured; 0: as many as this host needs.
+const REMOVALS: &[(usize, usize)] = &[(10, 0), (10_000, 0), (10, 128)];
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -68,6 +72,8 @@ enum Part {
     Scrapes,
     /// The tasks iterator
     Tasks,
+    /// Removals of cgroups, beside few and many others, and as on a host with many CPUs
+    Removals,
 }
 
 impl BenchOptions {
@@ -129,6 +135,14 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
             })
         });
         result["tasks"] = json!(rows.collect::<Result<Vec<_>>>()?.concat());
+    }
+    if options.wants(Part::Removals) {
+        let rows = REMOVALS.iter().map(|&(live, lanes)| {
+            turns::measure(&binaries, rounds, |binary| {
+                removals::measure(binary, live, lanes)
+            })
+        });
+        result["removals"] = json!(rows.collect::<Result<Vec<_>>>()?.concat());
     }
     println!("{}", table::text(&result));
     let folder = root().join("bench-results");

@@ -22,6 +22,12 @@ const MOST_RERUNS: usize = 2;
 /// How many of the slowest tests of a place are shown.
 const SLOWEST: usize = 10;
 
+/// How many failed tests of a step the closing lines tell of, how many lines of each, and how much of
+/// a line.
+const TOLD_FAILURES: usize = 20;
+const TOLD_LINES: usize = 6;
+const TOLD_CHARS: usize = 400;
+
 /// Numbers of tests by result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -35,13 +41,18 @@ pub struct Counts {
     pub long: u64,
     /// Tests that failed and were run again: name, reason and error.
     pub reruns: Vec<String>,
+    /// The first failed tests: the name, and the first lines of what they said.
+    pub told: Vec<Vec<String>>,
+    /// Whether the lines being read are what a failed test said.
+    pub is_telling: bool,
 }
 
 impl Counts {
     /// Reads a line of output: `test result: ok. 3 passed; 0 failed; 1 ignored; …` and `RERUN NAME:
-    /// REASON` count.
+    /// REASON` count. What comes after `---- NAME ----` is what a failed test said.
     pub fn add_line(&mut self, line: &str) {
         let line = line.trim();
+        self.tell(line);
         if let Some(rerun) = line.strip_prefix("RERUN ") {
             self.reruns.push(rerun.to_owned());
         }
@@ -59,6 +70,27 @@ impl Counts {
         self.passed += number("passed");
         self.failed += number("failed");
         self.skipped += number("ignored");
+    }
+
+    fn tell(&mut self, line: &str) {
+        let name = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix("----"));
+        if let Some(name) = name {
+            self.is_telling = self.told.len() < TOLD_FAILURES;
+            if self.is_telling {
+                let name = name.trim().trim_end_matches(" stdout");
+                self.told.push(vec![name.to_owned()]);
+            }
+        } else if line == "failures:" || line.starts_with("test result:") {
+            self.is_telling = false;
+        } else if self.is_telling
+            && !line.is_empty()
+            && let Some(lines) = self.told.last_mut()
+            && lines.len() <= TOLD_LINES
+        {
+            lines.push(line.chars().take(TOLD_CHARS).collect());
+        }
     }
 
     /// Separates the tests that were left to the long tier from the skipped ones. Both are `ignored` in
@@ -84,6 +116,7 @@ impl Counts {
         self.skipped += other.skipped;
         self.long += other.long;
         self.reruns.extend(other.reruns);
+        self.told.extend(other.told);
     }
 }
 
@@ -143,6 +176,9 @@ impl Tally {
         let (begin, mut counts) = (Instant::now(), Counts::default());
         let outcome = step(&mut counts);
         self.times.push((name.to_owned(), begin.elapsed()));
+        for lines in &mut counts.told {
+            lines[0] = format!("{name}: {}", lines[0]);
+        }
         self.counts.add(counts);
         if let Err(error) = outcome {
             eprintln!("xtask: {name}: {error:#}");
@@ -223,6 +259,7 @@ impl Tally {
             passed,
             long,
             reruns,
+            told,
             ..
         } = &self.counts;
         println!(
@@ -245,6 +282,9 @@ impl Tally {
             "{} run again (at most {MOST_RERUNS} may be), {long} left to the long tier",
             reruns.len()
         );
+        for lines in told {
+            println!("failed: {}", lines.join("\n    "));
+        }
         println!("{}", self.counts);
         let mut failures = self.failures.clone();
         if reruns.len() > MOST_RERUNS {
@@ -304,6 +344,26 @@ mod tests {
             "skip a: no root\nlong b: slow\nlong c: slow\n",
         ));
         assert_eq!((found.skipped, found.long), (1, 2));
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_kept() {
+        let said = "test a::b ... FAILED\n\nfailures:\n\n---- a::b ----\nleft: 1\n\nright: 2\n\n\
+                    ---- c stdout ----\nno\n\nfailures:\n    a::b\n    c\n\n\
+                    test result: FAILED. 0 passed; 2 failed; 0 ignored;\nnot told";
+        let mut found = Counts::default();
+        said.lines().for_each(|line| found.add_line(line));
+        assert_eq!(
+            found.told,
+            [vec!["a::b", "left: 1", "right: 2"], vec!["c", "no"]]
+        );
+        let mut much = Counts::default();
+        for _ in 0..100 {
+            much.add_line("---- a ----");
+            (0..100).for_each(|_| much.add_line("line"));
+        }
+        assert_eq!(much.told.len(), TOLD_FAILURES);
+        assert!(much.told.iter().all(|lines| lines.len() == 1 + TOLD_LINES));
     }
 
     #[test]

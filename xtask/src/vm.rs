@@ -10,6 +10,8 @@
 
 mod console;
 mod faults;
+#[path = "../../tests/live/guests.rs"]
+mod guests;
 mod initramfs;
 mod kernel;
 mod modules;
@@ -24,7 +26,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use self::{console::Console, faults::Faults, initramfs::Contents, kernel::Kernel};
+use self::{console::Console, faults::Faults, guests::SERIES, initramfs::Contents, kernel::Kernel};
 use crate::{
     build::{QUICK, TRIPLE, static_cargo},
     notes::Skip,
@@ -34,8 +36,6 @@ use crate::{
     tally::Tally,
 };
 
-/// The kernels, by the series of their Debian packages: the oldest one supported, and a newer one.
-const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// Minutes after which a guest is killed: several times what it needs.
 const PATIENCE: u32 = 25;
 /// Lines of a kernel log that are shown.

@@ -14,11 +14,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use collector_common::{
-    cgroup_iterator::{CgroupRecord, EVENTS, FinalRecordKey, MemoryRecord},
+    cgroup_iterator::{CgroupRecord, EVENTS, MemoryRecord},
     field,
 };
 
-use super::FINAL_RECORDS;
 use crate::{
     cell::cpus,
     kernel::{Cgroup, address, has, read},
@@ -29,8 +28,6 @@ use crate::{
 /// What the callback works on, and room for what doesn't fit on the stack.
 #[repr(C)]
 struct Scratch {
-    /// Key of the removed cgroup's record.
-    key: FinalRecordKey,
     /// Where the kernel keeps [`PROBE`]'s element.
     base: u64,
     /// Per-CPU addresses of the cgroup's CPU time and of its memory statistics; 0 is none.
@@ -38,11 +35,23 @@ struct Scratch {
     statistics: u64,
     /// An address that [`number`] turns into a number.
     address: u64,
+    /// What all CPUs together have not flushed, ns.
+    utime_ns: u64,
+    stime_ns: u64,
+    usage_ns: u64,
+    /// The same of memory events.
+    pending: [u64; EVENTS],
+    /// `struct task_cputime` of one CPU: what it has counted, and how much of that the kernel has flushed.
+    now: [u64; CPUTIME],
+    then: [u64; CPUTIME],
     /// `memcg_vmstats_percpu.events`: what one CPU has counted.
     events: [u64; EVENTS],
     /// `memcg_vmstats_percpu.events_prev`: how much of `events` the kernel has flushed.
     flushed: [u64; EVENTS],
 }
+
+/// Words of a `struct task_cputime` (include/linux/sched/types.h, 5.15 to 6.18): stime, utime, sum_exec_runtime.
+const CPUTIME: usize = 3;
 
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
@@ -53,18 +62,13 @@ static PROBE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Adds what is pending to a removed cgroup's record.
 #[inline(always)]
-pub fn add(key: FinalRecordKey, cgroup: Cgroup) {
+pub fn add(record: Shared<CgroupRecord>, cgroup: Cgroup) {
     if !has!(field::ARRAY_POINTERS) {
         return;
     }
     let Some(scratch) = SCRATCH.find(0) else {
         return;
     };
-    // `pptrs[0]` of the map's structure.
-    let map = number(scratch, maps::address_of(&PROBE));
-    member!(scratch.base).set(read(address!(map, field::ARRAY_POINTERS)));
-    member!(scratch.key.cgroup).set(key.cgroup);
-    member!(scratch.key.hierarchy).set(key.hierarchy);
     let mut times = 0;
     if cgroup.hierarchy() == 0
         && has!(field::CGROUP_RSTAT)
@@ -73,7 +77,6 @@ pub fn add(key: FinalRecordKey, cgroup: Cgroup) {
     {
         times = cgroup.rstat();
     }
-    member!(scratch.times).set(times);
     let mut statistics = 0;
     if has!(field::MEMCG_PERCPU)
         && has!(field::PERCPU_EVENTS)
@@ -82,21 +85,54 @@ pub fn add(key: FinalRecordKey, cgroup: Cgroup) {
     {
         statistics = read(address!(css.0, field::MEMCG_PERCPU));
     }
+    if times == 0 && statistics == 0 {
+        return;
+    }
+    // `pptrs[0]` of the map's structure.
+    let map = number(scratch, maps::address_of(&PROBE));
+    member!(scratch.base).set(read(address!(map, field::ARRAY_POINTERS)));
+    member!(scratch.times).set(times);
     member!(scratch.statistics).set(statistics);
+    member!(scratch.utime_ns).set(0);
+    member!(scratch.stime_ns).set(0);
+    member!(scratch.usage_ns).set(0);
+    if statistics != 0 {
+        member!(scratch.pending).store([0; EVENTS]);
+    }
     repeat(cpus(), add_of_cpu);
+    if times != 0 {
+        member!(record.utime_ns).add_alone(member!(scratch.utime_ns).get());
+        member!(record.stime_ns).add_alone(member!(scratch.stime_ns).get());
+        member!(record.usage_ns).add_alone(member!(scratch.usage_ns).get());
+    }
+    if statistics != 0 {
+        add_events(member!(record.memory), scratch);
+    }
+}
+
+#[inline(always)]
+fn add_events(memory: Shared<MemoryRecord>, scratch: Shared<Scratch>) {
+    for at in 0..EVENTS {
+        let Some(pending) = member!(scratch.pending).at(at) else {
+            return;
+        };
+        let pending = pending.get();
+        if let Some(count) = member!(memory.events).at(at) {
+            count.add_alone(pending);
+        }
+        // Before 6.7 the kernel has no such array: there is nothing to add to.
+        if has!(field::VMSTATS_EVENTS_LOCAL)
+            && let Some(count) = member!(memory.events_local).at(at)
+        {
+            count.add_alone(pending);
+        }
+    }
 }
 
 /// One CPU: a callback of [`repeat`].
 #[inline(never)]
 extern "C" fn add_of_cpu(cpu: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = SCRATCH.find(0) else {
-        return 1;
-    };
-    let key = FinalRecordKey {
-        cgroup: member!(scratch.key.cgroup).get(),
-        hierarchy: member!(scratch.key.hierarchy).get(),
-    };
-    let Some(record) = FINAL_RECORDS.find(key) else {
         return 1;
     };
     let element = maps::address_on_cpu(&PROBE, cpu as u32);
@@ -106,15 +142,11 @@ extern "C" fn add_of_cpu(cpu: u64, _: *mut c_void) -> i64 {
     let offset = number(scratch, element) - member!(scratch.base).get();
     let times = member!(scratch.times).get();
     if times != 0 {
-        cpu_time(record, times.wrapping_add(offset));
+        cpu_time(scratch, times.wrapping_add(offset));
     }
     let statistics = member!(scratch.statistics).get();
     if statistics != 0 {
-        events(
-            member!(record.memory),
-            statistics.wrapping_add(offset),
-            scratch,
-        );
+        events(scratch, statistics.wrapping_add(offset));
     }
     0
 }
@@ -128,47 +160,41 @@ fn number(scratch: Shared<Scratch>, address: *const c_void) -> u64 {
     through.get()
 }
 
-/// Adds a CPU's `cgroup_rstat_base_cpu`, at `of_cpu`.
+/// Adds a CPU's `cgroup_rstat_base_cpu`, at `of_cpu`. Two reads: each call of the helper takes as long as an access
+/// to memory.
 #[inline(always)]
-fn cpu_time(record: Shared<CgroupRecord>, of_cpu: u64) {
-    let now = address!(of_cpu, field::RSTAT_NOW);
-    let flushed = address!(of_cpu, field::RSTAT_FLUSHED);
-    let since = |now: *const c_void, flushed: *const c_void| {
-        read::<u64>(now).wrapping_sub(read::<u64>(flushed))
+fn cpu_time(scratch: Shared<Scratch>, of_cpu: u64) {
+    let (now, flushed) = (member!(scratch.now), member!(scratch.then));
+    now.copy(address!(of_cpu, field::RSTAT_NOW));
+    flushed.copy(address!(of_cpu, field::RSTAT_FLUSHED));
+    let add = |to: Shared<u64>, offset: *const c_void| {
+        let at = offset as usize / size_of::<u64>();
+        if let (Some(now), Some(flushed)) = (now.at(at), flushed.at(at)) {
+            to.add_alone(now.get().wrapping_sub(flushed.get()));
+        }
     };
-    member!(record.utime_ns).add_alone(since(
-        address!(now, field::CPUTIME_UTIME),
-        address!(flushed, field::CPUTIME_UTIME),
-    ));
-    member!(record.stime_ns).add_alone(since(
-        address!(now, field::CPUTIME_STIME),
-        address!(flushed, field::CPUTIME_STIME),
-    ));
-    member!(record.usage_ns).add_alone(since(
-        address!(now, field::CPUTIME_RUNTIME),
-        address!(flushed, field::CPUTIME_RUNTIME),
-    ));
+    add(member!(scratch.utime_ns), address!(0, field::CPUTIME_UTIME));
+    add(member!(scratch.stime_ns), address!(0, field::CPUTIME_STIME));
+    add(
+        member!(scratch.usage_ns),
+        address!(0, field::CPUTIME_RUNTIME),
+    );
 }
 
 /// Adds a CPU's `memcg_vmstats_percpu`, at `of_cpu`.
 #[inline(always)]
-fn events(record: Shared<MemoryRecord>, of_cpu: u64, scratch: Shared<Scratch>) {
+fn events(scratch: Shared<Scratch>, of_cpu: u64) {
     let (events, flushed) = (member!(scratch.events), member!(scratch.flushed));
     events.copy(address!(of_cpu, field::PERCPU_EVENTS));
     flushed.copy(address!(of_cpu, field::PERCPU_EVENTS_FLUSHED));
     for at in 0..EVENTS {
-        let (Some(now), Some(flushed)) = (events.at(at), flushed.at(at)) else {
+        let (Some(now), Some(flushed), Some(pending)) = (
+            events.at(at),
+            flushed.at(at),
+            member!(scratch.pending).at(at),
+        ) else {
             return;
         };
-        let since = now.get().wrapping_sub(flushed.get());
-        if let Some(count) = member!(record.events).at(at) {
-            count.add_alone(since);
-        }
-        // Before 6.7 the kernel has no such array: there is nothing to add to.
-        if has!(field::VMSTATS_EVENTS_LOCAL)
-            && let Some(count) = member!(record.events_local).at(at)
-        {
-            count.add_alone(since);
-        }
+        pending.add_alone(now.get().wrapping_sub(flushed.get()));
     }
 }

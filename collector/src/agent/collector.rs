@@ -5,7 +5,7 @@ mod upkeep;
 use std::{
     collections::HashSet,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -19,14 +19,14 @@ use super::{
     stages::Stages,
 };
 use crate::{
-    cgroup::NodeId,
+    cgroup::{NodeId, Tree, printable},
     kernel::{
         events::Alarm,
         load::{EbpfLogger, Kernel},
         slots::READING,
     },
     log,
-    source::{Change, Inputs, Report, RuntimesReport, SelfMetrics},
+    source::{Change, Comparison, Inputs, Report, RuntimesReport, SelfMetrics},
     threads,
 };
 
@@ -42,8 +42,14 @@ pub(super) struct Collector {
     pub(super) own: SelfMetrics,
     /// Wakes the thread that does the rounds between scrapes.
     pub(super) alarm: Alarm,
+    /// Grows with each frame and each removed node: there may be freed memory.
+    pub(super) work_done: u64,
     /// When that thread will wake up by itself.
     pub(super) next_round: Instant,
+    /// Whether events were lost since what is counted was compared with what the kernel counts.
+    pub(super) compare: bool,
+    /// The last such comparison.
+    pub(super) comparison: Option<Comparison>,
 }
 
 impl Collector {
@@ -51,19 +57,25 @@ impl Collector {
     ///
     /// # Errors
     ///
-    /// When the kernel side can't be read at all. A source that fails keeps its last values.
+    /// When the kernel side can't be read at all. A source that fails is absent.
     pub(super) fn frame(&mut self, encodings: &Arc<Encodings>) -> anyhow::Result<Frame> {
         let mut stages = Stages::start();
+        self.work_done += 1;
         self.housekeeping();
         self.await_names();
         self.lifecycle.settle();
+        for node in self.lifecycle.tree.take_relabelled() {
+            self.sources.notify(&Change::Relabelled { node });
+        }
         stages.end("lifecycle");
+        let begin = Instant::now();
         self.kernel.take_in_flight()?;
         let (read, time) = (Instant::now(), SystemTime::now());
         stages.end("in_flight");
         self.sources.refresh_statistics(&self.lifecycle.tree);
         stages.end("cgroup_iterator");
         let (slots, without_slot) = self.collect_by_slot(time, &mut stages)?;
+        let within = begin.elapsed();
         let tree = &mut self.lifecycle.tree;
         let inputs = Inputs {
             tree,
@@ -72,11 +84,24 @@ impl Collector {
             statistics: self.sources.statistics.as_ref(),
             time,
         };
+        if self.compare && !self.slots.has_strangers(tree) {
+            let compared = self
+                .sources
+                .list
+                .compare(&inputs, self.kernel.cpus(), within);
+            if let Some(comparison) = compared {
+                tell(tree, &comparison);
+                self.comparison = Some(comparison);
+                self.compare = false;
+            }
+        }
         self.sources
             .list
             .collect_others(&inputs, &mut self.sources.outcome, &mut stages)?;
         self.sources.settle_torn();
-        let stats = self.kernel.stats()?;
+        let mut stats = None;
+        let read_stats = self.kernel.stats().map(|read| stats = Some(read));
+        self.sources.note("stats", read_stats);
         self.slots.provide(tree, &mut self.sources);
         stages.end("kernel");
         // A source may want a round sooner than the one before this frame thought.
@@ -85,13 +110,10 @@ impl Collector {
             self.alarm.ring();
         }
         if let Some(keeper) = &mut self.keeper {
-            if let Err(error) = keeper.save(tree, &mut self.sources) {
-                tracing::warn!(%error, "some counters will be smaller after a restart");
-            }
+            keeper.save_or_say(tree, &mut self.sources, &self.slots.unread());
             stages.end("keep");
         }
         let nodes = tree.nodes();
-        tree.served(read);
         let readings = self.sources.readings();
         let reports = self.sources.reports();
         let reported: u64 = reports.iter().map(|report| report.kernel_memory).sum();
@@ -111,9 +133,11 @@ impl Collector {
             cgroups: tree.counts(),
             suppressed: tree.suppressed(),
             unreported: tree.unreported() + self.slots.missed(),
+            unequal: self.comparison.map(|comparison| comparison.unequal),
             namespaces: reports.iter().find_map(|report| report.namespaces),
             runtimes: RuntimesReport::new(&directory.runtimes(), directory.refused()),
             slots: self.slots.states(),
+            without_slot: self.slots.without_slot_by_parent(tree),
             kernel_memory: self.kernel.map_memory() + reported + self.sources.kernel_memory(),
             stages: stages.done,
             panics: threads::panics().to_vec(),
@@ -125,19 +149,38 @@ impl Collector {
         Ok(Frame::new((time, read), nodes, readings, report, encodings))
     }
 
+    /// Notes what is served now, for an agent whose maps have another layout.
+    ///
+    /// # Errors
+    ///
+    /// When a snapshot can't be taken, or the map can't be written.
+    pub(super) fn keep_totals(&mut self, encodings: &Arc<Encodings>) -> anyhow::Result<()> {
+        if self.keeper.is_none() {
+            return Ok(());
+        }
+        self.frame(encodings)?;
+        let tree = &self.lifecycle.tree;
+        let without = self.slots.without_slot(tree);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.save_totals(tree, &mut self.sources, &without)?;
+        }
+        Ok(())
+    }
+
     /// Reads the sources that count by slot, while no program moves values from one slot to another.
     /// Returns the slots by node, and the nodes without one.
     ///
     /// # Errors
     ///
-    /// When the kernel's map of slots can't be read.
+    /// When the counters could not be read in time, several times in a row.
     fn collect_by_slot(&mut self, time: SystemTime, stages: &mut Stages) -> anyhow::Result<BySlot> {
         let mut patience = READING;
         for _ in 0..ATTEMPTS {
             let before = stages.done.len();
             let lock = self.slots.lock(patience);
-            self.refresh_slots().context("reading the slots")?;
-            self.find_borrowers().context("reading who has no slot")?;
+            self.refresh_slots();
+            let found = self.find_borrowers().context("reading who has no slot");
+            self.sources.note("slots", found);
             let tree = &self.lifecycle.tree;
             let slots = self.slots.by_node(tree);
             let without_slot = self.slots.without_slot(tree);
@@ -164,6 +207,33 @@ impl Collector {
              little CPU time"
         )
     }
+}
+
+/// Says in the log how a comparison went.
+fn tell(tree: &Tree, comparison: &Comparison) {
+    let &Comparison {
+        compared,
+        unequal,
+        worst,
+    } = comparison;
+    let Some(worst) = worst else {
+        tracing::info!(
+            cgroups = compared,
+            "after the loss of events, the CPU time of every cgroup agrees with the kernel's"
+        );
+        return;
+    };
+    let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+    let path = tree.node(worst.node).map(|node| printable(&node.path));
+    tracing::warn!(
+        cgroups = compared,
+        unequal,
+        worst = path,
+        counted_seconds = seconds(worst.counted),
+        kernel_seconds = seconds(worst.kernel),
+        "after the loss of events, the CPU time of some cgroups is not the kernel's; tasks that were moved \
+         between cgroups while they ran can be why, else it is a fault of the agent"
+    );
 }
 
 /// Nodes with slots that count for them, and nodes that have none.

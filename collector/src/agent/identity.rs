@@ -23,6 +23,9 @@ const LAST: Duration = Duration::from_secs(60);
 
 /// How long frames wait for one container's name, in total.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Shortest time between two looks at all containers, but for frames: each costs what there are
+/// containers, and many may come and go.
+const PAUSE: Duration = Duration::from_millis(250);
 /// A frame waits for a name only within this time of the first request for the container.
 const YOUNG: Duration = Duration::from_secs(5);
 
@@ -31,6 +34,10 @@ pub(super) struct Identities {
     directory: Arc<Directory>,
     /// The directory's change counter when it was last read.
     changes: Option<u64>,
+    /// When all containers were last looked at.
+    looked: Option<Instant>,
+    /// When those without a record were.
+    asked: Option<Instant>,
     /// Containers without a record.
     unknown: HashMap<NodeId, Asked>,
     /// Those requested since the last read. Their record may be older than the cgroup.
@@ -54,6 +61,8 @@ impl Identities {
         Self {
             directory,
             changes: None,
+            looked: None,
+            asked: None,
             unknown: HashMap::new(),
             new: Vec::new(),
         }
@@ -100,7 +109,14 @@ impl Identities {
         }
     }
 
-    /// Reads changed records. Returns the nodes whose labels have changed.
+    /// Whether records have changed that [`refresh`](Self::refresh) has not read. It will from now on.
+    pub(super) fn is_behind(&mut self) -> bool {
+        self.looked = None;
+        self.changes != Some(self.directory.changes())
+    }
+
+    /// Reads changed records, or those of new containers alone if all were looked at just before. Returns
+    /// the nodes whose labels have changed.
     pub(super) fn refresh(&mut self, tree: &mut Tree, now: Instant) -> Vec<NodeId> {
         let mut renamed = Vec::new();
         // The counter is read first, so that a change in between is read the next time.
@@ -110,16 +126,23 @@ impl Identities {
             let id = tree.node(number)?.place.container.as_deref()?;
             Some((number, self.directory.get(id)?))
         };
-        let records: Vec<_> = if self.changes == Some(changes) {
+        let early = |looked: Instant| now.saturating_duration_since(looked) < PAUSE;
+        let records: Vec<_> = if self.changes == Some(changes) || self.looked.is_some_and(early) {
             new.into_iter().filter_map(record).collect()
         } else {
+            (self.changes, self.looked) = (Some(changes), Some(now));
             let containers = tree.containers().map(|(number, ..)| number);
             containers.filter_map(record).collect()
         };
-        self.changes = Some(changes);
         for (number, container) in records {
+            self.unknown.remove(&number);
             renamed.extend(tree.set_container(number, &container));
         }
+        let early = |asked: Instant| now.saturating_duration_since(asked) < FIRST;
+        if self.asked.is_some_and(early) {
+            return renamed;
+        }
+        self.asked = Some(now);
         let directory = &self.directory;
         self.unknown.retain(|&number, asked| {
             let Some(node) = tree.node(number) else {
@@ -211,7 +234,9 @@ mod tests {
                 .count()
         }
 
+        /// As for a frame.
         fn refresh(&mut self, now: Instant) -> usize {
+            self.identities.is_behind();
             self.identities.refresh(&mut self.tree, now).len()
         }
 
@@ -321,6 +346,26 @@ mod tests {
         host.directory.sweep(Duration::ZERO);
         assert_eq!(host.refresh(now), 0);
         assert_eq!(host.name().as_deref(), Some("renamed"));
+    }
+
+    /// Each look costs what there are containers, and many may come and go.
+    #[test]
+    fn between_frames_all_containers_are_looked_at_now_and_then() {
+        let mut host = Host::new();
+        let start = Instant::now();
+        let renamed = |host: &mut Host, name: &str, ms| {
+            host.directory.put(container(name));
+            let now = start + Duration::from_millis(ms);
+            host.identities.refresh(&mut host.tree, now).len()
+        };
+        assert_eq!(renamed(&mut host, "a", 0), 1);
+        assert_eq!(renamed(&mut host, "b", 100), 0);
+        assert_eq!(renamed(&mut host, "c", 200), 0);
+        assert_eq!(renamed(&mut host, "c", 300), 1);
+        assert_eq!(host.name().as_deref(), Some("c"));
+        assert_eq!(renamed(&mut host, "d", 310), 0);
+        assert!(host.identities.is_behind(), "a frame reads it");
+        assert_eq!(renamed(&mut host, "d", 320), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use super::{
     frame::Frame,
     lock,
-    record::{Capture, Field, Measured, Numbers, Record, Subject},
+    record::{Capture, Families, Field, Measured, Numbers, Record, Subject},
     status::subjects,
 };
 use crate::exposition::Encoder;
@@ -48,6 +48,8 @@ pub struct Inventory {
     /// The cgroups, parents before children.
     pub entries: Vec<InventoryEntry>,
     by_path: HashMap<String, usize>,
+    /// What had a family in the frame.
+    served: Families,
 }
 
 /// How long inventories are made after the last request for one.
@@ -132,7 +134,7 @@ impl Inventory {
         let ids = subjects.iter().map(|subject| subject.cgroup.as_str());
         let mut capture = Capture::new(ids);
         encode(&mut capture);
-        let (by_path, numbers) = capture.finish();
+        let (by_path, numbers, served) = capture.finish();
         let before = before.filter(|before| before.taken < taken);
         let entries = subjects.into_iter().zip(numbers);
         let entries = entries
@@ -148,19 +150,22 @@ impl Inventory {
             interval: before.map(|before| taken.duration_since(before.taken)),
             entries,
             by_path,
+            served,
         }
     }
 
     /// Growth of a cgroup's numbers since this inventory. A cgroup that was created later counts
-    /// from 0; the growth of one that is missing here for another reason is unknown.
+    /// from 0; the growth of one that is missing here for another reason is unknown, and so is that of what
+    /// was not served then.
     fn growth(&self, path: &str, numbers: &Numbers) -> Option<Numbers> {
         let earlier = self.by_path.get(path).and_then(|&at| self.entries.get(at));
         match earlier {
-            Some(earlier) => Some(numbers.since(&earlier.numbers)),
+            Some(earlier) => Some(numbers.since(&earlier.numbers, &self.served)),
             None => {
                 let created = numbers.float(Field::Created)?;
                 let then = self.time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-                (created >= then.as_secs_f64()).then(|| numbers.since(&Numbers::default()))
+                let new = created >= then.as_secs_f64();
+                new.then(|| numbers.since(&Numbers::default(), &Families::ALL))
             }
         }
     }
@@ -180,7 +185,7 @@ impl Inventory {
         self.by_path.get(path).copied()
     }
 
-    /// Finds the cgroup of a path, a container's id, a name, or the beginning of an id, in that
+    /// Finds the cgroup of a path, a container's id, a name, a unit, or the beginning of an id, in that
     /// order. Of several cgroups with one name it prefers the one that is alive.
     pub fn find(&self, key: &str) -> KeyMatch {
         if let Some(at) = self.by_path(key) {
@@ -188,6 +193,7 @@ impl Inventory {
         }
         let id = |entry: &InventoryEntry| entry.subject.container_id.as_deref() == Some(key);
         let named = |entry: &InventoryEntry| entry.label("name") == Some(key);
+        let unit = |entry: &InventoryEntry| entry.label("unit") == Some(key);
         let container = |entry: &InventoryEntry| entry.subject.is_container();
         let begins = |entry: &InventoryEntry| {
             let id = entry.subject.container_id.as_deref();
@@ -197,6 +203,7 @@ impl Inventory {
             self.those(id),
             self.those(|entry| container(entry) && named(entry)),
             self.those(named),
+            self.those(unit),
             self.those(begins),
         ] {
             match found.as_slice() {

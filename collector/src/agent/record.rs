@@ -13,14 +13,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use numbers::{Capture, Field, Numbers, Quantity};
+pub use numbers::{Capture, Families, Field, Numbers, Quantity};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::cgroup::{Container, Health};
 
-/// Labels that have a field of their own in a record.
-const IDENTITY: &[&str] = &["name", "image", "namespace", "pod", "container"];
 /// Prefix of runtime labels among the labels of series.
 const LABEL_PREFIX: &str = "container_label_";
 
@@ -83,8 +81,10 @@ pub enum Life {
 pub struct Record {
     /// Full id of the container; null for other cgroups.
     pub id: Option<String>,
-    /// Name of the container, or of the systemd unit.
+    /// Name of the container or machine.
     pub name: Option<String>,
+    /// Name of the systemd unit, if it is one.
+    pub unit: Option<String>,
     /// Image, as named in the request to the runtime.
     pub image: Option<String>,
     /// Digest or id of the image.
@@ -454,6 +454,7 @@ impl Record {
         Self {
             id: subject.container_id.clone(),
             name: label("name"),
+            unit: label("unit"),
             image: label("image"),
             image_id: container.and_then(|c| non_empty(&c.image_id)),
             runtime: subject.runtime_name().map(str::to_owned),

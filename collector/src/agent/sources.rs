@@ -7,7 +7,8 @@ use crate::{
     cgroup::Tree,
     kernel::{cells::SlotMemory, programs::Availability},
     source::{
-        CgroupStatistics, Change, Inputs, LifecycleSource, Reading, Source, SourceReport, notify,
+        CgroupStatistics, Change, Comparison, Inputs, LifecycleSource, Partly, Reading, Source,
+        SourceReport, notify,
     },
     threads,
 };
@@ -42,8 +43,11 @@ pub(super) struct Outcome {
     pub(super) errors: Vec<(&'static str, u64)>,
     /// Whether all sources could be read for the latest frame.
     pub(super) complete: bool,
-    /// Sources whose last reading failed.
+    /// Sources whose last reading failed, at least in part.
     failing: HashSet<&'static str>,
+    /// Those of them that serve nothing until they can be read: nobody could tell old values from new
+    /// ones.
+    absent: HashSet<&'static str>,
     /// Sources that panicked since the last frame. Their values may be half changed, so they are
     /// switched off, and their families are absent.
     torn: Vec<&'static str>,
@@ -61,8 +65,7 @@ enum Transition {
 impl List {
     /// Reads the sources that count by slot.
     ///
-    /// A switchable source that fails is no error: the failure is counted, and its last values
-    /// stay.
+    /// A switchable source that fails is no error: the failure is counted, and it serves nothing.
     pub(super) fn collect_by_slot(
         &mut self,
         inputs: &Inputs<'_>,
@@ -111,12 +114,30 @@ impl List {
     }
 }
 
+impl List {
+    /// Compares what is counted with what the kernel counts of the same. `None` if that is not possible now.
+    /// Both were read within a time.
+    pub(super) fn compare(
+        &self,
+        inputs: &Inputs<'_>,
+        cpus: u32,
+        within: Duration,
+    ) -> Option<Comparison> {
+        let pairs = self
+            .switchable
+            .iter()
+            .find_map(|source| source.pairs(inputs))?;
+        Some(Comparison::new(pairs.into_iter(), cpus, within))
+    }
+}
+
 impl Outcome {
     fn new(sources: impl Iterator<Item = &'static str>) -> Self {
         Self {
             errors: sources.map(|source| (source, 0)).collect(),
             complete: true,
             failing: HashSet::new(),
+            absent: HashSet::new(),
             torn: Vec::new(),
         }
     }
@@ -125,6 +146,7 @@ impl Outcome {
     /// begin to fail, and when they work again. The counter shows the rest.
     fn note(&mut self, source: &'static str, result: anyhow::Result<()>) -> Option<Transition> {
         let Err(error) = result else {
+            self.absent.remove(source);
             let recovered = self.failing.remove(source);
             return recovered.then(|| {
                 tracing::info!(source, "reading works again");
@@ -134,6 +156,11 @@ impl Outcome {
         self.complete = false;
         if let Some((_, errors)) = self.errors.iter_mut().find(|(found, _)| *found == source) {
             *errors += 1;
+        }
+        if error.is::<Partly>() {
+            self.absent.remove(source);
+        } else {
+            self.absent.insert(source);
         }
         self.failing.insert(source).then(|| {
             tracing::error!(source, error = format!("{error:#}"), "reading failed");
@@ -170,6 +197,11 @@ impl Sources {
             statistics,
             availability: Vec::new(),
         }
+    }
+
+    /// Notes how a reading went that is no source's: like that of a source, it fails no scrape.
+    pub(super) fn note(&mut self, what: &'static str, result: anyhow::Result<()>) {
+        self.outcome.note(what, result);
     }
 
     /// Names of the switchable sources.
@@ -231,10 +263,13 @@ impl Sources {
         }
     }
 
-    /// Returns what every source serves now, in the order of the exposition.
+    /// Returns what every source serves now, in the order of the exposition. Those that could not be read
+    /// serve nothing.
     pub(super) fn readings(&self) -> Vec<Box<dyn Reading>> {
         let switchable = self.list.switchable.iter();
+        let absent = &self.outcome.absent;
         switchable
+            .filter(|source| !absent.contains(source.name()))
             .map(|source| source.reading())
             .chain([self.list.lifecycle.reading()])
             .collect()
@@ -387,6 +422,26 @@ mod tests {
         assert!(reason.contains("switched off after a fault"));
         // What the tree itself reports, and the source that is left.
         assert_eq!(sources.readings().len(), 2);
+    }
+
+    #[test]
+    fn a_source_that_fails_serves_nothing_until_it_is_read_again() {
+        let built = ["a", "b"].map(|name| Box::new(Faulty(name, "")) as Box<dyn Source>);
+        let mut sources = Sources::new(built.into(), None);
+        let whole = || Err(anyhow!("ENOMEM"));
+        let partly = || Err(Partly("one of many".to_owned()).into());
+        // With what the tree itself reports.
+        for (result, served) in [
+            (Ok(()), 3),
+            (whole(), 2),
+            (partly(), 3),
+            (whole(), 2),
+            (Ok(()), 3),
+        ] {
+            sources.note("a", result);
+            assert_eq!(sources.readings().len(), served);
+        }
+        assert_eq!(sources.outcome.errors, [("a", 3), ("b", 0)]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use collector_common::LAYOUT;
 use prometheus::Registry;
 
 use super::{
@@ -29,6 +30,7 @@ use crate::{
         load::{self, Kernel},
         pins::{PinError, Pins},
         programs::{Availability, LIFECYCLE, NotOnThisHost, PROGRAMS},
+        trial::Trial,
     },
     runtime::{self, Directory},
     source::{Builder, CgroupStatistics, SOURCES, SelfMetrics, Source, custom::CustomOptions},
@@ -115,11 +117,11 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
 }
 
 /// Opens the directory of `--state.pin`. Where there can be none, the agent does without.
-fn pins(state: Option<&Path>) -> Result<Option<Pins>, PinError> {
+fn pins(state: Option<&Path>, trial: Trial) -> Result<Option<Pins>, PinError> {
     let Some(state) = state else {
         return Ok(None);
     };
-    match Pins::open(state) {
+    match Pins::open(state, trial.layout.unwrap_or(LAYOUT)) {
         Ok(pins) => Ok(Some(pins)),
         Err(error @ PinError::Unusable { .. }) => {
             tracing::warn!(%error, "counters will begin at 0 after a restart");
@@ -149,11 +151,16 @@ impl Agent {
         let load = load::LoadOptions {
             programs: programs_for(&options.sources),
             max_slots: options.max_slots,
+            max_removed: options
+                .dead_max
+                .containers
+                .saturating_add(options.dead_max.others),
             cpus,
             log_level: options.kernel_log_level,
+            trial: Trial::from_environment()?,
             root: &root_directory,
         };
-        let mut kernel = Kernel::load(&load, pins(options.state.as_deref())?)?;
+        let mut kernel = Kernel::load(&load, pins(options.state.as_deref(), load.trial)?)?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
         kernel.attach(&lifecycle_programs, &root_directory);
         kernel.require_lifecycle()?;
@@ -169,7 +176,7 @@ impl Agent {
         if kernel.is_loaded("cgroup_iterator") {
             match CgroupStatistics::new(&mut kernel, &hierarchies, v1) {
                 Ok(made) => statistics = Some(made),
-                Err(error) => kernel.set_failed("cgroup_iterator", format!("{error:#}")),
+                Err(error) => kernel.set_failed("cgroup_iterator", &error),
             }
         }
         let mut availability = availability(&kernel, &options.sources);
@@ -190,6 +197,7 @@ impl Agent {
             match (source.build)(&mut builder) {
                 Ok(built) => sources.push(built),
                 Err(error) => {
+                    builder.kernel.note(state.source, &error);
                     state.up = false;
                     state.absent = error.downcast_ref::<NotOnThisHost>().is_some();
                     state.reason = Some(format!("{error:#}"));
@@ -218,7 +226,10 @@ impl Agent {
             sources: Sources::new(sources, statistics),
             own: SelfMetrics::new(registry)?,
             alarm: Alarm::new().context("making an eventfd")?,
+            work_done: 0,
             next_round: Instant::now(),
+            compare: false,
+            comparison: None,
         };
         let Collector {
             lifecycle,
@@ -228,14 +239,19 @@ impl Agent {
             ..
         } = &mut collector;
         if let Some(keeper) = keeper {
-            let removed = keeper
+            let departed = keeper
                 .restore(&mut lifecycle.tree, sources)
                 .context("reading what an earlier agent has kept")?;
-            removed.into_iter().for_each(|id| slots.depart(id));
+            departed
+                .expected
+                .into_iter()
+                .for_each(|id| slots.expect(id));
+            departed.known.into_iter().for_each(|id| slots.depart(id));
         }
         lifecycle
             .identities
             .ask_all(&lifecycle.tree, Instant::now());
+        slots.favour_all(&lifecycle.tree);
         slots.provide_root(sources)?;
         slots.provide(&lifecycle.tree, sources);
         let names: Vec<&str> = sources.names().collect();
@@ -250,6 +266,7 @@ impl Agent {
         // allocator would keep the memory.
         collector.kernel.forget_types();
         collector.kernel.close_maps()?;
+        kernel::bound_free_memory();
         kernel::release_free_memory();
         Ok(Arc::new(Self {
             collector: Mutex::new(collector),
@@ -307,6 +324,11 @@ impl Collector {
     fn first_frame(&mut self, encodings: &Arc<Encodings>) -> Result<()> {
         self.frame(encodings)?;
         self.sources.take_notes();
+        if let Some(statistics) = &mut self.sources.statistics {
+            for (_, paths) in statistics.v1_paths() {
+                paths.forget_earlier();
+            }
+        }
         let (live, _) = self.lifecycle.tree.counts();
         tracing::info!(
             cgroups = live,

@@ -82,6 +82,19 @@ pub struct SlotStates {
     pub free: usize,
     /// Slots of removed cgroups.
     pub quarantined: usize,
+    /// Cgroups that got no slot and count in their ancestors alone.
+    pub without: usize,
+    /// The parents that have most of those, 16 at most.
+    pub without_by_parent: Vec<ChildrenWithoutSlot>,
+}
+
+/// Children of a cgroup that got no slot.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ChildrenWithoutSlot {
+    /// Path of the parent.
+    pub parent: String,
+    /// Number of its children that got no slot.
+    pub children: usize,
 }
 
 fn kind(kind: PlaceKind) -> CgroupKind {
@@ -159,6 +172,11 @@ impl Agent {
         let seconds = |(name, time): (&str, Duration)| (name.to_owned(), time.as_secs_f64());
         let (live, dead) = report.cgroups;
         let (used, free, quarantined) = report.slots;
+        let parents = report.without_slot.parents.iter();
+        let without_by_parent = parents.map(|(parent, children)| ChildrenWithoutSlot {
+            parent: parent.clone(),
+            children: *children,
+        });
         Ok(AgentStatus {
             version: crate::VERSION.to_owned(),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -173,6 +191,8 @@ impl Agent {
                 used,
                 free,
                 quarantined,
+                without: report.without_slot.cgroups,
+                without_by_parent: without_by_parent.collect(),
             },
             kernel_memory_bytes: report.kernel_memory,
             stages: report.stages().map(seconds).collect(),

@@ -43,8 +43,10 @@ pub struct ContainerRules {
 /// Field of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleField {
-    /// Name of the container, the machine or the unit.
+    /// Name of the container or the machine.
     Name,
+    /// Name of the systemd unit.
+    Unit,
     /// The container's image.
     Image,
     /// The pod's namespace in Kubernetes.
@@ -64,7 +66,7 @@ pub struct ContainerRule {
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerRuleError {
     /// It is not of the form `FIELD=REGEX`.
-    #[error("name=REGEX, image=REGEX or namespace=REGEX")]
+    #[error("name=REGEX, unit=REGEX, image=REGEX or namespace=REGEX")]
     Field,
     /// The expression is not a valid regular expression.
     #[error(transparent)]
@@ -78,6 +80,7 @@ impl FromStr for ContainerRule {
         let (field, regex) = text.split_once('=').ok_or(ContainerRuleError::Field)?;
         let field = match field {
             "name" => RuleField::Name,
+            "unit" => RuleField::Unit,
             "image" => RuleField::Image,
             "namespace" => RuleField::Namespace,
             _ => return Err(ContainerRuleError::Field),
@@ -91,6 +94,7 @@ impl RuleField {
     fn of<'a>(self, names: &Names<'a>) -> &'a str {
         match self {
             Self::Name => names.name,
+            Self::Unit => names.unit,
             Self::Image => names.image,
             Self::Namespace => names.namespace,
         }
@@ -99,8 +103,9 @@ impl RuleField {
     /// Whether cgroups of this kind have the field.
     fn concerns(self, kind: PlaceKind) -> bool {
         match kind {
-            PlaceKind::Container => true,
-            PlaceKind::Machine | PlaceKind::Unit => self == Self::Name,
+            PlaceKind::Container => self != Self::Unit,
+            PlaceKind::Machine => self == Self::Name,
+            PlaceKind::Unit => self == Self::Unit,
             PlaceKind::Pod => self == Self::Namespace,
             PlaceKind::Root | PlaceKind::Group | PlaceKind::Nested | PlaceKind::Other => false,
         }
@@ -128,7 +133,12 @@ impl ContainerRules {
                 .peekable();
             rules.peek().is_none() || !field.concerns(kind) || rules.any(matches)
         };
-        let fields = [RuleField::Name, RuleField::Image, RuleField::Namespace];
+        let fields = [
+            RuleField::Name,
+            RuleField::Unit,
+            RuleField::Image,
+            RuleField::Namespace,
+        ];
         fields.into_iter().all(met) && !self.exclude.iter().any(matches)
     }
 }
@@ -160,6 +170,7 @@ mod tests {
 
     const WEB: Names<'_> = Names {
         name: "web",
+        unit: "",
         image: "nginx:1",
         namespace: "shop",
         pod: "web-0",
@@ -190,7 +201,7 @@ mod tests {
     #[test]
     fn a_rule_concerns_only_what_can_have_its_field() {
         let none = Names::default();
-        let include = rules(&["name=x", "image=x", "namespace=x"], &[]);
+        let include = rules(&["name=x", "unit=x", "image=x", "namespace=x"], &[]);
         for kind in [PlaceKind::Root, PlaceKind::Group, PlaceKind::Other] {
             assert!(include.admit(kind, &none), "{kind:?}");
         }
@@ -204,6 +215,15 @@ mod tests {
         }
         let image = rules(&["image=x"], &[]);
         assert!(image.admit(PlaceKind::Unit, &none) && image.admit(PlaceKind::Pod, &none));
+        let name = rules(&["name=x"], &[]);
+        assert!(name.admit(PlaceKind::Unit, &none));
+        let unit = rules(&["unit=^ssh"], &[]);
+        let ssh = Names {
+            unit: "ssh.service",
+            ..none
+        };
+        assert!(unit.admit(PlaceKind::Unit, &ssh) && unit.admit(PlaceKind::Container, &WEB));
+        assert!(!rules(&[], &["unit=^ssh"]).admit(PlaceKind::Unit, &ssh));
         // A pod is its containers' namespace, and has no name.
         assert!(rules(&["name=x", "namespace=shop"], &[]).admit(PlaceKind::Pod, &WEB));
     }

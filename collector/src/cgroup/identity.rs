@@ -10,6 +10,6 @@ mod runtime;
 
 pub use allow::{AllowError, AllowList};
 pub use container::{Container, ContainerLimits, Health, Pod, State, Writable};
-pub use names::Names;
-pub use path::{Place, PlaceKind, Qos};
+pub use names::{NAME_LABELS, Names};
+pub use path::{Place, PlaceKind, Qos, is_users_own};
 pub use runtime::{Naming, Runtime};

@@ -16,13 +16,15 @@ mod walk;
 pub use export::Export;
 pub use filter::{ContainerRule, ContainerRuleError, ContainerRules, Filter, RuleField};
 pub use identity::{
-    AllowError, AllowList, Container, ContainerLimits, Health, Names, Naming, Place, PlaceKind,
-    Pod, Qos, Runtime, State, Writable,
+    AllowError, AllowList, Container, ContainerLimits, Health, NAME_LABELS, Names, Naming, Place,
+    PlaceKind, Pod, Qos, Runtime, State, Writable, is_users_own,
 };
 pub use label::printable;
 pub(crate) use mounts::unescape;
 pub use mounts::{Hierarchies, Mount, MountError, V1Mount};
-pub use tree::{DeadMax, Event, Node, NodeId, Nodes, ROOT, Reaped, Tree, Walked};
+pub use tree::{
+    DeadMax, Earlier, Event, Node, NodeId, Nodes, ROOT, Reaped, Recalled, Tree, Walked,
+};
 pub use v1::V1Paths;
 #[cfg(test)]
 pub(crate) use walk::found;

@@ -3,6 +3,7 @@
 mod dead;
 mod names;
 mod nodes;
+mod recalled;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use std::{
 use dead::Dead;
 pub use dead::{DeadMax, Reaped};
 pub use nodes::Nodes;
+pub use recalled::{Earlier, Recalled};
 
 use super::{
     export::Export,
@@ -68,7 +70,7 @@ pub struct Node {
     /// The parent's node; `None` for the root.
     pub parent: Option<NodeId>,
     /// Path below the root of the hierarchy, any bytes.
-    pub path: Vec<u8>,
+    pub path: Arc<[u8]>,
     /// What the path says about the cgroup.
     pub place: Place,
     /// The runtime's record, if the cgroup is a container and the runtime knows it.
@@ -93,6 +95,8 @@ pub struct Node {
     admitted: bool,
     /// Whether it, or a descendant, is known to have counted an event.
     counted: bool,
+    /// CPU time that a removed cgroup had used, ns, descendants included; 0 if it is not known.
+    activity: u64,
     /// Its number in the order of births.
     birth: u64,
     children: usize,
@@ -108,7 +112,7 @@ pub struct Tree {
     /// Numbers of reaped nodes that are still in `order`.
     vacated: Vec<NodeId>,
     by_id: HashMap<u64, NodeId>,
-    by_path: HashMap<Vec<u8>, NodeId>,
+    by_path: HashMap<Arc<[u8]>, NodeId>,
     /// Nodes, parents before children.
     order: Vec<NodeId>,
     export: Export,
@@ -122,6 +126,12 @@ pub struct Tree {
     unsettled: bool,
     /// Cgroups that are suppressed because there are too many.
     suppressed: usize,
+    /// Whether there has been a pod.
+    is_kubernetes: bool,
+    /// Whether nodes that were there before it have labels as under Kubernetes.
+    labelled_for_kubernetes: bool,
+    /// Nodes whose labels have changed since somebody asked.
+    relabelled: Vec<NodeId>,
     /// Whether the root is the hierarchy's own, so that unknown cgroups lie below it.
     whole: bool,
 }
@@ -161,6 +171,9 @@ impl Tree {
             births: 0,
             replaced: Vec::new(),
             unsettled: true,
+            is_kubernetes: false,
+            labelled_for_kubernetes: false,
+            relabelled: Vec::new(),
             suppressed: 0,
         };
         let root = found.first().map_or(ROOT_CGROUP_ID, |root| root.id);
@@ -225,12 +238,16 @@ impl Tree {
         at: Option<SystemTime>,
     ) -> Option<(NodeId, bool)> {
         if self.by_id.contains_key(&id) {
+            // It was born before this agent walked the hierarchy.
+            if let (Some(number), Some(at)) = (self.present(id), at) {
+                self.set_created(number, at);
+            }
             return None;
         }
         // Unknown: outside the agent's root.
         let parent = *self.by_id.get(&parent)?;
         let path = join(&self.node(parent)?.path, name);
-        if let Some(&number) = self.by_path.get(&path) {
+        if let Some(&number) = self.by_path.get(&path[..]) {
             // The path is remade: its series go on where the predecessor's stopped.
             let before = Arc::clone(self.nodes.get(number)?.as_ref()?);
             if before.died.is_none() {
@@ -250,6 +267,13 @@ impl Tree {
         Some((self.add(id, Some(parent), path, at), false))
     }
 
+    /// Notes when a cgroup was made, unless its birth was reported.
+    pub fn set_created(&mut self, number: NodeId, created: SystemTime) {
+        if let Some(node) = self.node_mut(number) {
+            node.created.get_or_insert(created);
+        }
+    }
+
     fn add(
         &mut self,
         id: u64,
@@ -258,6 +282,7 @@ impl Tree {
         created: Option<SystemTime>,
     ) -> NodeId {
         let place = Place::of(&path, &self.runtimes);
+        let path: Arc<[u8]> = path.into();
         self.births += 1;
         let node = Node {
             id,
@@ -271,8 +296,9 @@ impl Tree {
             by_name: true,
             admitted: true,
             counted: false,
+            activity: 0,
             birth: self.births,
-            path: path.clone(),
+            path: Arc::clone(&path),
             died: None,
             gone: None,
             created,
@@ -300,12 +326,23 @@ impl Tree {
         let number = *self.by_id.get(&id)?;
         let node = self.node(number)?;
         // Otherwise the path has another cgroup by now.
-        if node.id == id && node.died.is_none() {
-            let (gone, kind) = (Instant::now(), node.place.kind);
+        if node.id != id {
+            return Some(number);
+        }
+        if let Some(died) = node.died {
+            // An earlier agent knew it, and it was gone when this one came.
+            if at < died
+                && let Some(node) = self.node_mut(number)
+            {
+                node.died = Some(at);
+            }
+        } else {
             let node = self.node_mut(number)?;
             node.died = Some(at);
+            let gone = Instant::now();
             node.gone = Some(gone);
-            self.dead.add(number, kind, gone);
+            node.activity = 0;
+            self.dead.add(number, gone);
             self.unsettled = true;
         }
         Some(number)
@@ -326,6 +363,8 @@ impl Tree {
     pub fn aliases(&self) -> impl Iterator<Item = (u64, NodeId)> + '_ {
         let living = |number: NodeId| self.node(number).filter(|node| node.died.is_none());
         let aliases = self.by_id.iter();
+        // What such a cgroup's children had, whose own nodes were reaped, is the parent's already.
+        let aliases = aliases.filter(|(id, _)| !self.dead.was_reaped(**id));
         aliases.filter_map(move |(&id, &number)| {
             living(number).filter(|node| node.id != id)?;
             Some((id, number))
@@ -443,6 +482,6 @@ impl Tree {
     /// Returns the numbers of live and of dead cgroups.
     pub fn counts(&self) -> (usize, usize) {
         let dead = self.dead.len();
-        (self.order.len() - dead, dead)
+        (self.order.len() - self.vacated.len() - dead, dead)
     }
 }

@@ -12,37 +12,70 @@ use super::walk::{Found, join};
 
 /// Paths by cgroup id.
 #[derive(Clone, Debug, Default)]
-pub struct V1Paths(HashMap<u64, Vec<u8>>);
+pub struct V1Paths {
+    paths: HashMap<u64, Vec<u8>>,
+    /// Whether a cgroup was renamed since somebody asked.
+    renamed: bool,
+    /// Those of cgroups that an earlier agent knew and that are gone.
+    earlier: HashMap<u64, Vec<u8>>,
+}
 
 impl V1Paths {
     /// Makes the paths of the cgroups that a walk found.
     pub fn new(found: Vec<Found>) -> Self {
         let paths = found.into_iter().map(|found| (found.id, found.path));
-        Self(paths.collect())
+        Self {
+            paths: paths.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// All cgroups and their paths.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.paths.iter().map(|(&id, path)| (id, path.as_slice()))
+    }
+
+    /// Whether a cgroup was renamed since the last call.
+    pub fn take_renamed(&mut self) -> bool {
+        std::mem::take(&mut self.renamed)
+    }
+
+    /// Takes over a cgroup from an earlier agent. If it is gone, its removal may be still to be reported.
+    pub fn recall(&mut self, id: u64, path: Vec<u8>) {
+        if !self.paths.contains_key(&id) {
+            self.earlier.insert(id, path);
+        }
+    }
+
+    /// All removals that an earlier agent has not heard of are reported.
+    pub fn forget_earlier(&mut self) {
+        self.earlier = HashMap::new();
     }
 
     /// The path of a cgroup.
     pub fn get(&self, id: u64) -> Option<&[u8]> {
-        self.0.get(&id).map(Vec::as_slice)
+        let path = self.paths.get(&id).or_else(|| self.earlier.get(&id));
+        path.map(Vec::as_slice)
     }
 
     /// Notes that a cgroup was made or renamed. Does nothing if the parent isn't known, because it
     /// is outside the root that the agent was given.
     pub fn place(&mut self, id: u64, parent: u64, name: &[u8]) {
-        let Some(parent) = self.0.get(&parent) else {
+        let Some(parent) = self.paths.get(&parent) else {
             return;
         };
         let path = join(parent, name);
-        if let Some(before) = self.0.insert(id, path.clone())
+        if let Some(before) = self.paths.insert(id, path.clone())
             && before != path
         {
+            self.renamed = true;
             self.move_below(&before, &path);
         }
     }
 
     /// Gives what is below a renamed cgroup its new path.
     fn move_below(&mut self, before: &[u8], now: &[u8]) {
-        for path in self.0.values_mut() {
+        for path in self.paths.values_mut() {
             if let Some(rest) = path.strip_prefix(before)
                 && rest.starts_with(b"/")
             {
@@ -53,7 +86,8 @@ impl V1Paths {
 
     /// Forgets a cgroup that was removed; its path.
     pub fn remove(&mut self, id: u64) -> Option<Vec<u8>> {
-        self.0.remove(&id)
+        let earlier = || self.earlier.remove(&id);
+        self.paths.remove(&id).or_else(earlier)
     }
 }
 
@@ -107,6 +141,20 @@ mod tests {
         paths.place(2, 1, b"a");
         assert_eq!(path(&paths, 4), Some("/a/y/c"));
         assert_eq!(paths.remove(4).as_deref(), Some(&b"/a/y/c"[..]));
+    }
+
+    #[test]
+    fn removals_that_nobody_has_heard_of_have_their_paths() {
+        let mut paths = paths();
+        paths.recall(3, b"/another".to_vec());
+        paths.recall(20, b"/gone".to_vec());
+        paths.recall(21, b"/gone/too".to_vec());
+        assert_eq!(path(&paths, 20), Some("/gone"));
+        assert_eq!(path(&paths, 3), Some("/a/b"));
+        assert_eq!(paths.remove(20).as_deref(), Some(&b"/gone"[..]));
+        assert_eq!(paths.remove(20), None);
+        paths.forget_earlier();
+        assert_eq!(paths.remove(21), None);
     }
 
     #[test]

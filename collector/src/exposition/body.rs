@@ -1,13 +1,10 @@
 //! An encoded exposition, as bytes in chunks.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
-/// Approximate size of a chunk in bytes. A chunk ends with the line that reaches it.
-const CHUNK: usize = 64 << 10;
-/// Spare room for that line. The buffer grows if a line is longer.
-const SLACK: usize = 4 << 10;
+use super::chunk::{CHUNK, Chunk};
 
 /// An encoded exposition. A clone costs a pointer: it shares the bytes and the list of chunks.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +34,14 @@ impl Body {
         Arc::ptr_eq(&self.chunks, &other.chunks)
     }
 
+    /// Returns what finds the body again as long as somebody else keeps it.
+    pub fn downgrade(&self) -> WeakBody {
+        WeakBody {
+            chunks: Arc::downgrade(&self.chunks),
+            len: self.len,
+        }
+    }
+
     /// Returns the bytes in one piece.
     pub fn to_vec(&self) -> Vec<u8> {
         self.chunks.concat()
@@ -52,39 +57,63 @@ impl From<Bytes> for Body {
     }
 }
 
+/// A body that is in memory only as long as somebody else keeps it.
+#[derive(Clone, Debug)]
+pub struct WeakBody {
+    chunks: Weak<[Bytes]>,
+    len: usize,
+}
+
+impl WeakBody {
+    /// The body, if it is still in memory.
+    pub fn upgrade(&self) -> Option<Body> {
+        let chunks = self.chunks.upgrade()?;
+        Some(Body {
+            chunks,
+            len: self.len,
+        })
+    }
+}
+
 /// The buffer that an encoder writes to.
 #[derive(Debug)]
 pub(super) struct ChunkWriter {
-    pub(super) buffer: Vec<u8>,
+    chunk: Chunk,
     done: Vec<Bytes>,
 }
 
 impl ChunkWriter {
     pub(super) fn new() -> Self {
         Self {
-            buffer: Vec::with_capacity(CHUNK + SLACK),
+            chunk: Chunk::new(),
             done: Vec::new(),
         }
+    }
+
+    /// What is written to.
+    #[inline]
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.chunk.0
     }
 
     /// Ends a line. A chunk may end here.
     #[inline]
     pub(super) fn end_line(&mut self) {
-        if self.buffer.len() >= CHUNK {
+        if self.chunk.0.len() >= CHUNK {
             self.cut();
         }
     }
 
     #[cold]
     fn cut(&mut self) {
-        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK + SLACK));
-        self.done.push(full.into());
+        let full = std::mem::replace(&mut self.chunk, Chunk::new());
+        self.done.push(Bytes::from_owner(full));
     }
 
     pub(super) fn finish(mut self) -> Body {
-        if !self.buffer.is_empty() {
+        if !self.chunk.0.is_empty() {
             // The last chunk is copied, so that it is no larger than its contents.
-            let last = Bytes::copy_from_slice(&self.buffer);
+            let last = Bytes::copy_from_slice(&self.chunk.0);
             self.done.push(last);
         }
         Body {
@@ -104,7 +133,7 @@ mod tests {
         let mut expected = Vec::new();
         for number in 0..50_000 {
             let line = format!("line {number}\n");
-            chunks.buffer.extend_from_slice(line.as_bytes());
+            chunks.buffer().extend_from_slice(line.as_bytes());
             expected.extend_from_slice(line.as_bytes());
             chunks.end_line();
         }
@@ -115,7 +144,11 @@ mod tests {
         assert!(body.chunks().iter().all(|chunk| chunk.len() < CHUNK + 64));
         assert_eq!(body.to_vec(), expected);
         assert!(body.is_same(&body.clone()));
+        let weak = body.downgrade();
+        assert!(body.is_same(&weak.upgrade().unwrap()));
         let copy = Body::from(Bytes::from(expected));
         assert!(!body.is_same(&copy));
+        drop(body);
+        assert!(weak.upgrade().is_none());
     }
 }

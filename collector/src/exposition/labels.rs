@@ -44,9 +44,20 @@ impl LabelSet {
 
     /// Returns these labels and some more. Empty values are left out.
     pub fn with<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.append(pairs.into_iter().filter(|(_, value)| !value.is_empty()))
+    }
+
+    /// Returns these labels, and those of `names` that are not among them with an empty value. To Prometheus that
+    /// is no label, but one of its target does not take the place.
+    pub fn with_empty(&self, names: &[&str]) -> Self {
+        let missing = |name: &&&str| !self.iter().any(|(found, _)| found == **name);
+        self.append(names.iter().filter(missing).map(|&name| (name, "")))
+    }
+
+    fn append<'a>(&self, pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let mut text = self.text.as_bytes().to_vec();
         let mut labels = self.labels.to_vec();
-        for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (name, value) in pairs {
             if !text.is_empty() {
                 text.push(b',');
             }
@@ -262,6 +273,12 @@ mod tests {
             String::from_utf8_lossy(set.text()),
             "id=\"/a \\\"b\\\"\\n\\\\\",name=\"\u{e4}\""
         );
+    }
+
+    #[test]
+    fn empty_ones_are_there_if_they_are_asked_for() {
+        let set = LabelSet::new(&[("id", "/"), ("pod", "p")]).with_empty(&["namespace", "pod"]);
+        assert_eq!(set.text(), b"id=\"/\",pod=\"p\",namespace=\"\"");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! A new format is one file in `format/` with its encoder, and its lines in `format.rs`.
 
 mod body;
+mod chunk;
 mod encoder;
 mod family;
 mod format;
@@ -19,7 +20,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
-pub use body::Body;
+pub use body::{Body, WeakBody};
 pub use encoder::Encoder;
 pub use family::{Family, Metadata, MetricKind, Unit};
 pub use format::{Exposition, Format};

@@ -508,16 +508,6 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
     })
 }
 
-/// The kernel's number of a program.
-///
-/// # Errors
-///
-/// Errors of bpf(2): EINVAL if it is no program.
-pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    let [_type, id]: [u32; 2] = object_info(program)?;
-    Ok(id)
-}
-
 /// The name of a program, which the kernel cuts to 15 characters.
 ///
 /// # Errors

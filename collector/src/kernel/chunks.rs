@@ -103,10 +103,17 @@ impl<T: FromBytes> MappedChunks<T> {
     /// expect chunks of another shape (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`).
     pub fn grow_to(&mut self, chunks: usize) -> io::Result<()> {
         while self.chunks.len() < chunks {
-            let inner = bpf::create_mmapable_array(self.name, size_of::<T>(), self.per_chunk)?;
-            let mapping = Mapping::open(inner.as_fd()).map_err(io::Error::other)?;
             let index = u32::try_from(self.chunks.len()).map_err(io::Error::other)?;
-            if let Some(pins) = &self.pins {
+            // One that was pinned, and could not be put in, is there already.
+            let pinned = self.pins.as_ref().map(|pins| pins.open(index));
+            let pinned = pinned.transpose()?.flatten();
+            let is_new = pinned.is_none();
+            let inner = match pinned {
+                Some(inner) => inner,
+                None => bpf::create_mmapable_array(self.name, size_of::<T>(), self.per_chunk)?,
+            };
+            let mapping = Mapping::open(inner.as_fd()).map_err(io::Error::other)?;
+            if let Some(pins) = self.pins.as_ref().filter(|_| is_new) {
                 pins.pin(index, inner.as_fd())?;
             }
             self.outer.insert(&index, &(inner.as_raw_fd() as u32))?;

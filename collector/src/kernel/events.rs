@@ -14,8 +14,8 @@ pub fn read_value<T: FromBytes>(bytes: &[u8]) -> Option<T> {
     T::read_from_prefix(bytes).ok().map(|(value, _)| value)
 }
 
-/// Sleeps until one of the descriptors is readable or the timeout has passed.
-pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
+/// Sleeps until one of the descriptors is readable or the timeout has passed. Returns whether one is.
+pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) -> bool {
     let mut polled: Vec<libc::pollfd> = descriptors
         .iter()
         .map(|&fd| libc::pollfd {
@@ -26,7 +26,8 @@ pub fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
         .collect();
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: `poll` is passed the array's length. An error (EINTR) only ends the sleep early.
-    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+    let found = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+    found > 0
 }
 
 /// Wakes a thread that sleeps in [`wait_readable`] (an eventfd).

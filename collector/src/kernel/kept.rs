@@ -24,7 +24,7 @@ use collector_common::slot::SlotControl;
 use super::{
     OBJECT, bpf,
     bpf::MapType,
-    map::Map,
+    map::{Map, OpenError},
     mapping::{Mapping, Word, word},
     pins::{Pins, ProgramSet, open},
     programs::{Hook, PROGRAMS},
@@ -55,32 +55,56 @@ fn is_private(name: &str) -> bool {
     name.starts_with('.') && name != GENERATION
 }
 
+/// Why nobody can go on with what is pinned. Other errors may pass, and then it is still there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unfit(String);
+
+fn unfit(why: String) -> anyhow::Error {
+    Unfit(why).into()
+}
+
+/// A map of another shape stays so.
+fn of_shape(error: OpenError) -> anyhow::Error {
+    match error {
+        OpenError::Shape { .. } => unfit(error.to_string()),
+        OpenError::Kernel(error) => error.into(),
+    }
+}
+
 impl Kept {
-    /// Opens what is there. What can't be used is removed, and the log says so.
+    /// Opens what is there. What nobody can use is removed, and the log says so.
     ///
     /// # Errors
     ///
-    /// If it can't be removed, or the directory for new pins can't be made.
+    /// If it can't be looked at or removed, or the directory for new pins can't be made.
     pub(super) fn open(pins: &Pins, programs: &[&'static str]) -> Result<Option<Self>> {
-        let leftovers = pins.leftovers();
-        if !leftovers.is_empty() {
+        let halves = pins.halves()?;
+        if !halves.is_empty() {
             tracing::warn!(
                 directory = %pins.root().display(),
-                found = leftovers.join(", "),
-                "what is pinned there is of another version or incomplete, and is removed"
+                found = halves.join(", "),
+                "what is pinned there is incomplete, and is removed"
             );
-            pins.remove(&leftovers)?;
+            pins.remove(&halves)?;
         }
-        if pins.has_maps() {
+        if pins.has_maps()? {
             match Self::open_maps(pins, programs) {
                 Ok(kept) => return Ok(Some(kept)),
+                Err(error) if !error.is::<Unfit>() => {
+                    let directory = pins.root().display();
+                    return Err(error.context(format!(
+                        "what is pinned in {directory} can't be opened, and is left as it is; \
+                         `cgmeter unload` removes it"
+                    )));
+                }
                 Err(error) => {
                     tracing::warn!(
                         directory = %pins.root().display(),
                         error = format!("{error:#}"),
                         "what is pinned there cannot be used and is removed: counters begin at 0"
                     );
-                    pins.clear()?;
+                    pins.remove_own()?;
                 }
             }
         }
@@ -96,10 +120,11 @@ impl Kept {
                 continue;
             }
             // A map that this version has added is made by the loader, and pinned with the programs.
-            let Some(map) = open(&pins.map(name))? else {
+            let Some(map) = open(&pins.map(name)).with_context(|| format!("opening {name}"))?
+            else {
                 continue;
             };
-            let found = bpf::map_info(map.as_fd()).with_context(|| format!("{name} is no map"))?;
+            let found = bpf::map_info(map.as_fd()).with_context(|| format!("asking for {name}"))?;
             let mut pairs = vec![
                 (found.map_type, expected.map_type()),
                 (found.key_size, expected.key_size()),
@@ -110,28 +135,38 @@ impl Kept {
                 pairs.push((found.value_size, expected.value_size()));
             }
             if pairs.iter().any(|(found, expected)| found != expected) {
-                bail!("the map {name} has another type or other sizes");
+                bail!(unfit(format!(
+                    "the map {name} has another type or other sizes"
+                )));
             }
             maps.insert(name.clone(), MapData::from_fd(map)?);
         }
-        let named = |name: &str| maps.get(name).with_context(|| format!("{name} is missing"));
-        let control: Mapping<SlotControl> = Mapping::open(named(MARK)?.fd().as_fd())?;
-        let current: Map<u32, u32> = Map::open(named(GENERATION)?.fd().as_fd(), MapType::Array)?;
+        let named = |name: &str| {
+            let map = maps.get(name).map(|map| map.fd().as_fd());
+            map.ok_or_else(|| unfit(format!("{name} is missing")))
+        };
+        let control: Mapping<SlotControl> = Mapping::open(named(MARK)?).map_err(of_shape)?;
+        let current: Map<u32, u32> =
+            Map::open(named(GENERATION)?, MapType::Array).map_err(of_shape)?;
         let generation = current.get(&0)?.unwrap_or_default();
         named("FREE_SLOTS")?;
-        let (active, others): (Vec<_>, Vec<_>) = pins
-            .sets()
-            .into_iter()
-            .partition(|set| set.is_whole() && set.generation == generation);
+        let (mut active, mut others) = (Vec::new(), Vec::new());
+        for set in pins.sets()? {
+            if set.generation == generation && set.is_whole()? {
+                active.push(set);
+            } else {
+                others.push(set);
+            }
+        }
         let [active] = active.as_slice() else {
-            bail!("the programs that count are missing");
+            bail!(unfit("the programs that count are missing".to_owned()));
         };
         // An agent was killed before these counted, or before the links for packets had gone over.
         for other in others {
             supersede(&other, active)?;
         }
-        if programs.contains(&GROWTH) && !active.link(GROWTH).exists() {
-            bail!("--collector.sched was off");
+        if programs.contains(&GROWTH) && !active.link(GROWTH).try_exists()? {
+            bail!(unfit("--collector.sched was off".to_owned()));
         }
         Ok(Self {
             generation,
@@ -192,6 +227,25 @@ impl Kept {
             programs.insert(name, program);
         }
         Ok(Some(programs))
+    }
+}
+
+/// What an agent has kept whose maps have another layout, for agents of any: see `agent::keep`. `None` if there
+/// is no such agent, or this layout's maps are there: then those are what an agent left that was killed when
+/// it had taken over.
+///
+/// # Errors
+///
+/// Errors of bpf(2).
+pub(super) fn of_another_layout(pins: &Pins) -> io::Result<Option<OwnedFd>> {
+    if pins.has_maps()? {
+        return Ok(None);
+    }
+    let mut others = pins.others()?;
+    others.sort();
+    match others.last() {
+        Some(layout) => pins.map_of(layout, "KEPT"),
+        None => Ok(None),
     }
 }
 
@@ -313,9 +367,10 @@ impl Replacement {
                 supersede(&before, new)?;
             }
         }
-        if !self.pins.has_maps() {
+        if !self.pins.has_maps()? {
             self.pins.mark_maps(mark)?;
         }
-        Ok(())
+        // Their programs have counted until now, in maps that these can't read.
+        Ok(self.pins.remove(&self.pins.others()?)?)
     }
 }

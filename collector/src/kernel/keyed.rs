@@ -6,7 +6,7 @@
 
 use std::{io, sync::atomic::Ordering::Release};
 
-use aya::maps::{MapData, Queue};
+use aya::maps::{MapData, Stack};
 use collector_common::{
     block::BlockValue,
     cell::CELLS_PER_CHUNK,
@@ -40,7 +40,7 @@ pub struct KeyedMaps {
     pub tables: &'static str,
     /// The pool of values, an array of maps.
     pub values: &'static str,
-    /// The queue of free values.
+    /// The stack of free values.
     pub free: &'static str,
     /// Where the number of values is kept.
     made: Word<SlotControl>,
@@ -78,7 +78,7 @@ keyed! {
 pub struct KeyedCells<T> {
     tables: MappedChunks<KeyTable>,
     values: MappedChunks<T>,
-    free: Queue<MapData, u32>,
+    free: Stack<MapData, u32>,
     /// Where the number of values is kept for a later agent.
     control: Mapping<SlotControl>,
     /// Number of values that exist.
@@ -115,7 +115,7 @@ impl<T: KeyedValue> KeyedCells<T> {
     pub fn new(
         tables: &Outer<'_>,
         values: &Outer<'_>,
-        free: Queue<MapData, u32>,
+        free: Stack<MapData, u32>,
         control: Mapping<SlotControl>,
         slots: u32,
     ) -> Result<Self, OpenError> {

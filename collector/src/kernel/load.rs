@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -38,13 +39,14 @@ use super::{
     kept::{self, Kept, Replacement},
     keyed::{KEYED_MAPS, KeyedCells, KeyedValue, max_values},
     loader,
-    map::Map as TypedMap,
+    map::{Map as TypedMap, OpenError},
     mapping::Mapping,
     per_cpu::PerCpuCounters,
     pins::Pins,
     programs::{Availability, Hook, LIFECYCLE, PROGRAMS, Program, Requirement},
     slots::{SlotMaps, SlotPool},
     system::monotonic_ns,
+    trial::Trial,
 };
 
 /// Most programs that are verified at the same time. Each takes some MiB of kernel memory meanwhile.
@@ -56,6 +58,9 @@ pub type EbpfLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
 /// Most cgroups without a slot of their own that are told apart from those without any event.
 const BORROWERS: u32 = 4096;
 
+/// Most cgroups whose children have precedence: slices, pods, folders of runtimes.
+const FAVOURED: u32 = 4096;
+
 /// Path of the running kernel's BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
@@ -66,10 +71,14 @@ pub struct LoadOptions<'a> {
     pub programs: Vec<&'static str>,
     /// Maximum number of slots (`--cgroup.max`).
     pub max_slots: u32,
+    /// Maximum number of removed cgroups that are served (`--cgroup.dead-max`).
+    pub max_removed: usize,
     /// Number of possible CPUs.
     pub cpus: u32,
     /// Log level of the kernel programs, as a number of aya-log; 0 is off.
     pub log_level: u8,
+    /// Changes for a test or a benchmark.
+    pub trial: Trial,
     /// A directory of cgroup2: programs for packets attach there.
     pub root: &'a File,
 }
@@ -91,10 +100,14 @@ pub struct Kernel {
     /// The running kernel's types. Present while sources are being created.
     types: Option<btf::Btf>,
     cpus: u32,
+    /// Scheduler cells of each slot.
+    lanes: u32,
     stats: PerCpuCounters,
     max_slots: u32,
     /// Why a program is not loaded. A program without an entry is loaded.
     failures: HashMap<&'static str, String>,
+    /// The first failure that may be over at the next start.
+    passing: Option<String>,
     wanted: Vec<&'static str>,
     attached: HashSet<&'static str>,
     /// Kernel memory used by the object's own maps, which have a fixed size, bytes.
@@ -119,7 +132,6 @@ impl Kernel {
     ///
     /// If privileges or BTF are missing, or maps can't be created or pinned.
     pub fn load(options: &LoadOptions<'_>, pins: Option<Pins>) -> Result<Self> {
-        let mut loader = loader::without_btf();
         let types =
             btf::Btf::parse(read_btf()?).with_context(|| format!("cannot parse {BTF_PATH}"))?;
         let patched = fields::patch(OBJECT, &types)?;
@@ -152,9 +164,10 @@ impl Kernel {
         let max_slots = kept
             .as_ref()
             .map_or(options.max_slots, |kept| kept.max_slots(options.max_slots));
+        let lanes = options.trial.lanes(options.cpus);
         let constants = Constants {
-            cpus: options.cpus,
-            shards: Shards::Few.count(options.cpus),
+            cpus: lanes,
+            shards: Shards::Few.count(lanes),
             max_slots,
             keep_final_records: options.programs.contains(&"cgroup_iterator").into(),
             loaded_at: kept
@@ -162,6 +175,8 @@ impl Kernel {
                 .map_or_else(monotonic_ns, |kept| kept.loaded_at),
             flush_sequence: fields::flush_sequence_flag(&types),
             log_level: options.log_level,
+            slow_us: options.trial.slow_us,
+            no_grace: options.trial.no_grace.into(),
         };
         let id = {
             let mut hasher = DefaultHasher::new();
@@ -170,83 +185,51 @@ impl Kernel {
             (root.dev(), root.ino()).hash(&mut hasher);
             hasher.finish()
         };
-        if let Some(earlier) = &mut kept
-            && let Some(programs) = earlier.programs(id, &names)?
-            && let Some(log) = log_of(&programs, options.log_level)
+        let same = match &mut kept {
+            Some(earlier) => earlier.programs(id, &names)?,
+            None => None,
+        };
+        let btf = types.view(&wanted())?;
+        let generation = kept.as_ref().map_or(0, |kept| kept.generation);
+        let own_generation = generation + u32::from(kept.is_some());
+        // Programs that are there already need the loader for their log alone: it finds the map by its pin.
+        // By the program it would be found by number, which takes CAP_SYS_ADMIN.
+        let object = (same.is_none() || options.log_level > 0).then(|| {
+            let generations = [generation, own_generation];
+            let (pins, kept) = (pins.as_ref(), kept.as_ref());
+            let parts = kept_parts(max_slots, options.max_removed);
+            let parts = if pins.is_some() { parts } else { 1 };
+            loaded(
+                &constants,
+                generations,
+                pins,
+                kept,
+                parts,
+                &btf,
+                &patched.bytes,
+            )
+        });
+        let mut object = object.transpose()?;
+        if let Some(programs) = same
+            && let Some(earlier) = &mut kept
         {
             let maps = std::mem::take(&mut earlier.maps);
             let mut kernel = Self::new(options, wanted_programs, failures, maps)?;
             (kernel.types, kernel.max_slots, kernel.programs) = (Some(types), max_slots, programs);
-            kernel.log = log;
+            kernel.log = object.as_mut().map(EbpfLogger::init).transpose()?;
             kernel.pinned = pins
                 .zip(kept)
                 .map(|(pins, kept)| Replacement::none(pins, kept));
             return Ok(kernel);
         }
-        let btf = types.view(&wanted())?;
-        let generation = kept.as_ref().map_or(0, |kept| kept.generation);
-        let own_generation = generation + u32::from(kept.is_some());
-        let paths: Vec<_> = match (&pins, &kept) {
-            (Some(pins), Some(kept)) => kept
-                .maps
-                .keys()
-                .map(|name| (name, pins.map(name)))
-                .collect(),
-            _ => Vec::new(),
-        };
-        for (name, path) in &paths {
-            loader.map_pin_path(name, path);
-        }
-        let slots = max_slots.saturating_add(1);
-        let ring = (slots + 1).next_power_of_two();
-        for &(map, shards) in CELL_MAPS {
-            let cells = u64::from(slots) * u64::from(shards.count(options.cpus));
-            let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
-            loader.map_max_entries(map, chunks);
-        }
-        for maps in KEYED_MAPS {
-            loader
-                .map_max_entries(maps.tables, slots / CELLS_PER_CHUNK + 1)
-                .map_max_entries(maps.values, max_values(slots) / VALUES_PER_CHUNK + 1)
-                .map_max_entries(maps.free, max_values(slots));
-        }
-        let mut ebpf = loader
-            .btf(Some(&btf))
-            .allow_unsupported_maps()
-            .override_global("CPUS", &constants.cpus, true)
-            .override_global("SHARDS", &constants.shards, false)
-            .override_global("KEEP_FINAL_RECORDS", &constants.keep_final_records, false)
-            .override_global("LOADED_AT", &constants.loaded_at, true)
-            .override_global("RQF_FLUSH_SEQ", &constants.flush_sequence, true)
-            .override_global(aya_log::LEVEL, &constants.log_level, false)
-            // The loader writes this one into the earlier programs' map, too.
-            .override_global("GENERATION", &generation, true)
-            .override_global("OWN_GENERATION", &own_generation, true)
-            // Cgroups without a slot of their own have an entry as well.
-            .map_max_entries("SLOTS", slots.saturating_add(BORROWERS))
-            .map_max_entries("SLOT_META", slots / CELLS_PER_CHUNK + 1)
-            .map_max_entries("RETIRED_SLOTS", ring)
-            .override_global("RING_MASK", &(ring - 1), false)
-            .map_max_entries("FREE_SLOTS", slots)
-            .map_max_entries("FINAL_RECORDS", max_slots)
-            // Requests in flight. Each CPU reserves a part of the entries.
-            .map_max_entries("SUBMITTERS", 4096 + 256 * options.cpus)
-            // There can be more cgroups than slots. No host has 4 million.
-            .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
-            .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
-            // A hash has a bucket for each entry that it may have.
-            .map_max_entries("EARLIER", if pins.is_some() { 2 * slots } else { 1 })
-            .map_max_entries("KEPT", if pins.is_some() { 4 * slots } else { 1 })
-            .load(&patched.bytes)
-            .map_err(|error| not_loaded(&error))?;
+        let mut ebpf = object.context("there is no object")?;
         // Before that they are the loader's.
         let errors = verify(&mut ebpf, &chosen, &btf);
         let maps = take_maps(&mut ebpf)?;
         let mut kernel = Self::new(options, wanted_programs, failures, maps)?;
         (kernel.types, kernel.max_slots) = (Some(types), max_slots);
         for (name, error) in errors {
-            let why = shortened(&format!("{error:#}"));
-            kernel.failures.insert(name, why);
+            kernel.set_failed(name, &error);
         }
         kernel.ebpf = Some(ebpf);
         if let Some(pins) = pins {
@@ -276,9 +259,11 @@ impl Kernel {
             ebpf: None,
             types: None,
             cpus: options.cpus,
+            lanes: options.trial.lanes(options.cpus),
             stats: PerCpuCounters::open(stats.fd().as_fd(), options.cpus)?,
             max_slots: options.max_slots,
             failures,
+            passing: None,
             wanted,
             attached: HashSet::new(),
             map_memory: memory
@@ -325,7 +310,7 @@ impl Kernel {
                 continue;
             }
             if let Err(error) = self.attach_program(program, root) {
-                self.failures.insert(program.name, format!("{error:#}"));
+                self.set_failed(program.name, &error);
             }
         }
     }
@@ -377,11 +362,15 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// If something can't be pinned or removed.
+    /// If something can't be pinned or removed. If something failed that may succeed at another start: what
+    /// is pinned lasts, and would lack it.
     pub fn take_over(&mut self) -> Result<()> {
         let Some(pinned) = &mut self.pinned else {
             return Ok(());
         };
+        if let Some(why) = &self.passing {
+            bail!("{why}; nothing is pinned or replaced by this start, another one may succeed");
+        }
         pinned
             .finish(&self.maps)
             .context("taking over from the earlier agent's programs")
@@ -444,11 +433,12 @@ impl Kernel {
     /// If called a second time.
     pub fn slots(&self, reserve: u32) -> Result<SlotPool> {
         let maps = SlotMaps {
-            queue: self.aya_map("FREE_SLOTS")?.try_into()?,
+            free: self.aya_map("FREE_SLOTS")?.try_into()?,
             slots: TypedMap::hash(self.map("SLOTS")?)?,
             meta: MappedChunks::new(&self.outer("SLOT_META")?, CELLS_PER_CHUNK)?,
             ring: Mapping::open(self.map("RETIRED_SLOTS")?)?,
             control: Mapping::open(self.map("SLOT_CONTROL")?)?,
+            favoured: TypedMap::hash(self.map("FAVOURED_PARENTS")?)?,
         };
         Ok(SlotPool::new(maps, self.max_slots, reserve))
     }
@@ -461,7 +451,7 @@ impl Kernel {
     pub fn cells<T: MappedCell>(&self) -> Result<Cells<T>> {
         Ok(Cells::new(
             &self.outer(T::MAP)?,
-            T::SHARDS.count(self.cpus),
+            T::SHARDS.count(self.lanes),
         )?)
     }
 
@@ -496,6 +486,20 @@ impl Kernel {
     pub fn kept(&self) -> Result<Option<TypedMap<KeptKey, KeptPart>>> {
         let open = || Ok(TypedMap::hash(self.map("KEPT")?)?);
         self.pinned.as_ref().map(|_| open()).transpose()
+    }
+
+    /// The same of an earlier agent whose maps have another layout, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn kept_of_another_layout(&self) -> Result<Option<TypedMap<KeptKey, KeptPart>>> {
+        let Some(pinned) = &self.pinned else {
+            return Ok(None);
+        };
+        let map = kept::of_another_layout(pinned.pins()).context("opening what it has kept")?;
+        // Of another shape: it can't be read.
+        Ok(map.and_then(|map| TypedMap::hash(map.as_fd()).ok()))
     }
 
     /// Final records of removed cgroups.
@@ -609,9 +613,17 @@ impl Kernel {
         }
     }
 
-    /// Records why a loaded program can't be used.
-    pub fn set_failed(&mut self, name: &'static str, why: String) {
-        self.failures.insert(name, why);
+    /// Records why a program can't be used.
+    pub fn set_failed(&mut self, name: &'static str, error: &anyhow::Error) {
+        self.failures.insert(name, shortened(&format!("{error:#}")));
+        self.note(name, error);
+    }
+
+    /// Notes why a program or a source can't be used, if that may pass.
+    pub fn note(&mut self, name: &str, error: &anyhow::Error) {
+        if self.passing.is_none() && may_pass(error) {
+            self.passing = Some(format!("{name}: {error:#}"));
+        }
     }
 
     /// Whether a program was requested and has been loaded.
@@ -637,6 +649,11 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Number of CPUs that there may be.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
     }
 
     /// One of the statistics that the kernel programs keep about themselves.
@@ -674,6 +691,83 @@ impl Kernel {
     pub fn map_memory(&self) -> u64 {
         self.map_memory
     }
+}
+
+/// Room for what agents keep for the next one, in parts: of a living cgroup what the kernel side has not, of a removed one all
+/// values of all sources.
+fn kept_parts(max_slots: u32, max_removed: usize) -> u32 {
+    let removed = u32::try_from(max_removed.saturating_mul(12)).unwrap_or(u32::MAX);
+    max_slots
+        .saturating_mul(4)
+        .saturating_add(removed)
+        .min(MOST_KEPT)
+}
+
+/// 4 million parts are a gigabyte.
+const MOST_KEPT: u32 = 1 << 22;
+
+/// The loader's object: makes the maps, and opens those that are pinned. Of the generations, the first one counts, and
+/// the other one is the object's own.
+fn loaded(
+    constants: &Constants,
+    generations: [u32; 2],
+    pins: Option<&Pins>,
+    kept: Option<&Kept>,
+    kept_parts: u32,
+    btf: &Btf,
+    bytes: &[u8],
+) -> Result<Ebpf> {
+    let mut loader = loader::without_btf();
+    if let (Some(pins), Some(kept)) = (pins, kept) {
+        for name in kept.maps.keys() {
+            loader.map_pin_path(name.as_str(), pins.map(name));
+        }
+    }
+    let slots = constants.max_slots.saturating_add(1);
+    let ring = (slots + 1).next_power_of_two();
+    for &(map, shards) in CELL_MAPS {
+        let cells = u64::from(slots) * u64::from(shards.count(constants.cpus));
+        let chunks = u32::try_from(cells / u64::from(CELLS_PER_CHUNK) + 1)?;
+        loader.map_max_entries(map, chunks);
+    }
+    for maps in KEYED_MAPS {
+        loader
+            .map_max_entries(maps.tables, slots / CELLS_PER_CHUNK + 1)
+            .map_max_entries(maps.values, max_values(slots) / VALUES_PER_CHUNK + 1)
+            .map_max_entries(maps.free, max_values(slots));
+    }
+    loader
+        .btf(Some(btf))
+        .allow_unsupported_maps()
+        .override_global("CPUS", &constants.cpus, true)
+        .override_global("SHARDS", &constants.shards, false)
+        .override_global("KEEP_FINAL_RECORDS", &constants.keep_final_records, false)
+        .override_global("LOADED_AT", &constants.loaded_at, true)
+        .override_global("RQF_FLUSH_SEQ", &constants.flush_sequence, true)
+        .override_global("SLOW_US", &constants.slow_us, false)
+        .override_global("NO_GRACE", &constants.no_grace, false)
+        .override_global(aya_log::LEVEL, &constants.log_level, false)
+        // The loader writes this one into the earlier programs' map, too.
+        .override_global("GENERATION", &generations[0], true)
+        .override_global("OWN_GENERATION", &generations[1], true)
+        // Cgroups without a slot of their own have an entry as well.
+        .map_max_entries("SLOTS", slots.saturating_add(BORROWERS))
+        .map_max_entries("SLOT_META", slots / CELLS_PER_CHUNK + 1)
+        .map_max_entries("FAVOURED_PARENTS", FAVOURED)
+        .map_max_entries("RETIRED_SLOTS", ring)
+        .override_global("RING_MASK", &(ring - 1), false)
+        .map_max_entries("FREE_SLOTS", slots)
+        .map_max_entries("FINAL_RECORDS", constants.max_slots)
+        // Requests in flight. Each CPU reserves a part of the entries.
+        .map_max_entries("SUBMITTERS", 4096 + 256 * constants.cpus)
+        // There can be more cgroups than slots. No host has 4 million.
+        .map_max_entries("RECORDS", 4_194_304 / RECORDS_PER_CHUNK)
+        .map_max_entries("IO_RECORDS", 16_777_216 / IO_RECORDS_PER_CHUNK)
+        // A hash has a bucket for each entry that it may have.
+        .map_max_entries("EARLIER", if pins.is_some() { 2 * slots } else { 1 })
+        .map_max_entries("KEPT", kept_parts)
+        .load(bytes)
+        .map_err(|error| not_loaded(&error))
 }
 
 /// Loads programs, and returns the errors by name. The verifier takes most of a start's time; it works on
@@ -731,18 +825,6 @@ fn load_program(program: &Program, loaded: Option<&mut AyaProgram>, btf: &Btf) -
     Ok(())
 }
 
-/// The log of an earlier agent's programs, if they log. `None` if it can't be read: maps are found by number
-/// there, which takes CAP_SYS_ADMIN.
-fn log_of(programs: &HashMap<&'static str, OwnedFd>, level: u8) -> Option<Option<EbpfLogger>> {
-    if level == 0 {
-        return Some(None);
-    }
-    // One that logs and is always there.
-    let program = programs.get("cgroup_mkdir")?;
-    let id = bpf::program_id(program.as_fd()).ok()?;
-    Some(Some(EbpfLogger::init_from_id(id).ok()?))
-}
-
 /// What programs have as constants.
 #[derive(Debug, Hash)]
 struct Constants {
@@ -753,6 +835,8 @@ struct Constants {
     loaded_at: u64,
     flush_sequence: u32,
     log_level: u8,
+    slow_us: u32,
+    no_grace: u32,
 }
 
 /// Statistics that the kernel programs keep about themselves.
@@ -793,9 +877,24 @@ fn map_data(map: Map) -> Result<MapData> {
         | Map::Queue(map)
         | Map::RingBuf(map)
         | Map::SkStorage(map)
+        | Map::Stack(map)
         | Map::Unsupported(map) => Ok(map),
         other => bail!("unexpected kind of map: {other:?}"),
     }
+}
+
+/// Whether another start may have no such error.
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let cause = match cause.downcast_ref() {
+            Some(OpenError::Kernel(error)) => Some(error),
+            _ => cause.downcast_ref::<io::Error>(),
+        };
+        matches!(
+            cause.and_then(io::Error::raw_os_error),
+            Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EMFILE | libc::ENFILE)
+        )
+    })
 }
 
 /// All types that are looked up to attach the programs.

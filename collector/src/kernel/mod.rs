@@ -27,6 +27,7 @@ pub mod slots;
 pub mod socket;
 pub mod system;
 pub mod tasks;
+pub mod trial;
 
 /// The kernel object, built by build.rs. It is aligned because it is parsed in place.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgmeter.bpf.o"));
@@ -86,6 +87,20 @@ pub fn page_size() -> u64 {
     // SAFETY: always allowed.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096)
+}
+
+/// Most free memory that the allocator keeps at the end of each of its arenas, bytes.
+const FREE_END: libc::c_int = 1 << 20;
+
+/// Bounds what the allocator keeps where [`release_free_memory`] does not look: at the end of every arena but
+/// the main one. By itself glibc lets that grow to twice the largest block ever freed, and the kernel's types
+/// take megabytes.
+pub fn bound_free_memory() {
+    // SAFETY: always allowed; mallopt(3) only sets a parameter of glibc's allocator.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, FREE_END)
+    };
 }
 
 /// Returns freed memory to the kernel.

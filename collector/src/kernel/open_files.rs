@@ -45,7 +45,7 @@ pub fn limit() -> u64 {
 
 /// Maximum number of connections of the web server.
 pub fn connections(limit: u64) -> u64 {
-    (limit / 4).clamp(8, 256)
+    (limit / 4).clamp(8, 384)
 }
 
 /// Maximum number of files that the kernel statistics keep open.
@@ -78,7 +78,7 @@ mod tests {
                 "{limit}"
             );
         }
-        assert_eq!((connections(0), connections(1 << 20)), (8, 256));
+        assert_eq!((connections(0), connections(1 << 20)), (8, 384));
         assert_eq!((statistics(160), statistics(1 << 20)), (10, 256));
     }
 

@@ -1,7 +1,7 @@
 //! Maps, programs and links that outlive the agent: pinned in a directory of bpffs (`--state.pin`).
 //!
 //! ```text
-//! DIRECTORY/layout_1/map_SLOTS             a map of the object
+//! DIRECTORY/layout_N/map_SLOTS             a map of the object
 //!                    chunk_SCHED_CELLS_0   a chunk of an array of maps
 //!                    programs_0_ID/program_sched_switch
 //!                                  link_sched_switch
@@ -13,20 +13,22 @@
 //! object, and for the settings that go into programs. An agent that finds its own ID goes on with the
 //! programs that are there. Otherwise it puts its own beside them, on the same maps, see [`super::load`].
 //!
-//! Invariants: one agent has the directory at a time, by a lock on it. What lacks its mark `whole` was left
-//! by an agent that was killed while it started, and is thrown away. Whatever the layout's number covers
+//! Invariants: one agent has the directory at a time, by a lock on it. What lacks its mark `whole` is of a
+//! start that failed or was killed, and is thrown away. Whatever the layout's number covers
 //! means the same to all agents with that number.
 
 use std::{
+    ffi::CString,
     fs::{self, File, TryLockError},
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
-
-use collector_common::LAYOUT;
 
 use super::{bpf, filesystem_type, mount_bpffs};
 
@@ -88,18 +90,24 @@ pub struct Removed {
 }
 
 impl Pins {
-    /// Takes a directory. Makes it if it is missing, and mounts bpffs if its usual place has none. Waits a
-    /// while for another agent to leave it.
+    /// Takes a directory, for maps of this layout (`collector_common::LAYOUT`). Makes it if it is missing, and
+    /// mounts bpffs if its usual place has none. Waits a while for another agent to leave it.
     ///
     /// # Errors
     ///
     /// If it is not in bpffs, can't be made, or another agent keeps it.
-    pub fn open(root: &Path) -> Result<Self, PinError> {
+    pub fn open(root: &Path, layout: u32) -> Result<Self, PinError> {
         let unusable = |reason: String| PinError::Unusable {
             path: root.to_owned(),
             reason,
         };
         if root.starts_with(USUAL) && !is_bpffs(Path::new(USUAL)) {
+            if is_contained() {
+                return Err(unusable(format!(
+                    "there is no bpffs at {USUAL}, and one that was mounted in this container would end with it: \
+                     mount the host's {USUAL} here"
+                )));
+            }
             mount_bpffs(Path::new(USUAL))
                 .map_err(|error| unusable(format!("bpffs can't be mounted at {USUAL}: {error}")))?;
         }
@@ -110,6 +118,7 @@ impl Pins {
             ));
         }
         fs::create_dir_all(root).map_err(|error| unusable(error.to_string()))?;
+        writable(root).map_err(|error| unusable(format!("it can't be written: {error}")))?;
         let lock = File::open(root).map_err(|error| unusable(error.to_string()))?;
         let begin = Instant::now();
         while let Err(error) = lock.try_lock() {
@@ -123,7 +132,7 @@ impl Pins {
         }
         Ok(Self {
             root: root.to_owned(),
-            layout: root.join(format!("layout_{LAYOUT}")),
+            layout: root.join(format!("layout_{layout}")),
             _lock: lock,
         })
     }
@@ -134,17 +143,65 @@ impl Pins {
     }
 
     /// Whether maps of this layout are there, all of them.
-    pub fn has_maps(&self) -> bool {
-        self.layout.join(WHOLE).exists()
+    ///
+    /// # Errors
+    ///
+    /// If it can't be said.
+    pub fn has_maps(&self) -> io::Result<bool> {
+        self.layout.join(WHOLE).try_exists()
     }
 
-    /// Names of other layouts' directories, and of what an agent left that was killed while it started.
-    pub fn leftovers(&self) -> Vec<String> {
-        let own = self.has_maps().then(|| self.layout.file_name()).flatten();
-        names(&self.root)
-            .into_iter()
-            .filter(|name| name.starts_with("layout_") && Some(name.as_ref()) != own)
-            .collect()
+    /// Names of directories that an agent left which was killed while it started.
+    ///
+    /// # Errors
+    ///
+    /// If the directory can't be read.
+    pub fn halves(&self) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for name in self.layouts()? {
+            if !self.root.join(&name).join(WHOLE).try_exists()? {
+                found.push(name);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Names of other layouts' directories.
+    ///
+    /// # Errors
+    ///
+    /// If the directory can't be read.
+    pub fn others(&self) -> io::Result<Vec<String>> {
+        let mut found = self.layouts()?;
+        found.retain(|name| Some(name.as_ref()) != self.layout.file_name());
+        Ok(found)
+    }
+
+    fn layouts(&self) -> io::Result<Vec<String>> {
+        let mut found = names(&self.root)?;
+        found.retain(|name| name.starts_with("layout_"));
+        Ok(found)
+    }
+
+    /// Opens a map of another layout; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn map_of(&self, layout: &str, name: &str) -> io::Result<Option<OwnedFd>> {
+        open(&self.root.join(layout).join(format!("map_{name}")))
+    }
+
+    /// Removes the pins of this layout.
+    ///
+    /// # Errors
+    ///
+    /// If something can't be removed.
+    pub fn remove_own(&self) -> io::Result<()> {
+        match remove(&self.layout, &mut Removed::default()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
     /// Removes the pins of every layout: whatever has no other holder ends.
@@ -154,7 +211,7 @@ impl Pins {
     /// If something can't be removed.
     pub fn clear(&self) -> io::Result<Removed> {
         let mut removed = Removed::default();
-        for name in names(&self.root) {
+        for name in names(&self.root)? {
             if name.starts_with("layout_") {
                 remove(&self.root.join(name), &mut removed)?;
             }
@@ -209,7 +266,11 @@ impl Pins {
     }
 
     /// The programs that are there.
-    pub fn sets(&self) -> Vec<ProgramSet> {
+    ///
+    /// # Errors
+    ///
+    /// If the directory can't be read.
+    pub fn sets(&self) -> io::Result<Vec<ProgramSet>> {
         let parse = |name: &str| {
             let (generation, id) = name.strip_prefix("programs_")?.split_once('_')?;
             Some(ProgramSet {
@@ -218,8 +279,8 @@ impl Pins {
                 id: u64::from_str_radix(id, 16).ok()?,
             })
         };
-        let found = names(&self.layout);
-        found.iter().filter_map(|name| parse(name)).collect()
+        let found = names(&self.layout)?;
+        Ok(found.iter().filter_map(|name| parse(name)).collect())
     }
 
     /// Makes a directory for programs.
@@ -238,10 +299,35 @@ impl Pins {
     }
 }
 
+impl Drop for Pins {
+    /// After a start that failed, takes away what it has pinned: what lacks its mark.
+    fn drop(&mut self) {
+        // What can't be removed now, the next start removes.
+        let tidy = || -> io::Result<()> {
+            if !self.has_maps()? {
+                return self.remove_own();
+            }
+            for set in self.sets()? {
+                if !set.is_whole()? {
+                    set.remove()?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = tidy() {
+            tracing::debug!(%error, "half of a start is left pinned");
+        }
+    }
+}
+
 impl ProgramSet {
     /// Whether all of them are there.
-    pub fn is_whole(&self) -> bool {
-        self.path.join(WHOLE).exists()
+    ///
+    /// # Errors
+    ///
+    /// If it can't be said.
+    pub fn is_whole(&self) -> io::Result<bool> {
+        self.path.join(WHOLE).try_exists()
     }
 
     /// Marks them as complete.
@@ -325,18 +411,42 @@ pub fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Fails if nothing can be put into a directory: EROFS, EACCES.
+fn writable(directory: &Path) -> io::Result<()> {
+    let directory = CString::new(directory.as_os_str().as_bytes())?;
+    // SAFETY: a string that ends with 0.
+    match unsafe {
+        libc::faccessat(
+            libc::AT_FDCWD,
+            directory.as_ptr(),
+            libc::W_OK | libc::X_OK,
+            libc::AT_EACCESS,
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether mounts of this process are its own, and not the host's. False where that can't be told.
+fn is_contained() -> bool {
+    let own = fs::read_link("/proc/self/ns/mnt");
+    let hosts = fs::read_link("/proc/1/ns/mnt");
+    matches!((own, hosts), (Ok(own), Ok(hosts)) if own != hosts)
+}
+
 fn is_bpffs(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    std::ffi::CString::new(path.as_os_str().as_bytes())
+    CString::new(path.as_os_str().as_bytes())
         .is_ok_and(|path| filesystem_type(&path).is_ok_and(|found| found == BPFFS))
 }
 
-/// Names of what is in a directory. Nothing if it can't be read.
-fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+/// Names of what is in a directory.
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        found.extend(entry?.file_name().into_string());
+    }
+    Ok(found)
 }
 
 /// Removes a pin, or a directory and what is in it. Its mark goes first, so that what is left after an
@@ -350,7 +460,7 @@ fn remove(path: &Path, removed: &mut Removed) -> io::Result<()> {
         _ => {}
     }
     // Programs before the maps that they use.
-    let mut found = names(path);
+    let mut found = names(path)?;
     found.sort_by_key(|name| !name.starts_with("programs_"));
     for name in found {
         remove(&path.join(&name), removed)?;

@@ -1,8 +1,8 @@
 //! The slot pool: which cgroup owns which slot, which slots are free, and which are retired.
 //!
-//! Kernel programs take slots from a queue that the pool keeps filled. At the removal of a cgroup they
+//! Kernel programs take slots from a stack that the pool keeps filled. At the removal of a cgroup they
 //! retire its slot; later they add its values to those of its heir, the parent's slot, and put it back
-//! into the queue (collector-ebpf/src/removal.rs). The agent only reads. While it does, it holds a
+//! there (collector-ebpf/src/removal.rs). The agent only reads. While it does, it holds a
 //! lock against sweeps, so that no value is seen twice or not at all. The lock has a deadline: an agent
 //! that is stopped holds up nothing for long.
 
@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::maps::{MapData, Queue};
+use aya::maps::{MapData, Stack};
 use collector_common::slot::{
     BORROWED, ROOT_ID, ROOT_SLOT, RingEntry, SWEEPING, SlotControl, SlotMeta,
 };
@@ -40,6 +40,8 @@ const LOCK: Word<SlotControl> = word!(SlotControl, lock);
 const KEPT_SLOTS: Word<SlotControl> = word!(SlotControl, kept);
 const OPEN: Word<SlotControl> = word!(SlotControl, open);
 const MADE: Word<SlotControl> = word!(SlotControl, made);
+const COMMON: Word<SlotControl> = word!(SlotControl, common);
+const SIBLINGS: Word<SlotControl> = word!(SlotControl, siblings);
 const RING_SLOT: Word<RingEntry> = word!(RingEntry, slot);
 const RING_OWNER: Word<RingEntry> = word!(RingEntry, owner);
 const OWNER: Word<SlotMeta> = word!(SlotMeta, owner);
@@ -51,19 +53,23 @@ pub struct SlotMaps {
     /// Slots by cgroup id.
     pub slots: Map<u64, u32>,
     /// Free slots.
-    pub queue: Queue<MapData, u32>,
+    pub free: Stack<MapData, u32>,
     /// What is known of each slot.
     pub meta: MappedChunks<SlotMeta>,
     /// Retired slots in their sequence.
     pub ring: Mapping<RingEntry>,
-    /// The sequence of retired slots.
+    /// The sequence of retired slots, and how many slots whom are for.
     pub control: Mapping<SlotControl>,
+    /// Ids of cgroups whose children have precedence.
+    pub favoured: Map<u64, u64>,
 }
 
 /// The slots: which are used, free, or retired.
 pub struct SlotPool {
     maps: SlotMaps,
     max: u32,
+    /// Number of slots to keep free for cgroups that come between two rounds.
+    reserve: u32,
     /// Number of slots that exist: 0 to made - 1, the root's included.
     made: u32,
     /// Cgroups with their slots, as of the last refresh.
@@ -133,16 +139,24 @@ fn provide(memory: &mut [&mut dyn SlotMemory], slots: u32) -> io::Result<()> {
     })
 }
 
+/// How many of so many slots are for everybody: a quarter is for cgroups that have precedence.
+fn common(slots: u32) -> u32 {
+    slots - slots / 4
+}
+
 impl SlotPool {
     /// Creates a pool of at most `max` slots with the object's maps, some of which are kept free as a
     /// `reserve`.
     pub fn new(maps: SlotMaps, max: u32, reserve: u32) -> Self {
         let kept = KEPT.min(max / 4).min(reserve / 2);
         maps.control.store(0, KEPT_SLOTS, kept.into());
+        maps.control
+            .store(0, SIBLINGS, u64::from(common(max)).div_ceil(2));
         let made = maps.control.load(0, MADE);
         Self {
             maps,
             max,
+            reserve,
             made: u32::try_from(made).unwrap_or(u32::MAX),
             live: Vec::new(),
             retired: Vec::new(),
@@ -167,7 +181,7 @@ impl SlotPool {
         } else {
             // An earlier agent has made slots. It may have had other sources.
             provide(memory, self.made).context("making the memory of slots")?;
-            self.refresh().context("reading which cgroups have slots")?;
+            self.refresh();
         }
         self.meta(ROOT_SLOT, OWNER, ROOT_ID);
         self.maps
@@ -233,12 +247,26 @@ impl SlotPool {
     }
 
     /// Reads which cgroups have slots. Under the lock, what it finds stays as it is until the lock is
-    /// given back, but for slots that are taken or retired meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// Errors of bpf(2).
-    pub fn refresh(&mut self) -> io::Result<()> {
+    /// given back, but for slots that are taken or retired meanwhile. Costs what there are slots.
+    pub fn refresh(&mut self) {
+        let head = self.read_retired();
+        self.read_live(head);
+    }
+
+    /// The same for retired slots alone, as long as it is known which were swept too early. Costs what
+    /// there are retired slots.
+    pub fn refresh_retired(&mut self) {
+        let head = self.read_retired();
+        if self.unseen_known {
+            let retired = self.retired.iter();
+            self.owners.extend(retired.map(|retired| retired.owner));
+        } else {
+            self.read_live(head);
+        }
+    }
+
+    /// Reads which slots are retired, and which were swept too early. Returns the end of the sequence.
+    fn read_retired(&mut self) -> u64 {
         let control = &self.maps.control;
         // In this order: whatever is retired after `head` was read is still found as live.
         let head = control.atomic(0, HEAD).load(Acquire);
@@ -258,8 +286,25 @@ impl SlotPool {
             }
             control.store(0, SEEN, tail);
         }
-        self.live.clear();
         self.retired.clear();
+        for place in tail..head {
+            let entry = place as usize & (self.maps.ring.entries() - 1);
+            let slot = self.maps.ring.load(entry, RING_SLOT) as u32;
+            if let Some((chunk, entry)) = self.maps.meta.place(slot) {
+                self.retired.push(RetiredSlot {
+                    slot,
+                    owner: chunk.load(entry, OWNER),
+                    heir: chunk.load(entry, HEIR),
+                    place,
+                });
+            }
+        }
+        head
+    }
+
+    /// Reads who has slots. Those before `head` in the sequence are retired.
+    fn read_live(&mut self, head: u64) {
+        self.live.clear();
         self.owners.clear();
         for slot in 0..self.made {
             let Some((chunk, entry)) = self.maps.meta.place(slot) else {
@@ -275,19 +320,6 @@ impl SlotPool {
                 self.live.push((owner, slot));
             }
         }
-        for place in tail..head {
-            let entry = place as usize & (self.maps.ring.entries() - 1);
-            let slot = self.maps.ring.load(entry, RING_SLOT) as u32;
-            if let Some((chunk, entry)) = self.maps.meta.place(slot) {
-                self.retired.push(RetiredSlot {
-                    slot,
-                    owner: chunk.load(entry, OWNER),
-                    heir: chunk.load(entry, HEIR),
-                    place,
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Reads which cgroups count in an ancestor's slot. Returns whether that is all of them: if there
@@ -364,15 +396,57 @@ impl SlotPool {
             }
             let slot = self.make(memory).context("no memory for more slots")?;
             self.maps
-                .queue
+                .free
                 .push(slot, 0)
-                .context("adding a slot to the queue of free slots")?;
+                .context("adding a slot to the free ones")?;
         }
         for source in memory {
             source.top_up().context("no memory for more values")?;
         }
+        self.share();
         self.maps.control.store(0, OPEN, 1);
         Ok(())
+    }
+
+    /// Sets how many of the slots that exist are for everybody. Until the maximum is reached, more are made
+    /// at the next round: then a part of what has to last until then is enough.
+    fn share(&self) {
+        let made = self.made.saturating_sub(1);
+        let common = if made < self.max {
+            (made - self.reserve.min(made) / 4).min(common(self.max))
+        } else {
+            common(self.max)
+        };
+        self.maps.control.store(0, COMMON, common.into());
+    }
+
+    /// Gives the children of a cgroup precedence when slots run out.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2): E2BIG if there are too many such cgroups.
+    pub fn favour(&self, id: u64) -> io::Result<()> {
+        self.maps.favoured.insert(&id, &1)
+    }
+
+    /// Takes the precedence back.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn disfavour(&self, id: u64) -> io::Result<()> {
+        self.maps.favoured.remove(&id)
+    }
+
+    /// Cgroups whose children have precedence.
+    ///
+    /// # Errors
+    ///
+    /// Errors of bpf(2).
+    pub fn favoured(&mut self) -> io::Result<Vec<u64>> {
+        let mut values = Vec::new();
+        self.maps.favoured.read_all(&mut self.keys, &mut values)?;
+        Ok(self.keys.clone())
     }
 
     /// How many of the existing slots are used, free and retired, as of the last refresh.
@@ -383,6 +457,11 @@ impl SlotPool {
             (self.made as usize).saturating_sub(live + retired),
             retired,
         )
+    }
+
+    /// Number of slots that exist.
+    pub fn made(&self) -> usize {
+        self.made as usize
     }
 
     /// Kernel memory of the pool's own chunks, bytes.

@@ -5,6 +5,9 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
+/// Asks for what is unsent (include/uapi/linux/sockios.h).
+const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -64,11 +67,25 @@ fn set_option(socket: &impl AsFd, option: libc::c_int, value: i32) -> io::Result
 ///
 /// Errors of ioctl(2).
 pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
+    queued(&socket, libc::TIOCOUTQ)
+}
+
+/// A question about the send queue.
+fn queued(socket: &impl AsFd, question: libc::Ioctl) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the descriptor is open as long as it is borrowed. SIOCOUTQ, which is TIOCOUTQ, writes
-    // an int (net/ipv4/tcp.c, tcp_ioctl).
-    checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    // SAFETY: the descriptor is open as long as it is borrowed. SIOCOUTQ, which is TIOCOUTQ, and
+    // SIOCOUTQNSD write an int (net/ipv4/tcp.c, tcp_ioctl).
+    checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), question, &raw mut bytes) })?;
     Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Number of bytes that were written and not yet sent.
+///
+/// # Errors
+///
+/// Errors of ioctl(2).
+pub fn unsent(socket: impl AsFd) -> io::Result<u64> {
+    queued(&socket, SIOCOUTQNSD)
 }
 
 /// Says to the other side that nothing more will be written.
@@ -106,6 +123,12 @@ mod tests {
         // What the client's kernel takes is acknowledged, the rest is not.
         let left = unacknowledged(&server).unwrap();
         assert!(left > 0 && left <= 128 << 10, "{left} of {written}");
+        // Its window is closed, so nothing is on its way to it.
+        let begin = std::time::Instant::now();
+        while unsent(&server).unwrap() < unacknowledged(&server).unwrap() {
+            assert!(begin.elapsed().as_secs() < 10);
+            std::thread::yield_now();
+        }
         finish_writing(&server).unwrap();
         let mut received = Vec::new();
         client.read_to_end(&mut received).unwrap();

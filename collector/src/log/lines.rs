@@ -18,6 +18,8 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::threads;
+
 /// Most bytes that wait to be written.
 pub(super) const MOST_BYTES: usize = 256 * 1024;
 /// Longest line, bytes. The rest is cut off.
@@ -70,11 +72,17 @@ impl Lines {
         out: impl Write + Send + 'static,
         between: impl Between,
     ) -> io::Result<Self> {
+        Self::start_as("cgmeter-log", out, between)
+    }
+
+    fn start_as(
+        thread: &'static str,
+        out: impl Write + Send + 'static,
+        between: impl Between,
+    ) -> io::Result<Self> {
         let lines = Self::default();
         let own = lines.clone();
-        std::thread::Builder::new()
-            .name("cgmeter-log".to_owned())
-            .spawn(move || own.write_all(out, between))?;
+        threads::spawn(thread, move || own.write_all(out, between))?;
         Ok(lines)
     }
 
@@ -296,6 +304,26 @@ mod tests {
         lines.push(b"b\n");
         assert!(lines.flush(Duration::from_secs(60)));
         assert!(super::lost() >= before + 2);
+    }
+
+    /// The agent was ready for ever, and nobody could read why it did what it did.
+    #[test]
+    fn a_thread_that_can_not_write_any_more_is_missed() {
+        struct Faulty;
+        impl Between for Faulty {
+            fn due(&mut self, _: Instant) -> Option<Instant> {
+                panic!("a test");
+            }
+
+            fn say_lost(&mut self, _: u64) {}
+        }
+        let name = "cgmeter-test-log";
+        let _lines = Lines::start_as(name, io::sink(), Faulty).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !threads::ended().iter().any(|ended| ended == name) {
+            assert!(Instant::now() < deadline, "nobody misses it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

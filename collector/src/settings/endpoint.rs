@@ -19,6 +19,7 @@ use crate::source::custom::{Endpoint, EndpointRule};
 pub struct EndpointDraft {
     id: Option<Regex>,
     name: Option<Regex>,
+    unit: Option<Regex>,
     image: Option<Regex>,
     namespace: Option<Regex>,
     port: u16,
@@ -38,10 +39,18 @@ pub const ENDPOINT_KEYS: &[Setting<EndpointDraft>] = &[
     },
     Setting {
         name: "name",
-        help: "Matches the name of the container, machine or unit; in a pod, the container's name there",
+        help: "Matches the name of the container or machine; in a pod, the container's name there",
         default: Unset("any"),
         kind: Text("REGEX", |draft, text| {
             value::regex(text).map(|regex| draft.name = Some(regex))
+        }),
+    },
+    Setting {
+        name: "unit",
+        help: "Matches the name of the systemd unit",
+        default: Unset("any"),
+        kind: Text("REGEX", |draft, text| {
+            value::regex(text).map(|regex| draft.unit = Some(regex))
         }),
     },
     Setting {
@@ -106,25 +115,27 @@ pub fn rule(
     let EndpointDraft {
         id,
         name,
+        unit,
         image,
         namespace,
         port,
         path,
         interval: own,
     } = draft;
-    if [&id, &name, &image, &namespace]
+    if [&id, &name, &unit, &image, &namespace]
         .iter()
         .all(|regex| regex.is_none())
     {
         let message = format!(
             "custom.endpoint[{number}] is for no cgroup: expected a regular expression as id, name, \
-             image or namespace"
+             unit, image or namespace"
         );
         return Err((at, message));
     }
     Ok(EndpointRule {
         id,
         name,
+        unit,
         image,
         namespace,
         endpoint: Endpoint {

@@ -1,6 +1,6 @@
 //! A source of counters in cells.
 
-use std::{collections::HashSet, ops::AddAssign, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, ops::AddAssign, sync::Arc};
 
 use super::{
     Change, Inputs, Metric, Reading, Source, Table,
@@ -20,7 +20,7 @@ pub struct CellCounters<C, T: 'static> {
     without_slot: Arc<HashSet<NodeId>>,
 }
 
-impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
+impl<C: MappedCell, T: Summable + PartialEq + Words + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
     /// Makes a source over its cells.
     pub fn new(name: &'static str, metrics: &'static [Metric<T>], cells: Cells<C>) -> Self {
         Self {
@@ -37,13 +37,20 @@ impl<C: MappedCell, T: Summable + for<'a> AddAssign<&'a C>> CellCounters<C, T> {
         &mut self.values
     }
 
+    /// Returns the last values of earlier cgroups of a node's path.
+    pub fn last(&self, node: usize) -> Option<T> {
+        self.values.last(node)
+    }
+
     /// Returns a node's total.
-    pub fn total(&self, node: usize) -> Option<&T> {
+    pub fn total(&self, node: usize) -> Option<Cow<'_, T>> {
         self.values.totals().get(node)
     }
 }
 
-impl<C: MappedCell, T: Summable + Words + for<'a> AddAssign<&'a C>> Source for CellCounters<C, T> {
+impl<C: MappedCell, T: Summable + PartialEq + Words + for<'a> AddAssign<&'a C>> Source
+    for CellCounters<C, T>
+{
     fn name(&self) -> &'static str {
         self.name
     }
@@ -64,8 +71,13 @@ impl<C: MappedCell, T: Summable + Words + for<'a> AddAssign<&'a C>> Source for C
         self.without_slot = Arc::clone(inputs.without_slot);
         self.values.renew(inputs.tree, |own| {
             for &(node, slot) in inputs.slots {
-                if let Some(value) = own.get_mut(node) {
-                    self.cells.add_to(slot, value);
+                let mut value = T::default();
+                self.cells.add_to(slot, &mut value);
+                // Most cgroups have no value of most sources, and take no memory for it.
+                if value != T::default()
+                    && let Some(sum) = own.get_mut(node)
+                {
+                    sum.add_from(&value);
                 }
             }
         });
@@ -74,11 +86,19 @@ impl<C: MappedCell, T: Summable + Words + for<'a> AddAssign<&'a C>> Source for C
 
     fn change(&mut self, change: &Change<'_>) {
         if let Change::SlotRetired { slot, node } = *change {
-            self.cells.add_to(slot, self.values.last(node));
+            let mut value = T::default();
+            self.cells.add_to(slot, &mut value);
+            if value != T::default() {
+                self.values.change_last(node, |last| last.add_from(&value));
+            }
         }
     }
 
     fn reading(&self) -> Box<dyn Reading> {
-        Table::reading_except(self.metrics, self.values.totals(), &self.without_slot)
+        Table::reading_except(
+            self.metrics,
+            self.values.totals().clone(),
+            &self.without_slot,
+        )
     }
 }

@@ -9,7 +9,7 @@ use collector_common::cgroup_iterator::{CgroupRecord, HAS_CPU, UNIFIED};
 
 use super::{
     Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, Table,
-    values::{Column, Continued, PerNode, Retained, sums},
+    values::{Column, Continued, PerNode, Retained, digest, sums},
 };
 use crate::{
     cgroup::ROOT,
@@ -51,9 +51,19 @@ struct Quota {
 }
 
 impl Retained for CpuNumbers {
+    const SHAPE: u64 = digest(
+        <Continued<CpuTime> as Retained>::SHAPE,
+        <Continued<Bandwidth> as Retained>::SHAPE,
+    );
+
     fn save(&self, words: &mut Vec<u64>) {
         self.time.save(words);
         self.bandwidth.save(words);
+    }
+
+    fn save_end(&self, words: &mut Vec<u64>) {
+        self.time.save_end(words);
+        self.bandwidth.save_end(words);
     }
 
     fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
@@ -68,12 +78,11 @@ impl CpuNumbers {
         known.then(|| Value::Nanos(read(&self.time.total())))
     }
 
-    /// Returns a counter of the quota's enforcement. It exists if a quota is set, or was set for an
-    /// earlier cgroup with the same path.
+    /// Returns a counter of the quota's enforcement. It exists if a quota is set, or has been.
     fn bandwidth(&self, read: fn(&Bandwidth) -> Value) -> Option<Value> {
-        let earlier = self.bandwidth.earlier();
-        let limited = self.quota.is_some() || earlier.is_some_and(|earlier| earlier.periods > 0);
-        limited.then(|| read(&self.bandwidth.total()))
+        let total = self.bandwidth.total();
+        let limited = self.quota.is_some() || total.periods > 0;
+        limited.then(|| read(&total))
     }
 }
 
@@ -289,27 +298,27 @@ impl Source for Cpu {
         let (tree, statistics) = (inputs.tree, inputs.statistics()?);
         let mut column = self.numbers.places(tree.capacity());
         for (number, node) in tree.iter() {
-            let numbers = &mut column[number];
             if number == ROOT {
                 let times = statistics.root_times();
-                if let Some(time) = numbers.time.reading_of(node.id) {
+                if let Some(time) = column[number].time.reading_of(node.id) {
                     time.user_ns = times.user_ns;
                     time.system_ns = times.system_ns;
                 }
             } else if let Some(record) = statistics.part(number, Part::Time) {
-                take_time(numbers, &record);
+                take_time(&mut column[number], &record);
             }
             if let Some(record) = statistics.part(number, Part::Cpu) {
-                take_controller(numbers, &record);
+                take_controller(&mut column[number], &record);
             }
         }
         Ok(())
     }
 
     fn change(&mut self, change: &Change<'_>) {
-        if let Change::Made { node, again: true } = *change {
+        if let Change::Made { node, again: true } = *change
+            && let Some(numbers) = self.numbers.held_mut(node)
+        {
             // Settings belong to the new cgroup.
-            let numbers = self.numbers.at(node);
             (numbers.quota, numbers.shares) = (None, None);
         }
         let Some((node, record)) = change.final_record() else {

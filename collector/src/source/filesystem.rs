@@ -14,9 +14,9 @@ mod prober;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use super::{Change, Inputs, Reading, Registration, Source, values::PerNode};
+use super::{Change, Inputs, Partly, Reading, Registration, Source, values::PerNode};
 use crate::{
     cgroup::{Nodes, ROOT},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
@@ -134,7 +134,7 @@ impl Source for FileSystems {
         if round.errors.is_empty() {
             return Ok(());
         }
-        bail!("{}", round.errors.join("; "))
+        Err(Partly(round.errors.join("; ")).into())
     }
 
     fn reading(&self) -> Box<dyn Reading> {

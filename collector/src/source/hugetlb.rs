@@ -72,13 +72,19 @@ pub const SOURCE: Registration = Registration {
 #[derive(Clone, Debug, Default)]
 struct HugePages {
     /// Current and highest usage, in base pages; only while the cgroup exists.
-    levels: Option<[PageCounter; HUGE_SIZES]>,
+    levels: Option<Box<[PageCounter; HUGE_SIZES]>>,
     failures: Continued<[u64; HUGE_SIZES]>,
 }
 
 impl Retained for HugePages {
+    const SHAPE: u64 = <Continued<[u64; HUGE_SIZES]> as Retained>::SHAPE;
+
     fn save(&self, words: &mut Vec<u64>) {
         self.failures.save(words);
+    }
+
+    fn save_end(&self, words: &mut Vec<u64>) {
+        self.failures.save_end(words);
     }
 
     fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
@@ -90,9 +96,11 @@ impl Retained for HugePages {
 type Read = fn(&HugePages) -> Option<[u64; HUGE_SIZES]>;
 
 const FAMILIES: [(&Family, Read); 3] = [
-    (&USAGE, |v| Some(v.levels?.map(|counter| counter.usage))),
+    (&USAGE, |v| {
+        Some(v.levels.as_deref()?.map(|counter| counter.usage))
+    }),
     (&MAX_USAGE, |v| {
-        Some(v.levels?.map(|counter| counter.watermark))
+        Some(v.levels.as_deref()?.map(|counter| counter.watermark))
     }),
     (&FAILCNT, |v| {
         let known = v.failures.is_known();
@@ -102,7 +110,10 @@ const FAMILIES: [(&Family, Read); 3] = [
 
 impl HugePages {
     fn take(&mut self, record: &CgroupRecord) {
-        self.levels = Some(record.hugetlb);
+        match &mut self.levels {
+            Some(levels) => **levels = record.hugetlb,
+            None => self.levels = Some(Box::new(record.hugetlb)),
+        }
         if let Some(now) = self.failures.reading_of(record.id) {
             *now = record.hugetlb.map(|counter| counter.failcnt);
         }
@@ -207,8 +218,10 @@ impl Source for Hugetlb {
     }
 
     fn change(&mut self, change: &Change<'_>) {
-        if let Change::Made { node, again: true } = *change {
-            self.numbers.at(node).levels = None;
+        if let Change::Made { node, again: true } = *change
+            && let Some(numbers) = self.numbers.held_mut(node)
+        {
+            numbers.levels = None;
         }
         if let Some((node, record)) = change.final_record()
             && record.flags & HAS_HUGETLB != 0

@@ -13,7 +13,7 @@ use super::{
     values::{Column, Continued, PerNode, Things, sums},
 };
 use crate::{
-    cgroup::{Nodes, Tree},
+    cgroup::{NodeId, Nodes, Tree},
     exposition::{Encoder, Family, Labels, MetricKind, Unit, Value},
     kernel::programs::{NotOnThisHost, Requirement},
 };
@@ -109,6 +109,13 @@ impl Source for Io {
 
     fn values(&mut self) -> Vec<&mut dyn PerNode> {
         vec![&mut self.charges, &mut self.series]
+    }
+
+    /// Also what living cgroups have: of one that is gone when the next agent comes, nobody else knows it.
+    fn save(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        for &node in nodes {
+            self.save_end(node, &mut |words| each(node, words));
+        }
     }
 
     fn collect(&mut self, inputs: &Inputs<'_>) -> Result<()> {

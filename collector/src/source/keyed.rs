@@ -8,10 +8,10 @@ use std::{
 use super::{
     Change, Inputs, Metric, Reading, Source,
     series::{Series, ThingLabels},
-    values::{AddFrom, Column, PerNode, Summable, Summed, Things, Words},
+    values::{AddFrom, PerNode, Served, Summable, Summed, Things, Words},
 };
 use crate::{
-    cgroup::{NodeId, Nodes},
+    cgroup::{Node, NodeId, Nodes},
     exposition::Encoder,
     kernel::{
         cells::SlotMemory,
@@ -38,7 +38,7 @@ pub struct KeyedCounters<V, T: 'static> {
     series: Series,
 }
 
-impl<V: KeyedValue, T: Summable + AddFrom<V>> KeyedCounters<V, T> {
+impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> KeyedCounters<V, T> {
     /// Makes a source over its tables and values. `labels` names the second part of a key. A
     /// family's series have those labels that the family lists.
     pub fn new(
@@ -87,6 +87,16 @@ impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> Source for KeyedCounters<V
         true
     }
 
+    /// A cgroup of which something counts in an ancestor's table is left out: its total is too small.
+    fn save_totals(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        let mut words = Vec::new();
+        for &node in nodes.iter().filter(|node| !self.lent.contains_key(node)) {
+            words.clear();
+            self.values.save_total(node, &mut words);
+            each(node, &words);
+        }
+    }
+
     fn cells(&mut self) -> Option<&mut dyn SlotMemory> {
         Some(&mut self.cells)
     }
@@ -96,9 +106,11 @@ impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> Source for KeyedCounters<V
         let (cells, mut used) = (&self.cells, 0);
         self.values.renew(tree, |own| {
             for &(node, slot) in inputs.slots {
-                if let Some(things) = own.get_mut(node) {
-                    used += cells.read(slot, |what, value| things.of(what).add_from(value));
-                }
+                used += cells.read(slot, |what, value| {
+                    if let Some(things) = own.get_mut(node) {
+                        things.of(what).add_from(value);
+                    }
+                });
             }
         });
         self.cells.set_used(used);
@@ -119,12 +131,16 @@ impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> Source for KeyedCounters<V
             Change::Relabelled { node } => self.series.relabel(node),
             Change::SlotRetired { slot, node } => {
                 let lent = self.cells.lent(slot).map(|(_, lent)| lent);
-                let last = self.values.last(node);
+                let (mut last, mut any) = (Things::<T>::default(), false);
                 self.cells.read(slot, |what, value| {
                     if !lent.as_ref().is_some_and(|lent| lent.has(what)) {
                         last.of(what).add_from(value);
+                        any = true;
                     }
                 });
+                if any {
+                    self.values.change_last(node, |sum| sum.add_from(&last));
+                }
             }
             _ => {}
         }
@@ -144,25 +160,30 @@ impl<V: KeyedValue, T: Summable + Words + AddFrom<V>> Source for KeyedCounters<V
 /// What the source serves in one frame.
 struct KeyedReading<T: 'static> {
     metrics: &'static [Metric<T>],
-    totals: Column<Things<T>>,
+    totals: Served<Things<T>>,
     lent: Arc<LentByNode>,
     without_slot: Arc<HashSet<NodeId>>,
     series: Series,
 }
 
-impl<T: Send + Sync> Reading for KeyedReading<T> {
+impl<T: Summable + Words> Reading for KeyedReading<T> {
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
+        let nodes = nodes.exported();
+        let nodes = nodes.filter(|(number, _)| !self.without_slot.contains(number));
+        self.totals.with_each(nodes, |nodes| self.write(nodes, out));
+    }
+}
+
+impl<T: Summable + Words> KeyedReading<T> {
+    fn write(&self, nodes: &[(NodeId, &Node, &Things<T>)], out: &mut dyn Encoder) {
         for metric in self.metrics {
             out.family(&metric.family);
             let Some(place) = self.series.place(&metric.family) else {
                 continue;
             };
             let own = metric.samples.labels();
-            for (number, node) in nodes.exported() {
-                let Some(things) = self.totals.get(number) else {
-                    continue;
-                };
-                if !node.serves(metric.family.kind) || self.without_slot.contains(&number) {
+            for &(number, node, things) in nodes {
+                if !node.serves(metric.family.kind) {
                     continue;
                 }
                 let lent = self.lent.get(&number);

@@ -19,7 +19,7 @@ use super::{
     values::{Column, Continued, PerNode, Places, Retained, sums},
 };
 use crate::{
-    cgroup::{ROOT, Tree},
+    cgroup::{NodeId, ROOT, Tree},
     exposition::Value,
     kernel::{self, programs::Requirement, system},
 };
@@ -29,7 +29,7 @@ use crate::{
 pub struct MemoryNumbers {
     counts: Continued<Counts>,
     /// `None` once the cgroup is removed, or without the memory controller.
-    levels: Option<Levels>,
+    levels: Option<Box<Levels>>,
 }
 
 sums! {
@@ -50,8 +50,14 @@ sums! {
 }
 
 impl Retained for MemoryNumbers {
+    const SHAPE: u64 = <Continued<Counts> as Retained>::SHAPE;
+
     fn save(&self, words: &mut Vec<u64>) {
         self.counts.save(words);
+    }
+
+    fn save_end(&self, words: &mut Vec<u64>) {
+        self.counts.save_end(words);
     }
 
     fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
@@ -107,6 +113,7 @@ pub const SOURCE: Registration = Registration {
             layout: StatisticsLayout::new(builder.kernel.types()?, page),
             doubt: None,
             attempts: 0,
+            early: Vec::new(),
             page,
             numbers: Column::default(),
         }))
@@ -116,12 +123,18 @@ pub const SOURCE: Registration = Registration {
 /// Number of attempts to locate the statistics, before memory.stat is read instead for good.
 const ATTEMPTS: u32 = 10;
 
+/// More such records than the ring buffer holds.
+const MOST_EARLY: usize = 512;
+
 #[derive(Debug)]
 struct Memory {
     layout: StatisticsLayout,
     /// Why the statistics have to be read from files.
     doubt: Option<String>,
     attempts: u32,
+    /// Final records that came before the statistics were located: of cgroups that were removed while no
+    /// agent ran.
+    early: Vec<(NodeId, CgroupRecord)>,
     page: u64,
     numbers: Column<MemoryNumbers>,
 }
@@ -154,6 +167,14 @@ impl Memory {
         })
     }
 
+    /// Takes a final record.
+    fn take(&mut self, node: NodeId, record: &CgroupRecord) {
+        let statistics = self.layout.read(&record.memory);
+        if let Some(counts) = self.numbers.at(node).counts.reading_of(record.id) {
+            counts.take(record, statistics.as_ref());
+        }
+    }
+
     fn read(
         &self,
         tree: &Tree,
@@ -161,17 +182,23 @@ impl Memory {
         column: &mut Places<'_, MemoryNumbers>,
     ) -> Result<()> {
         for (number, node) in tree.iter() {
-            let numbers = &mut column[number];
             let Some(record) = kernel.part(number, Part::Memory) else {
-                numbers.levels = None;
+                if let Some(numbers) = column.held_mut(number) {
+                    numbers.levels = None;
+                }
                 continue;
             };
             let statistics = self.statistics(&record, &node.path, kernel);
-            numbers.levels = match statistics {
+            let levels = match statistics {
                 Some(statistics) if number == ROOT => Some(self.host(statistics)?),
                 Some(statistics) => Some(self.levels(&record, statistics)),
                 None => None,
             };
+            let numbers = &mut column[number];
+            match (&mut numbers.levels, levels) {
+                (Some(before), Some(levels)) => **before = levels,
+                (before, levels) => *before = levels.map(Box::new),
+            }
             if let Some(counts) = numbers.counts.reading_of(record.id) {
                 counts.take(&record, statistics.as_ref());
             }
@@ -218,16 +245,16 @@ impl Memory {
     }
 
     /// Levels of the host. Nothing is charged to the root itself, so its usage is the memory that
-    /// is not free.
+    /// is not free. Its limits are the machine's, as in cAdvisor.
     fn host(&self, statistics: Statistics) -> Result<Levels> {
         let host = system::memory().context("sysinfo")?;
         Ok(Levels {
             usage: host.total - host.free,
             highest: None,
-            limit: 0,
+            limit: host.total,
             reservation: 0,
             swap: Some(host.swap_total - host.swap_free),
-            swap_limit: 0,
+            swap_limit: host.swap_total,
             statistics,
         })
     }
@@ -272,6 +299,9 @@ impl Source for Memory {
         if !self.layout.is_known() && self.attempts < ATTEMPTS {
             self.learn(kernel);
         }
+        for (node, record) in std::mem::take(&mut self.early) {
+            self.take(node, &record);
+        }
         let mut column = std::mem::take(&mut self.numbers);
         let result = self.read(tree, kernel, &mut column.places(tree.capacity()));
         self.numbers = column;
@@ -279,14 +309,23 @@ impl Source for Memory {
     }
 
     fn change(&mut self, change: &Change<'_>) {
-        if let Change::Made { node, again: true } = *change {
-            self.numbers.at(node).levels = None;
+        if let Change::Made { node, again: true } = *change
+            && let Some(numbers) = self.numbers.held_mut(node)
+        {
+            numbers.levels = None;
+        }
+        if let Change::Reaped { node, .. } = *change {
+            self.early.retain(|&(of, _)| of != node);
         }
         if let Some((node, record)) = change.final_record()
             && record.flags & HAS_MEMORY != 0
-            && let Some(counts) = self.numbers.at(node).counts.reading_of(record.id)
         {
-            counts.take(record, self.layout.read(&record.memory).as_ref());
+            let waits = !self.layout.is_known() && self.attempts == 0;
+            if waits && self.early.len() < MOST_EARLY {
+                self.early.push((node, *record));
+            } else {
+                self.take(node, record);
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 
 mod block;
 mod change;
+mod comparison;
 mod containers;
 mod counters;
 mod cpu;
@@ -44,9 +45,11 @@ use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use anyhow::Context;
 pub use change::{Change, notify};
+pub use comparison::Comparison;
+use comparison::Pair;
 pub use lifecycle::{LIFECYCLE_FAMILIES, LifecycleSource};
 pub use runtimes::RuntimesReport;
-pub use self_metrics::{EncodingReport, FAMILIES, Report, SelfMetrics};
+pub use self_metrics::{EncodingReport, FAMILIES, Report, SelfMetrics, WithoutSlot};
 pub use statistics::{CgroupStatistics, FinalRecords, Part, V1Event};
 
 use crate::{
@@ -59,7 +62,7 @@ use crate::{
         programs::{NotOnThisHost, Requirement},
     },
 };
-use values::{Column, PerNode};
+use values::{Column, PerNode, Served, digest};
 
 /// What the agent knows about a source before it is created.
 pub struct Registration {
@@ -148,14 +151,18 @@ impl<'a> Inputs<'a> {
     ///
     /// # Errors
     ///
-    /// When the cgroup iterator can't run, or failed this time. A source that needs it keeps its
-    /// last values then.
+    /// When the cgroup iterator can't run, or failed this time. A source that needs it fails then.
     pub fn statistics(&self) -> anyhow::Result<&'a CgroupStatistics> {
         self.statistics
             .filter(|statistics| statistics.is_complete())
             .context("the kernel statistics of cgroups could not be read")
     }
 }
+
+/// Why a part of a source could not be read. It serves what it has read now; the rest is left out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Partly(pub String);
 
 /// A source of metrics by cgroup.
 pub trait Source: Send {
@@ -167,7 +174,8 @@ pub trait Source: Send {
     ///
     /// # Errors
     ///
-    /// When the reading fails; the families keep their last values.
+    /// When the reading fails. What it has counted stays with it, but it serves nothing until it is read
+    /// again. [`Partly`], if the rest could be read.
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()>;
     /// Handles a change of a cgroup.
     fn change(&mut self, change: &Change<'_>);
@@ -191,6 +199,32 @@ pub trait Source: Send {
             each(node, &words);
         }
     }
+    /// The same of a removed node, see [`PerNode::save_end`].
+    fn save_end(&mut self, node: NodeId, each: &mut dyn FnMut(&[u64])) {
+        let mut words = Vec::new();
+        for values in self.values() {
+            values.save_end(node, &mut words);
+        }
+        each(&words);
+    }
+    /// The same for an agent that can't have the kernel side's values, because its maps are others: passes on
+    /// all that is served, see [`PerNode::save_total`].
+    fn save_totals(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        let values = self.values();
+        let mut words = Vec::new();
+        for &node in nodes {
+            words.clear();
+            for values in &values {
+                values.save_total(node, &mut words);
+            }
+            each(node, &words);
+        }
+    }
+    /// Says what these words are, see [`PerNode::shape`].
+    fn shape(&mut self) -> u64 {
+        let values = self.values().into_iter();
+        values.fold(0, |all, values| digest(all, values.shape()))
+    }
     /// Takes what an earlier agent has saved of a node. `None` if that is something else.
     fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
         let mut values = self.values().into_iter();
@@ -203,6 +237,12 @@ pub trait Source: Send {
     /// Returns what it reports about itself, in addition to its families.
     fn report(&self) -> SourceReport {
         SourceReport::default()
+    }
+    /// Returns what it has counted of each cgroup of which the kernel counts the same. `None` if it counts
+    /// nothing of the kind, or can't tell now.
+    fn pairs(&self, inputs: &Inputs<'_>) -> Option<Vec<Pair>> {
+        let _ = inputs;
+        None
     }
     /// Does work that must not wait for the next scrape. Called between scrapes; returns the time
     /// until the next call.
@@ -227,8 +267,19 @@ pub struct SourceReport {
     pub runs: Option<(&'static str, u64)>,
     /// Kernel memory in bytes, without the fixed maps of the object file and its cells.
     pub kernel_memory: u64,
-    /// Numbers of network namespaces that are read, and that are not because there are too many.
-    pub namespaces: Option<(u64, u64)>,
+    /// Numbers of network namespaces.
+    pub namespaces: Option<NamespaceCounts>,
+}
+
+/// Numbers of network namespaces.
+#[derive(Clone, Copy, Debug)]
+pub struct NamespaceCounts {
+    /// Those that are read.
+    pub read: u64,
+    /// Those that are not, because there are too many.
+    pub left_out: u64,
+    /// Those that ended while no agent ran, so that their last counts are not known.
+    pub lost: u64,
 }
 
 /// Names and values of the labels that distinguish the series of a family.
@@ -297,17 +348,17 @@ pub struct Metric<T: 'static> {
 /// A reading with one value per node, encoded by a table of metrics.
 struct Table<T: 'static> {
     metrics: &'static [Metric<T>],
-    values: Column<T>,
+    values: Served<T>,
     /// Nodes for which nothing is served.
     except: Arc<HashSet<NodeId>>,
 }
 
-impl<T: Clone + Send + Sync> Table<T> {
+impl<T: Clone + Default + Send + Sync> Table<T> {
     /// Makes the reading of a source with these values.
     fn reading(metrics: &'static [Metric<T>], values: &Column<T>) -> Box<dyn Reading> {
         Box::new(Self {
             metrics,
-            values: values.clone(),
+            values: values.clone().into(),
             except: Arc::default(),
         })
     }
@@ -315,28 +366,32 @@ impl<T: Clone + Send + Sync> Table<T> {
     /// The same, without some nodes.
     fn reading_except(
         metrics: &'static [Metric<T>],
-        values: &Column<T>,
+        values: Served<T>,
         except: &Arc<HashSet<NodeId>>,
     ) -> Box<dyn Reading> {
         Box::new(Self {
             metrics,
-            values: values.clone(),
+            values,
             except: Arc::clone(except),
         })
     }
 }
 
-impl<T: Send + Sync> Reading for Table<T> {
+impl<T: Clone + Send + Sync> Reading for Table<T> {
     /// Gauges of removed cgroups are left out.
     fn encode(&self, nodes: &Nodes, out: &mut dyn Encoder) {
-        let of_node = |(number, node): (NodeId, _)| Some((node, self.values.get(number)?));
         let served = |&(number, _): &(NodeId, _)| !self.except.contains(&number);
         let nodes = nodes.exported().filter(served);
-        let nodes: Vec<(&Node, &T)> = nodes.filter_map(of_node).collect();
+        self.values.with_each(nodes, |nodes| self.write(nodes, out));
+    }
+}
+
+impl<T> Table<T> {
+    fn write(&self, nodes: &[(NodeId, &Node, &T)], out: &mut dyn Encoder) {
         for metric in self.metrics {
             out.family(&metric.family);
             let own = metric.samples.labels();
-            for (node, value) in &nodes {
+            for &(_, node, value) in nodes {
                 if node.serves(metric.family.kind) {
                     metric.samples.write(&node.labels, &own, value, out);
                 }

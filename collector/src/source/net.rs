@@ -18,6 +18,8 @@ use crate::{
 };
 
 impl Words for Traffic {
+    const SHAPE: u64 = <(u64, u64)>::SHAPE;
+
     fn put(&self, words: &mut Vec<u64>) {
         (self.bytes, self.packets).put(words);
     }

@@ -18,7 +18,7 @@ mod owners;
 mod shares;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -29,8 +29,8 @@ use open::{Open, Remembered, Room};
 use owners::{Owner, Owners, Search};
 
 use super::{
-    Change, Inputs, Reading, Registration, Source, SourceReport,
-    values::{Column, PerNode, Words},
+    Change, Inputs, NamespaceCounts, Partly, Reading, Registration, Source, SourceReport,
+    values::{Column, PerNode, Words, digest},
 };
 use crate::{
     cgroup::{NodeId, Nodes, ROOT, Tree},
@@ -163,6 +163,8 @@ pub const SOURCE: Registration = Registration {
             looked: Instant::now(),
             open: HashMap::new(),
             closed: Remembered::default(),
+            before: HashSet::new(),
+            lost: 0,
             by_node: HashMap::new(),
             rows: Column::default(),
             room: Room::default(),
@@ -205,6 +207,10 @@ struct Netdev {
     /// Open namespaces, by cookie.
     open: HashMap<u64, Open>,
     closed: Remembered,
+    /// Cookies of the namespaces that an earlier agent had open, until this one has looked for them.
+    before: HashSet<u64>,
+    /// Number of those that ended while no agent ran.
+    lost: u64,
     /// Cookies of the namespaces that were read for each node.
     by_node: HashMap<NodeId, Vec<u64>>,
     /// Rows by node.
@@ -261,7 +267,9 @@ impl Netdev {
         let host = self.namespaces.host();
         let mut wanted = HashMap::new();
         let mut owned = Vec::new();
+        let mut there = HashSet::from_iter(host);
         for namespace in self.owners.settle(&search, tree) {
+            there.insert(namespace.cookie);
             if let Some(owner) = &namespace.owner
                 && Some(namespace.cookie) != host
             {
@@ -292,6 +300,10 @@ impl Netdev {
         }
         let room = self.most_open();
         let mut left_out = search.missed();
+        if left_out == 0 {
+            let before = std::mem::take(&mut self.before);
+            self.lost += before.difference(&there).count() as u64;
+        }
         if wanted.len() > room {
             let order = shares::in_turn(&owned, tree);
             let chosen = room - (wanted.len() - owned.len()).min(room);
@@ -441,10 +453,31 @@ impl Source for Netdev {
         }
     }
 
+    /// Rows alone: the last counts of a removed cgroup's namespaces were read.
+    fn save_end(&mut self, node: NodeId, each: &mut dyn FnMut(&[u64])) {
+        let Some(rows) = self.rows.get(node) else {
+            return;
+        };
+        let mut words = Vec::new();
+        rows.put(&mut words);
+        0_u64.put(&mut words);
+        each(&words);
+    }
+
+    /// All totals are the agent's own, so an agent with other maps takes the same.
+    fn save_totals(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        self.save(nodes, each);
+    }
+
+    fn shape(&mut self) -> u64 {
+        digest(InterfaceRows::SHAPE, Vec::<(u64, Interfaces)>::SHAPE)
+    }
+
     /// A namespace that is still there goes on when it is opened. Of others the totals stay.
     fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
         *Self::rows(&mut self.rows, node) = Words::take(words)?;
         for (cookie, devices) in Vec::<(u64, Interfaces)>::take(words)? {
+            self.before.insert(cookie);
             self.closed.put(cookie, devices);
         }
         Some(())
@@ -463,9 +496,15 @@ impl Source for Netdev {
                 broken.push(cookie);
             }
         }
-        for open in self.open.values() {
-            let rows = Self::rows(&mut self.rows, open.node);
-            open.devices.show(rows);
+        for (cookie, open) in &self.open {
+            if broken.contains(cookie) {
+                open.devices.hide(Self::rows(&mut self.rows, open.node));
+            }
+        }
+        for (cookie, open) in &self.open {
+            if !broken.contains(cookie) {
+                open.devices.show(Self::rows(&mut self.rows, open.node));
+            }
         }
         self.by_node.clear();
         for (&cookie, open) in &self.open {
@@ -484,7 +523,10 @@ impl Source for Netdev {
         let all = problems.len();
         match problems.into_iter().next() {
             None => Ok(()),
-            Some(first) => Err(first.context(format!("{all} network namespaces are not counted"))),
+            Some(first) => {
+                let why = format!("{all} network namespaces are not counted: {first:#}");
+                Err(Partly(why).into())
+            }
         }
     }
 
@@ -522,7 +564,11 @@ impl Source for Netdev {
 
     fn report(&self) -> SourceReport {
         SourceReport {
-            namespaces: Some((self.open.len() as u64, self.left_out)),
+            namespaces: Some(NamespaceCounts {
+                read: self.open.len() as u64,
+                left_out: self.left_out,
+                lost: self.lost,
+            }),
             ..SourceReport::default()
         }
     }

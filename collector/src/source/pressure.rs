@@ -26,8 +26,14 @@ pub struct Stalls(Continued<[u64; PRESSURES]>);
 const RESOURCES: [&str; 3] = ["io", "memory", "cpu"];
 
 impl Retained for Stalls {
+    const SHAPE: u64 = <Continued<[u64; PRESSURES]> as Retained>::SHAPE;
+
     fn save(&self, words: &mut Vec<u64>) {
         self.0.save(words);
+    }
+
+    fn save_end(&self, words: &mut Vec<u64>) {
+        self.0.save_end(words);
     }
 
     fn restore(&mut self, words: &mut &[u64]) -> Option<()> {

@@ -3,17 +3,22 @@
 //! Programs: `sched_switch`, `cgroup_attach_task`, `in_flight`, `baseline` (collector-ebpf/src/sched.rs).
 //! Oracle: cpu.stat, /proc/PID/schedstat, /proc/PID/status (tests).
 
-use std::{collections::HashMap, iter::successors};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    iter::successors,
+};
 
 use collector_common::{histogram::BUCKETS, kept::Earlier, sched::SchedCell};
 
 use super::{
-    Change, Inputs, Metric, Part, Reading, Registration, Samples, Source, SourceReport,
+    Change, Inputs, Metric, Pair, Part, Partly, Reading, Registration, Samples, Source,
+    SourceReport,
     counters::CellCounters,
-    values::{PerNode, sums},
+    values::{PerNode, Words, sums},
 };
 use crate::{
-    cgroup::{NodeId, ROOT, Tree},
+    cgroup::{Node, NodeId, ROOT, Tree},
     exposition::{Family, Histogram, LOG2, MetricKind, Unit, Value},
     kernel::{cells::SlotMemory, map::Map, programs::Requirement},
 };
@@ -213,6 +218,7 @@ pub const SOURCE: Registration = Registration {
             remade: Vec::new(),
             joined: false,
             joining: false,
+            again: HashSet::new(),
         }))
     },
 };
@@ -233,35 +239,53 @@ struct Sched {
     joined: bool,
     /// Whether the last reading added it.
     joining: bool,
+    /// Nodes that have had an earlier cgroup.
+    again: HashSet<NodeId>,
 }
 
 impl Sched {
     /// Adds the CPU time before the first agent's start, as an earlier agent has noted it. What removed
     /// cgroups had used is their nearest living ancestor's.
     fn recall(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
-        self.joined = true;
         let (mut ids, mut entries) = (Vec::new(), Vec::new());
         if let Some(earlier) = &self.earlier {
             earlier.read_all(&mut ids, &mut entries)?;
         }
+        self.joined = true;
         self.entries = ids.into_iter().zip(entries).collect();
         let mut own = vec![0; inputs.tree.capacity()];
         for (&id, entry) in &self.entries {
             let above = |id: &u64| Some(self.entries.get(id)?.parent);
             let mut lineage = successors(Some(id), above).take(self.entries.len() + 1);
-            let node = lineage.find_map(|id| inputs.tree.living(id));
-            own[node.unwrap_or(ROOT)] += entry.run_ns;
+            let node = lineage.find_map(|id| inputs.tree.of_path(id));
+            let node = node.unwrap_or(ROOT);
+            own[node] += entry.run_ns;
+            let is_earlier = inputs.tree.of_path(id) == Some(node)
+                && inputs.tree.node(node).is_some_and(|node| node.id != id);
+            if is_earlier && entry.run_ns > 0 {
+                self.again.insert(node);
+            }
         }
         self.set_earlier(own, inputs.tree);
+        // Paths that were made again while no agent ran.
+        for (id, number) in inputs.tree.aliases() {
+            if self.entries.contains_key(&id) && !self.ids.contains_key(&number) {
+                self.ids.insert(number, id);
+                self.remade.push(number);
+            }
+        }
         self.counters.collect(inputs)
     }
 
-    /// Adds the CPU time before this agent's start, from the kernel statistics.
+    /// Adds the CPU time before this agent's start, from the kernel statistics. If these can't be read now,
+    /// the next reading does it.
     fn join(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
-        self.joined = true;
-        let (tree, Some(statistics)) = (inputs.tree, inputs.statistics) else {
+        if inputs.statistics.is_none() {
+            self.joined = true;
             return Ok(());
-        };
+        }
+        let (tree, statistics) = (inputs.tree, inputs.statistics()?);
+        self.joined = true;
         let mut own = vec![0; tree.capacity()];
         for (number, _) in tree.iter() {
             let used = if number == ROOT {
@@ -271,6 +295,9 @@ impl Sched {
                 record.map_or(0, |record| record.usage_ns)
             };
             let counted = self.counters.total(number).map_or(0, |total| total.run_ns);
+            // Of earlier cgroups of the path, which are in no value of the kernel's.
+            let last = self.counters.last(number);
+            let counted = counted - last.map_or(0, |last| last.run_ns);
             own[number] = used.saturating_sub(counted);
         }
         // The kernel's values contain those of the descendants. Parents come first, so a child's
@@ -294,7 +321,9 @@ impl Sched {
 
     fn set_earlier(&mut self, own: Vec<u64>, tree: &Tree) {
         for (number, ns) in own.into_iter().enumerate() {
-            self.counters.summed().retained(number).earlier_ns = ns;
+            if ns > 0 || self.counters.summed().retains(number) {
+                self.counters.summed().retained(number).earlier_ns = ns;
+            }
         }
         let noted = tree
             .iter()
@@ -368,11 +397,36 @@ impl Source for Sched {
         self.counters.cells()
     }
 
+    /// Without the CPU time of cgroups that live: the next agent has it from the kernel.
+    fn save_totals(&mut self, nodes: &[NodeId], each: &mut dyn FnMut(NodeId, &[u64])) {
+        let mut words = Vec::new();
+        for &node in nodes {
+            let Some(total) = self.counters.total(node).map(Cow::into_owned) else {
+                continue;
+            };
+            let last = self.counters.last(node).unwrap_or_default();
+            let total = Scheduling {
+                run_ns: last.run_ns,
+                earlier_ns: last.earlier_ns,
+                ..total
+            };
+            words.clear();
+            Some(total).put(&mut words);
+            each(node, &words);
+        }
+    }
+
     fn collect(&mut self, inputs: &Inputs<'_>) -> anyhow::Result<()> {
         self.counters.collect(inputs)?;
         self.joining = !self.joined;
         if self.joined {
-            return Ok(self.follow(inputs.tree)?);
+            let followed = self.follow(inputs.tree);
+            return followed.map_err(|error| {
+                Partly(format!(
+                    "noting for the next agent what cgroups had used: {error}"
+                ))
+                .into()
+            });
         }
         if self.continues {
             return self.recall(inputs);
@@ -387,13 +441,48 @@ impl Source for Sched {
             self.joined = false;
         }
         match *change {
-            Change::Made { node, again: true } if self.ids.contains_key(&node) => {
-                self.remade.push(node);
+            Change::Made { node, again: true } => {
+                self.again.insert(node);
+                if self.ids.contains_key(&node) {
+                    self.remade.push(node);
+                }
             }
-            Change::Reaped { node, .. } => drop(self.ids.remove(&node)),
+            Change::Reaped { node, .. } => {
+                self.again.remove(&node);
+                self.ids.remove(&node);
+            }
             _ => {}
         }
         self.counters.change(change);
+    }
+
+    /// CPU time. Not that of the root, which the kernel adds up from its CPUs in another way, nor of cgroups
+    /// that count in an ancestor, nor where the time before the agent is an earlier cgroup's of the path.
+    fn pairs(&self, inputs: &Inputs<'_>) -> Option<Vec<Pair>> {
+        let statistics = inputs.statistics().ok()?;
+        if !self.joined || self.joining {
+            return None;
+        }
+        let pair = |(node, of): (NodeId, &Node)| {
+            if node == ROOT || of.died.is_some() || inputs.without_slot.contains(&node) {
+                return None;
+            }
+            let record = statistics.part(node, Part::Time)?;
+            let total = self.counters.total(node).map(Cow::into_owned);
+            let (total, last) = (total.unwrap_or_default(), self.counters.last(node));
+            // What is served of earlier cgroups is in no value of the kernel's.
+            let last = last.unwrap_or_default();
+            let earlier = total.earlier_ns.saturating_sub(last.earlier_ns);
+            if record.id != of.id || earlier > 0 && self.again.contains(&node) {
+                return None;
+            }
+            Some(Pair {
+                node,
+                counted: (earlier + total.run_ns).saturating_sub(last.run_ns),
+                kernel: record.usage_ns,
+            })
+        };
+        Some(inputs.tree.iter().filter_map(pair).collect())
     }
 
     fn report(&self) -> SourceReport {

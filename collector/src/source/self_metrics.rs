@@ -5,7 +5,10 @@ use std::time::Duration;
 use collector_common::stat::Stat;
 use prometheus::{Registry, process_collector::ProcessCollector, proto};
 
-use super::runtimes::{self, RuntimesReport};
+use super::{
+    NamespaceCounts,
+    runtimes::{self, RuntimesReport},
+};
 use crate::{
     exposition::{
         Encoder, Family, Format, LabelSet, Labels, MetricKind, Unit, Value, encode_registry,
@@ -22,8 +25,8 @@ pub struct Report {
     pub errors: Vec<(&'static str, u64)>,
     /// Whether every source could be read.
     pub complete: bool,
-    /// Counters of the kernel side.
-    pub stats: KernelStats,
+    /// Counters of the kernel side, if they could be read.
+    pub stats: Option<KernelStats>,
     /// Runs of programs that are derived from a source's values.
     pub runs: Vec<(&'static str, u64)>,
     /// Run statistics of each program, from the kernel.
@@ -34,12 +37,16 @@ pub struct Report {
     pub suppressed: usize,
     /// Removed cgroups that counted in their parents before any scrape had shown them.
     pub unreported: u64,
-    /// Numbers of network namespaces that are read, and that are not because there are too many.
-    pub namespaces: Option<(u64, u64)>,
+    /// Number of cgroups whose CPU time was not the kernel's when that was last compared.
+    pub unequal: Option<u64>,
+    /// Numbers of network namespaces.
+    pub namespaces: Option<NamespaceCounts>,
     /// The container runtimes that are followed.
     pub runtimes: RuntimesReport,
     /// Numbers of used, free and quarantined slots.
     pub slots: (usize, usize, usize),
+    /// Cgroups that got no slot.
+    pub without_slot: WithoutSlot,
     /// Kernel memory of maps, bytes.
     pub kernel_memory: u64,
     /// Duration of each stage of taking the frame.
@@ -52,6 +59,15 @@ pub struct Report {
     pub encodings: EncodingReport,
     /// Metrics of the `prometheus` crate's registry.
     pub registry: Vec<proto::MetricFamily>,
+}
+
+/// Cgroups that got no slot.
+#[derive(Clone, Debug, Default)]
+pub struct WithoutSlot {
+    /// Their number.
+    pub cgroups: usize,
+    /// Parents that have most of them, most first, with the number of these.
+    pub parents: Vec<(String, usize)>,
 }
 
 /// Number and duration of encodings.
@@ -95,7 +111,7 @@ const SOURCE_ERRORS: Family = Family {
     labels: &["source"],
     ..family(
         "cgmeter_source_errors_total",
-        "Failed readings of a source.",
+        "Failed readings of a source. What could not be read has no series until it can be read again.",
         MetricKind::Counter,
     )
 };
@@ -151,6 +167,11 @@ const CGROUPS_UNREPORTED: Family = family(
     "Removed cgroups that no scrape has shown, because more came and went between two scrapes than --cgroup.dead-max; they count in their parents.",
     MetricKind::Counter,
 );
+const CGROUPS_UNEQUAL: Family = family(
+    "cgmeter_cgroups_unequal",
+    "Cgroups whose CPU time differed from the kernel's by more than 0.1 % and 2 ms a CPU when that was last compared: after events were lost. The log names the worst.",
+    MetricKind::Gauge,
+);
 const NAMESPACES: Family = Family {
     labels: &["state"],
     ..family(
@@ -159,11 +180,24 @@ const NAMESPACES: Family = Family {
         MetricKind::Gauge,
     )
 };
+const LOST_NAMESPACES: Family = family(
+    "cgmeter_lost_network_namespaces_total",
+    "Network namespaces that ended while no agent ran: what their interfaces had counted since the last scrape is not known.",
+    MetricKind::Counter,
+);
 const SLOTS: Family = Family {
     labels: &["state"],
     ..family(
         "cgmeter_slots",
         "Slots of cgroups by state (used, free, quarantined).",
+        MetricKind::Gauge,
+    )
+};
+const WITHOUT_SLOT: Family = Family {
+    labels: &["parent"],
+    ..family(
+        "cgmeter_cgroups_without_slot",
+        "Cgroups that got no slot: what cgmeter counts itself of them is in their ancestors' series alone; see --cgroup.max. By the parents that have most of them; those of all others have an empty parent.",
         MetricKind::Gauge,
     )
 };
@@ -233,7 +267,7 @@ const LOG_LINES_LOST: Family = family(
 );
 const SCRAPE_ERROR: Family = family(
     "container_scrape_error",
-    "1 if a source could not be read for the last snapshot, else 0.",
+    "1 if a source could not be read for the last snapshot, else 0. Which one is in cgmeter_source_errors_total.",
     MetricKind::Gauge,
 );
 
@@ -249,8 +283,11 @@ pub const FAMILIES: &[&Family] = &[
     &CGROUPS,
     &CGROUPS_SUPPRESSED,
     &CGROUPS_UNREPORTED,
+    &CGROUPS_UNEQUAL,
     &NAMESPACES,
+    &LOST_NAMESPACES,
     &SLOTS,
+    &WITHOUT_SLOT,
     &OVERFLOW_EVENTS,
     &LOST_EVENTS,
     &LOST_RECORDS,
@@ -339,9 +376,10 @@ impl Report {
             ("tcp_receive_reset", Stat::ResetsReceived),
             ("kfree_skb", Stat::Drops),
         ];
-        let own = own
-            .iter()
-            .map(|&(program, stat)| (program, report.stats.get(stat)));
+        let own = report.stats.iter().flat_map(|stats| {
+            let count = |&(program, stat)| (program, stats.get(stat));
+            own.iter().map(count)
+        });
         for (program, runs) in report.runs.iter().copied().chain(own) {
             out.sample(
                 Labels::new(none, &[("program", program)]),
@@ -388,11 +426,22 @@ impl Report {
         out.sample(Labels::new(none, &[]), count(report.suppressed));
         out.family(&CGROUPS_UNREPORTED);
         out.sample(Labels::new(none, &[]), Value::Count(report.unreported));
-        if let Some((read, left_out)) = report.namespaces {
+        if let Some(unequal) = report.unequal {
+            out.family(&CGROUPS_UNEQUAL);
+            out.sample(Labels::new(none, &[]), Value::Count(unequal));
+        }
+        if let Some(namespaces) = report.namespaces {
+            let NamespaceCounts {
+                read,
+                left_out,
+                lost,
+            } = namespaces;
             out.family(&NAMESPACES);
             for (state, number) in [("read", read), ("left_out", left_out)] {
                 out.sample(Labels::new(none, &[("state", state)]), Value::Count(number));
             }
+            out.family(&LOST_NAMESPACES);
+            out.sample(Labels::new(none, &[]), Value::Count(lost));
         }
         out.family(&SLOTS);
         out.sample(
@@ -407,15 +456,27 @@ impl Report {
             Labels::new(none, &[("state", "quarantined")]),
             count(report.slots.2),
         );
+        out.family(&WITHOUT_SLOT);
+        let WithoutSlot { cgroups, parents } = &report.without_slot;
+        let named: usize = parents.iter().map(|(_, children)| children).sum();
+        let others = [(String::new(), cgroups.saturating_sub(named))];
+        for (parent, children) in parents.iter().chain(&others) {
+            out.sample(Labels::new(none, &[("parent", parent)]), count(*children));
+        }
+        if let Some(stats) = &report.stats {
+            let overflow = stats.get(Stat::Overflow) + stats.get(Stat::Borrowed);
+            for (family, value) in [
+                (&OVERFLOW_EVENTS, overflow),
+                (&LOST_EVENTS, stats.get(Stat::LostEvents)),
+                (&LOST_RECORDS, stats.get(Stat::LostRecords)),
+                (&UNTRACKED_TASKS, stats.get(Stat::NoTaskStorage)),
+                (&UNTRACKED_SOCKETS, stats.get(Stat::NoSocketStorage)),
+            ] {
+                out.family(family);
+                out.sample(Labels::new(none, &[]), Value::Count(value));
+            }
+        }
         for (family, value) in [
-            (
-                &OVERFLOW_EVENTS,
-                report.stats.get(Stat::Overflow) + report.stats.get(Stat::Borrowed),
-            ),
-            (&LOST_EVENTS, report.stats.get(Stat::LostEvents)),
-            (&LOST_RECORDS, report.stats.get(Stat::LostRecords)),
-            (&UNTRACKED_TASKS, report.stats.get(Stat::NoTaskStorage)),
-            (&UNTRACKED_SOCKETS, report.stats.get(Stat::NoSocketStorage)),
             (&KERNEL_MEMORY, report.kernel_memory),
             (&LOG_LINES_LOST, report.log_lines_lost),
             (&SCRAPE_ERROR, u64::from(!report.complete)),

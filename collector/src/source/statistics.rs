@@ -70,6 +70,8 @@ pub struct V1Event {
     pub id: u64,
     /// The parent's id and the directory's name if it was created, `None` if it was removed.
     pub made: Option<(u64, Vec<u8>)>,
+    /// Its final record if it was removed and there is one.
+    pub record: Option<CgroupRecord>,
 }
 
 /// A mounted v1 hierarchy whose statistics are read.
@@ -353,10 +355,6 @@ impl CgroupStatistics {
     /// Applies an event of a v1 hierarchy. If a cgroup was removed whose path is in the tree,
     /// returns its node and final record.
     pub fn v1_event(&mut self, event: &V1Event, tree: &Tree) -> Option<(NodeId, CgroupRecord)> {
-        let removed = event.made.is_none();
-        let final_record = removed
-            .then(|| self.take_final_record(event.id, event.hierarchy))
-            .flatten();
         let v1 = self
             .v1
             .iter_mut()
@@ -368,13 +366,20 @@ impl CgroupStatistics {
             }
             None => {
                 let path = v1.paths.remove(event.id)?;
-                Some((tree.by_path(&path)?, final_record?))
+                Some((tree.by_path(&path)?, event.record?))
             }
         }
     }
 
-    /// Takes every final record out of the kernel's map, after events were lost that would have
-    /// said which cgroups have one. Paths of v1 cgroups are those that were known before the loss.
+    /// Paths of the v1 hierarchies' cgroups, with the hierarchies' numbers.
+    pub fn v1_paths(&mut self) -> impl Iterator<Item = (u32, &mut V1Paths)> {
+        self.v1
+            .iter_mut()
+            .map(|v1| (v1.mount.mount.hierarchy, &mut v1.paths))
+    }
+
+    /// Takes every final record out of the kernel's map: those of events that were lost. Paths of v1 cgroups
+    /// are those that were known before the loss.
     pub fn take_final_records(&mut self, tree: &Tree) -> FinalRecords {
         let (mut keys, mut found) = (Vec::new(), Vec::new());
         let mut records = FinalRecords::default();
@@ -414,15 +419,6 @@ impl CgroupStatistics {
                 v1.paths = V1Paths::new(found);
             }
         }
-    }
-
-    /// Takes the final record of a removed cgroup.
-    pub fn take_final_record(&self, id: u64, hierarchy: u32) -> Option<CgroupRecord> {
-        let key = FinalRecordKey {
-            cgroup: id,
-            hierarchy: u64::from(hierarchy),
-        };
-        self.final_records.take(&key).ok()
     }
 
     /// Kernel memory of the buffers, bytes.

@@ -266,6 +266,8 @@ impl Retained for TaskNumbers {}
 struct First(Option<(u64, u64)>);
 
 impl Retained for First {
+    const SHAPE: u64 = Option::<(u64, u64)>::SHAPE;
+
     fn save(&self, words: &mut Vec<u64>) {
         self.0.put(words);
     }
@@ -322,7 +324,10 @@ impl Tasks {
         roll_up(tree, &mut numbers);
         if !sockets {
             for (number, _) in tree.iter() {
-                numbers[number].sockets = before.get(number).map_or(0, |before| before.sockets);
+                let sockets = before.get(number).map_or(0, |before| before.sockets);
+                if sockets > 0 || numbers.held_mut(number).is_some() {
+                    numbers[number].sockets = sockets;
+                }
             }
         }
     }
@@ -336,16 +341,22 @@ impl Tasks {
         }
         let mut first = self.first.places(tree.capacity());
         let mut column = self.numbers.places(tree.capacity());
-        for (number, node) in tree.iter() {
-            let numbers = &mut column[number];
+        // Gauges are served for living cgroups.
+        for (number, node) in tree.iter().filter(|(_, node)| node.died.is_none()) {
             let seen = first[number].0;
             let seen = seen.and_then(|(id, start)| (id == node.id).then_some(start));
-            let now = numbers.oldest.map(|oldest| oldest.start);
+            let now = column[number].oldest.map(|oldest| oldest.start);
             let start = seen.into_iter().chain(now).min();
-            first[number] = First(start.map(|start| (node.id, start)));
-            numbers.started = start
+            let known = start.map(|start| (node.id, start));
+            if first[number].0 != known {
+                first[number] = First(known);
+            }
+            let started = start
                 .map(|start| started(self.boot, start, node.created))
                 .or_else(|| nanos(node.container.as_ref()?.started?));
+            if column[number].started != started {
+                column[number].started = started;
+            }
         }
     }
 }
@@ -407,12 +418,23 @@ impl Source for Tasks {
     fn change(&mut self, change: &Change<'_>) {
         // The tasks of the cgroup that had the path before are not those of the present one.
         if let Change::Made { node, again: true } = *change {
-            *self.numbers.at(node) = TaskNumbers::default();
+            self.numbers.forget(node);
+        }
+        // Another cgroup may have the path by now.
+        if let Change::Removed { id, node, .. } = *change
+            && let Some(node) = node
+            && self
+                .first
+                .held(node)
+                .and_then(|first| first.0)
+                .is_some_and(|(of, _)| of == id)
+        {
+            self.first.forget(node);
         }
     }
 
     fn reading(&self) -> Box<dyn Reading> {
-        Table::reading_except(METRICS, &self.numbers, &self.without_slot)
+        Table::reading_except(METRICS, self.numbers.clone().into(), &self.without_slot)
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod column;
 mod continued;
+mod packed;
 mod summed;
 mod sums;
 mod things;
@@ -23,11 +24,12 @@ mod words;
 
 pub use column::{Column, Places};
 pub use continued::Continued;
-pub use summed::{Summed, roll_up};
+pub use packed::{pack, unpack};
+pub use summed::{Served, Summed, roll_up};
 pub(super) use sums::sums;
 pub use sums::{AddFrom, Summable};
 pub use things::Things;
-pub use words::{Retained, Words};
+pub use words::{Retained, Words, digest, digest_of};
 
 use crate::cgroup::NodeId;
 
@@ -39,6 +41,17 @@ pub trait PerNode {
     /// Appends what a living node keeps from what is gone, for the next agent: what the kernel side doesn't
     /// have. Zeros alone stand for nothing.
     fn save(&self, node: NodeId, words: &mut Vec<u64>);
+    /// The same of a removed node, whose values are all gone: what [`restore`](Self::restore) gives to a node
+    /// that has no cgroup, or to that of a later cgroup of the path.
+    fn save_end(&self, node: NodeId, words: &mut Vec<u64>) {
+        self.save(node, words);
+    }
+    /// The same for an agent that can't have the kernel side's values, because its maps are others.
+    fn save_total(&self, node: NodeId, words: &mut Vec<u64>) {
+        self.save(node, words);
+    }
+    /// Says what the words of a node are, see [`Words::SHAPE`].
+    fn shape(&self) -> u64;
     /// Takes what an earlier agent has saved of the node from the front of `words`. `None` if that is
     /// something else. Called before the first reading.
     fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()>;

@@ -41,7 +41,7 @@ pub(super) struct Handler {
     counters: Counters,
     clients: Arc<Clients>,
     scrapes: Scrapes,
-    /// Requests in progress.
+    /// Requests to the API in progress.
     requests: Semaphore,
     /// Requests to the API that have a thread.
     calls: Semaphore,
@@ -101,7 +101,7 @@ impl Handler {
             answer
         } else {
             match route {
-                "metrics" => self.scrape(&request).await,
+                "metrics" => self.scrape(&request, &client).await,
                 "index" => content("text/html; charset=utf-8", self.landing.clone()),
                 _ if path.starts_with(api::PREFIX) => self.call(&request).await,
                 "ready" => match self.served.metrics.ready() {
@@ -113,9 +113,8 @@ impl Handler {
             }
         };
         let length = answer.body().len();
-        if route == "metrics" && answer.status() == StatusCode::OK {
-            self.clients.sends_exposition(&client, answer.body());
-        } else if !self.clients.sends_other(&client, length) {
+        let is_noted = route == "metrics" && answer.status() == StatusCode::OK;
+        if !is_noted && !self.clients.sends_other(&client, length) {
             answer = busy("too many bytes are on their way to other clients");
             Clients::sends_refusal(&client, answer.body().len());
         }
@@ -123,11 +122,10 @@ impl Handler {
         answer.map(|body| Outgoing::new(body, client))
     }
 
-    async fn scrape(&self, request: &Request<Incoming>) -> Answer {
+    /// Answers a scrape, and notes that the client is sent an exposition. No scrape is refused: those
+    /// that wait share one exposition.
+    async fn scrape(&self, request: &Request<Incoming>, client: &Client) -> Answer {
         let format = Format::negotiate(accepted(request));
-        let Ok(_permit) = self.requests.try_acquire() else {
-            return self.too_many();
-        };
         let metrics = &self.served.metrics;
         let scrape = self.scrapes.exposition(format, metrics, &self.clients);
         let outcome = match ScrapeTimeout::of(request.headers()) {
@@ -142,7 +140,10 @@ impl Handler {
         };
         self.release_later();
         match outcome {
-            Ok(body) => content(format.content_type(), body),
+            Ok(made) => {
+                self.clients.sends_exposition(client, &made.body);
+                content(format.content_type(), made.body.clone())
+            }
             Err(message) => error(StatusCode::INTERNAL_SERVER_ERROR, &message),
         }
     }
@@ -193,7 +194,7 @@ impl Handler {
         self.blocking(work).await
     }
 
-    /// Runs blocking work, unless the limit of concurrent requests is reached.
+    /// Runs blocking work for the API, unless the limit of concurrent requests is reached.
     async fn blocking(&self, work: impl FnOnce(&Served) -> Answer + Send + 'static) -> Answer {
         let Ok(_permit) = self.requests.try_acquire() else {
             return self.too_many();
@@ -212,11 +213,14 @@ impl Handler {
 
     fn too_many(&self) -> Answer {
         busy(&format!(
-            "{} requests are already in progress",
+            "{} requests to the API are already in progress",
             self.options.max_requests
         ))
     }
 }
+
+/// Where the kubelet has cAdvisor's metrics: jobs that scrape it need no other path.
+const CADVISOR_PATH: &str = "/metrics/cadvisor";
 
 /// Name of the page at a path that is not configurable, outside the API.
 fn fixed_route(path: &str) -> Option<&'static str> {
@@ -224,13 +228,14 @@ fn fixed_route(path: &str) -> Option<&'static str> {
         "/" => Some("index"),
         "/-/healthy" => Some("healthy"),
         "/-/ready" => Some("ready"),
+        CADVISOR_PATH => Some("metrics"),
         _ => None,
     }
 }
 
 /// Whether the metrics page at this path would hide another page.
 pub fn is_reserved(path: &str) -> bool {
-    path.starts_with(api::PREFIX) || fixed_route(path).is_some()
+    path.starts_with(api::PREFIX) || fixed_route(path).is_some_and(|route| route != "metrics")
 }
 
 /// The `Accept` header.

@@ -30,11 +30,13 @@ use super::{Counters, cut::Cut};
 use crate::{exposition::Body, kernel};
 
 /// Time without progress after which a client may be cut off in favour of another one.
-const STALLED: Duration = Duration::from_millis(250);
-/// Time without progress after which an exposition may be given up in favour of another one.
-const PAUSE: Duration = Duration::from_millis(500);
-/// How long a scrape waits for that at most.
-const PATIENCE: Duration = Duration::from_secs(1);
+const STALLED: Duration = Duration::from_millis(500);
+/// The same for a client that has read nothing of its answer, although it is there.
+const UNREAD: Duration = Duration::from_millis(200);
+/// How long a scrape waits at most until one of three expositions may be given up.
+const PATIENCE: Duration = STALLED;
+/// How long it waits for the memory of one that was given up.
+const LEAVING: Duration = Duration::from_millis(100);
 /// Bytes of the send buffer of a socket that an exposition is sent to, as long as few sockets have
 /// one. With the usual buffer the server and the client wake each other more often.
 pub(super) const WIDE_BUFFER: i32 = 256 << 10;
@@ -54,6 +56,9 @@ pub struct Limits {
     /// Time without progress after which a client's exposition counts as one of those. A client on a
     /// poor link pauses for less.
     pub older_stall: Duration,
+    /// Age up to which an exposition that is in memory is sent again while there are as many
+    /// connections or expositions as there may be.
+    pub reuse: Duration,
     /// Bytes of other answers on their way to clients.
     pub other_bytes: usize,
     /// Sockets with a wide send buffer. More than there are scrapers.
@@ -73,6 +78,7 @@ impl Limits {
             expositions: 3,
             older_bytes: 8 << 20,
             older_stall: Duration::from_secs(3),
+            reuse: Duration::from_millis(500),
             other_bytes: 16 << 20,
             wide_buffers: 16,
             stall: Duration::from_secs(10),
@@ -99,8 +105,68 @@ pub(super) struct Clients {
 struct Connected {
     clients: BTreeMap<u64, Arc<Client>>,
     next: u64,
-    /// Expositions that are being made.
-    coming: usize,
+    /// Expositions that are being made, and those that are being handed over to clients.
+    coming: BTreeMap<u64, Option<Body>>,
+}
+
+/// An exposition in memory.
+struct Live<'a> {
+    body: Body,
+    /// Those that are not cut off yet.
+    clients: Vec<&'a Arc<Client>>,
+    /// Whether more clients may get it.
+    is_coming: bool,
+    /// When a client last took bytes of it.
+    progress: Instant,
+    /// From when on it may be given up.
+    yields: Instant,
+}
+
+impl Connected {
+    /// The expositions in memory. Those of clients that are cut off are there until their tasks end.
+    fn live(&self, now: Instant) -> Vec<Live<'_>> {
+        let mut all: Vec<Live<'_>> = Vec::new();
+        let find = |all: &mut Vec<_>, body: Body| {
+            let same = |live: &Live<'_>| live.body.is_same(&body);
+            all.iter().position(same).unwrap_or_else(|| {
+                all.push(Live {
+                    body,
+                    clients: Vec::new(),
+                    is_coming: false,
+                    progress: now,
+                    yields: now,
+                });
+                all.len() - 1
+            })
+        };
+        for client in self.clients.values() {
+            let Some(body) = client.exposition() else {
+                continue;
+            };
+            let at = find(&mut all, body);
+            if client.is_cut() {
+                continue;
+            }
+            let (progress, yields) = client.yields(now);
+            let live = &mut all[at];
+            if live.clients.is_empty() {
+                (live.progress, live.yields) = (progress, yields);
+            }
+            live.progress = live.progress.max(progress);
+            live.yields = live.yields.max(yields);
+            live.clients.push(client);
+        }
+        for body in self.coming.values().flatten() {
+            let at = find(&mut all, body.clone());
+            all[at].is_coming = true;
+        }
+        all
+    }
+
+    /// Number of expositions that are not in memory yet.
+    fn unmade(&self) -> usize {
+        self.coming.values().filter(|body| body.is_none()).count()
+    }
 }
 
 /// The place of a connection. It is free again when this is dropped.
@@ -117,12 +183,24 @@ impl Drop for Place {
     }
 }
 
-/// An exposition that is being made.
-pub(super) struct Coming<'a>(&'a Clients);
+/// An exposition that is being made, and then handed over to clients.
+#[derive(Debug)]
+pub(super) struct Coming {
+    clients: Arc<Clients>,
+    number: u64,
+}
 
-impl Drop for Coming<'_> {
+impl Coming {
+    /// Notes that it is in memory.
+    pub(super) fn made(&self, body: &Body) {
+        let mut connected = lock(&self.clients.connected);
+        connected.coming.insert(self.number, Some(body.clone()));
+    }
+}
+
+impl Drop for Coming {
     fn drop(&mut self) {
-        lock(&self.0.connected).coming -= 1;
+        lock(&self.clients.connected).coming.remove(&self.number);
     }
 }
 
@@ -181,27 +259,38 @@ impl Clients {
     /// Cuts a client off, and counts it.
     pub(super) fn cut(&self, client: &Client, why: Cut) {
         if client.cut(why) {
-            if why != Cut::Place {
+            if client.exposition().is_some() || client.other_bytes().is_some() {
                 self.has_cut.store(true, Relaxed);
             }
             self.counters.cut(why);
         }
     }
 
+    /// Whether there are as many connections, or expositions on their way, as there may be.
+    pub(super) fn is_crowded(&self) -> bool {
+        let now = Instant::now();
+        self.places.available_permits() == 0
+            || lock(&self.connected).live(now).len() >= self.limits.expositions
+    }
+
     /// Makes room for an exposition that is about to be made. As long as there are too many on
     /// their way, the clients of one are cut off: of the one of which no client has taken a byte
-    /// for the longest time. Blocks while that is so short that the client may be reading.
-    pub(super) fn expect(&self) -> Coming<'_> {
-        lock(&self.connected).coming += 1;
-        let coming = Coming(self);
+    /// for the longest time. Blocks while that is so short that the client may be reading, and until
+    /// the memory is free.
+    pub(super) fn expect(self: &Arc<Self>) -> Coming {
+        let coming = {
+            let mut connected = lock(&self.connected);
+            let number = connected.next;
+            connected.next += 1;
+            connected.coming.insert(number, None);
+            Coming {
+                clients: Arc::clone(self),
+                number,
+            }
+        };
         let begin = Instant::now();
-        while !self.make_room(begin.elapsed() >= PATIENCE) {
+        while !self.make_room(begin.elapsed() >= PATIENCE) && begin.elapsed() < PATIENCE + LEAVING {
             std::thread::sleep(RECHECK);
-        }
-        if self.has_cut.load(Relaxed) {
-            // Their tasks end meanwhile.
-            std::thread::sleep(RECHECK);
-            self.release_memory();
         }
         coming
     }
@@ -214,49 +303,37 @@ impl Clients {
         }
     }
 
-    /// Makes room for the expositions that are coming, if `now_or_never` even at the cost of a
-    /// client that may be reading. Whether there is room.
-    fn make_room(&self, now_or_never: bool) -> bool {
+    /// Cuts clients off so that there is room for the expositions that are coming, if `forced` even
+    /// some that may be reading. Whether there is room already.
+    fn make_room(&self, forced: bool) -> bool {
         let now = Instant::now();
         let connected = lock(&self.connected);
-        let mut live: Vec<(Body, Instant, Vec<&Arc<Client>>)> = Vec::new();
-        for client in connected.clients.values().filter(|c| !c.is_cut()) {
-            let Some(body) = client.exposition() else {
-                continue;
-            };
-            let progress = client.progress(now);
-            match live.iter_mut().find(|(other, ..)| other.is_same(&body)) {
-                Some((_, last, clients)) => {
-                    *last = progress.max(*last);
-                    clients.push(client);
-                }
-                None => live.push((body, progress, vec![client])),
-            }
-        }
-        live.sort_by_key(|(_, progress, _)| *progress);
-        let room = self.limits.expositions.saturating_sub(connected.coming);
-        let excess = live.len().saturating_sub(room);
-        let mut bytes: usize = live.iter().map(|(body, ..)| body.len()).sum();
-        for (at, (body, progress, clients)) in live.iter().enumerate() {
-            let too_many = at < excess;
-            let too_large = at + 1 < live.len() && bytes > self.limits.older_bytes;
+        let mut all = connected.live(now);
+        let room = (self.limits.expositions).saturating_sub(connected.unmade());
+        let is_room = all.len() <= room;
+        let leaving = |live: &&Live<'_>| live.clients.is_empty() && !live.is_coming;
+        let leaving = all.iter().filter(leaving).count();
+        let mut excess = all.len().saturating_sub(room + leaving);
+        all.retain(|live| !live.clients.is_empty() && !live.is_coming);
+        all.sort_by_key(|live| live.yields);
+        let mut count = all.len();
+        let mut bytes: usize = all.iter().map(|live| live.body.len()).sum();
+        for live in all {
+            let too_many = excess > 0 && (forced || live.yields <= now);
+            let too_large = count > 1
+                && bytes > self.limits.older_bytes
+                && now.saturating_duration_since(live.progress) >= self.limits.older_stall;
             if !too_many && !too_large {
-                break;
+                continue;
             }
-            let pause = now.saturating_duration_since(*progress);
-            if too_many && pause < PAUSE && !now_or_never {
-                return false;
-            }
-            // Those that follow have paused for less.
-            if !too_many && pause < self.limits.older_stall {
-                break;
-            }
-            for client in clients {
+            for client in live.clients {
                 self.cut(client, Cut::Superseded);
             }
-            bytes -= body.len();
+            excess = excess.saturating_sub(1);
+            count -= 1;
+            bytes -= live.body.len();
         }
-        true
+        is_room
     }
 
     /// Notes that a client is sent an exposition.
@@ -278,10 +355,10 @@ impl Clients {
         if sum + bytes > self.limits.other_bytes {
             let mut stalled: Vec<_> = others
                 .iter()
-                .map(|(other, bytes)| (other.progress(now), other, bytes))
-                .filter(|(progress, ..)| now.saturating_duration_since(*progress) >= STALLED)
+                .map(|(other, bytes)| (other.yields(now).1, other, bytes))
+                .filter(|(yields, ..)| *yields <= now)
                 .collect();
-            stalled.sort_by_key(|(progress, ..)| *progress);
+            stalled.sort_by_key(|(yields, ..)| *yields);
             for (_, other, freed) in stalled {
                 if sum + bytes <= self.limits.other_bytes {
                     break;

@@ -3,21 +3,43 @@
 //! Invariant: each format has one queue, which one thread works off. The thread takes all that wait
 //! at once, and they share one exposition. Its frame is taken, or found young enough, after all of
 //! them have arrived. So the number of threads does not depend on the number of scrapes.
+//!
+//! While the server is [crowded](Clients::is_crowded), scrapes get the latest exposition instead if
+//! it is younger than [`Limits::reuse`](super::Limits::reuse) and still in memory.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
 use super::{
     Metrics,
-    clients::{Clients, lock},
+    clients::{Clients, Coming, lock},
 };
-use crate::exposition::{Body, Format};
+use crate::exposition::{Body, Format, WeakBody};
 
-type Outcome = Result<Body, String>;
+/// An exposition for a client.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) body: Body,
+    /// Kept until the client is noted as one that is sent the body. Until then the body counts as
+    /// coming.
+    _coming: Option<Arc<Coming>>,
+}
+
+impl From<Body> for Made {
+    fn from(body: Body) -> Self {
+        Self {
+            body,
+            _coming: None,
+        }
+    }
+}
+
+type Outcome = Result<Made, String>;
 
 /// The scrapes that wait for one format.
 #[derive(Debug, Default)]
@@ -25,6 +47,16 @@ struct Queue {
     waiting: Vec<oneshot::Sender<Outcome>>,
     /// Whether a thread works off the queue.
     at_work: bool,
+    /// The latest exposition, and when it was asked for.
+    latest: Option<(Instant, WeakBody)>,
+}
+
+impl Queue {
+    /// The latest exposition, if it is in memory and not older than this.
+    fn latest(&self, age: Duration) -> Option<Body> {
+        let (asked, body) = self.latest.as_ref()?;
+        body.upgrade().filter(|_| asked.elapsed() < age)
+    }
 }
 
 /// The queues of all formats.
@@ -46,9 +78,14 @@ impl Scrapes {
         clients: &Arc<Clients>,
     ) -> Outcome {
         if let Some(body) = metrics.at_hand(format) {
-            return Ok(body);
+            return Ok(body.into());
         }
         let queue = &self.queues[format as usize];
+        // First whether there is one: it is what takes less time.
+        let latest = lock(queue).latest(clients.limits.reuse);
+        if let Some(body) = latest.filter(|_| clients.is_crowded()) {
+            return Ok(body.into());
+        }
         let (answer, answered) = oneshot::channel();
         let idle = {
             let mut queue = lock(queue);
@@ -69,7 +106,7 @@ fn failed() -> String {
 }
 
 /// Serves a queue until nobody waits.
-fn work_off(queue: &Mutex<Queue>, format: Format, metrics: &dyn Metrics, clients: &Clients) {
+fn work_off(queue: &Mutex<Queue>, format: Format, metrics: &dyn Metrics, clients: &Arc<Clients>) {
     while is_wanted(queue) {
         let coming = match metrics.at_hand(format) {
             Some(_) => None,
@@ -77,12 +114,21 @@ fn work_off(queue: &Mutex<Queue>, format: Format, metrics: &dyn Metrics, clients
             None => Some(clients.expect()),
         };
         let waiting = std::mem::take(&mut lock(queue).waiting);
+        let asked = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| metrics.scrape(format)));
-        let outcome = outcome.unwrap_or_else(|_| Err(failed()));
+        let outcome = outcome.unwrap_or_else(|_| Err(failed())).map(|body| {
+            lock(queue).latest = Some((asked, body.downgrade()));
+            if let Some(coming) = &coming {
+                coming.made(&body);
+            }
+            Made {
+                body,
+                _coming: coming.map(Arc::new),
+            }
+        });
         for answer in waiting {
             let _ = answer.send(outcome.clone());
         }
-        drop(coming);
     }
 }
 

@@ -261,27 +261,6 @@ fn openmetrics_is_negotiated() {
 }
 
 #[test]
-fn too_many_scrapes_get_503_with_retry_after() {
-    let server = Server::start(Duration::from_secs(2), 1);
-    let mut slow = server.connect();
-    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    while server.metrics.scrapes.load(Ordering::SeqCst) == 0 {
-        std::thread::yield_now();
-    }
-    let answer = server.get("/metrics");
-    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-    assert!(answer.contains("retry-after: 1"), "{answer}");
-    assert!(
-        server.get("/-/healthy").starts_with("HTTP/1.1 200"),
-        "other requests are answered"
-    );
-    let mut text = String::new();
-    slow.read_to_string(&mut text).unwrap();
-    assert!(text.ends_with("text 1\n"));
-}
-
-#[test]
 fn malformed_heads_are_refused_and_other_requests_are_answered() {
     let server = Server::start(Duration::ZERO, 4);
     let huge = format!(

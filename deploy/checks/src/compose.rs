@@ -3,7 +3,7 @@
 //! Invariants of the file: every service has a health check (unless it runs once), limits, an image
 //! of a fixed version and no privilege but those listed. Nothing is published off loopback. No
 //! password has a default. What is mounted from the repository exists. The agent gets what
-//! deploy/docker/README.md lists.
+//! deploy/docker/README.md lists, and bpffs, where its state outlives it.
 
 mod faults;
 #[cfg(test)]

@@ -32,14 +32,24 @@ impl Agent {
         Self::start_with(binary, Duration::ZERO)
     }
 
+    /// The same, with these environment variables.
+    pub fn start_in(binary: &Binary, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::begin(binary, Duration::ZERO, variables)
+    }
+
     /// Starts an agent that answers from one frame for `interval`, and waits for its first metrics.
     pub fn start_with(binary: &Binary, interval: Duration) -> Result<Self> {
+        Self::begin(binary, interval, &[])
+    }
+
+    fn begin(binary: &Binary, interval: Duration, variables: &[(&str, &str)]) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let begin = Instant::now();
         let child = Command::new(&binary.path)
             .args(["--web.listen-address", &format!("127.0.0.1:{port}")])
             .args(["--web.min-interval", &format!("{}ms", interval.as_millis())])
             .args(["--log.level", "error"])
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .context("starting the agent")?;

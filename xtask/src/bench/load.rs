@@ -12,6 +12,9 @@ use std::{
 
 use anyhow::{Context, Result};
 
+/// A flag of clone3 (include/uapi/linux/sched.h), a C int in the libc crate.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Two threads on one CPU that hand a byte to and fro through pipes: two context switches a round
 /// trip. Returns ns a round trip.
 pub fn ping_pong(round_trips: u32) -> Result<f64> {
@@ -179,6 +182,31 @@ pub fn enter(cgroup: &Path) -> Result<()> {
         }
         libc::waitpid(pid, std::ptr::null_mut(), 0);
     }
+    Ok(())
+}
+
+/// Runs a process that is born in a cgroup and ends at once.
+pub fn be_born(cgroup: &Path) -> Result<()> {
+    let directory = fs::File::open(cgroup)?;
+    // SAFETY: `clone_args` consists of integers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = directory.as_raw_fd() as u64;
+    // SAFETY: the child has memory of its own, and calls nothing but `_exit`.
+    let child = unsafe {
+        let size = size_of::<libc::clone_args>();
+        let child = libc::syscall(libc::SYS_clone3, &raw mut arguments, size);
+        if child == 0 {
+            libc::_exit(0);
+        }
+        child
+    };
+    if child < 0 {
+        return Err(std::io::Error::last_os_error()).context("clone3");
+    }
+    // SAFETY: the status is not wanted.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
     Ok(())
 }
 

@@ -46,6 +46,14 @@ const FRAMES: &[Column] = &[
     ("CPU ms of all", "/frames/at_once_cpu_ms", 2),
     ("ratio", "/frames/at_once_ratio", 2),
 ];
+const REMOVALS: &[Column] = &[
+    ("program", "/program", 0),
+    ("agent", "/agent", 0),
+    ("other cgroups", "/live", 0),
+    ("lanes", "/lanes", 0),
+    ("runs", "/runs", 0),
+    ("ns net", "/net_ns", 0),
+];
 const TASKS: &[Column] = &[
     ("tasks", "/tasks", 0),
     ("agent", "/agent", 0),
@@ -71,7 +79,8 @@ pub fn text(result: &Value) -> String {
     text += &table(SCRAPES, &result["scrapes"]);
     text += &table(FRAMES, &result["scrapes"]);
     text += &stages(&result["scrapes"]);
-    text + &table(TASKS, &result["tasks"])
+    text += &table(TASKS, &result["tasks"]);
+    text + &table(REMOVALS, &result["removals"])
 }
 
 fn table(columns: &[Column], rows: &Value) -> String {

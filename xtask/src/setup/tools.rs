@@ -50,6 +50,16 @@ pub const TESTS: &[(Tool, &str, &str)] = &[
         "those in network namespaces",
     ),
     (
+        Tool::Program("strace"),
+        "strace",
+        "those of system calls that fail",
+    ),
+    (
+        Tool::Program("setpriv"),
+        "util-linux",
+        "those of an agent that is not root",
+    ),
+    (
         Tool::Program("bpftool"),
         "bpftool",
         "the reader of the kernel's types",

@@ -13,13 +13,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
+    guests::TOOLS,
     kernel::Kernel,
     modules::{self, Modules},
 };
 use crate::shell::{output, program, run, shown};
-
-/// The host's programs that tests use. They come before busybox's in the path.
-const TOOLS: &[&str] = &["ip", "tc", "ss", "nft", "mke2fs", "mkfs.ext4", "dmsetup"];
 
 /// The script that the guest's first process runs.
 const INIT: &str = include_str!("init.sh");

@@ -2,13 +2,13 @@
 //! runtimes, retired slots, reaped cgroups.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant, SystemTime},
 };
 
 use collector_common::{
     cgroup_iterator::CgroupRecord,
-    event::{CgroupEvent, CgroupEventKind},
+    event::{CgroupEvent, CgroupEventKind, RemovedEvent},
     stat::Stat,
 };
 
@@ -32,7 +32,7 @@ impl Collector {
         let Self {
             lifecycle, slots, ..
         } = self;
-        slots.end_quarantine(&mut lifecycle.tree, Instant::now());
+        slots.forget_departed(&mut lifecycle.tree, Instant::now());
         let reaped = lifecycle
             .tree
             .reap(Instant::now(), lifecycle.linger, |id| slots.is_pending(id));
@@ -42,24 +42,57 @@ impl Collector {
     }
 
     /// Reads which cgroups have slots and takes the last values of removed ones, then drops those that
-    /// never counted anything. To be called under the slots' lock.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel's map of slots can't be read.
-    pub(in crate::agent) fn refresh_slots(&mut self) -> std::io::Result<()> {
+    /// never counted anything or are too many. To be called under the slots' lock.
+    pub(in crate::agent) fn refresh_slots(&mut self) {
+        let Self {
+            lifecycle, slots, ..
+        } = self;
+        let tree = &mut lifecycle.tree;
+        slots.refresh();
+        let mut gone = tree.discard(|id| slots.has(id), |id| slots.is_pending(id));
+        gone.extend(tree.reap(Instant::now(), lifecycle.linger, |id| slots.is_pending(id)));
+        self.reaped(&gone);
         let Self {
             lifecycle,
             slots,
             sources,
             ..
         } = self;
-        slots.refresh(&mut lifecycle.tree, sources)?;
-        let discarded = lifecycle
-            .tree
-            .discard(|id| slots.has(id), |id| slots.is_pending(id));
-        self.reaped(&discarded);
-        Ok(())
+        slots.take_last_values(&mut lifecycle.tree, sources);
+    }
+
+    /// The same between scrapes. What costs as much as there are slots waits until enough cgroups were
+    /// removed.
+    pub(in crate::agent) fn refresh_removed(&mut self) {
+        if self.lifecycle.tree.fresh() >= self.slots.price() {
+            return self.refresh_slots();
+        }
+        let Self {
+            lifecycle,
+            slots,
+            sources,
+            ..
+        } = self;
+        slots.refresh_retired();
+        slots.take_last_values(&mut lifecycle.tree, sources);
+    }
+
+    /// Notes removed containers for the next agent.
+    pub(in crate::agent) fn keep_removed(&mut self) {
+        let Self {
+            keeper: Some(keeper),
+            lifecycle,
+            slots,
+            sources,
+            ..
+        } = self
+        else {
+            return;
+        };
+        let unread = slots.unread();
+        if let Err(error) = keeper.save_removed(&lifecycle.tree, sources, &unread) {
+            tracing::warn!(%error, "a removed container may have no series after a restart");
+        }
     }
 
     /// Finds which cgroups got no slot.
@@ -68,12 +101,14 @@ impl Collector {
     ///
     /// When a map of the kernel side can't be read.
     pub(super) fn find_borrowers(&mut self) -> anyhow::Result<()> {
+        self.slots.doubt_borrowers();
         let borrowed = self.kernel.stat(Stat::Borrowed)?;
-        Ok(self.slots.find_borrowers(borrowed)?)
+        Ok(self.slots.find_borrowers(&self.lifecycle.tree, borrowed)?)
     }
 
     /// What reaped nodes had counts in their parents.
     fn reaped(&mut self, nodes: &[Reaped]) {
+        self.work_done += nodes.len() as u64;
         for &Reaped { node, into } in nodes {
             self.sources.notify(&Change::Reaped { node, into });
         }
@@ -83,73 +118,21 @@ impl Collector {
     fn drain(&mut self) -> usize {
         // Events carry monotonic time, the tree holds wall-clock time.
         let (monotonic, wall) = (monotonic_ns(), SystemTime::now());
+        let wall_time = |time_ns| {
+            let age = Duration::from_nanos(monotonic.saturating_sub(time_ns));
+            wall.checked_sub(age).unwrap_or(wall)
+        };
         let mut events = 0;
         let mut threads_moved = false;
-        while let Some(item) = self.lifecycle.events.next() {
+        while let Some(message) = self.lifecycle.events.next().map(|item| read(&item)) {
             events += 1;
-            let Some(event) = events::read_value::<CgroupEvent>(&item) else {
-                continue;
-            };
-            drop(item);
-            if event.kind == CgroupEventKind::ThreadsMoved as u32 {
-                threads_moved = true;
-                continue;
-            }
-            let age = Duration::from_nanos(monotonic.saturating_sub(event.time_ns));
-            let at = wall.checked_sub(age).unwrap_or(wall);
-            let name = event
-                .name
-                .get(..event.name_len as usize)
-                .unwrap_or_default()
-                .to_vec();
-            let made = event.kind == CgroupEventKind::Made as u32;
-            let renamed = event.kind == CgroupEventKind::Renamed as u32;
-            if event.hierarchy != self.lifecycle.hierarchies.unified.hierarchy {
-                let made = (made || renamed).then_some((event.parent, name));
-                let event = V1Event {
-                    hierarchy: event.hierarchy,
-                    id: event.id,
-                    made,
-                };
-                let final_record = self
-                    .sources
-                    .statistics
-                    .as_mut()
-                    .and_then(|statistics| statistics.v1_event(&event, &self.lifecycle.tree));
-                if let Some((node, record)) = final_record {
-                    let record = &record;
-                    self.sources.notify(&Change::RemovedV1 { node, record });
+            match message {
+                Some(Message::Removed(event, has_record)) => {
+                    self.removed(&event, has_record, wall_time(event.time_ns));
                 }
-            } else if made {
-                let made = Event::Made {
-                    id: event.id,
-                    parent: event.parent,
-                    name,
-                    at,
-                };
-                if let Some((node, again)) = self.lifecycle.tree.apply(&made) {
-                    self.lifecycle
-                        .identities
-                        .ask(&self.lifecycle.tree, node, Instant::now());
-                    self.sources.notify(&Change::Made { node, again });
-                }
-            } else {
-                let node = self
-                    .lifecycle
-                    .tree
-                    .apply(&Event::Removed { id: event.id, at });
-                let final_record = self
-                    .sources
-                    .statistics
-                    .as_ref()
-                    .and_then(|statistics| statistics.take_final_record(event.id, 0));
-                let removed = Change::Removed {
-                    id: event.id,
-                    node: node.map(|(node, _)| node),
-                    record: final_record.as_ref(),
-                };
-                self.sources.notify(&removed);
-                self.slots.depart(event.id);
+                Some(Message::Other(event)) if event.kind == THREADS_MOVED => threads_moved = true,
+                Some(Message::Other(event)) => self.made(&event, wall_time(event.time_ns)),
+                None => {}
             }
         }
         // The kernel program updates the clocks of the group leader alone. The running time of its
@@ -161,6 +144,78 @@ impl Collector {
             );
         }
         events
+    }
+
+    /// A cgroup was made, or renamed (v1 only).
+    fn made(&mut self, event: &CgroupEvent, at: SystemTime) {
+        let name = event
+            .name
+            .get(..event.name_len as usize)
+            .unwrap_or_default()
+            .to_vec();
+        if event.hierarchy != self.lifecycle.hierarchies.unified.hierarchy {
+            let event = V1Event {
+                hierarchy: event.hierarchy,
+                id: event.id,
+                made: Some((event.parent, name)),
+                record: None,
+            };
+            self.v1_event(&event);
+        } else if event.kind == CgroupEventKind::Made as u32 {
+            let made = Event::Made {
+                id: event.id,
+                parent: event.parent,
+                name,
+                at,
+            };
+            if let Some((node, again)) = self.lifecycle.tree.apply(&made) {
+                let tree = &self.lifecycle.tree;
+                self.lifecycle.identities.ask(tree, node, Instant::now());
+                self.slots.favour(tree, node);
+                self.sources.notify(&Change::Made { node, again });
+            }
+        }
+    }
+
+    /// A cgroup was removed.
+    fn removed(&mut self, event: &RemovedEvent, has_record: bool, at: SystemTime) {
+        let record = has_record.then_some(&event.record);
+        let id = event.id;
+        if event.hierarchy != self.lifecycle.hierarchies.unified.hierarchy {
+            return self.v1_event(&V1Event {
+                hierarchy: event.hierarchy,
+                id,
+                made: None,
+                record: record.copied(),
+            });
+        }
+        let node = self.lifecycle.tree.apply(&Event::Removed { id, at });
+        if let Some(record) = record {
+            self.lifecycle.tree.note_activity(id, record.usage_ns);
+        }
+        self.sources.notify(&Change::Removed {
+            id,
+            node: node.map(|(node, _)| node),
+            record,
+        });
+        self.departed(id);
+    }
+
+    fn departed(&mut self, id: u64) {
+        self.slots.depart(id);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.note_removed(id);
+        }
+    }
+
+    fn v1_event(&mut self, event: &V1Event) {
+        let Some(statistics) = &mut self.sources.statistics else {
+            return;
+        };
+        if let Some((node, record)) = statistics.v1_event(event, &self.lifecycle.tree) {
+            let record = &record;
+            self.sources.notify(&Change::RemovedV1 { node, record });
+        }
     }
 
     fn walk_if_events_were_lost(&mut self) {
@@ -175,12 +230,17 @@ impl Collector {
             "cgroup events were lost; walking the hierarchy"
         );
         self.lifecycle.lost_events = lost;
+        self.compare = true;
         let records = self.kernel_statistics_after_loss();
         match walk(&self.lifecycle.hierarchies.unified.path) {
             Ok(found) => {
                 let walked = self.lifecycle.tree.merge(&found, SystemTime::now());
                 for &id in &walked.removed {
-                    self.slots.depart(id);
+                    self.departed(id);
+                    if let Some(record) = records.get(&id) {
+                        let tree = &mut self.lifecycle.tree;
+                        tree.note_activity(id, record.usage_ns);
+                    }
                     let removed = Change::Removed {
                         id,
                         node: self.lifecycle.tree.by_id(id),
@@ -188,12 +248,24 @@ impl Collector {
                     };
                     self.sources.notify(&removed);
                 }
+                // Those that were known to be gone already: an agent that has just started finds them so.
+                let gone: HashSet<u64> = walked.removed.iter().copied().collect();
+                for (&id, record) in records.iter().filter(|(id, _)| !gone.contains(id)) {
+                    let removed = Change::Removed {
+                        id,
+                        node: self.lifecycle.tree.of_path(id),
+                        record: Some(record),
+                    };
+                    self.sources.notify(&removed);
+                }
                 for &node in &walked.remade {
                     let tree = &self.lifecycle.tree;
                     self.lifecycle.identities.ask(tree, node, Instant::now());
+                    self.slots.favour(tree, node);
                     self.sources.notify(&Change::Made { node, again: true });
                 }
                 for &node in &walked.born {
+                    self.slots.favour(&self.lifecycle.tree, node);
                     self.sources.notify(&Change::Made { node, again: false });
                 }
                 self.lifecycle
@@ -226,7 +298,8 @@ impl Collector {
         let Lifecycle {
             tree, identities, ..
         } = &mut self.lifecycle;
-        if identities.wait(tree, Instant::now()) {
+        let waited = identities.wait(tree, Instant::now());
+        if identities.is_behind() || waited {
             self.identify();
         }
     }
@@ -237,7 +310,25 @@ impl Collector {
             tree, identities, ..
         } = &mut self.lifecycle;
         for node in identities.refresh(tree, Instant::now()) {
+            self.slots.favour(tree, node);
             self.sources.notify(&Change::Relabelled { node });
         }
+    }
+}
+
+/// A message of the ring buffer.
+enum Message {
+    /// A removal, and whether it has a record.
+    Removed(Box<RemovedEvent>, bool),
+    /// Anything else.
+    Other(Box<CgroupEvent>),
+}
+
+const THREADS_MOVED: u32 = CgroupEventKind::ThreadsMoved as u32;
+
+fn read(message: &[u8]) -> Option<Message> {
+    match RemovedEvent::read(message) {
+        Some((event, has_record)) => Some(Message::Removed(Box::new(event), has_record)),
+        None => events::read_value(message).map(|event| Message::Other(Box::new(event))),
     }
 }

@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use collector_common::histogram::BUCKETS;
 
-use crate::exposition::{Distribution, Encoder, Histogram, Labels, Metadata, Value};
+use crate::{
+    cgroup::NAME_LABELS,
+    exposition::{Distribution, Encoder, Histogram, Labels, Metadata, Value},
+};
 
 /// A number. A cgroup has one of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +215,25 @@ const FAMILIES: &[(&str, Take)] = &[
     ("container_start_time_seconds", Take::Field(Field::Started)),
 ];
 
+/// Which fields and quantities had a family in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    fields: [bool; FIELDS],
+    histograms: [bool; QUANTITIES],
+}
+
+impl Families {
+    const NONE: Self = Self {
+        fields: [false; FIELDS],
+        histograms: [false; QUANTITIES],
+    };
+    /// All of them: for a cgroup that did not exist.
+    pub const ALL: Self = Self {
+        fields: [true; FIELDS],
+        histograms: [true; QUANTITIES],
+    };
+}
+
 /// Numbers of a cgroup. `None` stands for what is not served.
 #[derive(Clone, Debug)]
 pub struct Numbers {
@@ -273,10 +295,12 @@ impl Numbers {
         self.histograms[quantity as usize].as_deref()
     }
 
-    /// Returns the growth since `earlier`. A series that did not exist then counts from 0.
-    pub fn since(&self, earlier: &Self) -> Self {
+    /// Returns the growth since `earlier`. A series that did not exist then counts from 0, but not one
+    /// of a family that was not `served`, because its source could not be read.
+    pub fn since(&self, earlier: &Self, served: &Families) -> Self {
         let mut change = Self::default();
         for (field, now) in self.values.iter().enumerate() {
+            let now = now.filter(|_| served.fields[field]);
             change.values[field] = now.map(|now| match (now, earlier.values[field]) {
                 (now, None) => now,
                 (Value::Count(now), Some(Value::Count(then))) => {
@@ -289,7 +313,8 @@ impl Numbers {
             });
         }
         for (quantity, now) in self.histograms.iter().enumerate() {
-            change.histograms[quantity] = now.as_ref().map(|now| {
+            let now = now.as_ref().filter(|_| served.histograms[quantity]);
+            change.histograms[quantity] = now.map(|now| {
                 let mut events = now.clone();
                 if let Some(then) = &earlier.histograms[quantity] {
                     for (events, then) in events.iter_mut().zip(then.iter()) {
@@ -310,6 +335,7 @@ pub struct Capture {
     take: Option<Take>,
     /// Fields that are 0 where they are not served, because their source runs.
     events: Vec<Field>,
+    served: Families,
     by_id: HashMap<String, usize>,
     numbers: Vec<Numbers>,
 }
@@ -322,19 +348,20 @@ impl Capture {
             takes: FAMILIES.iter().copied().collect(),
             take: None,
             events: Vec::new(),
+            served: Families::NONE,
             numbers: vec![Numbers::default(); by_id.len()],
             by_id,
         }
     }
 
-    /// Returns the numbers, in the order of the ids.
-    pub fn finish(mut self) -> (HashMap<String, usize>, Vec<Numbers>) {
+    /// Returns the numbers, in the order of the ids, and what was served at all.
+    pub fn finish(mut self) -> (HashMap<String, usize>, Vec<Numbers>, Families) {
         for numbers in &mut self.numbers {
             for &field in &self.events {
                 numbers.values[field as usize].get_or_insert(Value::Count(0));
             }
         }
-        (self.by_id, self.numbers)
+        (self.by_id, self.numbers, self.served)
     }
 
     fn of(&mut self, labels: Labels<'_>) -> Option<&mut Numbers> {
@@ -346,8 +373,14 @@ impl Capture {
 impl Encoder for Capture {
     fn begin(&mut self, metadata: &Metadata<'_>) {
         self.take = self.takes.get(metadata.name).copied();
-        if let Some(Take::Events(field)) = self.take {
-            self.events.push(field);
+        match self.take {
+            Some(Take::Field(field)) => self.served.fields[field as usize] = true,
+            Some(Take::Events(field)) => {
+                self.served.fields[field as usize] = true;
+                self.events.push(field);
+            }
+            Some(Take::Histogram(quantity)) => self.served.histograms[quantity as usize] = true,
+            Some(Take::Identity | Take::Custom) | None => {}
         }
     }
 
@@ -361,7 +394,9 @@ impl Encoder for Capture {
         match take {
             Take::Field(field) | Take::Events(field) => numbers.add(field, value),
             Take::Identity => {
-                let others = labels.iter().filter(|(name, _)| *name != "id");
+                let others = labels
+                    .iter()
+                    .filter(|(name, value)| *name != "id" && !value.is_empty());
                 let others = others.map(|(name, value)| (name.to_owned(), value.into_owned()));
                 numbers.identity.extend(others);
             }
@@ -397,7 +432,7 @@ fn custom_key(labels: Labels<'_>, identity: &BTreeMap<String, String>) -> String
     let shared = |name: &str| {
         matches!(name, "id" | "metric_name")
             || identity.contains_key(name)
-            || super::IDENTITY.contains(&name)
+            || NAME_LABELS.contains(&name)
             || name.starts_with(super::LABEL_PREFIX)
     };
     let own: Vec<String> = labels
@@ -462,7 +497,9 @@ mod tests {
         );
         let extra = [("metric_name", "queue"), ("of", "mail")];
         out.sample(Labels::new(&labels, &extra), Value::Count(2));
-        let (by_id, numbers) = capture.finish();
+        let (by_id, numbers, served) = capture.finish();
+        assert!(served.fields[Field::DiskRead as usize]);
+        assert!(!served.fields[Field::DiskWrite as usize]);
         let a = &numbers[by_id["/a"]];
         assert_eq!(a.count(Field::DiskRead), Some(6));
         assert_eq!(numbers[by_id["/"]].count(Field::DiskRead), Some(0));
@@ -486,10 +523,15 @@ mod tests {
             numbers.histograms[Quantity::TcpRtt as usize] = events.map(Box::new);
             numbers
         };
-        let change = numbers(7, Some([2; BUCKETS])).since(&numbers(3, None));
+        let now = numbers(7, Some([2; BUCKETS]));
+        let change = now.since(&numbers(3, None), &Families::ALL);
         assert_eq!(change.count(Field::DiskRead), Some(4));
         assert_eq!(change.float(Field::CpuUsage), Some(4.0));
         assert_eq!(change.float(Field::CpuUser), None);
         assert_eq!(change.histogram(Quantity::TcpRtt), Some(&[2; BUCKETS]));
+        // A source could not be read then: all that it has counted since it began is no growth.
+        let change = now.since(&Numbers::default(), &Families::NONE);
+        assert_eq!(change.count(Field::DiskRead), None);
+        assert_eq!(change.histogram(Quantity::TcpRtt), None);
     }
 }

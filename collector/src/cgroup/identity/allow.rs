@@ -1,12 +1,15 @@
 //! Which of a container's labels become labels of its series (`--container.label`).
 //!
-//! Invariant: the number of label names is bounded by what the operator allows, and no series has
-//! one name twice.
+//! Invariant: the number of label names is bounded by what the operator allows, a container's labels have
+//! [`MOST_BYTES`] on a series, and no series has one name twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Prefix of the names, as cAdvisor has it.
 const PREFIX: &str = "container_label_";
+
+/// Most bytes of names and values of a container's labels: every series of the container has them.
+const MOST_BYTES: usize = 4096;
 
 /// Names of labels that are exported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,11 +51,13 @@ impl AllowList {
     }
 
     /// Names and values of the labels that are exported. Characters other than letters, digits and `_`
-    /// become `_`. If two names become the same, the second in byte order gets `_2`, and so on.
+    /// become `_`. If two names become the same, the second in byte order gets `_2`, and so on. Labels that are
+    /// allowed by their names come first, then all in byte order; what does not fit into 4 KiB is left out.
     pub fn select<'a>(&self, labels: &'a BTreeMap<String, String>) -> Vec<(String, &'a str)> {
+        let fitting = self.fitting(labels);
         let mut selected: Vec<(String, &str)> = Vec::new();
         for (label, value) in labels {
-            if value.is_empty() || !self.allows(label) {
+            if !fitting.contains(label.as_str()) {
                 continue;
             }
             let name = sanitised(label);
@@ -63,6 +68,27 @@ impl AllowList {
             selected.extend(free.map(|name| (name, value.as_str())));
         }
         selected
+    }
+}
+
+impl AllowList {
+    /// Names of the labels for which there is room.
+    fn fitting<'a>(&self, labels: &'a BTreeMap<String, String>) -> BTreeSet<&'a str> {
+        let allowed = labels.iter();
+        let allowed = allowed.filter(|(label, value)| !value.is_empty() && self.allows(label));
+        let mut allowed: Vec<_> = allowed.collect();
+        allowed.sort_by_key(|(label, _)| !self.exact.contains(*label));
+        let mut left = MOST_BYTES;
+        let mut fitting = BTreeSet::new();
+        for (label, value) in allowed {
+            // A name that another label has as well becomes a little longer.
+            let length = PREFIX.len() + label.len() + value.len() + 4;
+            if let Some(rest) = left.checked_sub(length) {
+                left = rest;
+                fitting.insert(label.as_str());
+            }
+        }
+        fitting
     }
 }
 
@@ -112,6 +138,27 @@ mod tests {
                 ("container_label___1".to_owned(), "x"),
             ]
         );
+    }
+
+    #[test]
+    fn labels_have_so_much_room_and_those_that_were_named_come_first() {
+        let mut many: BTreeMap<String, String> = (0..200)
+            .map(|n| (format!("label-{n:03}"), "x".repeat(30)))
+            .collect();
+        many.insert("zone".to_owned(), "here".to_owned());
+        many.insert("huge".to_owned(), "x".repeat(MOST_BYTES));
+        let list = AllowList::new(["*", "zone"]).unwrap();
+        let selected = list.select(&many);
+        let bytes: usize = selected
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        assert!(bytes <= MOST_BYTES, "{bytes}");
+        assert!(selected.len() > 50, "{} labels", selected.len());
+        let has = |name: &str| selected.iter().any(|(found, _)| found == name);
+        assert!(has("container_label_zone") && has("container_label_label_000"));
+        assert!(!has("container_label_huge") && !has("container_label_label_199"));
+        assert_eq!(list.select(&many), selected);
     }
 
     #[test]

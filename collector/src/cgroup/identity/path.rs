@@ -30,6 +30,13 @@ pub enum PlaceKind {
     Other,
 }
 
+impl PlaceKind {
+    /// Whether it is a container, a pod or a machine.
+    pub fn is_contained(self) -> bool {
+        matches!(self, Self::Container | Self::Machine | Self::Pod)
+    }
+}
+
 /// Quality of service that Kubernetes gives a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
@@ -61,7 +68,7 @@ pub struct Place {
     pub runtime: Option<Runtime>,
     /// Full id of the container, as its runtime has it.
     pub container: Option<Box<str>>,
-    /// Name, if the path has one: of a unit, a machine, an LXC container, or a container whose name
+    /// Name, if the path has one: of a machine, an LXC container, or a container whose name
     /// is its id.
     pub name: Option<Box<str>>,
     /// UID of its pod, for a pod and for the pod's containers.
@@ -71,6 +78,9 @@ pub struct Place {
     /// The systemd unit that it is or lies in.
     pub unit: Option<Box<str>>,
 }
+
+/// Folders of LXC's containers.
+const LXC: [&str; 2] = ["lxc", "lxc.payload"];
 
 /// Suffixes of units that have cgroups.
 const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
@@ -110,6 +120,22 @@ impl Place {
             above = segment;
         }
         place
+    }
+
+    /// Whether it is where the host makes containers, pods or units: a slice, a pod, a folder of a runtime. What
+    /// is below a user's service manager isn't, because there the user makes what it likes.
+    pub fn is_for_known(&self, path: &[u8], runtimes: &[Runtime]) -> bool {
+        let segments = path.split(|&byte| byte == b'/').filter(|s| !s.is_empty());
+        let segments: Vec<&[u8]> = segments.collect();
+        match self.kind {
+            PlaceKind::Pod | PlaceKind::Group => !is_users_own(path),
+            PlaceKind::Other => {
+                let folder = |name: &&str| segments == [name.as_bytes()];
+                let mut folders = runtimes.iter().flat_map(|runtime| runtime.naming().folders);
+                folders.any(folder) || LXC.iter().any(folder)
+            }
+            _ => false,
+        }
     }
 
     /// Whether cgroups below it may be units of the host's systemd.
@@ -249,7 +275,7 @@ impl Below<'_> {
             })
         };
         let lxc = match self.above {
-            "lxc" | "lxc.payload" if self.place.kind == PlaceKind::Other => Some(segment),
+            above if LXC.contains(&above) && self.place.kind == PlaceKind::Other => Some(segment),
             _ => segment.strip_prefix("lxc.payload."),
         };
         if let Some(name) = lxc.filter(|name| !name.is_empty()) {
@@ -288,7 +314,6 @@ impl Below<'_> {
             } else {
                 PlaceKind::Unit
             },
-            name: (!group).then(|| unit.as_str().into()),
             unit: Some(unit.into()),
             ..Place::default()
         })
@@ -307,6 +332,12 @@ impl Below<'_> {
             ..Place::default()
         }
     }
+}
+
+/// Whether a path is a user's service manager, or below one.
+pub fn is_users_own(path: &[u8]) -> bool {
+    path.split(|&byte| byte == b'/')
+        .any(|segment| segment.starts_with(b"user@"))
 }
 
 /// Undoes systemd's `\xNN`, unless the result is unprintable.

@@ -2,6 +2,9 @@
 //!
 //! Invariant: what is kept of removed cgroups is bounded, however many come and go. A node leaves
 //! early only to its parent, so no total is lost.
+//!
+//! Who stays where there are too many: containers, pods and machines that no scrape has shown yet, then
+//! those whose removal is the latest; of other cgroups those that have used the most CPU time.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -9,8 +12,6 @@ use std::{
 };
 
 use super::{Node, NodeId, Tree};
-use crate::cgroup::PlaceKind;
-
 /// How many removed cgroups are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeadMax {
@@ -41,19 +42,31 @@ pub struct Reaped {
 }
 
 /// Removed cgroups by when the tree learnt of their removal.
+type ByTime = BTreeSet<(Instant, NodeId)>;
+
+/// Removed cgroups, in the order in which they leave.
 #[derive(Debug)]
 pub(super) struct Dead {
-    containers: BTreeSet<(Instant, NodeId)>,
-    others: BTreeSet<(Instant, NodeId)>,
-    /// Removed since [`Tree::discard`] last looked for those that never counted anything.
-    fresh: Vec<NodeId>,
+    /// Containers, pods and machines that a scrape has shown, alive or removed.
+    containers: ByTime,
+    /// Those that came and went since the last scrape.
+    unshown: ByTime,
+    /// Other cgroups.
+    others: ByTime,
+    /// The same by activity.
+    ranked: BTreeSet<(u64, Instant, NodeId)>,
+    /// Removed since [`Tree::discard`] last looked for those that never counted anything. They are in none
+    /// of the above.
+    fresh: ByTime,
+    /// Number of all.
+    count: usize,
     /// Ids, other than its present one, that lead to a node.
     aliases: HashMap<NodeId, HashSet<u64>>,
     /// Those of them that lead to a parent, because their own node was reaped.
     reaped: HashSet<u64>,
     pub(super) max: DeadMax,
-    /// When values were last served: a cgroup that was removed before has been shown.
-    shown: Option<Instant>,
+    /// The last birth before values were last served: cgroups up to there have been shown.
+    shown: u64,
     /// Cgroups that were reaped before any scrape has shown them.
     unreported: u64,
 }
@@ -62,35 +75,60 @@ impl Default for Dead {
     fn default() -> Self {
         Self {
             containers: BTreeSet::new(),
+            unshown: BTreeSet::new(),
             others: BTreeSet::new(),
-            fresh: Vec::new(),
+            ranked: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            count: 0,
             aliases: HashMap::new(),
             reaped: HashSet::new(),
             max: DeadMax::new(usize::MAX),
-            shown: None,
+            shown: 0,
             unreported: 0,
         }
     }
 }
 
 impl Dead {
-    fn of(&mut self, kind: PlaceKind) -> &mut BTreeSet<(Instant, NodeId)> {
-        match kind {
-            PlaceKind::Container | PlaceKind::Machine | PlaceKind::Pod => &mut self.containers,
-            _ => &mut self.others,
-        }
+    /// Whether a scrape has shown the node.
+    pub(super) fn has_shown(&self, node: &Node) -> bool {
+        node.birth <= self.shown
     }
 
-    /// Adds a node that was removed at `gone`.
-    pub(super) fn add(&mut self, number: NodeId, kind: PlaceKind, gone: Instant) {
-        self.of(kind).insert((gone, number));
-        self.fresh.push(number);
+    /// Adds a removed node.
+    pub(super) fn add(&mut self, number: NodeId, gone: Instant) {
+        self.count += 1;
+        self.fresh.insert((gone, number));
+    }
+
+    /// Adds a removed node that is kept.
+    fn keep(&mut self, number: NodeId, node: &Node) {
+        let Some(gone) = node.gone else {
+            return;
+        };
+        match (node.place.kind.is_contained(), self.has_shown(node)) {
+            (true, true) => self.containers.insert((gone, number)),
+            (true, false) => self.unshown.insert((gone, number)),
+            (false, _) => {
+                self.ranked.insert((node.activity, gone, number));
+                self.others.insert((gone, number))
+            }
+        };
     }
 
     /// Takes out a node: its path was made again, or it was reaped.
     pub(super) fn take(&mut self, number: NodeId, node: &Node) {
-        if let Some(gone) = node.gone {
-            self.of(node.place.kind).remove(&(gone, number));
+        let Some(gone) = node.gone else {
+            return;
+        };
+        self.count -= 1;
+        // Its number, or the node itself, may be a living cgroup's soon.
+        self.fresh.remove(&(gone, number));
+        if node.place.kind.is_contained() {
+            let _ = self.containers.remove(&(gone, number)) || self.unshown.remove(&(gone, number));
+        } else {
+            self.others.remove(&(gone, number));
+            self.ranked.remove(&(node.activity, gone, number));
         }
     }
 
@@ -117,32 +155,41 @@ impl Dead {
 
     /// Number of removed cgroups that are kept.
     pub(super) fn len(&self) -> usize {
-        self.containers.len() + self.others.len()
+        self.count
     }
 
     /// The time of the first removal.
     fn first(&self) -> Option<Instant> {
-        let firsts = [self.containers.first(), self.others.first()];
-        firsts.into_iter().flatten().map(|(gone, _)| *gone).min()
+        let sets = [&self.containers, &self.unshown, &self.others];
+        let firsts = sets.into_iter().filter_map(BTreeSet::first);
+        let firsts = firsts.chain(self.fresh.first());
+        firsts.map(|(gone, _)| *gone).min()
     }
 
-    /// Nodes that have lingered long enough, and the oldest of those above the bound. Where a bound
-    /// is exceeded, an eighth more leaves, so that the next removals find room.
+    /// Nodes that have lingered long enough.
     fn due(&self, now: Instant, linger: Duration) -> Vec<NodeId> {
-        let of = |set: &BTreeSet<(Instant, NodeId)>, max: usize| {
-            let excess = match set.len().checked_sub(max) {
-                None | Some(0) => 0,
-                Some(excess) => excess + max / 8,
-            };
-            let over = |&(at, (gone, _)): &(usize, &(Instant, NodeId))| {
-                at < excess || now.saturating_duration_since(*gone) >= linger
-            };
-            let due = set.iter().enumerate().take_while(over);
-            due.map(|(_, (_, number))| *number).collect::<Vec<_>>()
-        };
-        let mut due = of(&self.containers, self.max.containers);
-        due.extend(of(&self.others, self.max.others));
-        due
+        let old = |&&(gone, _): &&(Instant, NodeId)| now.saturating_duration_since(gone) >= linger;
+        let sets = [&self.containers, &self.unshown, &self.others].into_iter();
+        let kept = sets.flat_map(|set| set.iter().take_while(old));
+        let fresh = self.fresh.iter().take_while(old);
+        kept.chain(fresh).map(|(_, number)| *number).collect()
+    }
+
+    /// The first that is to leave because there are too many, of those that may.
+    fn excess(&self, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let may = |number: &NodeId| may(*number);
+        if self.containers.len() + self.unshown.len() > self.max.containers {
+            let mut containers = self.containers.iter().chain(&self.unshown);
+            let found = containers.find(|(_, number)| may(number));
+            if let Some(&(_, number)) = found {
+                return Some(number);
+            }
+        }
+        if self.others.len() > self.max.others {
+            let found = self.ranked.iter().find(|(.., number)| may(number));
+            return found.map(|&(.., number)| number);
+        }
+        None
     }
 }
 
@@ -152,14 +199,39 @@ impl Tree {
         self.dead.max = max;
     }
 
-    /// Notes that values were served: removed cgroups have been shown.
-    pub fn served(&mut self, now: Instant) {
-        self.dead.shown = Some(now);
+    /// Notes that values were served: all cgroups have been shown.
+    pub fn served(&mut self) {
+        self.dead.shown = self.births;
+        let mut shown = std::mem::take(&mut self.dead.unshown);
+        self.dead.containers.append(&mut shown);
+    }
+
+    /// Notes how active a removed cgroup was: its CPU time, ns.
+    pub fn note_activity(&mut self, id: u64, activity: u64) {
+        let Some(number) = self.present(id) else {
+            return;
+        };
+        let Some(gone) = self.node(number).and_then(|node| node.gone) else {
+            return;
+        };
+        let Some(node) = self.node_mut(number) else {
+            return;
+        };
+        let before = std::mem::replace(&mut node.activity, activity);
+        // Containers are not in this order.
+        if self.dead.ranked.remove(&(before, gone, number)) {
+            self.dead.ranked.insert((activity, gone, number));
+        }
     }
 
     /// Number of cgroups that were reaped before any scrape has shown them.
     pub fn unreported(&self) -> u64 {
         self.dead.unreported
+    }
+
+    /// Number of cgroups removed since the last [`discard`](Self::discard).
+    pub fn fresh(&self) -> usize {
+        self.dead.fresh.len()
     }
 
     /// When the next removed node is to be reaped.
@@ -190,20 +262,34 @@ impl Tree {
                 waiting.insert(number);
                 continue;
             }
-            let shown = node.gone <= self.dead.shown;
-            let Some(one) = self.reap_one(number, &pending) else {
+            let Some(one) = self.reap_kept(number, &pending) else {
                 continue;
             };
-            if !shown {
-                self.dead.unreported += 1;
-            }
             reaped.push(one);
             if waiting.remove(&one.into) {
                 due.push(one.into);
             }
         }
+        loop {
+            let leaf = |number| self.node(number).is_some_and(|node| node.children == 0);
+            let next = self.dead.excess(leaf);
+            let Some(one) = next.and_then(|number| self.reap_kept(number, &pending)) else {
+                break;
+            };
+            reaped.push(one);
+        }
         self.compact(&reaped);
         reaped
+    }
+
+    /// Reaps a node without children that was kept until now.
+    fn reap_kept(&mut self, number: NodeId, pending: &impl Fn(u64) -> bool) -> Option<Reaped> {
+        let node = self.node(number)?;
+        // Who has nothing to show is not missed.
+        let missed = !self.dead.has_shown(node) && node.is_kept();
+        let reaped = self.reap_one(number, pending)?;
+        self.dead.unreported += u64::from(missed);
+        Some(reaped)
     }
 
     /// Reaps cgroups removed since the last call that are not kept at all: those that never counted
@@ -216,16 +302,23 @@ impl Tree {
         pending: impl Fn(u64) -> bool,
     ) -> Vec<Reaped> {
         let mut discarded = Vec::new();
-        for number in std::mem::take(&mut self.dead.fresh) {
+        for (_, number) in std::mem::take(&mut self.dead.fresh) {
             let Some(node) = self.node(number).filter(|node| node.died.is_some()) else {
                 continue;
             };
             let id = node.id;
             let has_counted = node.counted || counts(id);
-            if node.children > 0 || (has_counted && node.admitted) {
-                if has_counted && let Some(node) = self.node_mut(number) {
-                    node.counted = true;
-                }
+            if has_counted
+                && !node.counted
+                && let Some(node) = self.node_mut(number)
+            {
+                node.counted = true;
+            }
+            let Some(Some(node)) = self.nodes.get(number) else {
+                continue;
+            };
+            if node.children > 0 || node.is_kept() {
+                self.dead.keep(number, node);
                 continue;
             }
             discarded.extend(self.reap_one(number, &pending));
@@ -260,6 +353,10 @@ impl Tree {
         if let Some(above) = self.node_mut(parent) {
             above.children -= 1;
             above.counted |= node.counted;
+            // One that is not kept at all had to wait for its children.
+            if let (Some(gone), 0, false) = (above.gone, above.children, above.is_kept()) {
+                self.dead.fresh.insert((gone, parent));
+            }
         }
         Some(Reaped {
             node: number,
@@ -267,15 +364,30 @@ impl Tree {
         })
     }
 
-    /// Takes reaped nodes out of the order. Their numbers are free from then on.
+    /// Takes reaped nodes out of the order, once they are a quarter of it: so a removal costs the same
+    /// however many nodes there are. Their numbers are free from then on.
     fn compact(&mut self, reaped: &[Reaped]) {
-        if reaped.is_empty() {
+        self.unsettled |= !reaped.is_empty();
+        if self.vacated.len() < self.order.len().div_ceil(4) {
             return;
         }
-        self.unsettled = true;
         let nodes = &self.nodes;
         let alive = |number: &NodeId| nodes.get(*number).is_some_and(Option::is_some);
         self.order.retain(alive);
         self.vacant.append(&mut self.vacated);
+        if self.by_id.capacity() > SPARE && self.by_id.len() < self.by_id.capacity() / 4 {
+            self.by_id.shrink_to_fit();
+            self.by_path.shrink_to_fit();
+        }
+    }
+}
+
+/// Memory for so many nodes is not given back.
+const SPARE: usize = 256;
+
+impl Node {
+    /// Whether it is kept once it is removed.
+    pub fn is_kept(&self) -> bool {
+        self.counted && self.admitted
     }
 }

@@ -3,13 +3,19 @@
 //! Invariant: what is nested is exported only if what it is nested in is. Values of nodes that are not
 //! exported count in their parents.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Node, NodeId, Tree};
 use crate::cgroup::{Container, Names, PlaceKind, Pod, label::printable};
 
 #[cfg(test)]
 mod tests;
+
+/// The first come first: the kind, whether it was removed, its number in the order of births.
+type Rank = (u8, bool, u64);
+
+/// The kind of cgroups without a name.
+const UNNAMED: u8 = 2;
 
 impl Node {
     /// What the node is called in the labels of its series.
@@ -24,11 +30,11 @@ impl Node {
 
     /// Order of export if there are too many: containers, pods and machines, then units and their
     /// groups, then cgroups without a name; of each kind, live ones first, then older ones.
-    fn rank(&self) -> (u8, bool, u64) {
+    fn rank(&self) -> Rank {
         let rank = match self.place.kind {
             PlaceKind::Root | PlaceKind::Container | PlaceKind::Machine | PlaceKind::Pod => 0,
             PlaceKind::Unit | PlaceKind::Group => 1,
-            PlaceKind::Nested | PlaceKind::Other => 2,
+            PlaceKind::Nested | PlaceKind::Other => UNNAMED,
         };
         (rank, self.died.is_some(), self.birth)
     }
@@ -42,7 +48,11 @@ impl Tree {
         };
         let path = printable(&node.path);
         let path_admitted = self.export.filter.admits(&path);
-        let labels = node.names().labels(&path, None, &self.export.labels);
+        let is_kubernetes = self.is_kubernetes || node.place.kind == PlaceKind::Pod;
+        let labels = node
+            .names()
+            .labels(&path, None, &self.export.labels, is_kubernetes);
+        self.is_kubernetes = is_kubernetes;
         if let Some(node) = self.node_mut(number) {
             (node.path_admitted, node.labels) = (path_admitted, labels);
         }
@@ -105,9 +115,12 @@ impl Tree {
     fn rename(&mut self, number: NodeId) -> Option<NodeId> {
         let node = self.node(number)?;
         let container = node.container.as_deref();
-        let labels = node
-            .names()
-            .labels(&printable(&node.path), container, &self.export.labels);
+        let labels = node.names().labels(
+            &printable(&node.path),
+            container,
+            &self.export.labels,
+            self.is_kubernetes,
+        );
         if labels == node.labels {
             return None;
         }
@@ -141,6 +154,13 @@ impl Tree {
         if !std::mem::take(&mut self.unsettled) {
             return;
         }
+        if self.is_kubernetes && !self.labelled_for_kubernetes {
+            self.labelled_for_kubernetes = true;
+            for at in 0..self.order.len() {
+                let renamed = self.rename(self.order[at]);
+                self.relabelled.extend(renamed);
+            }
+        }
         if !self.export.filter.containers.is_empty() {
             // Parents come first.
             for at in 0..self.order.len() {
@@ -160,6 +180,7 @@ impl Tree {
         let mut excess = vec![false; self.capacity()];
         if self.suppressed > 0 {
             let first = self.export.max;
+            self.postpone_siblings(&mut admitted);
             admitted.select_nth_unstable(first);
             for &(_, number) in &admitted[first..] {
                 excess[number] = true;
@@ -170,6 +191,34 @@ impl Tree {
             let admitted = self.node(number).is_some_and(|node| node.admitted);
             self.set_exported(number, admitted && !excess[number]);
         }
+    }
+
+    /// Nodes whose labels have changed in `settle`: once, when the first pod came.
+    pub fn take_relabelled(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.relabelled)
+    }
+
+    /// Of cgroups without a name, those of one parent may take half of what is there for such cgroups: the
+    /// others come after everybody's.
+    fn postpone_siblings(&self, admitted: &mut [(Rank, NodeId)]) {
+        admitted.sort_unstable();
+        let named = admitted.partition_point(|&((rank, ..), _)| rank < UNNAMED);
+        let share = self.export.max.saturating_sub(named).div_ceil(2);
+        let mut siblings: HashMap<Option<NodeId>, usize> = HashMap::new();
+        for ((rank, ..), number) in &mut admitted[named..] {
+            let parent = self.node(*number).and_then(|node| node.parent);
+            let before = siblings.entry(parent).or_default();
+            if *before >= share {
+                *rank = UNNAMED + 1;
+            }
+            *before += 1;
+        }
+    }
+
+    /// Whether a node is where the host makes containers, pods or units.
+    pub fn is_for_known(&self, number: NodeId) -> bool {
+        self.node(number)
+            .is_some_and(|node| node.place.is_for_known(&node.path, &self.runtimes))
     }
 
     /// Cgroups that are suppressed because there are too many.

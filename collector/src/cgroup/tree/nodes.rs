@@ -31,12 +31,12 @@ impl Nodes {
     }
 
     /// Nodes with their numbers, parents before children.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> + '_ {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> + Clone + '_ {
         self.order.iter().map(|(number, node)| (*number, &**node))
     }
 
     /// Returns the exported nodes with their numbers.
-    pub fn exported(&self) -> impl Iterator<Item = (NodeId, &Node)> + '_ {
+    pub fn exported(&self) -> impl Iterator<Item = (NodeId, &Node)> + Clone + '_ {
         self.iter().filter(|(_, node)| node.exported)
     }
 
@@ -75,7 +75,7 @@ mod tests {
         let after = tree.nodes();
         let described = |nodes: &super::Nodes| {
             let node = nodes.node(number).unwrap();
-            (node.path.clone(), node.id, node.died.is_some())
+            (node.path.to_vec(), node.id, node.died.is_some())
         };
         assert_eq!(described(&before), (b"/a".to_vec(), 2, false));
         assert_eq!(described(&ended), (b"/a".to_vec(), 2, true));

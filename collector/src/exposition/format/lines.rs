@@ -51,7 +51,7 @@ impl<D: Dialect> Lines<D> {
     #[inline]
     fn flush_heading(&mut self) {
         if !self.heading.is_empty() {
-            self.out.buffer.append(&mut self.heading);
+            self.out.buffer().append(&mut self.heading);
         }
     }
 
@@ -62,7 +62,7 @@ impl<D: Dialect> Lines<D> {
             return self.suffixed_line("", labels, value);
         }
         self.flush_heading();
-        let buffer = &mut self.out.buffer;
+        let buffer = self.out.buffer();
         buffer.extend_from_slice(&self.opening);
         labels.write(buffer);
         buffer.extend_from_slice(b"} ");
@@ -75,7 +75,7 @@ impl<D: Dialect> Lines<D> {
     fn suffixed_line(&mut self, suffix: &str, labels: Labels<'_>, value: Value) {
         self.flush_heading();
         let name = self.opening.strip_suffix(b"{").unwrap_or_default();
-        let buffer = &mut self.out.buffer;
+        let buffer = self.out.buffer();
         buffer.extend_from_slice(name);
         buffer.extend_from_slice(suffix.as_bytes());
         if !labels.is_empty() {
@@ -107,7 +107,7 @@ impl<D: Dialect> Lines<D> {
     #[inline]
     fn step(&mut self, bound: &BoundText, value: Value) {
         self.flush_heading();
-        let buffer = &mut self.out.buffer;
+        let buffer = self.out.buffer();
         buffer.extend_from_slice(&self.prefix);
         buffer.extend_from_slice(D::bound(bound).as_bytes());
         buffer.extend_from_slice(b"\"} ");
@@ -167,7 +167,7 @@ impl<D: Dialect> Encoder for Lines<D> {
 
 impl<D: Dialect> Exposition for Lines<D> {
     fn finish(mut self: Box<Self>) -> Body {
-        self.out.buffer.extend_from_slice(D::END);
+        self.out.buffer().extend_from_slice(D::END);
         self.out.finish()
     }
 }

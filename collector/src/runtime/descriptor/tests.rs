@@ -63,7 +63,7 @@ const TABLE: &[(&str, &str)] = &[
     ("/docker/buildkit/z2y5kv6jl7xjymb8m6rfcblzy", "other"),
     (
         "/system.slice/docker-buildkit-z2y5kv6jl7.scope",
-        "unit name=docker-buildkit-z2y5kv6jl7.scope unit=docker-buildkit-z2y5kv6jl7.scope",
+        "unit unit=docker-buildkit-z2y5kv6jl7.scope",
     ),
     // Docker, systemd driver; also without root.
     (
@@ -75,10 +75,7 @@ const TABLE: &[(&str, &str)] = &[
         "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{A}.scope",
         "container by=docker id=A unit=docker-A.scope",
     ),
-    (
-        "/system.slice/docker.service",
-        "unit name=docker.service unit=docker.service",
-    ),
+    ("/system.slice/docker.service", "unit unit=docker.service"),
     (
         "/system.slice/docker.service/docker/{A}",
         "container by=docker id=A",
@@ -202,7 +199,7 @@ const TABLE: &[(&str, &str)] = &[
     ),
     (
         "/system.slice/containerd.service",
-        "unit name=containerd.service unit=containerd.service",
+        "unit unit=containerd.service",
     ),
     (
         "/docker/{B}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{U_ID}.slice/cri-containerd-{A}.scope",
@@ -245,7 +242,7 @@ const TABLE: &[(&str, &str)] = &[
     ),
     (
         "/user.slice/user-1000.slice/user@1000.service/user.slice/podman-4711.scope",
-        "unit name=podman-4711.scope unit=podman-4711.scope",
+        "unit unit=podman-4711.scope",
     ),
     ("/libpod_parent", "other"),
     ("/libpod_parent/conmon", "other"),
@@ -263,19 +260,16 @@ const TABLE: &[(&str, &str)] = &[
     ),
     // systemd.
     ("/system.slice/a.service/b.service", "nested unit=a.service"),
-    ("/init.scope", "unit name=init.scope unit=init.scope"),
+    ("/init.scope", "unit unit=init.scope"),
     ("/system.slice", "group unit=system.slice"),
-    (
-        "/system.slice/nginx.service",
-        "unit name=nginx.service unit=nginx.service",
-    ),
+    ("/system.slice/nginx.service", "unit unit=nginx.service"),
     (
         "/system.slice/nginx.service/worker/0",
         "nested unit=nginx.service",
     ),
     (
         "/system.slice/system-getty.slice/getty@tty1.service",
-        "unit name=getty@tty1.service unit=getty@tty1.service",
+        "unit unit=getty@tty1.service",
     ),
     (
         r"/system.slice/system-serial\x2dgetty.slice",
@@ -283,28 +277,22 @@ const TABLE: &[(&str, &str)] = &[
     ),
     (
         r"/system.slice/dev-disk-by\x2dlabel-a.swap",
-        "unit name=dev-disk-by-label-a.swap unit=dev-disk-by-label-a.swap",
+        "unit unit=dev-disk-by-label-a.swap",
     ),
     (
         r"/system.slice/caf\xc3\xa9.service",
-        "unit name=café.service unit=café.service",
+        "unit unit=café.service",
     ),
-    (
-        r"/system.slice/odd\x2.service",
-        r"unit name=odd\x2.service unit=odd\x2.service",
-    ),
+    (r"/system.slice/odd\x2.service", r"unit unit=odd\x2.service"),
     (
         r"/system.slice/odd\xff.service",
-        r"unit name=odd\xff.service unit=odd\xff.service",
+        r"unit unit=odd\xff.service",
     ),
-    (
-        "/system.slice/_cpu.service",
-        "unit name=cpu.service unit=cpu.service",
-    ),
+    ("/system.slice/_cpu.service", "unit unit=cpu.service"),
     ("/user.slice/user-1000.slice", "group unit=user-1000.slice"),
     (
         "/user.slice/user-1000.slice/session-3.scope",
-        "unit name=session-3.scope unit=session-3.scope",
+        "unit unit=session-3.scope",
     ),
     (
         "/user.slice/user-1000.slice/user@1000.service",
@@ -312,33 +300,27 @@ const TABLE: &[(&str, &str)] = &[
     ),
     (
         "/user.slice/user-1000.slice/user@1000.service/init.scope",
-        "unit name=init.scope unit=init.scope",
+        "unit unit=init.scope",
     ),
     (
         r"/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-org.x\x2dterm-12.scope",
-        "unit name=app-gnome-org.x-term-12.scope unit=app-gnome-org.x-term-12.scope",
+        "unit unit=app-gnome-org.x-term-12.scope",
     ),
     ("/.service", "other"),
     // Names that look like a container's.
     (
         "/system.slice/backup-{A}.service",
-        "unit name=backup-A.service unit=backup-A.service",
+        "unit unit=backup-A.service",
     ),
-    (
-        "/system.slice/{A}.service",
-        "unit name=A.service unit=A.service",
-    ),
-    (
-        "/system.slice/run-{A}.scope",
-        "unit name=run-A.scope unit=run-A.scope",
-    ),
+    ("/system.slice/{A}.service", "unit unit=A.service"),
+    ("/system.slice/run-{A}.scope", "unit unit=run-A.scope"),
     (
         "/system.slice/docker-{A}0.scope",
-        "unit name=docker-A0.scope unit=docker-A0.scope",
+        "unit unit=docker-A0.scope",
     ),
     (
         "/system.slice/docker-{A}.service",
-        "unit name=docker-A.service unit=docker-A.service",
+        "unit unit=docker-A.service",
     ),
     ("/docker/{A}0", "other"),
     (
@@ -378,10 +360,7 @@ const TABLE: &[(&str, &str)] = &[
         r"/machine.slice/machine-qemu\x2d1\x2dvm.scope",
         r"machine name=qemu-1-vm unit=machine-qemu\x2d1\x2dvm.scope",
     ),
-    (
-        "/system.slice/machine-x.scope",
-        "unit name=machine-x.scope unit=machine-x.scope",
-    ),
+    ("/system.slice/machine-x.scope", "unit unit=machine-x.scope"),
 ];
 
 #[test]
@@ -399,10 +378,7 @@ fn each_path_means_what_the_table_says() {
 #[test]
 fn names_need_not_be_utf8() {
     let mut path = b"/system.slice/bad\xff.service".to_vec();
-    assert_eq!(
-        describe(&place_of(&path)),
-        r"unit name=bad\xff.service unit=bad\xff.service"
-    );
+    assert_eq!(describe(&place_of(&path)), r"unit unit=bad\xff.service");
     path.extend_from_slice(format!("/docker/{A}").as_bytes());
     assert_eq!(describe(&place_of(&path)), "container by=docker id=A");
     path.extend_from_slice(b"/\xfe\xff");

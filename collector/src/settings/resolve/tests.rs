@@ -129,7 +129,7 @@ fn bad_values_say_what_was_expected() {
     assert!(error("cgmeter --cgroup.export-max 0").contains("--cgroup.export-max: \"0\""));
     let rule = error("cgmeter --container.include web");
     assert!(
-        rule.contains("--container.include: \"web\" is not name=REGEX, image=REGEX"),
+        rule.contains("--container.include: \"web\" is not name=REGEX, unit=REGEX, image=REGEX"),
         "{rule}"
     );
     let rule = error("cgmeter --container.exclude image=(");

@@ -24,6 +24,8 @@ pub struct EndpointRule {
     pub id: Option<Regex>,
     /// Expression that has to match the container's name.
     pub name: Option<Regex>,
+    /// Expression that has to match the systemd unit's name.
+    pub unit: Option<Regex>,
     /// Expression that has to match the container's image.
     pub image: Option<Regex>,
     /// Expression that has to match the container's Kubernetes namespace.
@@ -48,6 +50,7 @@ impl EndpointRule {
         };
         fits(&self.id, path)
             && fits(&self.name, name)
+            && fits(&self.unit, names.unit)
             && fits(&self.image, names.image)
             && fits(&self.namespace, namespace)
     }
@@ -207,6 +210,7 @@ mod tests {
         let rule = EndpointRule {
             id: None,
             name: None,
+            unit: None,
             image: None,
             namespace: None,
             endpoint,
@@ -243,6 +247,15 @@ mod tests {
         };
         assert!(namespace.fits("/a", &pod));
         assert!(!namespace.fits("/a", &docker) && !namespace.fits("/a", &sandbox));
+        let unit = EndpointRule {
+            unit: regex("^ssh"),
+            ..rule.clone()
+        };
+        let ssh = Names {
+            unit: "ssh.service",
+            ..none
+        };
+        assert!(unit.fits("/a", &ssh) && !unit.fits("/a", &docker));
         let image = EndpointRule {
             image: regex("^shop:"),
             ..rule

@@ -9,18 +9,16 @@ use std::{
     sync::LazyLock,
 };
 
-use crate::exposition::{Distribution, LabelSet, MetricKind, Points};
+use crate::{
+    cgroup::NAME_LABELS,
+    exposition::{Distribution, LabelSet, MetricKind, Points},
+};
 
-/// Labels of the cgroup. An application's label with such a name is renamed as Prometheus does.
-const RESERVED: &[&str] = &[
-    "id",
-    "name",
-    "image",
-    "namespace",
-    "pod",
-    "container",
-    "metric_name",
-];
+/// Whether a label is the cgroup's, or has the metric's name. An application's label with such a name is renamed as
+/// Prometheus does.
+fn is_reserved(label: &str) -> bool {
+    matches!(label, "id" | "metric_name") || NAME_LABELS.contains(&label)
+}
 
 /// Prefix of the names of a container's allowed labels.
 const ALLOWED: &str = "container_label_";
@@ -152,7 +150,7 @@ fn settle(labels: LabelPairs, owned: bool) -> LabelSet {
         })
         .collect();
     for at in 0..kept.len() {
-        while RESERVED.contains(&kept[at].0.as_str())
+        while is_reserved(&kept[at].0)
             || kept[at].0.starts_with(ALLOWED)
             || kept
                 .iter()

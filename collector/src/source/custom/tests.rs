@@ -16,6 +16,7 @@ fn source(max_bytes: usize) -> Custom {
         rules: vec![EndpointRule {
             id: Some(regex::Regex::new("^/").unwrap()),
             name: None,
+            unit: None,
             image: None,
             namespace: None,
             endpoint: Endpoint {

@@ -29,7 +29,7 @@ macro_rules! level {
             },
             samples: Samples::Scalars(&[(&[], |v: &MemoryNumbers| {
                 let read: fn(&Levels) -> Option<u64> = $read;
-                v.levels.as_ref().and_then(read).map(Value::Count)
+                v.levels.as_deref().and_then(read).map(Value::Count)
             })]),
         }
     };

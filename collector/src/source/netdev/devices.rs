@@ -92,6 +92,8 @@ impl InterfaceRows {
 impl Retained for InterfaceRows {}
 
 impl Words for InterfaceRows {
+    const SHAPE: u64 = Vec::<(String, (InterfaceCounters, bool))>::SHAPE;
+
     fn put(&self, words: &mut Vec<u64>) {
         (self.rows.len() as u64).put(words);
         for row in &self.rows {
@@ -114,6 +116,8 @@ impl Words for InterfaceRows {
 }
 
 impl Words for Interfaces {
+    const SHAPE: u64 = Vec::<(u64, (String, InterfaceCounters))>::SHAPE;
+
     fn put(&self, words: &mut Vec<u64>) {
         (self.0.len() as u64).put(words);
         for (index, device) in &self.0 {

@@ -11,74 +11,177 @@ use crate::cgroup::NodeId;
 /// Number of nodes in a chunk.
 const CHUNK: usize = 64;
 
-/// A value for each node, by the node's number. Nodes without a value have the default.
+/// A value for each node, by the node's number. Nodes without a value have the default, which takes a
+/// byte.
 ///
 /// The values are stored in chunks that clones share. A clone costs one pointer per chunk. A change
 /// copies the chunk first if a clone still holds it, and else happens in place.
 #[derive(Clone, Debug)]
 pub struct Column<T> {
-    /// Each has [`CHUNK`] values, except the last one.
-    chunks: Vec<Arc<Vec<T>>>,
+    chunks: Vec<Arc<Chunk<T>>>,
+    /// There is room for the nodes 0 to `nodes - 1`.
+    nodes: usize,
+    /// The value of nodes that have none of their own.
+    none: T,
 }
 
-impl<T> Default for Column<T> {
+/// Values of some of [`CHUNK`] nodes.
+#[derive(Clone, Debug)]
+struct Chunk<T> {
+    /// For each node the place of its value in `values`, and one; 0 is none.
+    places: [u8; CHUNK],
+    values: Vec<T>,
+}
+
+impl<T> Default for Chunk<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new() }
+        Self {
+            places: [0; CHUNK],
+            values: Vec::new(),
+        }
+    }
+}
+
+impl<T: Default> Default for Column<T> {
+    fn default() -> Self {
+        Self {
+            chunks: Vec::new(),
+            nodes: 0,
+            none: T::default(),
+        }
+    }
+}
+
+/// A chunk's memory grows by that many values.
+const GROWTH: usize = 8;
+
+impl<T> Chunk<T> {
+    fn get(&self, at: usize) -> Option<&T> {
+        let place = self.places.get(at)?.checked_sub(1)?;
+        self.values.get(usize::from(place))
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut T> {
+        let place = self.places.get(at)?.checked_sub(1)?;
+        self.values.get_mut(usize::from(place))
+    }
+
+    /// Removes a value.
+    fn take(&mut self, at: usize) {
+        let Some(place) = self.places[at].checked_sub(1) else {
+            return;
+        };
+        self.values.swap_remove(place.into());
+        self.places[at] = 0;
+        // The last value has moved.
+        let moved = self.values.len() as u8 + 1;
+        if let Some(other) = self.places.iter_mut().find(|place| **place == moved) {
+            *other = place + 1;
+        }
+        if self.values.is_empty() {
+            self.values = Vec::new();
+        } else if self.values.capacity() >= self.values.len() + 2 * GROWTH {
+            self.values.shrink_to(self.values.len() + GROWTH / 2);
+        }
+    }
+}
+
+impl<T: Default> Chunk<T> {
+    /// Returns a node's value for changes. Creates it if necessary.
+    fn at(&mut self, at: usize) -> &mut T {
+        let place = match self.places[at].checked_sub(1) {
+            Some(place) => place.into(),
+            None => {
+                if self.values.len() == self.values.capacity() {
+                    self.values.reserve_exact(GROWTH);
+                }
+                self.values.push(T::default());
+                // At most CHUNK.
+                self.places[at] = self.values.len() as u8;
+                self.values.len() - 1
+            }
+        };
+        &mut self.values[place]
     }
 }
 
 impl<T> Column<T> {
-    /// Returns the value of a node, `None` if it never had one.
+    /// Returns the value of a node, `None` if the column has no room for it.
     pub fn get(&self, node: NodeId) -> Option<&T> {
+        let held = self.held(node);
+        held.or((node < self.nodes).then_some(&self.none))
+    }
+
+    /// Returns the value of a node if it has one of its own.
+    pub fn held(&self, node: NodeId) -> Option<&T> {
         self.chunks.get(node / CHUNK)?.get(node % CHUNK)
+    }
+
+    /// The values that nodes have of their own, with the nodes.
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, &T)> {
+        let chunks = self.chunks.iter().enumerate();
+        chunks.flat_map(|(at, chunk)| {
+            let held = move |node| Some((at * CHUNK + node, chunk.get(node)?));
+            let any = if chunk.values.is_empty() { 0 } else { CHUNK };
+            (0..any).filter_map(held)
+        })
     }
 }
 
 impl<T: Clone + Default> Column<T> {
     /// Makes room for the nodes 0 to `nodes - 1`.
     fn grow(&mut self, nodes: usize) {
-        while self.chunks.len() < nodes.div_ceil(CHUNK) {
-            if let Some(last) = self.chunks.last_mut() {
-                Arc::make_mut(last).resize(CHUNK, T::default());
-            }
-            self.chunks.push(Arc::default());
-        }
-        let before = self.chunks.len().saturating_sub(1) * CHUNK;
-        let wanted = nodes.saturating_sub(before);
-        if let Some(last) = self.chunks.last_mut()
-            && last.len() < wanted
-        {
-            Arc::make_mut(last).resize(wanted, T::default());
-        }
+        self.nodes = self.nodes.max(nodes);
+        let chunks = self.nodes.div_ceil(CHUNK);
+        self.chunks.resize_with(chunks, Arc::default);
     }
 
-    /// Returns the value of a node for changes.
+    /// Returns the value of a node for changes. Creates it if necessary.
     pub fn at(&mut self, node: NodeId) -> &mut T {
         self.grow(node + 1);
-        &mut Arc::make_mut(&mut self.chunks[node / CHUNK])[node % CHUNK]
+        Arc::make_mut(&mut self.chunks[node / CHUNK]).at(node % CHUNK)
+    }
+
+    /// Returns the value of a node for changes, if it has one of its own.
+    pub fn held_mut(&mut self, node: NodeId) -> Option<&mut T> {
+        self.held(node)?;
+        Arc::make_mut(self.chunks.get_mut(node / CHUNK)?).get_mut(node % CHUNK)
     }
 
     /// Sets the value of a node to the default.
     pub fn forget(&mut self, node: NodeId) {
-        if self.get(node).is_some() {
-            *self.at(node) = T::default();
+        if self.held(node).is_some() {
+            Arc::make_mut(&mut self.chunks[node / CHUNK]).take(node % CHUNK);
         }
+    }
+
+    /// Takes the value of a node, if it has one of its own. It has the default from then on.
+    pub fn take(&mut self, node: NodeId) -> Option<T> {
+        let value = std::mem::take(self.held_mut(node)?);
+        self.forget(node);
+        Some(value)
     }
 
     /// Returns the values of at least the nodes 0 to `nodes - 1` for changes.
     pub fn places(&mut self, nodes: usize) -> Places<'_, T> {
         self.grow(nodes);
-        let chunks = self.chunks.iter_mut();
-        Places(chunks.map(|chunk| &mut Arc::make_mut(chunk)[..]).collect())
+        Places {
+            chunks: self.chunks.iter_mut().map(Arc::make_mut).collect(),
+            none: &self.none,
+        }
     }
 
     /// Like [`places`](Self::places), after setting every value to that of `other`.
     pub fn places_of(&mut self, other: &Self, nodes: usize) -> Places<'_, T> {
         self.chunks.truncate(other.chunks.len());
+        self.nodes = other.nodes;
         for (to, from) in self.chunks.iter_mut().zip(&other.chunks) {
             match Arc::get_mut(to) {
-                Some(to) if to.len() == from.len() => to.clone_from_slice(from),
-                _ => *to = Arc::clone(from),
+                Some(to) => {
+                    to.places = from.places;
+                    to.values.clone_from(&from.values);
+                }
+                None => *to = Arc::clone(from),
             }
         }
         for from in other.chunks.iter().skip(self.chunks.len()) {
@@ -91,8 +194,11 @@ impl<T: Clone + Default> Column<T> {
     pub fn cleared_places(&mut self, nodes: usize) -> Places<'_, T> {
         for chunk in &mut self.chunks {
             match Arc::get_mut(chunk) {
-                Some(values) => values.fill(T::default()),
-                None => *chunk = Arc::new(vec![T::default(); chunk.len()]),
+                Some(chunk) => {
+                    chunk.places = [0; CHUNK];
+                    chunk.values.clear();
+                }
+                None => *chunk = Arc::default(),
             }
         }
         self.places(nodes)
@@ -100,6 +206,10 @@ impl<T: Clone + Default> Column<T> {
 }
 
 impl<T: Clone + Default + Retained> PerNode for Column<T> {
+    fn shape(&self) -> u64 {
+        T::SHAPE
+    }
+
     fn reap(&mut self, node: NodeId, _into: NodeId) {
         self.forget(node);
     }
@@ -110,6 +220,12 @@ impl<T: Clone + Default + Retained> PerNode for Column<T> {
         }
     }
 
+    fn save_end(&self, node: NodeId, words: &mut Vec<u64>) {
+        if let Some(value) = self.get(node) {
+            value.save_end(words);
+        }
+    }
+
     fn restore(&mut self, node: NodeId, words: &mut &[u64]) -> Option<()> {
         self.at(node).restore(words)
     }
@@ -117,17 +233,22 @@ impl<T: Clone + Default + Retained> PerNode for Column<T> {
 
 /// The values of a column for changes. No clone shares them.
 #[derive(Debug)]
-pub struct Places<'a, T>(Vec<&'a mut [T]>);
+pub struct Places<'a, T> {
+    chunks: Vec<&'a mut Chunk<T>>,
+    none: &'a T,
+}
 
 impl<T> Places<'_, T> {
-    /// Returns the value of a node, `None` if the column has no room for it.
-    pub fn get_mut(&mut self, node: NodeId) -> Option<&mut T> {
-        self.0.get_mut(node / CHUNK)?.get_mut(node % CHUNK)
+    /// Returns the value of a node if it has one of its own.
+    pub fn held_mut(&mut self, node: NodeId) -> Option<&mut T> {
+        self.chunks.get_mut(node / CHUNK)?.get_mut(node % CHUNK)
     }
+}
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.0.iter().map(|chunk| chunk.len()).sum()
+impl<T: Default> Places<'_, T> {
+    /// Returns the value of a node, `None` if the column has no room for it. Creates it if necessary.
+    pub fn get_mut(&mut self, node: NodeId) -> Option<&mut T> {
+        Some(self.chunks.get_mut(node / CHUNK)?.at(node % CHUNK))
     }
 }
 
@@ -135,13 +256,14 @@ impl<T> Index<NodeId> for Places<'_, T> {
     type Output = T;
 
     fn index(&self, node: NodeId) -> &T {
-        &self.0[node / CHUNK][node % CHUNK]
+        let held = self.chunks[node / CHUNK].get(node % CHUNK);
+        held.unwrap_or(self.none)
     }
 }
 
-impl<T> IndexMut<NodeId> for Places<'_, T> {
+impl<T: Default> IndexMut<NodeId> for Places<'_, T> {
     fn index_mut(&mut self, node: NodeId) -> &mut T {
-        &mut self.0[node / CHUNK][node % CHUNK]
+        self.chunks[node / CHUNK].at(node % CHUNK)
     }
 }
 
@@ -165,9 +287,8 @@ mod tests {
         assert_eq!(column.get(3 * CHUNK + 5), Some(&3));
         assert_eq!(column.get(3 * CHUNK + 6), None);
         let mut places = column.places(4 * CHUNK);
-        assert_eq!(places.len(), 4 * CHUNK);
         places[4 * CHUNK - 1] = 4;
-        assert_eq!(places[CHUNK], 2);
+        assert_eq!((places[CHUNK], places[4 * CHUNK - 2]), (2, 0));
         assert!(places.get_mut(4 * CHUNK).is_none());
     }
 
@@ -194,11 +315,44 @@ mod tests {
         assert_eq!(taken.get(299), None);
     }
 
+    /// As a map with a default does it.
+    #[test]
+    fn values_of_their_own_come_and_go() {
+        let (mut column, mut expected) = (Column::default(), std::collections::BTreeMap::new());
+        let mut random = 1_u64;
+        for step in 1..20_000 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(step);
+            let node = (random >> 33) as usize % 150;
+            match random >> 60 {
+                0..8 => {
+                    *column.at(node) = step;
+                    expected.insert(node, step);
+                }
+                8..12 => {
+                    column.forget(node);
+                    expected.remove(&node);
+                }
+                _ => assert_eq!(column.take(node), expected.remove(&node)),
+            }
+            assert_eq!(column.held(node), expected.get(&node));
+        }
+        let found: Vec<(NodeId, u64)> = column.iter().map(|(node, value)| (node, *value)).collect();
+        assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+        (0..150).for_each(|node| column.forget(node));
+        let memory = |column: &Column<u64>| -> usize {
+            let chunks = column.chunks.iter();
+            chunks.map(|chunk| chunk.values.capacity()).sum()
+        };
+        assert_eq!((column.iter().count(), memory(&column)), (0, 0));
+    }
+
     #[test]
     fn only_a_changed_chunk_is_copied() {
         let mut column = Column::default();
         column.places(2 * CHUNK).get_mut(0);
-        let chunks = |column: &Column<u64>| -> Vec<*const Vec<u64>> {
+        let chunks = |column: &Column<u64>| -> Vec<*const Chunk<u64>> {
             column.chunks.iter().map(Arc::as_ptr).collect()
         };
         let before = chunks(&column);

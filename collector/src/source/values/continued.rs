@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Retained, Summable, Words};
+use super::{Retained, Summable, Words, digest};
 
 /// Counters that the kernel keeps for a path, descendants included: of the cgroup that has the path
 /// now, and of those that had it before.
@@ -65,19 +65,40 @@ impl<T: Summable> Continued<T> {
     }
 }
 
+/// Of a cgroup that lives, the next agent has a reading of its own.
 impl<T: Words> Retained for Continued<T> {
+    const SHAPE: u64 = digest(<Option<T>>::SHAPE, <Option<(u64, T)>>::SHAPE);
+
     fn save(&self, words: &mut Vec<u64>) {
-        self.earlier.is_some().put(words);
-        if let Some(earlier) = &self.earlier {
-            earlier.put(words);
+        put(self.earlier(), words);
+        false.put(words);
+    }
+
+    fn save_end(&self, words: &mut Vec<u64>) {
+        put(self.earlier(), words);
+        self.is_known().put(words);
+        if self.is_known() {
+            self.id.put(words);
+            self.now.put(words);
         }
     }
 
     fn restore(&mut self, words: &mut &[u64]) -> Option<()> {
-        if bool::take(words)? {
-            self.earlier = Some(Box::new(T::take(words)?));
+        if let Some(earlier) = Words::take(words)? {
+            self.earlier = Some(Box::new(earlier));
+        }
+        if let Some((id, now)) = Words::take(words)? {
+            (self.id, self.now) = (id, now);
         }
         Some(())
+    }
+}
+
+/// As [`Words::put`] of an option.
+fn put<T: Words>(value: Option<&T>, words: &mut Vec<u64>) {
+    value.is_some().put(words);
+    if let Some(value) = value {
+        value.put(words);
     }
 }
 
@@ -116,6 +137,23 @@ mod tests {
         assert!(!next.is_known());
         assert_eq!(read(&mut next, 8, 9), 109);
         assert!(next.restore(&mut &[][..]).is_none());
+    }
+
+    #[test]
+    fn a_removed_cgroup_has_all_it_had_with_the_next_agent() {
+        let mut values = Continued::default();
+        read(&mut values, 5, 100);
+        read(&mut values, 8, 7);
+        let mut words = Vec::new();
+        values.save_end(&mut words);
+        let mut next = Continued::default();
+        next.restore(&mut words.as_slice()).unwrap();
+        assert!(next.is_known());
+        assert_eq!(*next.total(), 107);
+        // A record that comes late does not count twice.
+        assert_eq!(read(&mut next, 8, 7), 107);
+        // The path is made again.
+        assert_eq!(read(&mut next, 11, 3), 110);
     }
 
     #[test]

@@ -67,6 +67,14 @@ macro_rules! sums {
         }
 
         impl $crate::source::values::Words for $name {
+            const SHAPE: u64 = {
+                use $crate::source::values::{Words, digest, digest_of};
+                let shape = digest_of("sums");
+                $(let shape = digest(digest(shape, digest_of(stringify!($field))), <$type as Words>::SHAPE);)*
+                $($(let shape = digest(digest(shape, digest_of(stringify!($own))), <$own_type as Words>::SHAPE);)*)?
+                shape
+            };
+
             fn put(&self, words: &mut Vec<u64>) {
                 $($crate::source::values::Words::put(&self.$field, words);)*
                 $($($crate::source::values::Words::put(&self.$own, words);)*)?
@@ -140,6 +148,29 @@ mod tests {
                 known: Some(5),
             }
         );
+    }
+
+    sums! {
+        struct Renamed {
+            one: u64,
+            others: [u64; 3],
+        }
+        beside {
+            known: Option<u64>,
+        }
+    }
+
+    #[test]
+    fn names_of_counters_are_part_of_the_shape() {
+        use crate::source::values::Words;
+        assert_ne!(Counted::SHAPE, Renamed::SHAPE);
+        let written = |value: &dyn Fn(&mut Vec<u64>)| {
+            let mut words = Vec::new();
+            value(&mut words);
+            words
+        };
+        let words = written(&|words| Counted::default().put(words));
+        assert_eq!(words, written(&|words| Renamed::default().put(words)));
     }
 
     #[test]

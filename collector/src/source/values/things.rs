@@ -59,6 +59,8 @@ impl<T: Summable> AddFrom for Things<T> {
 }
 
 impl<T: Words> Words for Things<T> {
+    const SHAPE: u64 = Vec::<(u64, T)>::SHAPE;
+
     fn put(&self, words: &mut Vec<u64>) {
         (self.0.len() as u64).put(words);
         for (what, value) in &self.0 {

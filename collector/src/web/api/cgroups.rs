@@ -64,8 +64,10 @@ pub(super) struct Branch {
     state: Life,
     /// Full id of the container, if it is one.
     id: Option<String>,
-    /// Name of the container, or of the systemd unit.
+    /// Name of the container or machine.
     name: Option<String>,
+    /// Name of the systemd unit, if it is one.
+    unit: Option<String>,
     /// CPU time used in the interval, in percent of one CPU.
     cpu_usage: Option<f64>,
     /// Memory in use, bytes.
@@ -111,6 +113,7 @@ impl Shape<'_> {
             state: record.state,
             id: record.id,
             name: record.name,
+            unit: record.unit,
             cpu_usage: record.cpu_usage,
             memory_usage: record.memory_usage,
             process_count: record.process_count,

@@ -25,6 +25,7 @@ const fn text(name: &'static str, about: &'static str) -> Parameter {
 /// Parameters of a list.
 pub(super) const PARAMETERS: &[Parameter] = &[
     text("name", "Filter by name; * matches any text"),
+    text("unit", "Filter by systemd unit; * matches any text"),
     text("image", "Filter by image; * matches any text"),
     text(
         "namespace",
@@ -105,6 +106,7 @@ fn whole(value: Option<u64>) -> Key {
 const SORT_KEYS: &[(&str, Sort)] = &[
     ("cgroup", |r| Key::Text(Some(r.cgroup.clone()))),
     ("name", |r| Key::Text(r.name.clone())),
+    ("unit", |r| Key::Text(r.unit.clone())),
     ("image", |r| Key::Text(r.image.clone())),
     ("created", |r| Key::Text(r.created.clone())),
     ("cpu_usage", |r| Key::Number(r.cpu_usage)),
@@ -123,6 +125,8 @@ const SORTS: &[&str] = &[
     "-cgroup",
     "name",
     "-name",
+    "unit",
+    "-unit",
     "image",
     "-image",
     "created",
@@ -185,7 +189,7 @@ fn like(text: &str, pattern: &str) -> bool {
 /// Whether an entry passes the filters of the query.
 fn is_wanted(entry: &InventoryEntry, query: &Query) -> bool {
     let subject = &entry.subject;
-    let labels = ["name", "image", "namespace", "pod"];
+    let labels = ["name", "unit", "image", "namespace", "pod"];
     let by_label = labels.into_iter().all(|name| {
         let pattern = query.text(name);
         pattern.is_none_or(|pattern| like(entry.label(name).unwrap_or_default(), pattern))

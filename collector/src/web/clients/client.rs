@@ -13,7 +13,7 @@ use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{STALLED, WIDE_BUFFER};
+use super::{STALLED, UNREAD, WIDE_BUFFER};
 use crate::{
     exposition::Body,
     kernel::socket,
@@ -22,6 +22,8 @@ use crate::{
 
 /// Time that a connection has at least until its request is read.
 pub(super) const YOUNG: Duration = Duration::from_millis(20);
+/// Shortest time between two looks at a client because others need something.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What a connection does.
 #[derive(Debug)]
@@ -54,6 +56,14 @@ struct State {
     acknowledged: u64,
     /// When that number last grew, or nothing was left to acknowledge.
     progress: Instant,
+    /// When somebody last looked at that.
+    looked: Instant,
+    /// Whether the client's side takes nothing: all that was sent is acknowledged, and the rest can't
+    /// be sent.
+    closed: bool,
+    /// That number when this was first seen since the answer began. What its kernel took before
+    /// says nothing about the client.
+    closed_at: Option<u64>,
     /// Whether the server has taken the whole body.
     taken: bool,
     /// For as long as the socket has the wide send buffer.
@@ -64,6 +74,11 @@ impl State {
     fn waits(&mut self) {
         self.phase = Phase::Waiting { drained: false };
         self.waiting_since = Instant::now();
+    }
+
+    /// Whether the client has read nothing of the answer, as far as can be seen.
+    fn is_unread(&self) -> bool {
+        self.closed && self.closed_at == Some(self.acknowledged)
     }
 }
 
@@ -94,6 +109,9 @@ impl Client {
                 waiting_since: now,
                 acknowledged: 0,
                 progress: now,
+                looked: now,
+                closed: false,
+                closed_at: None,
                 taken: true,
                 wide: None,
             }),
@@ -111,6 +129,8 @@ impl Client {
         let mut state = lock(&self.state);
         state.phase = Phase::Sending(sent);
         state.taken = false;
+        state.closed = false;
+        state.closed_at = None;
         state.progress = Instant::now();
     }
 
@@ -165,11 +185,17 @@ impl Client {
         // Read first: a byte written in between would look acknowledged.
         let written = self.written.load(Relaxed);
         let left = self.unacknowledged();
+        let closed = left > 0 && socket::unsent(&self.stream).is_ok_and(|unsent| unsent >= left);
         let acknowledged = written.saturating_sub(left);
         let mut state = lock(&self.state);
+        state.looked = now;
         if left == 0 || acknowledged > state.acknowledged {
             state.acknowledged = acknowledged.max(state.acknowledged);
             state.progress = now.max(state.progress);
+        }
+        state.closed = closed;
+        if closed && state.closed_at.is_none() {
+            state.closed_at = Some(state.acknowledged);
         }
         let narrow = left == 0 && matches!(state.phase, Phase::Waiting { .. });
         if narrow
@@ -179,6 +205,18 @@ impl Client {
             state.wide = None;
         }
         state.progress
+    }
+
+    /// When the client last took bytes, as [`progress`](Self::progress) says, and from when on it may
+    /// be cut off in favour of others if it takes no more: earlier if it has read nothing of its
+    /// answer.
+    pub(super) fn yields(&self, now: Instant) -> (Instant, Instant) {
+        if now.saturating_duration_since(lock(&self.state).looked) >= GLANCE {
+            self.progress(now);
+        }
+        let state = lock(&self.state);
+        let patience = if state.is_unread() { UNREAD } else { STALLED };
+        (state.progress, state.progress + patience)
     }
 
     /// Ends the connection, whatever it does. Whether that was not done before.
@@ -221,13 +259,9 @@ impl Client {
                 }
                 Phase::Sending(_) => {}
             }
-            if age(state.progress) < STALLED {
-                return None;
-            }
         }
-        // It may have taken something since somebody last looked.
-        let progress = self.progress(now);
-        (age(progress) >= STALLED).then_some((1, progress))
+        let (_, yields) = self.yields(now);
+        (yields <= now).then_some((1, yields))
     }
 
     /// The exposition on its way.

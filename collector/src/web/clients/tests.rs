@@ -18,16 +18,20 @@ async fn stuck(clients: &Arc<Clients>) -> (Place, TcpStream) {
     socket::set_buffers(&stream, 4096, 4096).unwrap();
     let place = clients.place(stream).await.unwrap();
     place.client.works();
-    // Until the other side's kernel takes no more.
-    let stream = &place.client.stream;
-    while let Ok(ready) = tokio::time::timeout(PAUSE, stream.writable()).await {
+    fill(&place.client).await;
+    (place, other)
+}
+
+/// Writes until the other side's kernel takes no more.
+async fn fill(client: &Client) {
+    let stream = &client.stream;
+    while let Ok(ready) = tokio::time::timeout(STALLED, stream.writable()).await {
         ready.unwrap();
         if let Ok(count) = stream.try_write(&[0; 4096]) {
-            place.client.wrote(count);
+            client.wrote(count);
         }
     }
-    place.client.progress(Instant::now());
-    (place, other)
+    client.progress(Instant::now());
 }
 
 #[tokio::test]
@@ -67,6 +71,60 @@ async fn answers_of_the_api_are_bounded_together() {
     assert!(clients.sends_other(&last.client, 40));
     assert!(!reading.client.is_cut());
     assert_eq!(third.client.cut_off().await, Cut::Superseded);
+}
+
+#[tokio::test]
+async fn a_client_that_has_read_nothing_gives_way_earlier_than_one_that_reads() {
+    use tokio::io::AsyncReadExt;
+    let clients = clients(Limits::new(1024));
+    let (place, mut other) = stuck(&clients).await;
+    let client = &place.client;
+    assert!(clients.sends_other(client, 1));
+    let patience = |client: &Client| {
+        let now = client.progress(Instant::now());
+        let (progress, yields) = client.yields(now);
+        yields - progress
+    };
+    // Its kernel has acknowledged what it took, and takes no more.
+    let begin = Instant::now();
+    assert_eq!(patience(client), UNREAD);
+    // It reads, and stops again. It has shown that it reads.
+    other.read_exact(&mut vec![0; 4096]).await.unwrap();
+    while patience(client) == UNREAD {
+        let _ = tokio::time::timeout(RECHECK, other.read(&mut vec![0; 1 << 20])).await;
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+    fill(client).await;
+    assert_eq!(patience(client), STALLED);
+    // That counts for one answer.
+    clients.sends_other(client, 1);
+    assert_eq!(patience(client), UNREAD);
+}
+
+#[tokio::test]
+async fn an_exposition_counts_until_its_clients_are_noted() {
+    let clients = clients(Limits::new(1024));
+    let body = Body::from(bytes::Bytes::from_static(b"body"));
+    let (live, unmade) = {
+        let coming = clients.expect();
+        let count = |clients: &Clients| {
+            let connected = lock(&clients.connected);
+            (connected.live(Instant::now()).len(), connected.unmade())
+        };
+        assert_eq!(count(&clients), (0, 1));
+        coming.made(&body);
+        assert_eq!(count(&clients), (1, 0));
+        let (place, _other) = stuck(&clients).await;
+        clients.sends_exposition(&place.client, &body);
+        assert_eq!(count(&clients), (1, 0));
+        drop(coming);
+        assert_eq!(count(&clients), (1, 0));
+        clients.cut(&place.client, Cut::Superseded);
+        assert_eq!(count(&clients), (1, 0));
+        drop(place);
+        count(&clients)
+    };
+    assert_eq!((live, unmade), (0, 0));
 }
 
 #[tokio::test]
@@ -136,7 +194,7 @@ async fn a_wide_send_buffer_is_for_few_and_only_until_it_is_empty() {
 
 #[test]
 fn connections_leave_descriptors_for_the_agent() {
-    for (open_files, connections) in [(20_000, 256), (1024, 256), (160, 40), (3, 8)] {
+    for (open_files, connections) in [(20_000, 384), (1024, 256), (160, 40), (3, 8)] {
         assert_eq!(Limits::new(open_files).connections, connections);
     }
 }

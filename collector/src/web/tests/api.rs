@@ -25,7 +25,7 @@ const WEB: &str = "aaaa1111222233334444555566667777888899990000aaaabbbbccccdddde
 const TWIN: &str = "aaaa9911222233334444555566667777888899990000aaaabbbbccccddddeeee";
 const OLD: &str = "bbbb1111222233334444555566667777888899990000aaaabbbbccccddddeeee";
 
-/// Path, container, name, and index of the parent.
+/// Path, container, name or unit, and index of the parent.
 const CGROUPS: [(&str, Option<&str>, &str, Option<usize>); 7] = [
     ("/", None, "", None),
     ("/docker", None, "", Some(0)),
@@ -51,9 +51,14 @@ fn family(name: &'static str, kind: MetricKind) -> Family {
 fn encode(out: &mut dyn Encoder, round: u64) {
     let sets = CGROUPS.iter().map(|(path, _, name, _)| {
         let image = if *name == "web" { "nginx:1" } else { "" };
+        let called = if name.ends_with(".service") {
+            "unit"
+        } else {
+            "name"
+        };
         LabelSet::new(&[
             ("id", path),
-            ("name", name),
+            (called, name),
             ("image", image),
             ("container_label_tier", image),
         ])
@@ -158,6 +163,8 @@ pub(super) fn status() -> AgentStatus {
         }],
         cgroups: Cgroups { live: 6, dead: 1 },
         slots: SlotStates {
+            without: 0,
+            without_by_parent: Vec::new(),
             used: 7,
             free: 8,
             quarantined: 0,
@@ -216,6 +223,8 @@ fn lists() {
             &["/docker/old", "/docker/twin", "/docker/web"],
         ),
         ("?offset=9", &[]),
+        ("?all=true&name=ssh*", &[]),
+        ("?all=true&unit=ssh*", &["/system.slice/ssh.service"]),
     ] {
         let (code, list) = get(&server, &format!("/api/v1/containers{query}"));
         assert_eq!(code, 200, "{query}: {list}");
@@ -394,6 +403,8 @@ fn too_many_requests_get_503_with_retry_after() {
     }
     let (code, head, _) = parsed(&server.get("/api/v1/containers"));
     assert!(code == 503 && head.contains("retry-after: 1"), "{head}");
+    // Scrapes are not counted with them.
+    assert!(server.get("/metrics").ends_with("text 1\n"));
     let mut text = String::new();
     slow.read_to_string(&mut text).unwrap();
     assert_eq!(parsed(&text).0, 200);

@@ -17,8 +17,12 @@ const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 const MEGABYTE: usize = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Each scrape gets an exposition of its own.
 fn limits() -> Limits {
-    Limits::new(20_000)
+    Limits {
+        reuse: Duration::ZERO,
+        ..Limits::new(20_000)
+    }
 }
 
 /// A server whose expositions are this long.
@@ -295,7 +299,44 @@ fn a_client_that_reads_keeps_its_exposition_beside_newer_ones_that_stall() {
         }
     }
     assert_eq!(stuck.len(), 8);
-    assert!(server.metrics.live.load(SeqCst) <= 4);
+    assert!(server.metrics.live.load(SeqCst) <= 3);
+}
+
+#[test]
+fn a_crowd_gets_an_exposition_that_is_in_memory() {
+    let limits = Limits {
+        connections: 3,
+        reuse: PATIENCE,
+        ..limits()
+    };
+    let server = large(4 * MEGABYTE, limits);
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        let client = asking(&server);
+        // Its answer has begun.
+        client.peek(&mut [0]).unwrap();
+        stuck.push(client);
+    }
+    assert_eq!(server.metrics.scrapes.load(SeqCst), 2);
+    // It has the last place, so it gets the newer one again.
+    let answer = server.get("/metrics");
+    assert!(answer.ends_with("2222"), "{}", answer.len());
+    assert_eq!(server.metrics.scrapes.load(SeqCst), 2);
+    assert_eq!(server.counters.cuts(Cut::Superseded), 0);
+}
+
+#[test]
+fn an_exposition_that_is_too_old_for_a_crowd_is_made_anew() {
+    let limits = Limits {
+        connections: 2,
+        reuse: Duration::from_millis(50),
+        ..limits()
+    };
+    let server = large(4 * MEGABYTE, limits);
+    let stuck = asking(&server);
+    stuck.peek(&mut [0]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(server.get("/metrics").ends_with("2222"));
 }
 
 #[test]
@@ -305,11 +346,12 @@ fn scrapes_at_the_same_time_share_a_thread_and_an_exposition() {
         length: 10,
         ..Fixed::default()
     };
-    let server = Server::with(metrics, 40, limits());
+    let server = Server::with(metrics, 1, limits());
     let first = asking(&server);
     until("not asked", || server.metrics.scrapes.load(SeqCst) == 1);
-    // These arrive while the first snapshot is taken, so it may be too old for them.
-    let mut others: Vec<TcpStream> = (0..30).map(|_| asking(&server)).collect();
+    // These arrive while the first snapshot is taken, so it may be too old for them. None is
+    // refused.
+    let mut others: Vec<TcpStream> = (0..100).map(|_| asking(&server)).collect();
     others.insert(0, first);
     for (number, stream) in others.iter_mut().enumerate() {
         let mut answer = [0; 1000];

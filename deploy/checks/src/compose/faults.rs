@@ -30,7 +30,8 @@ pub fn faults(text: &str) -> Vec<String> {
         image(service, &mut of_service);
         privileges(name, service, &mut of_service);
         addresses(service, &mut of_service);
-        mounts(service, &mut of_service);
+        mounts(name, service, &mut of_service);
+        state(name, service, &mut of_service);
         faults.extend(
             of_service
                 .into_iter()
@@ -191,15 +192,30 @@ fn addresses(service: &Value, faults: &mut Vec<String>) {
     }
 }
 
+/// Where the agent's counters outlive it. It has to be written.
+const BPFFS: &str = "/sys/fs/bpf:/sys/fs/bpf";
+
+/// Faults of the agent's state: its counters outlive its container where the image says.
+fn state(name: &str, service: &Value, faults: &mut Vec<String>) {
+    const VARIABLE: &str = "CGMETER_STATE_PIN";
+    if !service["environment"][VARIABLE].is_null() {
+        faults.push(format!("{VARIABLE} is the image's to set"));
+    }
+    let mounted = strings(&service["volumes"]).any(|volume| volume == BPFFS);
+    if mounted != (name == "cgmeter") {
+        faults.push(format!("has {BPFFS}: {mounted}"));
+    }
+}
+
 /// Faults of mounts: files of the repository must exist and be read-only.
-fn mounts(service: &Value, faults: &mut Vec<String>) {
+fn mounts(name: &str, service: &Value, faults: &mut Vec<String>) {
     for volume in strings(&service["volumes"]) {
         let mut parts = volume.split(':');
         let source = parts.next().unwrap_or_default();
         if !source.starts_with(['.', '/']) {
             continue;
         }
-        if parts.next_back() != Some("ro") {
+        if parts.next_back() != Some("ro") && (name, volume) != ("cgmeter", BPFFS) {
             faults.push(format!("{volume} can be written"));
         }
         if source.starts_with('.') && !root().join(FOLDER).join(source).exists() {

@@ -61,6 +61,16 @@ fn faults_are_found() {
             "cgmeter: listens on",
         ),
         (
+            "      # Loopback, and",
+            "      CGMETER_STATE_PIN: /run/cgmeter\n      # Loopback, and",
+            "cgmeter: CGMETER_STATE_PIN",
+        ),
+        (
+            "    - /sys/fs/bpf:/sys/fs/bpf\n",
+            "",
+            "cgmeter: has /sys/fs/bpf",
+        ),
+        (
             "${GRAFANA_PASSWORD:?set GRAFANA_PASSWORD in .env}",
             "${GRAFANA_PASSWORD:-admin}",
             "without a default",

@@ -17,7 +17,15 @@ use crate::{
 /// Labels that the configuration of Prometheus adds to every series.
 const TARGET: [&str; 3] = ["cluster", "instance", "job"];
 /// Labels of a cgroup.
-const CGROUP: [&str; 6] = ["id", "name", "image", "namespace", "pod", "container"];
+const CGROUP: [&str; 7] = [
+    "id",
+    "name",
+    "unit",
+    "image",
+    "namespace",
+    "pod",
+    "container",
+];
 /// The units in use, by Grafana's names.
 const UNITS: [&str; 10] = [
     "none",

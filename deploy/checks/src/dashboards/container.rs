@@ -82,7 +82,7 @@ pub fn dashboard() -> Dashboard {
                 stacked("Who took the CPU", "ops", "Its involuntary switches by who ran next: its own tasks (self), another cgroup's (other), or the kernel's (system).")
                     .query(sum_rate("by", "container_sched_preemptions_total", ONE), "{{by}}"),
                 lines("Who used CPUs meanwhile", "none", "The ten other cgroups of this host that used the most, those above and below it included.").drill()
-                    .query(top(10, &sum_rate("instance, id, name", "container_cpu_usage_seconds_total", OTHERS)), "{{id}} {{name}}"),
+                    .query(top(10, &sum_rate("instance, id, name, unit", "container_cpu_usage_seconds_total", OTHERS)), "{{id}} {{name}}{{unit}}"),
                 lines("Throttled by its quota", "percentunit", "Part of the enforcement periods in which it was throttled; only where it has a quota.")
                     .query(ratio(&growth("container_cpu_cfs_throttled_periods_total"), &growth("container_cpu_cfs_periods_total")), "periods"),
                 lines("Throttled time", "s", "Seconds a second for which its run queues were throttled, summed over CPUs.")

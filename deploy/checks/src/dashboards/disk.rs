@@ -10,7 +10,7 @@ const DISKS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$devic
 /// Matchers for the cgroups that use the disks.
 const CGROUPS: &str = r#"cluster=~"$cluster",instance=~"$instance",device=~"$device",id!="/""#;
 /// Labels that tell cgroups apart.
-const NAMES: &str = "instance, id, name";
+const NAMES: &str = "instance, id, name, unit";
 /// Labels that tell disks apart.
 const DISK: &str = "instance, device";
 
@@ -59,15 +59,15 @@ pub fn dashboard() -> Dashboard {
                 lines("99th percentile in the device", "s", "From the issue to the driver to completion. What the former has more is queues: too many requests rather than slow ones.")
                     .query(quantile(0.99, "instance, device, operation", "container_block_io_device_seconds", DISKS), "{{instance}} {{device}} {{operation}}"),
                 lines("99th percentile by cgroup", "s", "The ten cgroups with the slowest requests.").drill()
-                    .query(top(10, &quantile(0.99, NAMES, latency, CGROUPS)), "{{id}} {{name}}"),
+                    .query(top(10, &quantile(0.99, NAMES, latency, CGROUPS)), "{{id}} {{name}}{{unit}}"),
             ]),
             row("Who", vec![
                 lines("Readers", "Bps", "The ten cgroups for which disks read the most; a parent includes its children.").drill()
-                    .query(most("container_fs_reads_bytes_total"), "{{id}} {{name}}"),
+                    .query(most("container_fs_reads_bytes_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Writers", "Bps", "The ten cgroups for which disks wrote the most, pages written back included.").drill()
-                    .query(most("container_fs_writes_bytes_total"), "{{id}} {{name}}"),
+                    .query(most("container_fs_writes_bytes_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Time of requests by cgroup", "none", "Requests under way on average, of the ten cgroups with the most.").drill()
-                    .query(top(10, &format!("{} + {}", sum_rate(NAMES, "container_fs_read_seconds_total", CGROUPS), sum_rate(NAMES, "container_fs_write_seconds_total", CGROUPS))), "{{id}} {{name}}"),
+                    .query(top(10, &format!("{} + {}", sum_rate(NAMES, "container_fs_read_seconds_total", CGROUPS), sum_rate(NAMES, "container_fs_write_seconds_total", CGROUPS))), "{{id}} {{name}}{{unit}}"),
             ]),
             row("File systems", vec![
                 lines("Space in use", "percentunit", "Part of the space of each mounted device, what is reserved for root included.").width(12)

@@ -15,7 +15,7 @@ const HOST: &str = r#"cluster=~"$cluster",instance="$instance",id="/""#;
 /// Matchers for all cgroups but the root.
 const CGROUPS: &str = r#"cluster=~"$cluster",instance="$instance",id!="/""#;
 /// Labels that tell cgroups apart.
-const NAMES: &str = "instance, id, name";
+const NAMES: &str = "instance, id, name, unit";
 
 /// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
@@ -47,20 +47,20 @@ pub fn dashboard() -> Dashboard {
             ]),
             row("CPU", vec![
                 lines("CPUs used by cgroup", "none", "The ten cgroups that use the most; a parent includes its children.").drill()
-                    .query(most("container_cpu_usage_seconds_total"), "{{id}} {{name}}"),
+                    .query(most("container_cpu_usage_seconds_total"), "{{id}} {{name}}{{unit}}"),
                 stacked("User and kernel", "none", "CPUs in user mode and in the kernel.")
                     .query(host_sum("container_cpu_user_seconds_total"), "user")
                     .query(host_sum("container_cpu_system_seconds_total"), "kernel"),
                 heatmap("Wait for a CPU", "How long runnable tasks waited for a CPU, run period by run period.")
                     .query(buckets("container_sched_runqueue_latency_seconds", HOST), "{{le}}"),
                 lines("Tasks waiting for a CPU, by cgroup", "none", "Tasks that were runnable and had no CPU, on average; the ten cgroups with the most.").drill()
-                    .query(most("container_cpu_schedstat_runqueue_seconds_total"), "{{id}} {{name}}"),
+                    .query(most("container_cpu_schedstat_runqueue_seconds_total"), "{{id}} {{name}}{{unit}}"),
                 stacked("Context switches", "ops", "Voluntary: the task waits for something. Involuntary: the CPU was taken from it.")
                     .query(sum_rate("type", "container_sched_context_switches_total", HOST), "{{type}}"),
                 lines("Preempted by another cgroup", "ops", "Times that a task of another cgroup took the CPU, by the cgroup that lost it.").drill()
-                    .query(top(10, &sum_rate(NAMES, "container_sched_preemptions_total", &format!("{CGROUPS},by=\"other\""))), "{{id}} {{name}}"),
+                    .query(top(10, &sum_rate(NAMES, "container_sched_preemptions_total", &format!("{CGROUPS},by=\"other\""))), "{{id}} {{name}}{{unit}}"),
                 lines("Throttled by their quota", "percentunit", "Part of the enforcement periods in which a cgroup was throttled.").drill()
-                    .query(top(10, &ratio(&sum_rate(NAMES, "container_cpu_cfs_throttled_periods_total", CGROUPS), &sum_rate(NAMES, "container_cpu_cfs_periods_total", CGROUPS))), "{{id}} {{name}}"),
+                    .query(top(10, &ratio(&sum_rate(NAMES, "container_cpu_cfs_throttled_periods_total", CGROUPS), &sum_rate(NAMES, "container_cpu_cfs_periods_total", CGROUPS))), "{{id}} {{name}}{{unit}}"),
                 stacked("Threads by state", "none", "Running, sleeping, stopped, in uninterruptible sleep, waiting for I/O.")
                     .query(sum("state", &host("container_tasks_state")), "{{state}}"),
                 lines("Migrations", "ops", "Times that a task went to another CPU.")
@@ -73,7 +73,7 @@ pub fn dashboard() -> Dashboard {
                     .query(sum("", &host("container_memory_rss")), "anonymous")
                     .query(sum("", &host("container_memory_cache")), "page cache"),
                 lines("Memory by cgroup", "bytes", "Working set of the ten largest; a parent includes its children.").drill()
-                    .query(top(10, &sum(NAMES, &format!("container_memory_working_set_bytes{{{CGROUPS}}}"))), "{{id}} {{name}}"),
+                    .query(top(10, &sum(NAMES, &format!("container_memory_working_set_bytes{{{CGROUPS}}}"))), "{{id}} {{name}}{{unit}}"),
                 heatmap("Stalls for want of memory", "How long tasks were held up to free memory, for the host or for a cgroup with a limit.")
                     .query(buckets("container_memory_reclaim_seconds", HOST), "{{le}}"),
                 lines("Page faults", "ops", "All of them, and those that had to wait for a device (pgmajfault).")
@@ -82,7 +82,7 @@ pub fn dashboard() -> Dashboard {
                     .query(host_sum("container_memory_pgscan_total"), "scanned")
                     .query(host_sum("container_memory_pgsteal_total"), "freed"),
                 lines("OOM kills by cgroup", "ops", "Processes that the kernel killed for want of memory, a second.").drill()
-                    .query(most("container_oom_events_total"), "{{id}} {{name}}"),
+                    .query(most("container_oom_events_total"), "{{id}} {{name}}{{unit}}"),
             ]),
             row("Pressure", vec![
                 lines("CPU pressure", "percentunit", "Part of the time in which some task waited for a CPU. Absent where the kernel measures no pressure.")

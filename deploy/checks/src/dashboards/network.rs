@@ -11,7 +11,7 @@ const HOSTS: &str = r#"cluster=~"$cluster",instance=~"$instance",id="/""#;
 const CGROUPS: &str =
     r#"cluster=~"$cluster",instance=~"$instance",namespace=~"$namespace",pod=~"$pod",id!="/""#;
 /// Labels that tell cgroups apart.
-const NAMES: &str = "instance, id, name, namespace, pod";
+const NAMES: &str = "instance, id, name, unit, namespace, pod";
 
 /// Makes the dashboard.
 pub fn dashboard() -> Dashboard {
@@ -58,29 +58,29 @@ pub fn dashboard() -> Dashboard {
                     .query(sum_rate("protocol", "container_socket_receive_packets_total", HOSTS), "{{protocol}} receive")
                     .query(sum_rate("protocol", "container_socket_transmit_packets_total", HOSTS), "{{protocol}} transmit"),
                 lines("Receivers", "Bps", "The ten cgroups whose sockets received the most; a parent includes its children.").drill()
-                    .query(most("container_socket_receive_bytes_total"), "{{id}} {{name}}"),
+                    .query(most("container_socket_receive_bytes_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Senders", "Bps", "The ten cgroups whose sockets sent the most; a parent includes its children.").drill()
-                    .query(most("container_socket_transmit_bytes_total"), "{{id}} {{name}}"),
+                    .query(most("container_socket_transmit_bytes_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Drops by cgroup", "pps", "Packets of its sockets that the kernel dropped; the ten with the most.").drill()
-                    .query(most("container_network_drops_total"), "{{id}} {{name}}"),
+                    .query(most("container_network_drops_total"), "{{id}} {{name}}{{unit}}"),
             ]),
             row("TCP", vec![
                 lines("Connections opened", "ops", "Asked for by this side (active), or accepted (passive).")
                     .query(sum_rate("instance, direction", "container_tcp_connections_opened_total", HOSTS), "{{instance}} {{direction}}"),
                 lines("Connections that failed", "ops", "Refused, timed out or given up; the ten cgroups with the most.").drill()
-                    .query(most("container_tcp_connect_failures_total"), "{{id}} {{name}}"),
+                    .query(most("container_tcp_connect_failures_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Resets", "ops", "Sent and received.")
                     .query(sum_rate("instance, direction", "container_tcp_resets_total", HOSTS), "{{instance}} {{direction}}"),
                 lines("Sent again", "percentunit", "Retransmits as a part of the packets that TCP sockets sent.")
                     .query(ratio(&again("instance", HOSTS), &sent("instance", HOSTS)), "{{instance}}"),
                 lines("Sent again, by cgroup", "pps", "The ten cgroups that sent the most segments again.").drill()
-                    .query(most("container_tcp_retransmits_total"), "{{id}} {{name}}"),
+                    .query(most("container_tcp_retransmits_total"), "{{id}} {{name}}{{unit}}"),
                 lines("Dropped packets", "pps", "By the kernel's reason.")
                     .query(sum_rate("reason", "container_network_drops_total", HOSTS), "{{reason}}"),
                 heatmap("Round-trip time", "Smoothed round-trip time of connections, when they close.")
                     .query(buckets("container_tcp_rtt_seconds", HOSTS), "{{le}}"),
                 lines("Round-trip time by cgroup, 99th percentile", "s", "Of the connections that closed; the ten slowest.").drill()
-                    .query(top(10, &quantile(0.99, NAMES, "container_tcp_rtt_seconds", CGROUPS)), "{{id}} {{name}}"),
+                    .query(top(10, &quantile(0.99, NAMES, "container_tcp_rtt_seconds", CGROUPS)), "{{id}} {{name}}{{unit}}"),
                 heatmap("Duration of connections", "From establishment to close, when they close.")
                     .query(buckets("container_tcp_connection_duration_seconds", HOSTS), "{{le}}"),
             ]),

@@ -5,7 +5,10 @@ use std::{
 
 use super::*;
 use crate::{
-    cgroup::{AllowList, ContainerRules, Event, Export, Filter, Found, Runtime, State, found},
+    cgroup::{
+        AllowList, ContainerRules, Event, Export, Filter, Found, Runtime, State, found,
+        is_users_own,
+    },
     exposition::LabelSet,
 };
 
@@ -89,13 +92,23 @@ fn exported(tree: &Tree) -> Vec<u64> {
     exported.map(|(_, node)| node.id).collect()
 }
 
+/// Labels under Kubernetes: the hierarchy has a pod.
+fn set(pairs: &[(&str, &str)]) -> LabelSet {
+    let (allowed, own): (Vec<_>, Vec<_>) = pairs
+        .iter()
+        .partition(|(name, _)| name.starts_with("container_label_"));
+    LabelSet::new(&own)
+        .with_empty(&["namespace", "pod", "container"])
+        .with(allowed)
+}
+
 #[test]
 fn a_container_s_own_cgroup_is_named_and_what_is_nested_is_not() {
     let mut tree = unruled();
     let path = format!("/docker/{A}");
-    assert_eq!(labels(&tree, 3), &LabelSet::new(&[("id", &path)]));
+    assert_eq!(labels(&tree, 3), &set(&[("id", &path)]));
     assert_eq!(set_container(&mut tree, 3, &container(A, "web", None)), [3]);
-    let expected = LabelSet::new(&[
+    let expected = set(&[
         ("id", &path),
         ("name", "web"),
         ("image", "busybox:1"),
@@ -103,7 +116,7 @@ fn a_container_s_own_cgroup_is_named_and_what_is_nested_is_not() {
     ]);
     assert_eq!(labels(&tree, 3), &expected);
     let nested = format!("/docker/{A}/init");
-    assert_eq!(labels(&tree, 4), &LabelSet::new(&[("id", &nested)]));
+    assert_eq!(labels(&tree, 4), &set(&[("id", &nested)]));
 }
 
 #[test]
@@ -130,10 +143,10 @@ fn a_pod_s_own_cgroup_has_namespace_and_pod_alone() {
     let sandbox = container(B, "k8s-web", Some(("shop", "web-0", "POD")));
     assert_eq!(set_container(&mut tree, 7, &sandbox), [7, 6]);
     let pod = "/kubepods/pod4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44";
-    let expected = LabelSet::new(&[("id", pod), ("namespace", "shop"), ("pod", "web-0")]);
+    let expected = set(&[("id", pod), ("namespace", "shop"), ("pod", "web-0")]);
     assert_eq!(labels(&tree, 6), &expected);
     let own = format!("{pod}/{B}");
-    let expected = LabelSet::new(&[
+    let expected = set(&[
         ("id", &own),
         ("name", "k8s-web"),
         ("image", "busybox:1"),
@@ -149,11 +162,11 @@ fn a_pod_s_own_cgroup_has_namespace_and_pod_alone() {
 }
 
 #[test]
-fn a_unit_has_its_name() {
+fn a_unit_has_its_name_in_a_label_of_its_own() {
     let tree = unruled();
-    let expected = LabelSet::new(&[("id", "/system.slice/web.service"), ("name", "web.service")]);
+    let expected = set(&[("id", "/system.slice/web.service"), ("unit", "web.service")]);
     assert_eq!(labels(&tree, 9), &expected);
-    assert_eq!(labels(&tree, 8), &LabelSet::new(&[("id", "/system.slice")]));
+    assert_eq!(labels(&tree, 8), &set(&[("id", "/system.slice")]));
 }
 
 #[test]
@@ -175,7 +188,7 @@ fn removed_and_remade_cgroups_keep_their_names() {
 
 #[test]
 fn an_excluded_container_takes_what_is_nested_along_once_its_name_is_learnt() {
-    let mut tree = tree((&[], &["name=^web"]), usize::MAX);
+    let mut tree = tree((&[], &["name=^web", "unit=^web"]), usize::MAX);
     // The service is called so from the start.
     assert_eq!(exported(&tree), [1, 2, 3, 4, 5, 6, 7, 8]);
     set_container(&mut tree, 3, &container(A, "web", None));
@@ -234,4 +247,89 @@ fn live_cgroups_come_before_removed_ones_and_room_is_used_again() {
     tree.settle();
     assert_eq!(exported(&tree), [1, 5, 6, 7]);
     assert_eq!(tree.suppressed(), 1);
+}
+
+#[test]
+fn one_parent_has_at_most_half_of_what_cgroups_without_a_name_have() {
+    let mut all = vec![found(1, 0, ""), found(2, 1, "many"), found(3, 1, "few")];
+    all.extend((10..30).map(|id| found(id, 2, &format!("c{id}"))));
+    all.extend((40..44).map(|id| found(id, 3, &format!("c{id}"))));
+    let export = Export {
+        max: 13,
+        ..Export::default()
+    };
+    let mut tree = Tree::new(&all, export);
+    tree.settle();
+    // Room for twelve beside the root, half of it for one parent's.
+    let of = |ids: std::ops::Range<u64>| {
+        exported(&tree)
+            .into_iter()
+            .filter(|id| ids.contains(id))
+            .count()
+    };
+    assert_eq!((of(1..4), of(10..30), of(40..44)), (3, 6, 4));
+}
+
+#[test]
+fn slices_pods_and_folders_of_runtimes_are_for_what_is_known() {
+    let tree = tree((&[], &[]), 20);
+    let known: Vec<u64> = tree
+        .iter()
+        .filter(|&(number, _)| tree.is_for_known(number))
+        .map(|(_, node)| node.id)
+        .collect();
+    assert_eq!(known, [2, 5, 6, 8]);
+}
+
+#[test]
+fn nothing_below_a_user_s_manager_is_for_what_is_known() {
+    let tree = Tree::new(
+        &[
+            found(1, 0, ""),
+            found(2, 1, "user.slice"),
+            found(3, 2, "user-7.slice"),
+            found(4, 3, "user@7.service"),
+            found(5, 4, "app.slice"),
+        ],
+        Export::default(),
+    );
+    let of = |id| {
+        let number = tree.by_id(id).unwrap();
+        let own = is_users_own(&tree.node(number).unwrap().path);
+        (tree.is_for_known(number), own)
+    };
+    assert_eq!(
+        [2, 3, 4, 5].map(of),
+        [(true, false), (true, false), (false, true), (false, true)]
+    );
+}
+
+#[test]
+fn the_first_pod_gives_every_cgroup_empty_labels() {
+    let before = [
+        found(1, 0, ""),
+        found(2, 1, "system.slice"),
+        found(3, 1, "kubepods"),
+    ];
+    let mut tree = Tree::new(&before, Filter::default());
+    tree.settle();
+    assert_eq!(labels(&tree, 2), &LabelSet::new(&[("id", "/system.slice")]));
+    tree.apply(&Event::Made {
+        id: 4,
+        parent: 3,
+        name: "pod4bd2f0a8-7c31-4f62-9a0e-5d6c1b2a3f44".into(),
+        at: SystemTime::now(),
+    });
+    tree.settle();
+    for id in [1, 2, 3, 4] {
+        let names: Vec<_> = labels(&tree, id)
+            .iter()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        assert_eq!(names, ["id", "namespace", "pod", "container"], "{id}");
+    }
+    let changed = tree.take_relabelled();
+    assert_eq!(changed, [1, 2, 3].map(|id| tree.by_id(id).unwrap()));
+    tree.settle();
+    assert!(tree.take_relabelled().is_empty());
 }

@@ -142,6 +142,7 @@ fn rule(id: &str, port: u16) -> EndpointRule {
     EndpointRule {
         id: Some(regex::Regex::new(id).unwrap()),
         name: None,
+        unit: None,
         image: None,
         namespace: None,
         endpoint: Endpoint {
