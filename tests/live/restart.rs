@@ -2,6 +2,7 @@
 //! kernel's own counters, the number of processes that a test starts.
 
 use std::{
+    collections::VecDeque,
     ffi::OsStr,
     fs,
     path::Path,
@@ -101,6 +102,7 @@ pub const TESTS: &[Test] = &[
         ],
         reopened,
     ),
+    ("restart::what_is_kept_has_no_room", &[Need::Agent], no_room),
     ("restart::no_place_for_pins", &[Need::Agent], no_place),
     (
         "restart::bpffs_is_mounted_where_there_is_none",
@@ -303,30 +305,40 @@ fn compare(
     Ok(())
 }
 
+/// Does `load` in another thread while agents are ended and started. Returns the last one, and what `load` has returned
+/// once its flag was set.
+fn beside<T: Send>(
+    load: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    restarts: impl FnOnce() -> Result<Agent>,
+) -> Result<(Agent, T)> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let load = scope.spawn(|| load(&over));
+        let last = restarts();
+        over.store(true, Ordering::Relaxed);
+        let done = load.join();
+        let done = done.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        Ok((last?, done))
+    })
+}
+
 /// Births in a cgroup while `restarts` ends agents and starts others, beginning with the one that it gets.
 /// Returns the last one, the cgroup and the number of births.
 fn under_load(
     state: &State,
     rate: f64,
-    restarts: impl Fn(Agent) -> Result<Agent>,
+    restarts: impl FnOnce(Agent) -> Result<Agent>,
 ) -> Result<(Agent, Cgroup, u64)> {
     let parent = Cgroup::new()?;
-    let over = AtomicBool::new(false);
     let first = state.agent()?;
-    let (last, births) = thread::scope(|scope| -> Result<(Agent, u64)> {
-        let load = scope.spawn(|| -> Result<u64> {
-            let mut number = 0;
-            while !over.load(Ordering::Relaxed) {
-                number += births(&parent, rate, Duration::from_millis(500))?;
-            }
-            Ok(number)
-        });
-        let last = restarts(first);
-        over.store(true, Ordering::Relaxed);
-        let number = load.join();
-        let number = number.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        Ok((last?, number))
-    })?;
+    let load = |over: &AtomicBool| -> Result<u64> {
+        let mut number = 0;
+        while !over.load(Ordering::Relaxed) {
+            number += births(&parent, rate, Duration::from_millis(500))?;
+        }
+        Ok(number)
+    };
+    let (last, births) = beside(load, || restarts(first))?;
     Ok((last, parent, births))
 }
 
@@ -372,78 +384,108 @@ fn replaced() -> Result<()> {
     after_replacements(&state, &agent, &parent, births, rounds)
 }
 
-/// The same, with few sources, so that a start takes a third of a second.
+/// The same, with few sources, so that a start takes a third of a second, and with datagrams.
 fn replaced_often() -> Result<()> {
     const ROUNDS: u32 = 1000;
-    let few = ["disable-defaults", "sched", "process"].map(|name| format!("--collector.{name}"));
     let state = State::new();
-    let (agent, parent, births) = under_load(&state, 500.0, |mut agent| {
+    let mut datagrams = Datagrams::new()?;
+    let restarts = |mut agent| -> Result<Agent> {
         for round in 0..ROUNDS {
             kill(agent)?;
             let other = match round % 2 {
                 0 => "--collector.reclaim",
                 _ => "--no-collector.reclaim",
             };
-            let [only, sched, process] = &few;
-            agent = Agent::start(&[&state.flag(), only, sched, process, other])?;
+            agent = Agent::start(&[
+                &state.flag(),
+                "--collector.disable-defaults",
+                "--collector.sched",
+                "--collector.process",
+                "--collector.net",
+                other,
+            ])?;
         }
         Ok(agent)
+    };
+    let (agent, parent, births) = under_load(&state, 500.0, |first| {
+        let (last, ()) = beside(|over| datagrams.send(over), || restarts(first))?;
+        Ok(last)
     })?;
-    after_replacements(&state, &agent, &parent, births, ROUNDS)
+    after_replacements(&state, &agent, &parent, births, ROUNDS)?;
+    datagrams.check(&agent.scrape()?)
+}
+
+/// Datagrams from one cgroup to another.
+struct Datagrams {
+    sender: Cgroup,
+    receiver: Cgroup,
+    from: Worker,
+    _at: Worker,
+    port: u16,
+    number: u64,
+}
+
+impl Datagrams {
+    const PAYLOAD: usize = 300;
+
+    fn new() -> Result<Self> {
+        let (sender, receiver) = (Cgroup::new()?, Cgroup::new()?);
+        let (mut from, mut at) = (Worker::start(&sender)?, Worker::start(&receiver)?);
+        let port = net::free_port()?;
+        at.run(&format!("udp-bind 127.0.0.1:{port}"))?;
+        from.run("udp-bind 127.0.0.1:0")?;
+        Ok(Self {
+            sender,
+            receiver,
+            from,
+            _at: at,
+            port,
+            number: 0,
+        })
+    }
+
+    /// Sends until this is set.
+    fn send(&mut self, over: &AtomicBool) -> Result<()> {
+        const BATCH: u64 = 2_000;
+        let order = format!("udp-send 127.0.0.1:{} {BATCH} {}", self.port, Self::PAYLOAD);
+        while !over.load(Ordering::Relaxed) {
+            // Those that find no room in the receiver's buffer are counted before that is known.
+            self.from.run(&order)?;
+            self.number += BATCH;
+        }
+        Ok(())
+    }
+
+    /// Each was counted once at either end.
+    fn check(&self, metrics: &Metrics) -> Result<()> {
+        let packets = self.number as f64;
+        println!("{packets} datagrams");
+        let bytes = packets * net::packet(Self::PAYLOAD, false);
+        let check = |cgroup, expected| net::check(metrics, cgroup, "ipv4", "udp", expected);
+        check(&self.sender, [0.0, 0.0, bytes, packets])?;
+        check(&self.receiver, [bytes, packets, 0.0, 0.0])
+    }
 }
 
 /// Packets are counted by links that get other programs, each in one step: none is lost, none counts twice.
 fn packets() -> Result<()> {
-    const BATCH: u64 = 2_000;
-    const PAYLOAD: usize = 300;
     let rounds = if needs::emulated() { 4 } else { 8 };
     let state = State::new();
     let mut agent = state.agent()?;
-    let (sender, receiver) = (Cgroup::new()?, Cgroup::new()?);
-    let (mut from, mut at) = (Worker::start(&sender)?, Worker::start(&receiver)?);
-    let port = net::free_port()?;
-    at.run(&format!("udp-bind 127.0.0.1:{port}"))?;
-    from.run("udp-bind 127.0.0.1:0")?;
-    let over = AtomicBool::new(false);
-    let (agent, batches) = thread::scope(|scope| -> Result<(Agent, u64)> {
-        let load = scope.spawn(|| -> Result<u64> {
-            let mut batches = 0;
-            while !over.load(Ordering::Relaxed) {
-                // Those that find no room in the receiver's buffer are counted before that is known.
-                from.run(&format!("udp-send 127.0.0.1:{port} {BATCH} {PAYLOAD}"))?;
-                batches += 1;
-            }
-            Ok(batches)
-        });
-        let replace = || -> Result<Agent> {
-            for round in 0..rounds {
-                kill(agent)?;
-                agent = Agent::start(&[&state.flag(), other_sources(round)])?;
-                agent.scrape()?.scrape_error(0.0)?;
-            }
-            Ok(agent)
-        };
-        let last = replace();
-        over.store(true, Ordering::Relaxed);
-        let batches = load.join();
-        let batches = batches.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        Ok((last?, batches))
-    })?;
+    let mut datagrams = Datagrams::new()?;
+    let restarts = || -> Result<Agent> {
+        for round in 0..rounds {
+            kill(agent)?;
+            agent = Agent::start(&[&state.flag(), other_sources(round)])?;
+            agent.scrape()?.scrape_error(0.0)?;
+        }
+        Ok(agent)
+    };
+    let (agent, ()) = beside(|over| datagrams.send(over), restarts)?;
     let sets = state.pinned("programs_")?;
     let last = sets.first().context("no programs")?.display().to_string();
     ensure!(last.contains(&format!("programs_{rounds}_")), "{last}");
-    let packets = (batches * BATCH) as f64;
-    println!("{packets} datagrams over {rounds} replacements");
-    let bytes = packets * net::packet(PAYLOAD, false);
-    let metrics = agent.scrape()?;
-    net::check(&metrics, &sender, "ipv4", "udp", [0.0, 0.0, bytes, packets])?;
-    net::check(
-        &metrics,
-        &receiver,
-        "ipv4",
-        "udp",
-        [bytes, packets, 0.0, 0.0],
-    )
+    datagrams.check(&agent.scrape()?)
 }
 
 /// Each agent is killed a bit later in its start.
@@ -638,6 +680,61 @@ fn reopened() -> Result<()> {
     let median = times[STARTS / 2];
     ensure!(median <= MOST, "half of the starts take {median:?} or more");
     Ok(())
+}
+
+/// There is room for 256 parts. A hundred cgroups with long paths have more, and one has a path that is not kept at all. What
+/// the kernel side counts goes on all the same.
+fn no_room() -> Result<()> {
+    let state = State::new();
+    let flags = [
+        &state.flag(),
+        "--cgroup.max=64",
+        "--cgroup.dead-max=0",
+        "--cgroup.export-max=1000",
+    ];
+    let parent = Cgroup::new()?;
+    let agent = Agent::start(&flags)?;
+    let mut number = births(&parent, 1000.0, Duration::from_millis(100))?;
+    // The inner ones first: they are removed in that order.
+    let mut folders = VecDeque::from([Cgroup::new()?]);
+    for _ in 0..5 {
+        let inner = folders[0].child(&"x".repeat(240))?;
+        folders.push_front(inner);
+    }
+    let (folder, holder) = (&folders[0], &folders[2]);
+    let long = (0..100).map(|n| holder.child(&format!("{n}")));
+    let long: Vec<Cgroup> = long.collect::<Result<_>>()?;
+    let spun = |metrics: &Metrics| -> Result<()> {
+        for cgroup in [&long[99], folder] {
+            let seconds = metrics.of(&cgroup.id, "container_cpu_usage_seconds_total")?;
+            agree("CPU time", seconds, cgroup.cpu_seconds()?, 0.001, 0.002)?;
+        }
+        Ok(())
+    };
+    for cgroup in [&long[99], folder] {
+        Worker::once(cgroup, "spin 50")?;
+    }
+    let check = |agent: &Agent, number| -> Result<()> {
+        let metrics = agent.scrape()?;
+        metrics.scrape_error(0.0)?;
+        exact(&metrics, &parent, number)?;
+        spun(&metrics)
+    };
+    check(&agent, number)?;
+    check(&agent, number)?;
+    let said = |log: &str| log.matches("will be smaller after a restart").count();
+    let log = agent.log();
+    ensure!(said(&log) == 1, "{log}");
+    kill(agent)?;
+    number += births(&parent, 1000.0, Duration::from_millis(100))?;
+    let agent = Agent::start(&flags)?;
+    check(&agent, number)?;
+    let log = agent.log();
+    ensure!(
+        !log.contains("not understood") && !log.contains("is removed"),
+        "{log}"
+    );
+    kill(agent)
 }
 
 /// An agent mounts bpffs, pins there, and the next one goes on.

@@ -81,6 +81,9 @@ const MORE_ENDED: usize = 256;
 /// For so long after a removal the values of a cgroup may still change.
 const LATE: Duration = Duration::from_secs(10);
 
+/// The longest path that is kept, bytes. Whoever has many cgroups with longer ones takes no room from others.
+const LONGEST_PATH: usize = 1024;
+
 /// The name under which a source's totals are kept.
 fn totals_of(source: &str) -> String {
     format!("totals of {source}")
@@ -390,7 +393,8 @@ impl Keeper {
         let part = first_part(CGROUPS);
         let mut result = Ok(());
         let mut known = HashMap::with_capacity(nodes.len());
-        for node in nodes.iter().filter_map(|&number| tree.node(number)) {
+        let nodes = nodes.iter().filter_map(|&number| tree.node(number));
+        for node in nodes.filter(|node| node.path.len() <= LONGEST_PATH) {
             let first = KeptKey {
                 cgroup: node.id,
                 part,
@@ -436,7 +440,7 @@ impl Keeper {
             let name = paths_of(hierarchy);
             let part = first_part(&name);
             let renamed = paths.take_renamed();
-            for (cgroup, path) in paths.iter() {
+            for (cgroup, path) in paths.iter().filter(|(_, path)| path.len() <= LONGEST_PATH) {
                 let written = self.written.get_mut(&KeptKey { cgroup, part });
                 if let Some(written) = written.filter(|it| it.seal != 0 && !renamed) {
                     written.writing = self.writings;
@@ -517,6 +521,9 @@ impl Keeper {
         let Some((number, node)) = of_path(tree, id).filter(|(_, node)| node.id == id) else {
             return Ok(());
         };
+        if node.path.len() > LONGEST_PATH {
+            return Ok(());
+        }
         let counted = node.is_kept();
         // One that nobody is shown is kept for its children.
         let Some(at) = node.died.filter(|_| counted || tree.has_children(number)) else {
