@@ -222,6 +222,22 @@ impl Agent {
         bail!("the agent opens and closes files all the time")
     }
 
+    /// Waits until the agent has ended by itself.
+    pub fn ended(mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent goes on: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Sends a signal and waits until the agent exits.
     pub fn stop(mut self, signal: libc::c_int) -> Result<ExitStatus> {
         self.signal(signal);

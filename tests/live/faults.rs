@@ -17,7 +17,7 @@ use crate::{
     cgroup::Cgroup,
     conservation::{STARTED, births, exact},
     counters::{reference, watch::Watch},
-    metrics::{agree, same},
+    metrics::{Metrics, agree, same},
     mounted::{Folder, fuse, isolated, mount, unmount},
     needs::Need,
     runtimes::eventually,
@@ -45,6 +45,8 @@ pub const TESTS: &[Test] = &[
         &[Need::Agent, Need::Program("strace")],
         lost_lists,
     ),
+    ("faults::a_source_that_panics", &[Need::Agent], torn),
+    ("faults::a_snapshot_that_panics", &[Need::Agent], broken),
     ("faults::a_bpffs_that_is_read_only", &[Need::Agent], || {
         isolated(read_only)
     }),
@@ -286,6 +288,52 @@ fn later_starts(injector: &Injector, step: usize, setting: &str) -> Result<()> {
         kill(agent)?;
         Ok(outcome)
     })
+}
+
+const PANICS: (&str, &str) = ("_CGMETER_TRIAL", "panic=tcp");
+const ENDS: (&str, &str) = ("_CGMETER_TRIAL", "panic=snapshot");
+
+/// The source is off from then on, and says so. The others go on.
+fn torn() -> Result<()> {
+    const OF_TCP: &str = "container_tcp_connections_opened_total";
+    let mut agent = Agent::begin(&[], &[PANICS])?;
+    agent.wait_until_ready()?;
+    let up = |metrics: &Metrics| metrics.get("cgmeter_source_up", &[("source", "tcp")]);
+    agent.scrape()?.scrape_error(1.0)?;
+    for _ in 0..3 {
+        serves(&agent)?;
+    }
+    let metrics = agent.scrape()?;
+    same("up", up(&metrics)?, 0.0)?;
+    ensure!(!metrics.has(OF_TCP, &[]), "{OF_TCP} is served");
+    let counted = metrics.get("cgmeter_source_errors_total", &[("source", "tcp")])?;
+    same("errors", counted, 1.0)?;
+    same("panics", metrics.sum("cgmeter_panics_total", &[]), 1.0)?;
+    let log = agent.log();
+    ensure!(log.contains("please report it"), "{log}");
+    // The control: it was there.
+    let metrics = Agent::start(&[])?.scrape()?;
+    ensure!(metrics.has(OF_TCP, &[]), "there is no {OF_TCP}");
+    same("up", up(&metrics)?, 1.0)
+}
+
+/// The agent ends with the status that has it started again, and the next one goes on.
+fn broken() -> Result<()> {
+    let state = State::new();
+    let parent = Cgroup::new()?;
+    let mut agent = Agent::begin(&[&state.flag()], &[ENDS])?;
+    agent.wait_until_ready()?;
+    let mut number = births(&parent, FAST, Duration::from_millis(100))?;
+    // It may end before it answers.
+    if let Ok(answer) = agent.get("/metrics", "") {
+        ensure!(answer.status == 500, "{}", answer.status);
+    }
+    let status = agent.ended()?;
+    ensure!(status.code() == Some(70), "{status}");
+    number += births(&parent, FAST, Duration::from_millis(100))?;
+    let agent = state.agent()?;
+    exact(&agent.scrape()?, &parent, number)?;
+    kill(agent)
 }
 
 /// Mounts a bpffs of the test's own.

@@ -24,6 +24,7 @@ use crate::{
         events::Alarm,
         load::{EbpfLogger, Kernel},
         slots::READING,
+        trial::Fault,
     },
     log,
     source::{Change, Comparison, Inputs, Report, RuntimesReport, SelfMetrics},
@@ -60,6 +61,7 @@ impl Collector {
     /// When the kernel side can't be read at all. A source that fails is absent.
     pub(super) fn frame(&mut self, encodings: &Arc<Encodings>) -> anyhow::Result<Frame> {
         let mut stages = Stages::start();
+        self.sources.list.fault.meet(Fault::SNAPSHOT);
         self.work_done += 1;
         self.housekeeping();
         self.await_names();

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use super::stages::Stages;
 use crate::{
     cgroup::Tree,
-    kernel::{cells::SlotMemory, programs::Availability},
+    kernel::{cells::SlotMemory, programs::Availability, trial::Fault},
     source::{
         CgroupStatistics, Change, Comparison, Inputs, LifecycleSource, Partly, Reading, Source,
         SourceReport, notify,
@@ -32,6 +32,8 @@ pub(super) struct List {
     pub(super) switchable: Vec<Box<dyn Source>>,
     /// What the tree itself reports; always on.
     lifecycle: LifecycleSource,
+    /// For tests.
+    pub(super) fault: Fault,
 }
 
 /// The name of the kernel statistics, which several sources use, in the log.
@@ -103,7 +105,11 @@ impl List {
                 return true;
             }
             let name = source.name();
-            let result = outcome.attempt(name, || source.collect(inputs));
+            let fault = &mut self.fault;
+            let result = outcome.attempt(name, || {
+                fault.meet(name);
+                source.collect(inputs)
+            });
             let kept = result.is_some();
             if let Some(result) = result {
                 outcome.note(name, result);
@@ -187,12 +193,14 @@ impl Sources {
     pub(super) fn new(
         switchable: Vec<Box<dyn Source>>,
         statistics: Option<CgroupStatistics>,
+        fault: Fault,
     ) -> Self {
         Self {
             outcome: Outcome::new(switchable.iter().map(|source| source.name())),
             list: List {
                 switchable,
                 lifecycle: LifecycleSource::default(),
+                fault,
             },
             statistics,
             availability: Vec::new(),
@@ -372,7 +380,7 @@ mod tests {
     fn a_source_that_panics_is_switched_off_and_the_others_go_on() {
         let all = [("a", "collect"), ("b", "change"), ("c", "idle"), ("d", "")];
         let built = all.map(|(name, at)| Box::new(Faulty(name, at)) as Box<dyn Source>);
-        let mut sources = Sources::new(built.into(), None);
+        let mut sources = Sources::new(built.into(), None, Fault::default());
         sources.availability = all
             .map(|(source, _)| Availability {
                 source,
@@ -427,7 +435,7 @@ mod tests {
     #[test]
     fn a_source_that_fails_serves_nothing_until_it_is_read_again() {
         let built = ["a", "b"].map(|name| Box::new(Faulty(name, "")) as Box<dyn Source>);
-        let mut sources = Sources::new(built.into(), None);
+        let mut sources = Sources::new(built.into(), None, Fault::default());
         let whole = || Err(anyhow!("ENOMEM"));
         let partly = || Err(Partly("one of many".to_owned()).into());
         // With what the tree itself reports.

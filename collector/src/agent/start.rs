@@ -117,7 +117,7 @@ fn availability(kernel: &Kernel, sources: &[&str]) -> Vec<Availability> {
 }
 
 /// Opens the directory of `--state.pin`. Where there can be none, the agent does without.
-fn pins(state: Option<&Path>, trial: Trial) -> Result<Option<Pins>, PinError> {
+fn pins(state: Option<&Path>, trial: &Trial) -> Result<Option<Pins>, PinError> {
     let Some(state) = state else {
         return Ok(None);
     };
@@ -160,7 +160,7 @@ impl Agent {
             trial: Trial::from_environment()?,
             root: &root_directory,
         };
-        let mut kernel = Kernel::load(&load, pins(options.state.as_deref(), load.trial)?)?;
+        let mut kernel = Kernel::load(&load, pins(options.state.as_deref(), &load.trial)?)?;
         let lifecycle_programs: Vec<&str> = programs_for(&[]);
         kernel.attach(&lifecycle_programs, &root_directory);
         kernel.require_lifecycle()?;
@@ -223,7 +223,7 @@ impl Agent {
             kernel_log,
             keeper: Keeper::new(&kernel)?,
             kernel,
-            sources: Sources::new(sources, statistics),
+            sources: Sources::new(sources, statistics, load.trial.fault),
             own: SelfMetrics::new(registry)?,
             alarm: Alarm::new().context("making an eventfd")?,
             work_done: 0,

@@ -1,4 +1,4 @@
-//! What tests and benchmarks change in the kernel side (docs/testing.md).
+//! What tests and benchmarks change in the agent (docs/testing.md).
 
 use anyhow::{Result, bail};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 const VARIABLE: &str = "_CGMETER_TRIAL";
 
 /// Changes for a test or a benchmark. None by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trial {
     /// `slow=N`: when a task ends, the switch program waits N µs between finding its cell and adding to it.
     pub slow_us: u32,
@@ -16,6 +16,28 @@ pub struct Trial {
     pub layout: Option<u32>,
     /// `lanes=N`: as many scheduler cells a slot as on a host with N CPUs.
     pub lanes: u32,
+    /// `panic=PLACE`: a fault at the second snapshot, in the source of that name, or in the snapshot itself.
+    pub fault: Fault,
+}
+
+/// A panic on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    place: Option<String>,
+    met: u32,
+}
+
+impl Fault {
+    /// The place that is no source.
+    pub const SNAPSHOT: &str = "snapshot";
+
+    /// Panics if this is the place, and has been passed once.
+    pub fn meet(&mut self, place: &str) {
+        if self.place.as_deref() == Some(place) {
+            self.met += 1;
+            assert!(self.met < 2, "{VARIABLE} asks for it");
+        }
+    }
 }
 
 impl Trial {
@@ -36,12 +58,15 @@ impl Trial {
     fn parse(words: &str) -> Result<Self> {
         let mut trial = Self::default();
         for word in words.split(',') {
-            let (name, number) = word.split_once('=').unwrap_or((word, ""));
-            match (name, number.parse()) {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            match (name, value.parse()) {
                 ("slow", Ok(us @ 1..=1_000_000)) => trial.slow_us = us,
                 ("no-grace", Err(_)) => trial.no_grace = true,
                 ("layout", Ok(layout)) => trial.layout = Some(layout),
                 ("lanes", Ok(lanes @ 1..=4096)) => trial.lanes = lanes,
+                ("panic", Err(_)) if !value.is_empty() => {
+                    trial.fault.place = Some(value.to_owned())
+                }
                 _ => bail!("{VARIABLE} is for tests and has no {word:?}"),
             }
         }
@@ -49,7 +74,7 @@ impl Trial {
     }
 
     /// Scheduler cells a slot on a host with so many CPUs.
-    pub(super) fn lanes(self, cpus: u32) -> u32 {
+    pub(super) fn lanes(&self, cpus: u32) -> u32 {
         cpus.max(self.lanes)
     }
 }
@@ -74,8 +99,21 @@ mod tests {
             "lanes=0",
             "lanes=x",
             "lanes=5000",
+            "panic=",
+            "panic=7",
         ] {
             Trial::parse(words).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_place_panics_the_second_time() {
+        let mut fault = Trial::parse("panic=sched").unwrap().fault;
+        let mut meet = |place: &str| crate::threads::caught(|| fault.meet(place)).is_ok();
+        assert!(meet("sched") && meet("tcp") && meet("tcp"));
+        assert!(!meet("sched"));
+        let mut none = Fault::default();
+        none.meet("sched");
+        none.meet("sched");
     }
 }
