@@ -178,7 +178,14 @@ fn empty_births(parent: &Cgroup, until: Instant) -> Result<u64> {
     Ok(number)
 }
 
-/// Births with the agent stopped, then as many empty ones as there can be. Returns the births a second.
+/// Makes a cgroup below `parent` with a process that uses so much CPU time, and removes it.
+fn burnt(parent: &Cgroup, time: Duration) -> Result<()> {
+    let child = parent.child("burnt")?;
+    run_in(&child, time)?;
+    child.remove()
+}
+
+/// Births with the agent stopped, one of them with more CPU time than the others, then as many empty ones as there can be. Returns the births a second.
 fn stopped_for(time: Duration, empty: Duration) -> Result<f64> {
     let agent = Agent::start(&[])?;
     let top = Cgroup::new()?;
@@ -187,8 +194,9 @@ fn stopped_for(time: Duration, empty: Duration) -> Result<f64> {
     let all = [&top, &middle, &parent];
     agent.scrape()?;
     agent.signal(libc::SIGSTOP);
-    let result = births(&parent, 500.0, time)
-        .and_then(|births| Ok((births, empty_births(&parent, Instant::now() + empty)?)));
+    let result = burnt(&parent, Duration::from_millis(300))
+        .and_then(|()| births(&parent, 500.0, time))
+        .and_then(|births| Ok((1 + births, empty_births(&parent, Instant::now() + empty)?)));
     agent.signal(libc::SIGCONT);
     let (births, without) = result?;
     let metrics = agent.scrape()?;

@@ -13,10 +13,10 @@ use crate::{
     Test,
     agent::Agent,
     cgroup::Cgroup,
-    conservation::births,
+    conservation::{births, run_in},
     metrics::{Metrics, same},
     needs::Need,
-    state::State,
+    state::{State, kill},
     worker::Worker,
 };
 
@@ -29,7 +29,17 @@ pub const TESTS: &[Test] = &[
     (
         "dead::memory_of_a_removed_cgroup",
         &[Need::Agent, Need::LongTier("three minutes")],
-        removed,
+        || {
+            removed("removed", |parent, number| {
+                let time = Duration::from_secs_f64(number as f64 / 400.0);
+                births(parent, 400.0, time).map(drop)
+            })
+        },
+    ),
+    (
+        "dead::memory_of_a_removed_container",
+        &[Need::Agent, Need::LongTier("three minutes")],
+        || removed("removed container's", end_containers),
     ),
     (
         "dead::memory_of_a_living_cgroup",
@@ -40,6 +50,11 @@ pub const TESTS: &[Test] = &[
         "dead::memory_goes_back_after_a_storm",
         &[Need::Agent, Need::LongTier("three minutes")],
         storm,
+    ),
+    (
+        "dead::memory_after_a_storm_of_containers",
+        &[Need::Agent, Need::LongTier("three minutes")],
+        storm_of_containers,
     ),
 ];
 
@@ -133,8 +148,19 @@ fn cost(what: &str, more: f64, cgroups: usize, allowed: RangeInclusive<f64>) -> 
     Ok(())
 }
 
+/// Runs a process in each of so many containers, and removes them.
+fn end_containers(parent: &Cgroup, number: usize) -> Result<()> {
+    for n in 0..number {
+        let cgroup = parent.child(&container(n))?;
+        run_in(&cgroup, Duration::ZERO)?;
+        cgroup.remove()?;
+    }
+    Ok(())
+}
+
 /// Each had a process. At rest the agent has no text of an exposition.
-fn removed() -> Result<()> {
+fn removed(what: &str, make: impl Fn(&Cgroup, usize) -> Result<()>) -> Result<()> {
+    const MADE: usize = 4000;
     let state = State::new();
     let agent = Agent::start(&[
         "--cgroup.dead-max=100000",
@@ -143,16 +169,16 @@ fn removed() -> Result<()> {
     ])?;
     let parent = Cgroup::new()?;
     // With the first ones come tables and buffers that later ones use as well.
-    births(&parent, 400.0, Duration::from_secs(3))?;
+    make(&parent, 1200)?;
     let before = at_rest(&agent)?;
     let second = parent.child("second")?;
-    let made = births(&second, 400.0, Duration::from_secs(10))? as usize;
+    make(&second, MADE)?;
     let kept = reported(&agent.scrape()?, &second).len();
     ensure!(
-        kept * 100 >= made * 99,
-        "of {made} only {kept} are reported"
+        kept * 100 >= MADE * 99,
+        "of {MADE} only {kept} are reported"
     );
-    cost("removed", at_rest(&agent)? - before, kept, 0.1..=2.0)
+    cost(what, at_rest(&agent)? - before, kept, 0.1..=2.0)
 }
 
 /// A process that sleeps in a cgroup of its own.
@@ -230,5 +256,55 @@ fn storm() -> Result<()> {
         after <= before * 1.2,
         "{before} bytes before, {after} a minute after a storm of {made} births"
     );
+    Ok(())
+}
+
+/// More ended containers than are kept. What they cost is within their bound, and the next agent is ready as soon as
+/// with none.
+fn storm_of_containers() -> Result<()> {
+    const MADE: usize = 5000;
+    const KEPT: usize = 3800;
+    let state = State::new();
+    let agent = state.agent()?;
+    let parent = Cgroup::new()?;
+    births(&parent, 100.0, Duration::from_secs(1))?;
+    let before = at_rest(&agent)?;
+    end_containers(&parent, MADE)?;
+    let after = at_rest(&agent)?;
+    let kept = reported(&agent.scrape()?, &parent);
+    let kept = kept
+        .iter()
+        .filter(|name| name.starts_with("docker-"))
+        .count();
+    println!(
+        "{MADE} containers, {kept} still reported: {:.1} MB before, {:.1} MB a minute after",
+        before / 1e6,
+        after / 1e6
+    );
+    ensure!(kept == KEPT, "{kept} ended containers are reported");
+    let most = before * 1.2 + (KEPT * 2048) as f64;
+    ensure!(
+        after <= most,
+        "{before} bytes before, {after} a minute after"
+    );
+
+    kill(agent)?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let mut agent = Agent::begin(&[&state.flag()], &[])?;
+        agent.wait_until_ready()?;
+        times.push(begin.elapsed());
+        let found = reported(&agent.scrape()?, &parent);
+        let found = found
+            .iter()
+            .filter(|name| name.starts_with("docker-"))
+            .count();
+        ensure!(found == KEPT, "{found} are reported after a restart");
+        kill(agent)?;
+    }
+    times.sort();
+    println!("ready after {times:?}");
+    ensure!(times[2] <= Duration::from_millis(200), "{times:?}");
     Ok(())
 }

@@ -168,11 +168,16 @@ fn shares() -> Result<()> {
     let other = Cgroup::new()?;
     let rest = spinning(&other, (0..40).map(|n| format!("c{n}")))?;
     let units = spinning(&slice, (0..10).map(|n| format!("unit{n}.service")))?;
+    let containers = spinning(&slice, (0..4).map(|n| format!("docker-{n:064x}.scope")))?;
     let own = spinning(&user, (0..10).map(|n| format!("own{n}.service")))?;
     let metrics = agent.scrape()?;
     let of_rest = served(&metrics, &rest)?;
     ensure!(of_rest < 30, "{of_rest} of the others");
     ensure!(served(&metrics, &units)? == 10, "units have precedence");
+    ensure!(
+        served(&metrics, &containers)? == 4,
+        "containers have precedence"
+    );
     ensure!(served(&metrics, &own)? == 0, "a user's units have none");
 
     // Whose they are is said, and nothing is lost.

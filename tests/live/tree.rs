@@ -245,11 +245,25 @@ fn empty() -> Result<()> {
     let agent = Agent::start(&[])?;
     let parent = Cgroup::new()?;
     let before = agent.scrape()?;
+    let cost = || -> Result<[f64; 2]> {
+        let text = agent.body("/metrics", "")?;
+        Ok([text.len() as f64, agent.memory("VmRSS")? as f64])
+    };
+    let costs = cost()?;
     for n in 0..8000 {
         let child = root()?.join(&parent.id[1..]).join(format!("empty-{n}"));
         std::fs::create_dir(&child).context("making a cgroup")?;
         std::fs::remove_dir(&child).context("removing a cgroup")?;
     }
+    // Other cgroups of the host may come and go.
+    let [text, rss] = cost()?;
+    println!("{costs:?} before, {text} bytes of text and {rss} of RSS after");
+    agree("bytes of a scrape", text, costs[0], 0.05, 20e3)?;
+    ensure!(
+        rss <= costs[1] + 4e6,
+        "RSS was {} bytes, is {rss}",
+        costs[1]
+    );
     let prefix = format!("{}/", parent.id);
     let last_seen = "container_last_seen";
     let metrics = agent.scrape()?;

@@ -158,7 +158,7 @@ fn table() -> Vec<Setting<Settings>> {
             help: "Maximum number of removed containers, pods and machines that are still reported; beside them, \
                a quarter as many other removed cgroups are. Those above it count in their parents. Containers that no \
                scrape has shown yet leave last, of the others those that have used the most CPU time. \
-               Each takes 1.4 KiB of the agent's memory, and some 5 KB of each scrape",
+               Each takes 1.4 to 2 KiB of the agent's memory, and some 5 KB of each scrape",
             default: Value("3800"),
             kind: Number("N", 0..=1_000_000, |s, n| {
                 s.agent.dead_max = DeadMax::new(n as usize);
