@@ -257,6 +257,13 @@ fn names() -> Result<()> {
     let metrics = agent.scrape()?;
     ensure!(metrics.with("name", "never")?.is_empty());
     check(&metrics, &early, "early")?;
+    let version = docker.run(&["version", "--format", "{{.Server.Version}}"])?;
+    let labels = [("dockerVersion", version.trim())];
+    same(
+        "versions",
+        metrics.get("cadvisor_version_info", &labels)?,
+        1.0,
+    )?;
     same(
         "cgmeter_runtime_up",
         metrics.sum("cgmeter_runtime_up", &[("runtime", "docker")]),

@@ -65,8 +65,12 @@ fn promtool() -> Result<()> {
     let mut worker = Worker::start(&cgroup)?;
     worker.run("spin 20")?;
     let text = agent.body("/metrics", "")?;
-    // promtool objects to some of cAdvisor's names: counters without `_total`, and gauges with it.
-    const NOT_OURS: [&str; 2] = ["_failcnt", "container_fs_inodes_total"];
+    // promtool objects to some of cAdvisor's names: counters without `_total`, gauges with it, labels in camel case.
+    const NOT_OURS: [&str; 3] = [
+        "_failcnt",
+        "container_fs_inodes_total",
+        "cadvisor_version_info",
+    ];
     let ours = |line: &&str| !NOT_OURS.iter().any(|name| line.contains(name));
     let text: String = text
         .lines()

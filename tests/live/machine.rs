@@ -1,6 +1,6 @@
 //! The machine. Oracle: /proc/cpuinfo, /proc/meminfo, lscpu.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, ffi::CStr, fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,6 +8,7 @@ use crate::{Test, agent::Agent, metrics::same, needs::Need};
 
 pub const TESTS: &[Test] = &[
     ("machine::cpus_memory_and_identity", &[Need::Agent], machine),
+    ("machine::versions", &[Need::Agent], versions),
     (
         "machine::cores_and_sockets",
         &[Need::Agent, Need::Program("lscpu")],
@@ -41,6 +42,31 @@ fn machine() -> Result<()> {
         ensure!(metrics.has("machine_cpu_cores", &labels), "no {labels:?}");
     }
     Ok(())
+}
+
+/// The versions of kernel and system.
+fn versions() -> Result<()> {
+    let metrics = Agent::start(&[])?.scrape()?;
+    // SAFETY: an all-zero structure is a valid one, and it is writable.
+    let release = unsafe {
+        let mut names: libc::utsname = std::mem::zeroed();
+        ensure!(libc::uname(&raw mut names) == 0);
+        CStr::from_ptr(names.release.as_ptr()).to_owned()
+    };
+    // The shell reads the file as os-release(5) says.
+    let system = Command::new("sh")
+        .args([
+            "-c",
+            ". /etc/os-release 2>/dev/null && printf %s \"$PRETTY_NAME\"",
+        ])
+        .output()?;
+    let (release, system) = (release.into_string()?, String::from_utf8(system.stdout)?);
+    let labels = [("kernelVersion", release.as_str()), ("osVersion", &system)];
+    same(
+        "series",
+        metrics.get("cadvisor_version_info", &labels)?,
+        1.0,
+    )
 }
 
 fn topology() -> Result<()> {

@@ -40,6 +40,7 @@ mod statistics;
 mod tasks;
 mod tcp;
 pub mod values;
+mod version;
 
 use std::{collections::HashSet, sync::Arc, time::SystemTime};
 

@@ -73,6 +73,8 @@ struct Known {
     name: &'static str,
     socket: String,
     up: bool,
+    /// If it is up.
+    version: Option<String>,
     containers: u64,
 }
 
@@ -107,6 +109,7 @@ impl RuntimesReport {
                     name,
                     socket: status.socket().to_string_lossy().into_owned(),
                     up,
+                    version: up.then_some(reported.text),
                     containers: status.containers() as u64,
                 });
             }
@@ -122,6 +125,12 @@ impl RuntimesReport {
     pub fn up(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
         let known = self.known.iter();
         known.map(|known| (known.name, known.socket.as_str(), known.up))
+    }
+
+    /// The version of a runtime that answers.
+    pub(super) fn version(&self, name: &str) -> Option<&str> {
+        let mut of_name = self.known.iter().filter(|known| known.name == name);
+        of_name.find_map(|known| known.version.as_deref())
     }
 
     /// Encodes the families.

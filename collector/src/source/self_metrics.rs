@@ -8,6 +8,7 @@ use prometheus::{Registry, process_collector::ProcessCollector, proto};
 use super::{
     NamespaceCounts,
     runtimes::{self, RuntimesReport},
+    version,
 };
 use crate::{
     exposition::{
@@ -274,6 +275,7 @@ const SCRAPE_ERROR: Family = family(
 /// Families of the agent, without those of its process.
 pub const FAMILIES: &[&Family] = &[
     &BUILD_INFO,
+    &version::INFO,
     &SOURCE_UP,
     &SOURCE_ERRORS,
     &EVENTS,
@@ -346,6 +348,7 @@ impl Report {
             Labels::new(none, &[("version", crate::VERSION)]),
             Value::Count(1),
         );
+        version::encode(&report.runtimes, out);
         out.family(&SOURCE_UP);
         for source in report.sources.iter().filter(|source| !source.absent) {
             out.sample(
