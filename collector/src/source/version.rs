@@ -37,11 +37,11 @@ impl Host {
     fn read(root: &Path) -> Self {
         let text = |path: &str| fs::read_to_string(root.join(path)).ok();
         let kernel = text("proc/sys/kernel/osrelease").unwrap_or_default();
-        // A container has an os-release of its own.
-        let files = ["etc/os-release", "usr/lib/os-release"];
-        let system = files
+        // The first one may be denied. In a container the others are its own, if it has any.
+        let system = ["proc/1/root/", ""]
             .iter()
-            .find_map(|file| text(&format!("proc/1/root/{file}")));
+            .flat_map(|root| ["etc/os-release", "usr/lib/os-release"].map(|file| (root, file)))
+            .find_map(|(root, file)| text(&format!("{root}{file}")));
         Self {
             kernel: kernel.trim_end().to_owned(),
             system: system.as_deref().and_then(pretty_name).unwrap_or_default(),
