@@ -1,4 +1,4 @@
-//! The configurations, rules and runbooks for Prometheus, by promtool.
+//! The configurations, rules, runbooks and other pages for Prometheus, by promtool.
 
 use std::{
     fs,
@@ -27,7 +27,8 @@ const AGENTS: [&str; 1] = ["fleet/agent.yml"];
 /// of them is checked.
 const KUBERNETES: [&str; 1] = ["kubernetes.yml"];
 
-/// Checks the configurations, the rules and the queries of runbooks, and runs the tests of the rules.
+/// Checks the configurations, the rules, the queries of runbooks, and the queries and configurations of other pages, and
+/// runs the tests of the rules.
 /// Returns how many tests there are. Temporary files are made in `scratch`.
 ///
 /// # Errors
@@ -53,27 +54,45 @@ pub fn check(scratch: &Path) -> Result<u64> {
         .args(["check", "rules", "--lint-fatal"])
         .args(files(&folder.join("rules"), ".yml")?)
         .args(files(&folder.join("fleet"), ".rules.yml")?))?;
-    runbooks(scratch)?;
+    queries(scratch)?;
+    examples(scratch)?;
     run(tool()
         .args(["test", "rules"])
         .args(files(&folder.join("tests"), ".test.yml")?))?;
     rules::test_count(&root())
 }
 
-/// Has promtool parse the queries of the runbooks, as recording rules.
-fn runbooks(scratch: &Path) -> Result<()> {
-    let pages = rules::runbooks(&root())?;
-    let queries = pages.values().flatten();
+/// Has promtool parse the queries of the runbooks and of other pages, as recording rules.
+fn queries(scratch: &Path) -> Result<()> {
+    let runbooks = rules::runbooks(&root())?;
+    let pages = rules::page_queries(&root())?;
+    ensure!(!runbooks.is_empty(), "no runbook has a query");
+    ensure!(!pages.is_empty(), "no page has a query");
+    let queries = runbooks.values().flatten().chain(&pages);
     let rules: Vec<_> = queries
-        .map(|query| json!({"record": "runbook:query", "expr": query}))
+        .map(|query| json!({"record": "page:query", "expr": query}))
         .collect();
-    ensure!(!rules.is_empty(), "no runbook has a query");
-    let file = Temporary(scratch.join("runbook-queries.yml"));
-    let text = json!({"groups": [{"name": "runbooks", "rules": rules}]}).to_string();
+    let file = Temporary(scratch.join("page-queries.yml"));
+    let text = json!({"groups": [{"name": "pages", "rules": rules}]}).to_string();
     fs::write(&file.0, text).with_context(|| format!("writing {}", file.0.display()))?;
     run(Command::new("promtool")
         .args(["check", "rules", "--lint", "none"])
         .arg(&file.0))
+}
+
+/// Checks the configurations in pages.
+fn examples(scratch: &Path) -> Result<()> {
+    let found = rules::page_configurations(&root())?;
+    ensure!(!found.is_empty(), "no page has a configuration");
+    for (number, text) in found.iter().enumerate() {
+        let file = Temporary(scratch.join(format!("page-configuration-{number}.yml")));
+        fs::write(&file.0, fixed_targets(text))
+            .with_context(|| format!("writing {}", file.0.display()))?;
+        run(Command::new("promtool")
+            .args(["check", "config", "--lint-fatal"])
+            .arg(&file.0))?;
+    }
+    Ok(())
 }
 
 /// Checks a configuration with fixed targets instead of discovery in Kubernetes.

@@ -23,6 +23,8 @@ use crate::{
 };
 use file::{Rule, Rules, Test, Tests, read};
 
+/// Pages beside the runbooks whose queries and configurations are checked.
+const PAGES: [&str; 1] = ["docs/migrating-from-cadvisor.md"];
 /// Labels that routes and inhibition go by.
 const ROUTED: [&str; 3] = ["severity", "team", "scope"];
 
@@ -41,9 +43,13 @@ pub fn check() -> Result<()> {
     let foreign = text(&folder.join("foreign-metrics.txt"))?;
     let foreign = foreign_names(&foreign)?;
     let runbooks = runbooks(root)?;
+    let mut pages = runbooks.clone();
+    for (page, text) in pages_texts(root)? {
+        pages.insert(page.to_owned(), queries(&text));
+    }
 
     let mut faults = faults::names(
-        &expressions(&rules, &runbooks),
+        &expressions(&rules, &pages),
         &recorded(&rules),
         &own,
         &foreign,
@@ -166,15 +172,45 @@ pub(crate) fn runbooks(root: &Path) -> Result<BTreeMap<String, Vec<String>>> {
 
 /// The queries of a page: blocks of PromQL, separated by empty lines.
 fn queries(page: &str) -> Vec<String> {
-    let blocks = page.split("```promql\n").skip(1);
-    blocks
-        .filter_map(|block| block.split("```").next())
+    blocks(page, "promql")
         .flat_map(|block| block.split("\n\n"))
         .map(|query| query.trim().to_owned())
         .collect()
 }
 
-/// (name of the rule or runbook, expression) of all rules and runbooks.
+/// The fenced blocks of a page in a language.
+fn blocks<'a>(page: &'a str, language: &str) -> impl Iterator<Item = &'a str> {
+    let blocks: Vec<&str> = page.split(&format!("```{language}\n")).skip(1).collect();
+    blocks
+        .into_iter()
+        .filter_map(|block| block.split("```").next())
+}
+
+/// The texts of [`PAGES`].
+fn pages_texts(root: &Path) -> Result<Vec<(&'static str, String)>> {
+    PAGES
+        .into_iter()
+        .map(|page| Ok((page, text(&root.join(page))?)))
+        .collect()
+}
+
+/// The queries of [`PAGES`].
+pub(crate) fn page_queries(root: &Path) -> Result<Vec<String>> {
+    let texts = pages_texts(root)?;
+    Ok(texts.iter().flat_map(|(_, text)| queries(text)).collect())
+}
+
+/// The configurations of Prometheus in [`PAGES`]: blocks of YAML that begin with its scrape jobs.
+pub(crate) fn page_configurations(root: &Path) -> Result<Vec<String>> {
+    let texts = pages_texts(root)?;
+    let blocks = texts.iter().flat_map(|(_, text)| blocks(text, "yaml"));
+    Ok(blocks
+        .filter(|block| block.starts_with("scrape_configs:\n"))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// (name of the rule or page, expression) of all rules, and of runbooks and other pages.
 fn expressions<'a>(
     rules: &'a [Rule],
     runbooks: &'a BTreeMap<String, Vec<String>>,

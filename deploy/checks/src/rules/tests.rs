@@ -149,3 +149,14 @@ fn each_fault_is_found() {
         "a foreign metric without a reason"
     );
 }
+
+#[test]
+fn configurations_of_a_page_are_its_blocks_of_scrape_jobs() {
+    let page = "```yaml\nscrape_configs:\n- job_name: a\n```\n```yaml\nkind: PodMonitor\n```\n```promql\nup\n```\n";
+    let found: Vec<_> = super::blocks(page, "yaml").collect();
+    assert_eq!(
+        found,
+        ["scrape_configs:\n- job_name: a\n", "kind: PodMonitor\n"]
+    );
+    assert_eq!(queries(page), ["up"]);
+}
