@@ -17,6 +17,9 @@ pub const RETIRED: u64 = 1 << 63;
 /// and counts in this one of an ancestor.
 pub const BORROWED: u32 = 1 << 31;
 
+/// Most such entries. They are beside those of slots, so that the last free slots are for whom they are kept.
+pub const BORROWERS: u32 = 4096;
+
 /// What is known of a slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -110,9 +113,14 @@ pub struct SlotControl {
     pub orphans: u64,
     /// Removals in the ring buffer of which the agent has not been woken.
     pub untold: u64,
+    /// Entries of cgroups without a slot, see [`BORROWED`].
+    pub borrowers: u64,
+    /// The highest id of a cgroup that has counted in an ancestor's slot and for which there was no entry; 0: none.
+    /// Cgroups up to there get no slot any more: nobody knows which of them would be served too small.
+    pub unnoted: u64,
 }
 
-const _: () = assert!(size_of::<SlotControl>() == 128);
+const _: () = assert!(size_of::<SlotControl>() == 144);
 
 /// An entry of the ring.
 #[repr(C)]

@@ -26,8 +26,8 @@ use crate::{
     race,
     shared::{Shared, member, repeat},
     slot::{
-        FREE_SLOTS, ORPHANS, RETIRED_SLOTS, SLOT_CONTROL, SLOTS, Slot, counted_at, leave_siblings,
-        lookup, meta, of_id, resolve,
+        FREE_SLOTS, ORPHANS, RETIRED_SLOTS, SLOT_CONTROL, SLOTS, Slot, counted_at, forget_borrower,
+        leave_siblings, lookup, meta, of_id, resolve,
     },
     task,
 };
@@ -55,7 +55,7 @@ pub fn retire(cgroup: Cgroup) {
         return;
     };
     if number & BORROWED != 0 {
-        let _ = SLOTS.remove(id);
+        forget_borrower(id);
         return;
     }
     // The root is not removed.

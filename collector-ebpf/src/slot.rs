@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use collector_common::{
     cell::CELLS_PER_CHUNK,
-    slot::{BORROWED, ROOT_ID, ROOT_SLOT, RingEntry, SlotControl, SlotMeta},
+    slot::{BORROWED, BORROWERS, ROOT_ID, ROOT_SLOT, RingEntry, SlotControl, SlotMeta},
     stat::Stat,
 };
 
@@ -346,6 +346,9 @@ pub extern "C" fn take_slot(id: u64, parent: u64) -> u64 {
     let Some(control) = SLOT_CONTROL.find(0) else {
         return 0;
     };
+    if id <= member!(control.unnoted).get() {
+        return 0;
+    }
     let siblings = siblings_of(parent);
     if !may_take(control, parent, siblings) {
         return 0;
@@ -452,13 +455,49 @@ extern "C" fn borrow_at(_: u64, words: Words<3>) -> i64 {
     if cgroup.0 == words.get::<1>() || cgroup.0 == 0 {
         return 1;
     }
-    let id = cgroup.id();
-    let _ = SLOTS.insert(id, words.get::<2>() as u32 | BORROWED, NOEXIST);
-    if !cgroup.is_online() {
-        let _ = SLOTS.remove(id);
-    }
+    note_borrower(cgroup.id(), cgroup, words.get::<2>() as u32 | BORROWED);
     words.set::<0>(cgroup.parent().0);
     0
+}
+
+/// Notes that a cgroup counts in this slot of an ancestor; where there is no room, that cgroups up to this one may do
+/// so.
+#[inline(always)]
+fn note_borrower(id: u64, cgroup: AnyCgroup, entry: u32) {
+    let Some(control) = SLOT_CONTROL.find(0) else {
+        return;
+    };
+    if member!(control.borrowers).get() >= u64::from(BORROWERS) {
+        let unnoted = member!(control.unnoted);
+        for _ in 0..UNNOTED_TRIES {
+            let highest = unnoted.get();
+            if highest >= id || unnoted.exchange(highest, id) == highest {
+                break;
+            }
+        }
+        return;
+    }
+    // Else another CPU was faster.
+    if SLOTS.insert(id, entry, NOEXIST).is_ok() {
+        member!(control.borrowers).add(1);
+        if !cgroup.is_online() {
+            forget_borrower(id);
+        }
+    }
+}
+
+/// How often a CPU tries to raise a word that others raise as well.
+const UNNOTED_TRIES: u32 = 8;
+
+/// Takes out the entry of a cgroup without a slot: it was removed.
+#[inline(always)]
+pub fn forget_borrower(id: u64) {
+    // The other one who does so finds nothing.
+    if SLOTS.remove(id).is_ok()
+        && let Some(control) = SLOT_CONTROL.find(0)
+    {
+        member!(control.borrowers).add(u64::MAX);
+    }
 }
 
 /// Number of the slot of a cgroup of which the id alone is known. Global, like [`find_slot`].

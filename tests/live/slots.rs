@@ -19,6 +19,17 @@ pub const TESTS: &[Test] = &[
     ("slots::more_cgroups_than_slots", &[Need::Agent], overflow),
     ("slots::slots_are_recycled", &[Need::Agent], recycling),
     ("slots::shares_and_precedence", &[Need::Agent], shares),
+    (
+        "slots::more_cgroups_without_a_slot_than_entries",
+        // Emulated CPUs take minutes for so many processes.
+        &[Need::Agent, Need::RealCpus],
+        unnoted,
+    ),
+    (
+        "slots::more_new_cgroups_than_are_free_while_the_agent_is_stopped",
+        &[Need::Agent],
+        stopped,
+    ),
 ];
 
 const RUN: &str = "container_cpu_schedstat_run_seconds_total";
@@ -226,4 +237,115 @@ fn shares() -> Result<()> {
     let again = spinning(&greedy, (0..5).map(|n| format!("d{n}")))?;
     ensure!(served(&agent.scrape()?, &again)? == 5);
     Ok(())
+}
+
+/// Of 4,200 cgroups of one parent nobody can note them all. A container gets its slot all the same, and nobody is served a part
+/// of what it has used, also when there are free slots again.
+fn unnoted() -> Result<()> {
+    let slice = Cgroup::named(&format!("cgmeter{}.slice", std::process::id()))?;
+    let agent = Agent::start(&["--cgroup.max", "64"])?;
+    let parent = Cgroup::new()?;
+    let many = (0..4200).map(|n| {
+        let cgroup = parent.child(&format!("c{n}"))?;
+        run_in(&cgroup, Duration::from_millis(3))?;
+        Ok(cgroup)
+    });
+    let mut many: Vec<Cgroup> = many.collect::<Result<_>>()?;
+    let container = slice.child(&format!("docker-{:064x}.scope", 7))?;
+    run_in(&container, Duration::from_millis(50))?;
+    let all_or_nothing = |metrics: &Metrics, cgroups: &[Cgroup]| -> Result<usize> {
+        let mut served = 0;
+        for cgroup in cgroups {
+            if metrics.has(RUN, &[("id", &cgroup.id)]) {
+                served += 1;
+                let seconds = metrics.of(&cgroup.id, RUN)?;
+                agree(
+                    &cgroup.id,
+                    seconds,
+                    cgroup.final_cpu_seconds()?,
+                    0.001,
+                    0.002,
+                )?;
+            }
+        }
+        Ok(served)
+    };
+    let metrics = agent.scrape()?;
+    ensure!(
+        metrics.has(RUN, &[("id", &container.id)]),
+        "the container has no slot"
+    );
+    all_or_nothing(&metrics, &[container])?;
+    let with_slot = all_or_nothing(&metrics, &many)?;
+    ensure!((1..=48).contains(&with_slot), "{with_slot} are served");
+    same("started", metrics.of(&parent.id, STARTED)?, 4200.0)?;
+    let without = metrics.get("cgmeter_cgroups_without_slot", &[("parent", &parent.id)])?;
+    same("without a slot", without, (4200 - with_slot) as f64)?;
+
+    // The first ones had the slots.
+    many.drain(..100);
+    eventually(|| {
+        Worker::once(&parent, "spin 1")?;
+        let free = agent.scrape()?.get("cgmeter_slots", &[("state", "free")])?;
+        ensure!(free >= 10.0, "{free} slots are free");
+        Ok(())
+    })?;
+    for cgroup in many.iter().rev().take(20) {
+        run_in(cgroup, Duration::from_millis(10))?;
+    }
+    let metrics = agent.scrape()?;
+    same("served again", all_or_nothing(&metrics, &many)? as f64, 0.0)?;
+    let new = spinning(&parent, (0..5).map(|n| format!("new{n}")))?;
+    ensure!(served(&agent.scrape()?, &new)? == 5, "new ones get slots");
+    let seconds = agent.scrape()?.of(&parent.id, RUN)?;
+    agree("the parent", seconds, parent.cpu_seconds()?, 0.001, 0.002)
+}
+
+/// More cgroups than there are free slots begin to work while nobody makes slots, and go on afterwards.
+fn stopped() -> Result<()> {
+    const MADE: usize = 700;
+    let agent = Agent::start(&[])?;
+    let parent = Cgroup::new()?;
+    agent.scrape()?;
+    agent.signal(libc::SIGSTOP);
+    let work = || -> Result<Vec<Cgroup>> {
+        let many = (0..MADE).map(|n| {
+            let cgroup = parent.child(&format!("c{n}"))?;
+            run_in(&cgroup, Duration::from_millis(3))?;
+            Ok(cgroup)
+        });
+        many.collect()
+    };
+    let made = work();
+    agent.signal(libc::SIGCONT);
+    let made = made?;
+    for cgroup in &made {
+        run_in(cgroup, Duration::ZERO)?;
+    }
+    let metrics = agent.scrape()?;
+    let mut served = 0;
+    for cgroup in &made {
+        if metrics.has(RUN, &[("id", &cgroup.id)]) {
+            served += 1;
+            let seconds = metrics.of(&cgroup.id, RUN)?;
+            agree(
+                &cgroup.id,
+                seconds,
+                cgroup.final_cpu_seconds()?,
+                0.001,
+                0.002,
+            )?;
+        }
+    }
+    println!("{served} of {MADE} have a slot");
+    let without = metrics.get("cgmeter_cgroups_without_slot", &[("parent", &parent.id)])?;
+    same("without a slot", without, (MADE - served) as f64)?;
+    ensure!(served >= 128, "only {served} have a slot");
+    same(
+        "started",
+        metrics.of(&parent.id, STARTED)?,
+        (2 * MADE) as f64,
+    )?;
+    let seconds = metrics.of(&parent.id, RUN)?;
+    agree("the parent", seconds, parent.cpu_seconds()?, 0.001, 0.002)
 }

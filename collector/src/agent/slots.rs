@@ -304,7 +304,10 @@ impl Slots {
     /// When the kernel's map of slots can't be read.
     pub(super) fn find_borrowers(&mut self, tree: &Tree, borrowed: u64) -> std::io::Result<()> {
         // Entries of removed cgroups are taken out by the kernel side.
-        self.borrowers_known = borrowed == 0 || self.pool.refresh_borrowers()?;
+        if borrowed > 0 {
+            self.pool.refresh_borrowers()?;
+        }
+        self.borrowers_known = true;
         if borrowed > self.borrowed {
             let parents = self.parents_of_borrowers(tree);
             if let Some((parent, children)) = parents.first() {
@@ -323,13 +326,16 @@ impl Slots {
 
     /// The nodes of live cgroups that got no slot.
     fn borrowers<'a>(&'a self, tree: &'a Tree) -> Box<dyn Iterator<Item = NodeId> + 'a> {
-        if self.borrowers_known {
-            Box::new(self.pool.borrowers().filter_map(|id| tree.living(id)))
-        } else {
-            let living = tree.iter().filter(|(_, node)| node.died.is_none());
-            let others = living.filter(|(_, node)| !self.pool.has(node.id));
-            Box::new(others.map(|(number, _)| number))
+        if let (true, Some(known)) = (self.borrowers_known, self.pool.borrowers()) {
+            return Box::new(known.filter_map(|id| tree.living(id)));
         }
+        let is_one = |id| match self.borrowers_known {
+            true => self.pool.is_borrower(id),
+            false => !self.pool.has(id),
+        };
+        let living = tree.iter().filter(|(_, node)| node.died.is_none());
+        let found = living.filter(move |(_, node)| is_one(node.id));
+        Box::new(found.map(|(number, _)| number))
     }
 
     /// How many cgroups got no slot, and below which parents there are most of them.

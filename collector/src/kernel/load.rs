@@ -25,7 +25,7 @@ use collector_common::{
     cgroup_iterator::{CgroupRecord, FinalRecordKey, IO_RECORDS_PER_CHUNK, RECORDS_PER_CHUNK},
     kept::{Earlier, KeptKey, KeptPart},
     keyed::VALUES_PER_CHUNK,
-    slot::SlotControl,
+    slot::{BORROWERS, SlotControl},
     stat::{STATS, Stat},
 };
 
@@ -54,9 +54,6 @@ const VERIFIERS: usize = 4;
 
 /// Log records of the kernel programs.
 pub type EbpfLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
-
-/// Most cgroups without a slot of their own that are told apart from those without any event.
-const BORROWERS: u32 = 4096;
 
 /// Most cgroups whose children have precedence: slices, pods, folders of runtimes.
 const FAVOURED: u32 = 4096;

@@ -42,6 +42,7 @@ const OPEN: Word<SlotControl> = word!(SlotControl, open);
 const MADE: Word<SlotControl> = word!(SlotControl, made);
 const COMMON: Word<SlotControl> = word!(SlotControl, common);
 const SIBLINGS: Word<SlotControl> = word!(SlotControl, siblings);
+const UNNOTED: Word<SlotControl> = word!(SlotControl, unnoted);
 const RING_SLOT: Word<RingEntry> = word!(RingEntry, slot);
 const RING_OWNER: Word<RingEntry> = word!(RingEntry, owner);
 const OWNER: Word<SlotMeta> = word!(SlotMeta, owner);
@@ -79,6 +80,8 @@ pub struct SlotPool {
     owners: HashSet<u64>,
     /// Cgroups that count in an ancestor's slot.
     borrowers: Vec<u64>,
+    /// Up to this id others may do so as well; 0: none.
+    unnoted: u64,
     /// Slots swept before the agent had seen their last values.
     missed: u64,
     /// Removed cgroups whose slots these were, as far as the ring still has them.
@@ -162,6 +165,7 @@ impl SlotPool {
             retired: Vec::new(),
             owners: HashSet::new(),
             borrowers: Vec::new(),
+            unnoted: 0,
             missed: 0,
             unseen: Vec::new(),
             unseen_known: true,
@@ -322,18 +326,20 @@ impl SlotPool {
         }
     }
 
-    /// Reads which cgroups count in an ancestor's slot. Returns whether that is all of them: if there
-    /// are too many, every cgroup without a slot has to be taken for one.
+    /// Reads which cgroups count in an ancestor's slot.
     ///
     /// # Errors
     ///
     /// Errors of bpf(2).
-    pub fn refresh_borrowers(&mut self) -> io::Result<bool> {
+    pub fn refresh_borrowers(&mut self) -> io::Result<()> {
         self.maps.slots.read_all(&mut self.keys, &mut self.values)?;
+        // After the entries: some may have found no room meanwhile.
+        self.unnoted = self.maps.control.atomic(0, UNNOTED).load(Acquire);
         let entries = self.keys.iter().zip(&self.values);
         let borrowers = entries.filter(|&(_, slot)| slot & BORROWED != 0);
         self.borrowers = borrowers.map(|(&id, _)| id).collect();
-        Ok(self.keys.len() < self.maps.slots.max_entries() as usize)
+        self.borrowers.sort_unstable();
+        Ok(())
     }
 
     /// Cgroup ids and their slots, as of the last refresh.
@@ -377,10 +383,15 @@ impl SlotPool {
         self.owners.contains(&id)
     }
 
-    /// Cgroups that count in an ancestor's slot, as of the last
-    /// [`refresh_borrowers`](Self::refresh_borrowers).
-    pub fn borrowers(&self) -> impl Iterator<Item = u64> + '_ {
-        self.borrowers.iter().copied()
+    /// Cgroups that are known to count in an ancestor's slot, as of the last
+    /// [`refresh_borrowers`](Self::refresh_borrowers). `None` if there may be others.
+    pub fn borrowers(&self) -> Option<impl Iterator<Item = u64> + '_> {
+        (self.unnoted == 0).then(|| self.borrowers.iter().copied())
+    }
+
+    /// Whether a cgroup counts in an ancestor's slot, or may do so, as of the last refreshes.
+    pub fn is_borrower(&self, id: u64) -> bool {
+        !self.has(id) && (id <= self.unnoted || self.borrowers.binary_search(&id).is_ok())
     }
 
     /// Makes slots until `free` are free or the maximum is reached. Their memory is created first.
