@@ -82,8 +82,11 @@ fn trouble() -> Result<()> {
     let memory = Twin::of(&greedy, "memory")?;
     let mut burner = Worker::start(&busy)?;
     cpu.admit(burner.pid())?;
-    let mut eater = Worker::start(&greedy)?;
-    memory.admit(eater.pid())?;
+    // Two, because one OOM kill is a warning and the second makes it critical.
+    let mut eaters = [Worker::start(&greedy)?, Worker::start(&greedy)?];
+    for eater in &eaters {
+        memory.admit(eater.pid())?;
+    }
     let doomed = Worker::start(&victim)?;
     let neighbour = Worker::start(&quiet)?;
 
@@ -103,7 +106,9 @@ fn trouble() -> Result<()> {
     limit_cpu(&cpu)?;
     burner.order("forever")?;
     limit_memory(&memory, 16 << 20)?;
-    ensure!(eater.run("anon 64").is_err(), "64 MiB fit into 16 MiB");
+    for eater in &mut eaters {
+        ensure!(eater.run("anon 64").is_err(), "64 MiB fit into 16 MiB");
+    }
     let killed = memory.stat(
         if memory.v1 {
             "memory.oom_control"
@@ -112,7 +117,7 @@ fn trouble() -> Result<()> {
         },
         "oom_kill",
     )?;
-    ensure!(killed == 1.0, "the kernel counted {killed} kills");
+    ensure!(killed == 2.0, "the kernel counted {killed} kills");
     victim.remove_tasks()?;
     drop(doomed);
     victim.remove()?;

@@ -2,7 +2,7 @@
 //!
 //! The configurations are those that are shipped, with some text replaced. A text that is not found
 //! is an error. The test uses its own addresses and secrets, intervals of a second, no `for`, and
-//! windows of seconds instead of minutes. Thresholds, expressions, labels, routes and inhibition
+//! windows of seconds instead of minutes and hours. Thresholds, expressions, labels, routes and inhibition
 //! are as shipped.
 
 use std::{
@@ -58,10 +58,10 @@ fn hasty_rules(text: &str) -> String {
         hasty.push_str(line);
         hasty.push('\n');
     }
-    for minutes in ["1m", "5m", "10m", "15m"] {
+    for window in ["1m", "5m", "10m", "15m", "1h"] {
         hasty = hasty
-            .replace(&format!("[{minutes}]"), &format!("[{WINDOW}s]"))
-            .replace(&format!("offset {minutes}"), &format!("offset {WINDOW}s"));
+            .replace(&format!("[{window}]"), &format!("[{WINDOW}s]"))
+            .replace(&format!("offset {window}"), &format!("offset {WINDOW}s"));
     }
     hasty
 }
