@@ -2,7 +2,8 @@
 //!
 //! Invariant: every name in an expression is the agent's, a recording rule's, or on the list of
 //! foreign metrics with a reason. Every alert has a runbook, labels to route by, and a test in which
-//! it is quiet, fires and recovers. Every runbook belongs to an alert.
+//! it is quiet, fires and recovers. Every runbook belongs to an alert, has commands for a terminal, and its
+//! queries take labels of the alert.
 
 mod faults;
 mod file;
@@ -57,6 +58,8 @@ pub fn check() -> Result<()> {
     faults.extend(faults::shape(&rules));
     faults.extend(faults::runbooks(&rules, &runbooks));
     faults.extend(faults::cases(&rules, &tests));
+    faults.extend(faults::labels(&runbooks, &tests));
+    faults.extend(without_commands(root)?);
     for fault in &faults {
         eprintln!("{fault}");
     }
@@ -168,6 +171,28 @@ pub(crate) fn runbooks(root: &Path) -> Result<BTreeMap<String, Vec<String>>> {
         }
     }
     Ok(found)
+}
+
+/// Runbooks without commands for a terminal, as faults.
+fn without_commands(root: &Path) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for path in files(&root.join("docs/runbooks"), ".md")? {
+        if !path.ends_with("README.md") && !has_commands(&text(&path)?) {
+            faults.push(format!("{}: no command for a terminal", path.display()));
+        }
+    }
+    Ok(faults)
+}
+
+/// Whether a page has a block of commands that is not empty.
+fn has_commands(page: &str) -> bool {
+    let mut blocks = page.split("```sh\n").skip(1);
+    blocks.any(|block| {
+        block
+            .split("```")
+            .next()
+            .is_some_and(|block| !block.trim().is_empty())
+    })
 }
 
 /// The queries of a page: blocks of PromQL, separated by empty lines.

@@ -10,6 +10,8 @@ use crate::promql;
 
 /// Ends of the names of a histogram's series; the metric reference has the name without them.
 const HISTOGRAM_ENDS: [&str; 3] = ["_bucket", "_sum", "_count"];
+/// Labels that every series may have from the scrape configuration or from Kubernetes.
+const OF_TARGETS: [&str; 2] = ["cluster", "namespace"];
 /// Annotations that every alert needs.
 const ANNOTATIONS: [&str; 3] = ["summary", "description", "runbook_url"];
 /// The severities that routes know.
@@ -166,6 +168,39 @@ pub fn cases(rules: &[Rule], tests: &[Test]) -> Vec<String> {
                     "test {:?}: there is no alert {}",
                     test.name, case.alertname
                 ));
+            }
+        }
+    }
+    faults
+}
+
+/// Queries of runbooks that take no label of the alert, or one that the alert does not have. Which labels an
+/// alert has is known from its tests. A query takes a label by `name="$name"`.
+pub fn labels(pages: &BTreeMap<String, Vec<String>>, tests: &[Test]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (page, queries) in pages {
+        let cases = tests.iter().flat_map(|test| &test.alert_rule_test);
+        let has: BTreeSet<&str> = cases
+            .filter(|case| case.alertname == *page)
+            .flat_map(|case| &case.exp_alerts)
+            .flat_map(|alert| alert.exp_labels.keys().map(String::as_str))
+            .chain(OF_TARGETS)
+            .collect();
+        for query in queries {
+            let taken: Vec<&str> = query
+                .split("=\"$")
+                .skip(1)
+                .filter_map(|rest| rest.split('"').next())
+                .collect();
+            if taken.is_empty() {
+                faults.push(format!("{page}: no label of the alert in {query:?}"));
+            }
+            for label in taken {
+                if !has.contains(label) || !query.contains(&format!("{label}=\"${label}\"")) {
+                    faults.push(format!(
+                        "{page}: the alert has no {label}, taken in {query:?}"
+                    ));
+                }
             }
         }
     }

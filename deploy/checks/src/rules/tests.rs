@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     expressions, faults,
     file::{Rule, Rules, Tests},
-    foreign_names, queries, recorded, reference_names,
+    foreign_names, has_commands, queries, recorded, reference_names,
 };
 
 const REFERENCE: &str = "| `a_total` | counter | | |\n| `h_seconds` | histogram | seconds | |\n";
@@ -159,4 +159,31 @@ fn configurations_of_a_page_are_its_blocks_of_scrape_jobs() {
         ["scrape_configs:\n- job_name: a\n", "kind: PodMonitor\n"]
     );
     assert_eq!(queries(page), ["up"]);
+}
+
+#[test]
+fn queries_take_labels_of_the_alert() {
+    let tests: Tests =
+        serde_saphyr::from_str(&TESTS.replace("severity: warning", "id: /a, severity: warning"))
+            .unwrap();
+    let found = |query: &str| {
+        let pages = BTreeMap::from([("A".to_owned(), vec![query.to_owned()])]);
+        faults::labels(&pages, &tests.tests)
+    };
+    assert_eq!(found("a_total{id=\"$id\",cluster=\"$cluster\"}"), [""; 0]);
+    assert!(found("a_total")[0].contains("no label of the alert"));
+    assert!(found("a_total{name=\"$name\"}")[0].contains("the alert has no name"));
+    assert!(found("a_total{name=\"$id\"}")[0].contains("the alert has no id"));
+}
+
+#[test]
+fn commands_of_a_page() {
+    assert!(has_commands("# A\n\n```sh\nuptime\n```\n"));
+    assert!(!has_commands(PAGE));
+    assert!(!has_commands("# A\n\n```sh\n```\n"));
+}
+
+#[test]
+fn what_is_shipped_has_no_fault() {
+    super::check().unwrap();
 }
