@@ -2,7 +2,7 @@
 //!
 //! Invariant: every name in an expression is the agent's, a recording rule's, or on the list of
 //! foreign metrics with a reason. Every alert has a runbook, labels to route by, and a test in which
-//! it is quiet, fires and recovers. Every runbook belongs to an alert, has commands for a terminal, and its
+//! it is quiet, fires and recovers, and one that sees it pending before it fires. Every runbook belongs to an alert, has commands for a terminal, and its
 //! queries take labels of the alert.
 
 mod faults;
@@ -58,6 +58,7 @@ pub fn check() -> Result<()> {
     faults.extend(faults::shape(&rules));
     faults.extend(faults::runbooks(&rules, &runbooks));
     faults.extend(faults::cases(&rules, &tests));
+    faults.extend(faults::bounds(&rules, &tests));
     faults.extend(faults::labels(&runbooks, &tests));
     faults.extend(without_commands(root)?);
     for fault in &faults {

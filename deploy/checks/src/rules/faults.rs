@@ -206,3 +206,42 @@ pub fn labels(pages: &BTreeMap<String, Vec<String>>, tests: &[Test]) -> Vec<Stri
     }
     faults
 }
+
+/// Alerts without a test that queries `ALERTS` and sees them fire, and be pending before if they wait, for
+/// each severity.
+pub fn bounds(rules: &[Rule], tests: &[Test]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for rule in rules {
+        let Some(alert) = &rule.alert else {
+            continue;
+        };
+        let severity = rule.labels.get("severity").map_or("", String::as_str);
+        let states: &[&str] = if rule.wait.is_some() {
+            &["pending", "firing"]
+        } else {
+            &["firing"]
+        };
+        for state in states {
+            let wanted = [
+                format!("severity=\"{severity}\""),
+                format!("alertstate=\"{state}\""),
+            ];
+            let seen = tests
+                .iter()
+                .flat_map(|test| &test.promql_expr_test)
+                .filter(|query| {
+                    query
+                        .expr
+                        .contains(&format!("ALERTS{{alertname=\"{alert}\"}}"))
+                })
+                .flat_map(|query| &query.exp_samples)
+                .any(|sample| wanted.iter().all(|label| sample.labels.contains(label)));
+            if !seen {
+                faults.push(format!(
+                    "{alert} ({severity}): no test of ALERTS sees it {state}"
+                ));
+            }
+        }
+    }
+    faults
+}

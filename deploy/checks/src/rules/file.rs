@@ -28,6 +28,9 @@ pub struct Rule {
     pub alert: Option<String>,
     /// The expression.
     pub expr: String,
+    /// How long an alert is pending before it fires.
+    #[serde(rename = "for")]
+    pub wait: Option<String>,
     /// Labels that it sets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -52,6 +55,27 @@ pub struct Test {
     /// Expectations of alerts, in the order of their times.
     #[serde(default)]
     pub alert_rule_test: Vec<Case>,
+    /// Expectations of queries.
+    #[serde(default)]
+    pub promql_expr_test: Vec<Query>,
+}
+
+/// A query and what it is expected to return.
+#[derive(Debug, Deserialize)]
+pub struct Query {
+    /// The query.
+    pub expr: String,
+    /// The expected samples.
+    #[serde(default)]
+    pub exp_samples: Vec<Sample>,
+}
+
+/// An expected sample.
+#[derive(Debug, Deserialize)]
+pub struct Sample {
+    /// Its labels, in braces.
+    #[serde(default)]
+    pub labels: String,
 }
 
 /// The expected state of an alert at a time.

@@ -187,3 +187,26 @@ fn commands_of_a_page() {
 fn what_is_shipped_has_no_fault() {
     super::check().unwrap();
 }
+
+#[test]
+fn alerts_are_seen_pending_and_firing() {
+    let waits = rules(&RULES.replace(
+        "    labels: {severity",
+        "    for: 1m\n    labels: {severity",
+    ));
+    let tests = |states: &[&str]| -> Tests {
+        let mut text =
+            "tests:\n- name: n\n  promql_expr_test:\n  - expr: 'ALERTS{alertname=\"A\"}'\n    \
+                        exp_samples:\n"
+                .to_owned();
+        for state in states {
+            text += &format!("    - labels: '{{severity=\"warning\",alertstate=\"{state}\"}}'\n");
+        }
+        serde_saphyr::from_str(&text).unwrap()
+    };
+    let found = |rules: &[Rule], states: &[&str]| faults::bounds(rules, &tests(states).tests);
+    assert_eq!(found(&waits, &["pending", "firing"]), [""; 0]);
+    assert!(found(&waits, &["firing"])[0].contains("sees it pending"));
+    assert!(found(&waits, &["pending"])[0].contains("sees it firing"));
+    assert_eq!(found(&rules(RULES), &["firing"]), [""; 0]);
+}
