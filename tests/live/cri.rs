@@ -1,6 +1,6 @@
 //! Names of pods, from the CRI of a containerd that the test starts. Oracle: the pods that the test
-//! created, and the usual conventions of Kubernetes (container="POD" on the sandbox, only the pod's
-//! labels on the pod's own cgroup).
+//! created, and the usual conventions of Kubernetes (no container's name on containerd's sandbox, only the
+//! pod's labels on the pod's own cgroup).
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
@@ -332,11 +332,7 @@ fn check_pod(metrics: &Metrics, pod: &Pod) -> Result<()> {
         ("name", ""),
     ];
     all_labelled(metrics, &pod.cgroup, &own)?;
-    let sandbox = [
-        ("namespace", "shop"),
-        ("pod", "web-0"),
-        ("container", "POD"),
-    ];
+    let sandbox = [("namespace", "shop"), ("pod", "web-0"), ("container", "")];
     all_labelled(metrics, &pod.path(&pod.sandbox), &sandbox)
 }
 
@@ -374,7 +370,7 @@ fn pod() -> Result<()> {
     let family = "container_cpu_usage_seconds_total";
     let found = metrics.count(family, &containers);
     // Users leave out the sandboxes, because not every runtime reports their image.
-    let sandboxes = [&containers[..], &[("container", "POD")]].concat();
+    let sandboxes = [&containers[..], &[("container", "")]].concat();
     let sandboxes = metrics.count(family, &sandboxes);
     same("containers with an image", (found - sandboxes) as f64, 4.0)
 }

@@ -137,12 +137,13 @@ const DOCKER: &[(&str, usize)] = &[
 /// Queries for Kubernetes.
 const KUBERNETES: &[(&str, usize)] = &[
     (
-        r#"sum by (namespace, pod, container) (irate(container_cpu_usage_seconds_total{namespace!="",image!="",container!="POD"}[$w])) >= 0"#,
+        r#"sum by (namespace, pod, container) (irate(container_cpu_usage_seconds_total{namespace!="",image!="",container!=""}[$w])) >= 0"#,
         3,
     ),
     (
         r#"sum by (namespace, pod, container) (rate(container_cpu_usage_seconds_total{image!=""}[$w])) * on (namespace, pod, container) group_left (runtime) max by (namespace, pod, container, runtime) (container_info{image!="",container!="POD",runtime="containerd"})"#,
-        3,
+        // With containerd's sandboxes, as on the kubelet's endpoint.
+        5,
     ),
     (
         r#"sum by (namespace) (container_memory_working_set_bytes{namespace!="",container!="",container!="POD",image!=""}) > 0"#,
@@ -166,7 +167,7 @@ const KUBERNETES: &[(&str, usize)] = &[
     ),
     // One of the pods is on the host's network, so its sandbox has no network counters.
     (
-        r#"sum by (namespace, pod) (container_network_receive_bytes_total{namespace="back",container="POD"}) > 0"#,
+        r#"sum by (namespace, pod) (container_network_receive_bytes_total{namespace="back",container=""}) > 0"#,
         1,
     ),
     (

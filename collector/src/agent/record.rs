@@ -97,7 +97,7 @@ pub struct Record {
     pub pod: Option<String>,
     /// UID of the pod.
     pub pod_uid: Option<String>,
-    /// Name of the container within its pod; `POD` for the sandbox.
+    /// Name of the container within its pod; of the sandbox `POD`, or none under containerd.
     pub container: Option<String>,
     /// Path of the cgroup: the label `id` of its series.
     pub cgroup: String,

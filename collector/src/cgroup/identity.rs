@@ -12,4 +12,4 @@ pub use allow::{AllowError, AllowList};
 pub use container::{Container, ContainerLimits, Health, Pod, State, Writable};
 pub use names::{NAME_LABELS, Names};
 pub use path::{Place, PlaceKind, Qos, is_users_own};
-pub use runtime::{Naming, Runtime};
+pub use runtime::{Naming, Runtime, SANDBOX};

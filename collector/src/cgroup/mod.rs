@@ -17,7 +17,7 @@ pub use export::Export;
 pub use filter::{ContainerRule, ContainerRuleError, ContainerRules, Filter, RuleField};
 pub use identity::{
     AllowError, AllowList, Container, ContainerLimits, Health, NAME_LABELS, Names, Naming, Place,
-    PlaceKind, Pod, Qos, Runtime, State, Writable, is_users_own,
+    PlaceKind, Pod, Qos, Runtime, SANDBOX, State, Writable, is_users_own,
 };
 pub use label::printable;
 pub(crate) use mounts::unescape;

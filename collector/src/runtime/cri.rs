@@ -2,7 +2,7 @@
 //!
 //! The lists are compared every few seconds; a new cgroup's container is asked for at once.
 //!
-//! Invariant: a sandbox has a record like a container, with `POD` as the container's name.
+//! Invariant: a sandbox has a record like a container, with [`SANDBOX`](crate::cgroup::SANDBOX) as the container's name.
 
 mod message;
 mod record;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use super::runtime::Runtime;
+use super::runtime::{Runtime, SANDBOX};
 
 /// A runtime's record of a container. Unknown fields are `None` or empty.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,8 +84,15 @@ pub struct Pod {
     pub name: String,
     /// UID of the pod.
     pub uid: String,
-    /// Name of the container within the pod; `POD` of the sandbox.
+    /// Name of the container within the pod; [`SANDBOX`] of the sandbox.
     pub container: String,
+}
+
+impl Pod {
+    /// Whether the container is the pod's sandbox.
+    pub fn is_of_sandbox(&self) -> bool {
+        self.container == SANDBOX
+    }
 }
 
 /// State of a container.

@@ -1,7 +1,7 @@
 //! What a cgroup is called in the labels of its series.
 //!
 //! As the kubelet's cAdvisor does it: a container's own cgroup has name, image and, under
-//! Kubernetes, namespace, pod and container (`POD` of a sandbox); a pod's own cgroup has namespace
+//! Kubernetes, namespace, pod and container (of a sandbox `POD`, or none, by runtime); a pod's own cgroup has namespace
 //! and pod alone; what is nested in a container has none of these, so that a sum over names counts
 //! nothing twice. Beyond cAdvisor, a systemd unit has `unit`, and never a `name`: cAdvisor's raw cgroups have none, and
 //! people take a name for that of a container.
@@ -33,6 +33,8 @@ pub struct Names<'a> {
     pub pod: &'a str,
     /// Name of the container within the pod.
     pub container: &'a str,
+    /// Whether it is the sandbox of a pod.
+    pub is_sandbox: bool,
 }
 
 impl<'a> Names<'a> {
@@ -57,8 +59,12 @@ impl<'a> Names<'a> {
             names.namespace = &pod.namespace;
             names.pod = &pod.name;
         }
-        if let (Some(pod), PlaceKind::Container) = (own, place.kind) {
-            names.container = &pod.container;
+        if let (Some(container), Some(pod), PlaceKind::Container) = (container, own, place.kind) {
+            names.is_sandbox = pod.is_of_sandbox();
+            names.container = match names.is_sandbox {
+                true => container.runtime.naming().sandbox,
+                false => &pod.container,
+            };
         }
         names
     }

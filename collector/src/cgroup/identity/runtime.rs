@@ -23,7 +23,13 @@ pub struct Naming {
     pub namespaces: &'static [&'static str],
     /// `FOLDER/ID` is a group of containers.
     pub groups: &'static [&'static str],
+    /// The label `container` of a pod's sandbox, as the kubelet's endpoint has it: a label of the sandbox, which dockershim
+    /// and CRI-O set, and containerd does not.
+    pub sandbox: &'static str,
 }
+
+/// What a sandbox is called where it has a name.
+pub const SANDBOX: &str = "POD";
 
 impl Naming {
     /// Names of a runtime whose cgroups can't be recognised by their paths.
@@ -35,6 +41,7 @@ impl Naming {
             folders: &[],
             namespaces: &[],
             groups: &[],
+            sandbox: SANDBOX,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     super::descriptor::{Descriptor, RuntimeProtocol},
     message::{ContainerStatus, Listed, Sandbox},
 };
-use crate::cgroup::{Container, ContainerLimits, Pod, State};
+use crate::cgroup::{Container, ContainerLimits, Pod, SANDBOX, State};
 
 /// The fields of verbose information that containerd and CRI-O share.
 #[derive(Debug, Default, Deserialize)]
@@ -140,7 +140,7 @@ fn pod(sandbox: &Sandbox, container: &str) -> Pod {
 
 /// The record of a sandbox.
 pub(super) fn of_sandbox(runtime: &'static Descriptor, sandbox: &Sandbox) -> Container {
-    let pod = pod(sandbox, "POD");
+    let pod = pod(sandbox, SANDBOX);
     let attempt = sandbox.metadata.as_ref().map_or(0, |it| it.attempt);
     Container {
         name: name(runtime, &sandbox.id, &pod, attempt),

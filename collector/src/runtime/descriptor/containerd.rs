@@ -9,6 +9,7 @@ pub static CONTAINERD: Descriptor = Descriptor {
         prefixes: &["cri-containerd", "containerd", "nerdctl"],
         folders: &["k8s.io"],
         namespaces: &["k8s.io", "default"],
+        sandbox: "",
         ..Naming::new("containerd")
     },
     sockets: &[

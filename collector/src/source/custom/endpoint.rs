@@ -44,8 +44,8 @@ impl EndpointRule {
                 .is_none_or(|regex| !text.is_empty() && regex.is_match(text))
         };
         let (name, namespace) = match names.container {
+            _ if names.is_sandbox => ("", ""),
             "" => (names.name, ""),
-            "POD" => ("", ""),
             container => (container, names.namespace),
         };
         fits(&self.id, path)
@@ -75,7 +75,7 @@ pub fn by_labels(
             .map(|value| value.trim())
     };
     let pod = container.pod.as_ref().is_some_and(|pod| {
-        pod.container == "POD" || container.annotations.contains_key("prometheus.io/scrape")
+        pod.is_of_sandbox() || container.annotations.contains_key("prometheus.io/scrape")
     });
     if value("scrape") != Some("true") {
         return Ok(None);
@@ -226,7 +226,8 @@ mod tests {
             ..docker
         };
         let sandbox = Names {
-            container: "POD",
+            container: "",
+            is_sandbox: true,
             ..pod
         };
         let none = Names::default();
