@@ -175,6 +175,7 @@ mod tests {
         namespace: "shop",
         pod: "web-0",
         container: "web",
+        is_sandbox: false,
     };
 
     #[test]

@@ -284,7 +284,7 @@ mod tests {
         let text = r#"{"image":"pause:3","pid":9}"#;
         refine(&mut paused, &[("info".to_owned(), text.to_owned())].into());
         assert_eq!((paused.image.as_str(), paused.pid), ("pause:3", Some(9)));
-        assert_eq!(pod.pod.unwrap().container, "POD");
+        assert!(pod.pod.unwrap().is_of_sandbox());
     }
 
     #[test]
