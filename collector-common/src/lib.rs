@@ -10,7 +10,7 @@
 
 /// The version of what maps contain. Raised when a map that outlives an agent comes to mean something else:
 /// an agent with another number doesn't read them. Checked by collector/tests/layout.rs.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 pub mod block;
 pub mod cell;

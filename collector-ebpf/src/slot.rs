@@ -443,7 +443,6 @@ pub extern "C" fn borrow_slot(first: u64, end: u64, number: u64) -> u64 {
     if open.is_none_or(|open| open == 0) {
         return 0;
     }
-    stat::count(Stat::Borrowed);
     repeat_on(DEPTH, borrow_at, [first, end, number]);
     0
 }
@@ -467,36 +466,54 @@ fn note_borrower(id: u64, cgroup: AnyCgroup, entry: u32) {
     let Some(control) = SLOT_CONTROL.find(0) else {
         return;
     };
-    if member!(control.borrowers).get() >= u64::from(BORROWERS) {
-        let unnoted = member!(control.unnoted);
-        for _ in 0..UNNOTED_TRIES {
-            let highest = unnoted.get();
-            if highest >= id || unnoted.exchange(highest, id) == highest {
-                break;
+    let borrowers = member!(control.borrowers);
+    if (borrowers.get() as i64) < i64::from(BORROWERS) {
+        // Before there is the entry: whoever takes it out counts it back.
+        borrowers.add(1);
+        if SLOTS.insert(id, entry, NOEXIST).is_ok() {
+            stat::count(Stat::Borrowed);
+            if !cgroup.is_online() {
+                forget_borrower(id);
             }
+            return;
         }
-        return;
+        borrowers.add(u64::MAX);
+        // Another CPU was faster, or the cgroup was removed. Else the hash was busy.
+        if lookup(id).is_some() || !cgroup.is_online() {
+            return;
+        }
     }
-    // Else another CPU was faster.
-    if SLOTS.insert(id, entry, NOEXIST).is_ok() {
-        member!(control.borrowers).add(1);
-        if !cgroup.is_online() {
-            forget_borrower(id);
+    let unnoted = member!(control.unnoted);
+    for _ in 0..UNNOTED_TRIES {
+        let highest = unnoted.get();
+        if highest >= id {
+            return;
+        }
+        if unnoted.exchange(highest, id) == highest {
+            stat::count(Stat::Borrowed);
+            return;
         }
     }
 }
 
-/// How often a CPU tries to raise a word that others raise as well.
+/// How often a CPU tries to raise a word that others raise as well. Each time that it fails another one has raised it.
 const UNNOTED_TRIES: u32 = 8;
 
 /// Takes out the entry of a cgroup without a slot: it was removed.
 #[inline(always)]
 pub fn forget_borrower(id: u64) {
-    // The other one who does so finds nothing.
-    if SLOTS.remove(id).is_ok()
-        && let Some(control) = SLOT_CONTROL.find(0)
-    {
-        member!(control.borrowers).add(u64::MAX);
+    let Some(control) = SLOT_CONTROL.find(0) else {
+        return;
+    };
+    // The second time if the hash was busy. Who comes later finds nothing.
+    for _ in 0..2 {
+        if lookup(id).is_none_or(|found| found & BORROWED == 0) {
+            return;
+        }
+        if SLOTS.remove(id).is_ok() {
+            member!(control.borrowers).add(u64::MAX);
+            return;
+        }
     }
 }
 

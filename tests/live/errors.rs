@@ -213,17 +213,19 @@ fn longest() -> Result<()> {
     ensure!(agent.get("/-/ready", "")?.status == 200);
     ensure!(agent.stop(libc::SIGTERM)?.code() == Some(0));
 
-    let state = State::new();
-    let agent = Agent::start(&[
-        &state.flag(),
-        "--cgroup.max=1048576",
-        "--cgroup.dead-max=1000000",
-    ])?;
-    agent.scrape()?.scrape_error(0.0)?;
-    let log = agent.log();
-    ensure!(!log.contains("counters will begin at 0"), "{log}");
-    kill(agent)?;
-    drop(state);
+    // 230 MB of kernel memory, a quarter of what guests have.
+    if !needs::emulated() {
+        let state = State::new();
+        let agent = Agent::start(&[
+            &state.flag(),
+            "--cgroup.max=1048576",
+            "--cgroup.dead-max=1000000",
+        ])?;
+        agent.scrape()?.scrape_error(0.0)?;
+        let log = agent.log();
+        ensure!(!log.contains("counters will begin at 0"), "{log}");
+        kill(agent)?;
+    }
 
     let agent = Agent::start(&["--web.min-interval", "100y"])?;
     ensure!(agent.body("/metrics", "")? == agent.body("/metrics", "")?);

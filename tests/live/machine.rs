@@ -57,7 +57,8 @@ fn versions() -> Result<()> {
     let system = Command::new("sh")
         .args([
             "-c",
-            ". /etc/os-release 2>/dev/null && printf %s \"$PRETTY_NAME\"",
+            "for f in /proc/1/root/etc/os-release /etc/os-release; do \
+             if [ -r $f ]; then . $f; printf %s \"$PRETTY_NAME\"; exit; fi; done",
         ])
         .output()?;
     let (release, system) = (release.into_string()?, String::from_utf8(system.stdout)?);

@@ -93,9 +93,9 @@ fn with_peer(name: &str) -> Result<(End, Peer)> {
 }
 
 /// The veth peer disappears with the namespace: the agent lets go within a second, and the kernel
-/// cleans up in the background.
+/// cleans up in the background, for which it gets another one.
 fn wait_until_gone(peer: &Peer) -> Result<()> {
-    let patience = if needs::emulated() { 30 } else { 1 };
+    let patience = if needs::emulated() { 30 } else { 2 };
     let deadline = Instant::now() + Duration::from_secs(patience);
     while there(&peer.0) {
         ensure!(
