@@ -155,7 +155,8 @@ fn soak(time: Duration) -> Result<()> {
     exact(&metrics, &parent, born).context("births")?;
     let of_busy = [("id", busy.id.as_str())];
     let writes = metrics.sum("container_fs_writes_total", &of_busy);
-    same("writes", writes, (wrote * 20) as f64)?;
+    // A completion may interrupt a task over which the kernel runs no program, see docs/limits.md.
+    agree("writes", writes, (wrote * 20) as f64, FRACTION, 0.0)?;
     let bytes = metrics.sum("container_fs_writes_bytes_total", &of_busy);
     for (what, counted, at) in [("writes", writes, 0), ("bytes written", bytes, 1)] {
         let of_disk = after.2[at] - before.2[at];
