@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::{agent::Binary, median};
 
 /// Measures each agent so many times, in alternating order, and returns the rows of each with the
-/// medians of their numbers. Rows of one agent are matched by their place.
+/// medians of their numbers. Rows of one agent are matched by their texts, such as the program's name: one that did not run
+/// in a round has no row there.
 pub fn measure(
     binaries: &[Binary],
     rounds: usize,
@@ -20,9 +21,11 @@ pub fn measure(
     }
     let mut rows = Vec::new();
     for (binary, rounds) in binaries.iter().zip(found) {
-        let count = rounds.iter().map(Vec::len).min().unwrap_or(0);
-        for place in 0..count {
-            let same: Vec<&Value> = rounds.iter().map(|round| &round[place]).collect();
+        let mut all: Vec<&Value> = rounds.iter().flatten().collect();
+        while let Some(first) = all.first().copied() {
+            let (same, others) = all.into_iter().partition(|row| texts(row) == texts(first));
+            all = others;
+            let same: Vec<&Value> = same;
             let mut row = medians(&same);
             row["agent"] = json!(binary.name);
             rows.push(row);
@@ -38,6 +41,12 @@ pub fn order(count: usize, round: usize) -> Vec<usize> {
         0 => forwards.collect(),
         _ => forwards.rev().collect(),
     }
+}
+
+/// What a row is about.
+fn texts(row: &Value) -> Vec<&str> {
+    let members = row.as_object().into_iter().flatten();
+    members.filter_map(|(_, value)| value.as_str()).collect()
 }
 
 /// The first row, with each number replaced by its median over all rows.
@@ -77,6 +86,29 @@ mod tests {
             [
                 json!({"program": "p", "ns": 4.0, "agent": "before"}),
                 json!({"program": "p", "ns": 3.0, "agent": "now"}),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_program_that_did_not_run_in_a_round_takes_no_other_s_place() {
+        let binaries = [Binary {
+            name: "now",
+            path: "now".into(),
+        }];
+        let rounds = RefCell::new(vec![
+            vec![json!({"program": "b", "ns": 20.0})],
+            vec![
+                json!({"program": "a", "ns": 1.0}),
+                json!({"program": "b", "ns": 22.0}),
+            ],
+        ]);
+        let rows = measure(&binaries, 2, |_| Ok(rounds.borrow_mut().pop().unwrap()));
+        assert_eq!(
+            rows.unwrap(),
+            [
+                json!({"program": "a", "ns": 1.0, "agent": "now"}),
+                json!({"program": "b", "ns": 22.0, "agent": "now"}),
             ]
         );
     }
