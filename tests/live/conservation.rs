@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -109,6 +109,15 @@ pub fn births(parent: &Cgroup, rate: f64, time: Duration) -> Result<u64> {
         })
     })?;
     Ok(number.into_inner())
+}
+
+/// The same until the flag is set.
+pub fn births_until(over: &AtomicBool, parent: &Cgroup, rate: f64) -> Result<u64> {
+    let mut number = 0;
+    while !over.load(Ordering::Relaxed) {
+        number += births(parent, rate, Duration::from_millis(500))?;
+    }
+    Ok(number)
 }
 
 /// Runs a process that is born in a cgroup, uses so much CPU time, and executes a program.

@@ -16,7 +16,7 @@ use crate::{
     agent::Agent,
     block_device::Loop,
     cgroup::Cgroup,
-    conservation::{EXITED, STARTED, births, exact},
+    conservation::{EXITED, STARTED, births_until, exact},
     counters::{reference, watch::Watch},
     metrics::{Metrics, agree, same},
     needs::Need,
@@ -135,14 +135,7 @@ fn mixed() -> Result<()> {
     let mut watches = all.map(|cgroup| Watch::of_one(&cgroup.id, &families));
     let (agent, done) = thread::scope(|scope| -> Result<(Agent, Done)> {
         let over = &over;
-        let born = scope.spawn(|| {
-            let mut number = 0;
-            repeat(over, || {
-                number += births(&parent, BIRTHS, Duration::from_millis(500))?;
-                Ok(())
-            })?;
-            Ok(number)
-        });
+        let born = scope.spawn(|| births_until(over, &parent, BIRTHS));
         let spins = work(&mut spinner.worker, over, "spin 20".to_owned());
         let spins = scope.spawn(spins);
         let write = format!("io write {path} 4096 20");

@@ -17,7 +17,7 @@ use crate::{
     Test,
     agent::{self, Agent},
     cgroup::Cgroup,
-    conservation::{EXITED, STARTED, births, exact},
+    conservation::{EXITED, STARTED, births, births_until, exact},
     counters::{
         life::{Group, Life},
         reference,
@@ -331,13 +331,7 @@ fn under_load(
 ) -> Result<(Agent, Cgroup, u64)> {
     let parent = Cgroup::new()?;
     let first = state.agent()?;
-    let load = |over: &AtomicBool| -> Result<u64> {
-        let mut number = 0;
-        while !over.load(Ordering::Relaxed) {
-            number += births(&parent, rate, Duration::from_millis(500))?;
-        }
-        Ok(number)
-    };
+    let load = |over: &AtomicBool| births_until(over, &parent, rate);
     let (last, births) = beside(load, || restarts(first))?;
     Ok((last, parent, births))
 }

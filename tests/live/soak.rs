@@ -18,7 +18,7 @@ use crate::{
     attack::never_reader,
     block_device::Loop,
     cgroup::Cgroup,
-    conservation::{births, exact},
+    conservation::{births_until, exact},
     counters::{reference, watch::Watch},
     metrics::{Metrics, agree, same},
     state::{State, kill},
@@ -110,14 +110,7 @@ fn soak(time: Duration) -> Result<()> {
     let over = AtomicBool::new(false);
     let (agent, uses, resident, born, wrote, sent) = thread::scope(|scope| -> Result<_> {
         let over = &over;
-        let born = scope.spawn(|| -> Result<u64> {
-            let mut number = 0;
-            repeat(over, || {
-                number += births(&parent, BIRTHS, Duration::from_millis(500))?;
-                Ok(())
-            })?;
-            Ok(number)
-        });
+        let born = scope.spawn(|| births_until(over, &parent, BIRTHS));
         let wrote = scope.spawn(|| {
             repeat(over, || {
                 writer.run(&format!("io write {path} 4096 20"))?;

@@ -81,7 +81,7 @@ const MORE_ENDED: usize = 256;
 /// For so long after a removal the values of a cgroup may still change.
 const LATE: Duration = Duration::from_secs(10);
 
-/// The longest path that is kept, bytes. Whoever has many cgroups with longer ones takes no room from others.
+/// The longest path that is kept, bytes: there is room for some 4 KiB a removed cgroup.
 const LONGEST_PATH: usize = 1024;
 
 /// The name under which a source's totals are kept.
